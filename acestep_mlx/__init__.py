@@ -1,0 +1,22 @@
+"""LoRA training and generation for the ACE-Step v1 3.5B music model, on MLX."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `acestep-mlx --help` imports neither MLX nor anything heavy.
+_EXPORTS = {
+    "ACEStepPipeline": "acestep_mlx.pipeline",
+    "convert": "acestep_mlx.convert.checkpoint",
+    "train": "acestep_mlx.training.loop",
+}
+__all__ = ["ACEStepPipeline", "__version__", "convert", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'acestep_mlx' has no attribute {name!r}")

@@ -1,0 +1,68 @@
+"""The command line: one file per command, imported only when that command runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import AceStepError
+
+COMMANDS = {
+    "demo": "The whole job on made-up songs and a miniature model, in minutes, without a download.",
+    "convert": "Turn the PyTorch checkpoint into an MLX folder, quantised if you like.",
+    "train": "Train a LoRA from a config.json.",
+    "generate": "Make music from a prompt and lyrics, with or without LoRAs.",
+    "export": "Write a LoRA for ComfyUI, diffusers, SimpleTuner or the original pipeline.",
+    "fuse": "Merge LoRAs into a model and write a new MLX folder.",
+    "info": "Say what a checkpoint, LoRA, data set, lyrics file or config is.",
+    "cache": "Fill the latent and text caches of a config without training.",
+}
+
+
+class LazyGroup(click.Group):
+    """Commands are listed from a table; `cli/NAME.py` (its object `command`) is imported when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="acestep-mlx")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Train LoRAs for the ACE-Step v1 3.5B music model on a Mac, and hear them."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments  # also after the command's name
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        result = cli.main(arguments, prog_name="acestep-mlx", standalone_mode=False)
+    except AceStepError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)

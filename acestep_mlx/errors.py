@@ -1,0 +1,28 @@
+"""Errors that a user can mend. The command line prints one line for each and exits with 1."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AceStepError(Exception):
+    """What is wrong, where, and what to do, in one line."""
+
+
+class ConfigError(AceStepError):
+    """A setting, a flag or a config file is wrong."""
+
+
+class CheckpointError(AceStepError):
+    """Model weights, a LoRA file or a training checkpoint cannot be used."""
+
+
+class DataError(AceStepError):
+    """Audio, captions, lyrics or a data set cannot be used."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest known name, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""
