@@ -1,0 +1,49 @@
+"""Fixtures that many tests share: one miniature checkpoint and its MLX folder per session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
+
+
+def require(program: str) -> str:
+    """The path of `program`; the test is skipped without it, or fails where CI says everything must be there."""
+    found = shutil.which(program)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{program} is not installed, and CI must not skip this test")
+        pytest.skip(f"{program} is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature checkpoint with random weights in the upstream PyTorch layout. Treat it as read-only."""
+    from acestep_mlx.convert.miniature import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("miniature") / "checkpoint"
+    write_checkpoint(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature checkpoint as an MLX folder in float32. Treat it as read-only."""
+    from acestep_mlx.convert.checkpoint import convert
+
+    folder = tmp_path_factory.mktemp("mlx") / "model"
+    convert(tiny_checkpoint, folder, dtype="float32")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_song() -> Path:
+    """A folder with one real song, its prompt and its lyrics, where the checkout has it beside it."""
+    if not SHARED_AUDIO.is_dir():
+        pytest.skip("no ../shared/audio beside this checkout")
+    return SHARED_AUDIO
