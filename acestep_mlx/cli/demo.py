@@ -1,0 +1,94 @@
+"""`acestep-mlx demo`: every command of the product on a miniature model, as a user would type them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from ..errors import AceStepError, CheckpointError
+
+
+def _type(*arguments: str) -> None:
+    """Show a command and run it in this process."""
+    from . import cli
+
+    click.secho(f"\n$ acestep-mlx {' '.join(arguments)}", bold=True)
+    result = cli.main(list(arguments), prog_name="acestep-mlx", standalone_mode=False)
+    if isinstance(result, int) and result:
+        raise AceStepError(f"the command above ended with exit code {result}")
+
+
+def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
+    """The exported file, read back, must change the model as the trained checkpoint does.
+
+    Returns the number of modules and the largest |ΔW| difference.
+    """
+    import mlx.core as mx
+
+    from ..lora.formats import read_lora
+    from ..models.load import ModelFolder
+
+    trained, again = read_lora(checkpoint), read_lora(exported)
+    transformer = ModelFolder.open(model).load("transformer")
+    again.check_against(transformer)
+    if trained.modules.keys() != again.modules.keys():
+        raise CheckpointError(f"{exported} does not hold the modules of {checkpoint}")
+    worst, largest = 0.0, 0.0
+    for name, module in trained.modules.items():
+        delta = module.delta()
+        worst = max(worst, mx.abs(delta - again.modules[name].delta()).max().item())
+        largest = max(largest, mx.abs(delta).max().item())
+    if largest == 0:
+        raise CheckpointError(f"{checkpoint} is untrained: its LoRA changes nothing")
+    if worst > 1e-6:
+        raise CheckpointError(f"{exported} differs from the trained LoRA by {worst:.2e}")
+    return len(again.modules), worst
+
+
+@click.command("demo")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path("acestep-demo"))
+def command(directory: Path) -> None:
+    """Make a miniature checkpoint and three short songs in DIRECTORY (default: acestep-demo), then convert,
+    train, resume, export, check and generate. The weights are random: the result is noise, the way there is real.
+    """
+    from ..convert.miniature import write_checkpoint
+    from ..demo import write_configs, write_songs
+
+    if directory.exists() and any(directory.iterdir()) and not (directory / "config.json").is_file():
+        raise AceStepError(f"{directory} is not empty and is not an earlier demo; name another folder")
+    started = time.perf_counter()
+    checkpoint, songs, model = directory / "checkpoint", directory / "songs", directory / "model"
+    if not checkpoint.exists():
+        write_checkpoint(checkpoint, seed=0)
+    paths = write_songs(songs)
+    config = write_configs(directory, model=model, songs=songs)
+    click.echo(f"a miniature checkpoint in the PyTorch layout: {checkpoint}")
+    click.echo(f"{len(paths)} made-up songs with captions and lyrics: {songs}")
+
+    if not model.exists():
+        _type("convert", "--hf-path", str(checkpoint), "--mlx-path", str(model), "--dtype", "float32")
+    _type("train", str(config), "--max_train_steps=10")
+    _type("train", str(config))  # picks up the checkpoint of step 10
+    trained = directory / "output" / "checkpoint-20"
+    exported = directory / "demo_lora.safetensors"
+    _type("export", str(trained), "--format", "peft", "-o", str(exported), "--force")
+    modules, difference = _verify(trained, exported, model)
+    request = ["generate", "--model", str(model), "--prompt", "slow, warm, ballad"]
+    request += ["--lyrics", "[verse]\nHarbour lights are turning low", "--duration", "5"]
+    request += ["--steps", "8", "--seed", "7", "--force"]
+    wav = directory / "with_lora.wav"
+    _type(*request, "--output", str(directory / "without_lora.wav"))
+    _type(*request, "--lora", str(exported), "--output", str(wav))
+
+    import soundfile as sf
+
+    heard = sf.info(str(wav))
+    click.secho(f"\nDone in {time.perf_counter() - started:.0f} s.", bold=True)
+    click.echo(f"  verified LoRA: {exported} ({modules} modules, largest ΔW difference {difference:.1e})")
+    click.echo(
+        f"  sound:         {wav} ({heard.duration:.1f} s, {heard.samplerate} Hz, random weights: noise)"
+    )
+    click.echo(f"  training:      {directory / 'output'} (report.html, metrics.jsonl, checkpoints)")
+    click.echo("  next:          acestep-mlx convert, then train your own songs: see README.md")
