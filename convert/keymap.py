@@ -6,6 +6,7 @@ Our modules keep the upstream names wherever they can, so most keys map to thems
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -18,16 +19,21 @@ class KeyMap:
 
     renames: tuple[tuple[str, str], ...] = ()
     drops: tuple[tuple[str, str], ...] = ()  # (pattern, reason)
+    aliases: tuple[tuple[str, str], ...] = ()  # (key, the same tensor under its proper name)
 
     def rename(self, key: str) -> str:
+        key = dict(self.aliases).get(key, key)
         for pattern, replacement in self.renames:
             key, n = re.subn(f"^{pattern}$", replacement, key)
             if n:
                 return key
         return key
 
-    def dropped(self, key: str) -> str | None:
-        """Why this upstream tensor is not converted, or None if it is."""
+    def dropped(self, key: str, present: Container[str] = ()) -> str | None:
+        """Why this upstream tensor is not converted, or None if it is. `present`: all upstream names."""
+        proper = dict(self.aliases).get(key)
+        if proper is not None and proper in present:
+            return f"the same tensor as {proper}"
         return next((reason for pattern, reason in self.drops if re.fullmatch(pattern, key)), None)
 
 
@@ -43,10 +49,13 @@ KEYMAPS: dict[str, KeyMap] = {
         ),
     ),
     "text_encoder": KeyMap(
-        drops=((r"encoder\.embed_tokens\.weight", "the same tensor as shared.weight"),),
+        aliases=(("encoder.embed_tokens.weight", "shared.weight"),),
+        drops=((r"(decoder\..*|lm_head\.weight)", "only UMT5's encoder is used"),),
     ),
     "dcae": KeyMap(),
-    "vocoder": KeyMap(),
+    "vocoder": KeyMap(
+        drops=((r"mel_transform\.(spectrogram\.window|mel_scale\.fb)", "a constant"),),
+    ),
 }
 
 

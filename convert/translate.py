@@ -1,0 +1,162 @@
+"""From upstream tensors to ours: one plan per component, checked as a whole before any weight is read.
+
+The plan knows shapes only, so it costs nothing at the true size; `Entry.make` then does one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..errors import CheckpointError, nearest
+from .keymap import KEYMAPS, to_layout
+
+# How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
+WEIGHT_NORM = (
+    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+    (".weight_g", ".weight_v"),
+)
+NAMED_PROBLEMS = 12  # an error line names this many tensors and counts the rest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of ours: where it comes from and how it is made."""
+
+    target: str
+    sources: tuple[str, ...]  # (weight,) or, with weight normalisation, (g, v)
+    module: nn.Module
+    leaf: str
+    shape: tuple[int, ...]  # ours
+
+    def make(self, read: Callable[[str], mx.array]) -> mx.array:
+        """The converted tensor, in the source's dtype; weight normalisation is folded in float32."""
+        values = [read(name) for name in self.sources]
+        value = values[0] if len(values) == 1 else fold_weight_norm(*values)
+        return to_layout(self.module, self.leaf, value)
+
+
+@dataclass
+class Account:
+    """Where every upstream tensor of a component went."""
+
+    converted: dict[str, str] = field(default_factory=dict)  # upstream name → ours
+    dropped: dict[str, str] = field(default_factory=dict)  # upstream name → reason
+
+    def reasons(self) -> dict[str, int]:
+        """How many tensors were dropped for each reason."""
+        counts: dict[str, int] = {}
+        for reason in self.dropped.values():
+            counts[reason] = counts.get(reason, 0) + 1
+        return counts
+
+
+def fold_weight_norm(g: mx.array, v: mx.array) -> mx.array:
+    """w = g · v / ‖v‖, the norm taken over the axes that g does not have (PyTorch's `weight_norm`).
+
+    g has size 1 on those axes, or no axes at all (`dim=None`); so a transposed convolution, whose first
+    axis is its input, needs no case of its own. Computed in float32, returned in v's dtype.
+    """
+    v32, g32 = v.astype(mx.float32), g.astype(mx.float32)
+    axes = [axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1]
+    norm = mx.sqrt(mx.sum(v32 * v32, axis=axes, keepdims=True))
+    return (g32 * (v32 / norm)).astype(v.dtype)
+
+
+def _pairs(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Weight names, with the sources of each: weight-normalised pairs become one `.weight`."""
+    pairs: dict[str, tuple[str, ...]] = {}
+    known = set(names)
+    for name in names:
+        for g, v in WEIGHT_NORM:
+            if name.endswith(g) and name[: -len(g)] + v in known:
+                pairs[name[: -len(g)] + ".weight"] = (name, name[: -len(g)] + v)
+                break
+            if name.endswith(v) and name[: -len(v)] + g in known:
+                break
+        else:
+            pairs[name] = (name,)
+    return pairs
+
+
+def _scales(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
+    """Whether a magnitude of shape g can scale a direction of shape v."""
+    return not g or (len(g) == len(v) and all(a in (1, b) for a, b in zip(g, v, strict=True)))
+
+
+def _layout_shape(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in our layout; unchanged when the number of axes does not suit the module."""
+    try:
+        return tuple(to_layout(module, leaf, mx.zeros(shape)).shape)  # lazy: nothing is computed
+    except ValueError:
+        return shape
+
+
+def plan(
+    component: str, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Entry], Account]:
+    """Which upstream tensor becomes which of ours, from names and shapes alone.
+
+    `shapes` maps upstream names to upstream shapes. Raises `CheckpointError` that lists every unknown,
+    missing, doubled or wrongly shaped tensor.
+    """
+    keymap = KEYMAPS[component]
+    wanted = {name: value.shape for name, value in tree_flatten(module.parameters())}
+    modules = dict(module.named_modules())
+    entries: dict[str, Entry] = {}
+    account = Account()
+    problems: list[str] = []
+    pairs = _pairs(list(shapes))
+    for name, sources in pairs.items():
+        reason = keymap.dropped(name, pairs)
+        if reason is not None:
+            account.dropped.update(dict.fromkeys(sources, reason))
+            continue
+        target = keymap.rename(name)
+        if target not in wanted:
+            problems.append(f"unknown tensor {name!r}{nearest(name, wanted)}")
+            continue
+        if target in entries:
+            problems.append(f"{name!r} and {entries[target].sources[-1]!r} are both {target!r}")
+            continue
+        parent, _, leaf = target.rpartition(".")
+        owner = modules.get(parent, module)
+        entries[target] = Entry(target, sources, owner, leaf, tuple(wanted[target]))
+        account.converted.update(dict.fromkeys(sources, target))
+        shape = shapes[sources[-1]]
+        if len(sources) == 2 and not _scales(shapes[sources[0]], shape):
+            problems.append(
+                f"weight normalisation of {name!r}: magnitude {shapes[sources[0]]} cannot scale {shape}"
+            )
+            continue
+        got = _layout_shape(owner, leaf, shape)
+        if got != wanted[target]:
+            problems.append(f"{name!r} has shape {shape}, in our layout {got}; expected {wanted[target]}")
+    problems += [f"missing tensor {name!r}" for name in wanted if name not in entries]
+    if problems:
+        raise problem_report(component, problems)
+    return [entries[name] for name in wanted], account
+
+
+def problem_report(where: str, problems: Sequence[str]) -> CheckpointError:
+    """One line that names the first problems and counts the rest."""
+    more = len(problems) - NAMED_PROBLEMS
+    shown = "; ".join(problems[:NAMED_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return CheckpointError(f"{where}: {count}: {shown}")
+
+
+def translate(
+    component: str, module: nn.Module, tensors: Mapping[str, mx.array]
+) -> tuple[dict[str, mx.array], Account]:
+    """Upstream tensors of one component as ours, ready for `module.load_weights(list(...), strict=True)`.
+
+    component: a key of KEYMAPS. module: the target, built from the same config. tensors: upstream names and
+    layout, any float dtype (kept). Raises `CheckpointError` as `plan` does.
+    """
+    entries, account = plan(component, module, {name: tuple(t.shape) for name, t in tensors.items()})
+    return {entry.target: entry.make(tensors.__getitem__) for entry in entries}, account
