@@ -1,0 +1,94 @@
+"""The walls between the packages: imports point one way, and heavy or foreign ones stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "acestep_mlx"
+# A package may import from those on the same or a lower storey.
+STOREY = {
+    "errors": 0,
+    "config": 1,
+    "audio": 1,
+    "text": 1,
+    "models": 2,
+    "flow": 2,
+    "sampling": 3,
+    "data": 3,
+    "lora": 3,
+    "demo": 3,
+    "convert": 4,
+    "pipeline": 4,
+    "training": 5,
+    "cli": 6,
+}
+FOREIGN = {"torch", "diffusers", "peft", "accelerate", "simpletuner", "pickle", "torchaudio", "spacy"}
+FILES = sorted(p for p in ROOT.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def _imports(path: Path) -> list[tuple[str, int]]:
+    """Every imported module as an absolute dotted name, with its line."""
+    package = ["acestep_mlx", *path.relative_to(ROOT).parts[:-1]]
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.append((module, node.lineno))
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def _room(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "acestep_mlx" and len(parts) > 1 and parts[1] in STOREY else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    own = parts[0]
+    problems = []
+    for name, line in _imports(path):
+        top = name.split(".")[0]
+        room = _room(name)
+        if top in FOREIGN:
+            problems.append(f"line {line}: {name} does not belong in the product")
+        if top == "click" and own != "cli":
+            problems.append(f"line {line}: click lives in cli/ alone")
+        if own in STOREY and room is not None and STOREY[room] > STOREY[own]:
+            problems.append(f"line {line}: {own} must not import {room}")
+        if own == "models" and room not in (None, "models", "errors") and parts[-1] not in ("codec", "load"):
+            problems.append(f"line {line}: a model knows only mlx and errors, not {room}")
+    assert not problems, "\n".join(problems)
+
+
+def test_the_walls_are_seen() -> None:
+    """The reader of imports finds what it is meant to find."""
+    names = {name for name, _ in _imports(ROOT / "cli" / "demo.py")}
+    assert {"click", "acestep_mlx.errors", "acestep_mlx.demo"} <= names
+
+
+def test_help_is_quick_and_light() -> None:
+    code = (
+        "import sys, acestep_mlx.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'mlx', 'numpy', 'transformers', 'soundfile', 'mlx_lm'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        best = min(best, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert best < 0.2, f"acestep-mlx --help took {best:.2f} s"
