@@ -1,0 +1,115 @@
+"""Schedules and optimizers against PyTorch's."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from acestep_mlx.errors import ConfigError
+from acestep_mlx.training.optim import OPTIMIZERS, SCHEDULES, Group, Schedule, make_optimizer, parse_options
+
+diffusers_names = [name for name in SCHEDULES if name != "sine"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", diffusers_names)
+def test_schedule_equals_diffusers(name):
+    torch = pytest.importorskip("torch")
+    from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
+
+    base, warmup, total, cycles, power, end = 3e-4, 5, 40, 3, 2.0, 1e-6
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
+    if name == "polynomial":
+        theirs = get_polynomial_decay_schedule_with_warmup(optimizer, warmup, total, end, power)
+    else:
+        theirs = get_scheduler(name, optimizer, None, warmup, total, cycles, power)
+    ours = Schedule(name, base, warmup, total, cycles, power, end)
+    for step in range(50):
+        assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-15), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_sine_is_a_wave_between_the_two_rates():
+    schedule = Schedule("sine", 1e-3, 10, 100, end=1e-5)
+    assert schedule(5) == pytest.approx(1e-3)
+    assert schedule(15) == pytest.approx(1e-5)
+    assert schedule(0) == pytest.approx((1e-3 + 1e-5) / 2)
+
+
+def test_unknown_schedule_and_impossible_end_are_refused():
+    with pytest.raises(ConfigError, match="did you mean 'cosine'"):
+        Schedule("cosin", 1e-4, 0, 10)
+    with pytest.raises(ConfigError, match="lr_end"):
+        Schedule("polynomial", 1e-8, 0, 10, end=1e-7)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_adamw_trajectory_equals_torch(clip):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((7, 5)).astype(np.float32)
+    target = rng.standard_normal((7, 5)).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    reference = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.05)
+    ours = {"w": mx.array(start)}
+    group = Group(
+        "lora",
+        make_optimizer("adamw", 1e-2, betas=(0.8, 0.9), weight_decay=0.05),
+        Schedule("constant", 1e-2, 0, 1),
+        ["w"],
+    )
+    group.init(ours)
+    for _ in range(60):
+        reference.zero_grad()
+        ((theirs - torch.from_numpy(target)) ** 2).sum().backward()
+        gradient = {"w": 2 * (ours["w"] - mx.array(target))}
+        if clip:
+            torch.nn.utils.clip_grad_norm_([theirs], clip)
+            gradient, _ = mx_clip(gradient, clip)
+        reference.step()
+        ours = group.optimizer.apply_gradients(gradient, ours)
+    difference = np.abs(np.array(ours["w"]) - theirs.detach().numpy()).max()
+    assert difference < 1e-5
+
+
+def mx_clip(gradient, limit):
+    import mlx.optimizers as optim
+
+    return optim.clip_grad_norm(gradient, limit)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_lowers_a_simple_loss(name):
+    target = mx.array(np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32))
+    params = {"a.b.lora_a": mx.zeros((6, 4)), "a.b.m": mx.zeros((4,))}
+    optimizer = make_optimizer(name, 1e-2)
+    group = Group("lora", optimizer, Schedule("constant", 1e-2, 0, 1), list(params))
+    group.init(params)
+
+    def loss(p):
+        return mx.sum((p["a.b.lora_a"] - target) ** 2) + mx.sum((p["a.b.m"] - 1) ** 2)
+
+    first = loss(params).item()
+    for _ in range(40):
+        params = optimizer.apply_gradients(mx.grad(loss)(params), params)
+    assert loss(params).item() < 0.9 * first
+
+
+def test_aliases_and_options():
+    assert type(make_optimizer("bnb-adamw8bit", 1e-4)).__name__ == "AdamW"
+    optimizer = make_optimizer("adamw", 1e-4, options="betas=(0.8, 0.9),weight_decay=0.2")
+    assert list(optimizer.betas) == [0.8, 0.9] and optimizer.weight_decay == 0.2
+    assert make_optimizer("adamw", 1e-4).bias_correction
+    assert parse_options("a=1,b=(1, 2),c=true,d=none") == {"a": 1, "b": (1, 2), "c": True, "d": None}
+
+
+def test_unknown_optimizer_names_the_list():
+    with pytest.raises(ConfigError, match="adamw, adam, adafactor, lion, sgd, muon"):
+        make_optimizer("prodigy", 1e-4)
+    with pytest.raises(ConfigError, match="did you mean 'betas'"):
+        make_optimizer("adamw", 1e-4, options="beta=(0.9, 0.9)")
+    with pytest.raises(ConfigError, match="name=value"):
+        make_optimizer("adamw", 1e-4, options="nonsense")
