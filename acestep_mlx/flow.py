@@ -1,0 +1,66 @@
+"""Flow matching as ACE-Step v1 trains it: schedule, noising, loss. Pure functions, float32.
+
+Symbols: x0 clean latents, ε noise, σ in (0, 1] the noise level, x_t = σ·ε + (1 − σ)·x0 noisy latents,
+v = ε − x0 velocity (what the transformer predicts), t = 1000·σ the timestep that it is given.
+x0 is recovered as x_t − σ·v. Latents are (B, 8, 16, T), masks (B, T).
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+STEPS = 1000
+
+
+def shift_sigmas(sigmas: mx.array, shift: float) -> mx.array:
+    """σ' = s·σ / (1 + (s − 1)·σ): more time is spent at high noise for s > 1 (SD3, arXiv 2403.03206)."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def sigmas(shift: float = 3.0, steps: int = STEPS) -> mx.array:
+    """The training schedule (steps,): steps/steps … 1/steps, shifted; falling from 1."""
+    return shift_sigmas(mx.arange(steps, 0, -1, dtype=mx.float32) / steps, shift)
+
+
+def sample_timesteps(
+    key: mx.array, n: int, logit_mean: float = 0.0, logit_std: float = 1.0, shift: float = 3.0
+) -> tuple[mx.array, mx.array]:
+    """σ (n,) and timesteps (n,): logit-normal places in the schedule."""
+    u = mx.sigmoid(logit_mean + logit_std * mx.random.normal((n,), key=key))
+    index = mx.clip(mx.floor(u * STEPS), 0, STEPS - 1).astype(mx.int32)
+    sigma = sigmas(shift)[index]
+    return sigma, sigma * STEPS
+
+
+def _column(sigma: mx.array) -> mx.array:
+    return sigma.astype(mx.float32).reshape(-1, 1, 1, 1)
+
+
+def add_noise(latents: mx.array, noise: mx.array, sigma: mx.array) -> mx.array:
+    """x_t = σ·ε + (1 − σ)·x0, (B, 8, 16, T) float32; sigma (B,)."""
+    s = _column(sigma)
+    return s * noise.astype(mx.float32) + (1 - s) * latents.astype(mx.float32)
+
+
+def denoised(velocity: mx.array, noisy: mx.array, sigma: mx.array) -> mx.array:
+    """The estimate of x0, x_t − σ·v, float32."""
+    return noisy.astype(mx.float32) - _column(sigma) * velocity.astype(mx.float32)
+
+
+def sample_losses(
+    velocity: mx.array, noisy: mx.array, sigma: mx.array, latents: mx.array, mask: mx.array
+) -> mx.array:
+    """(B,) float32: the mean over all of (mask·(x0_hat − x0))², times the fraction of frames that count.
+
+    The mean includes padding, as upstream's does; so a half-padded sample weighs a quarter.
+    """
+    mask = mask.astype(mx.float32)
+    error = (denoised(velocity, noisy, sigma) - latents.astype(mx.float32)) * mask[:, None, None]
+    return mx.mean(mx.square(error), axis=(1, 2, 3)) * mx.mean(mask, axis=1)
+
+
+def flow_loss(
+    velocity: mx.array, noisy: mx.array, sigma: mx.array, latents: mx.array, mask: mx.array
+) -> mx.array:
+    """The training loss, a float32 scalar: the mean of `sample_losses` over the batch."""
+    return mx.mean(sample_losses(velocity, noisy, sigma, latents, mask))
