@@ -1,0 +1,142 @@
+"""A checkpoint with random weights in the upstream PyTorch layout: for the demo, the tests and benchmarks.
+
+`size="tiny"` has a few million parameters; `size="true"` has the released model's geometry (7.7 GB in
+bfloat16) and is streamed to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from . import geometry as sizes
+from .geometry import Geometry, Spec
+from .lyric_vocab import miniature_vocabulary
+from .tensors import SafetensorsWriter, dtype_name
+
+FILES = {
+    "ace_step_transformer": "diffusion_pytorch_model",
+    "music_dcae_f8c8": "diffusion_pytorch_model",
+    "music_vocoder": "diffusion_pytorch_model",
+    "umt5-base": "model",
+}
+SLICE = 1 << 24  # elements that are in memory at a time
+
+# What the miniature prompt tokenizer knows as whole words.
+WORDS = """a and the of with in on for to slow fast sad happy calm jazz rock pop folk techno house ambient
+classical metal blues funk soul disco hip hop ballad piano guitar bass drums strings violin synth vocal
+vocals male female choir voice instrumental acoustic electric bright dark warm energetic dreamy song music
+melody beat bpm major minor key live studio"""
+
+
+def write_checkpoint(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: str | Geometry = "tiny",
+    dtype: str = "float32",
+    shards: int = 1,
+    new_weight_norm: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Write a whole checkpoint into `folder` (made if need be) and return its path.
+
+    size: "tiny", "true" or a Geometry. dtype: float32, float16 or bfloat16. shards: into how many files the
+    transformer is cut. new_weight_norm: `parametrizations.weight.original0/1` rather than `weight_g/_v`.
+    progress is told how many elements were written since the last call. Same seed, same bytes.
+    """
+    folder = Path(folder)
+    geometry = sizes.SIZES[size] if isinstance(size, str) else size
+    components = {
+        "ace_step_transformer": (geometry.transformer, list(sizes.transformer(geometry))),
+        "music_dcae_f8c8": (geometry.dcae, list(sizes.dcae(geometry))),
+        "music_vocoder": (geometry.vocoder, list(sizes.vocoder(geometry, new_weight_norm))),
+        "umt5-base": (geometry.text_encoder, list(sizes.text_encoder(geometry))),
+    }
+    for name, (config, specs) in components.items():
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _write_weights(
+            target, FILES[name], specs, shards if name == "ace_step_transformer" else 1, seed, dtype, progress
+        )
+    _write_tokenizer(folder / "umt5-base", geometry.text_encoder["vocab_size"])
+    vocab = json.dumps(miniature_vocabulary(), ensure_ascii=False, indent=1)
+    (folder / "lyric_vocab.json").write_text(vocab + "\n", encoding="utf-8")
+    return folder
+
+
+def _write_weights(
+    folder: Path,
+    stem: str,
+    specs: Sequence[Spec],
+    shards: int,
+    seed: int,
+    dtype: str,
+    progress: Callable[[int], None] | None,
+) -> None:
+    kind = getattr(mx, dtype)
+    cuts = np.array_split(np.arange(len(specs)), shards)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, cut in enumerate(cuts, 1):
+        part = [specs[i] for i in cut]
+        name = f"{stem}.safetensors" if shards == 1 else f"{stem}-{number:05d}-of-{shards:05d}.safetensors"
+        tensors = {spec.name: (dtype_name(kind), spec.shape) for spec in part}
+        with SafetensorsWriter(folder / name, tensors, {"format": "pt"}) as writer:
+            for spec in part:
+                for values in _random(spec, seed):
+                    writer.write(spec.name, mx.array(values).astype(kind))
+                    if progress is not None:
+                        progress(values.size)
+        weight_map.update(dict.fromkeys(tensors, name))
+        total += writer.size
+    if shards > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _random(spec: Spec, seed: int) -> Iterator[np.ndarray]:
+    """A tensor's values in flat slices, the same for a seed and a name."""
+    rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    left = prod(spec.shape)
+    while left:
+        count = min(left, SLICE)
+        left -= count
+        if spec.std:
+            yield rng.standard_normal(count, np.float32) * np.float32(spec.std) + np.float32(spec.mean)
+        else:
+            yield np.full(count, spec.mean, np.float32)
+
+
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A small UMT5-like tokenizer: Unigram, `▁` for spaces, `</s>` at the end; pads with id 0."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    known = ["▁", *(f"▁{word}" for word in WORDS.split())]
+    known += [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    pieces += [(piece, -2.0 - 0.01 * i) for i, piece in enumerate(dict.fromkeys(known))]
+    if len(pieces) > vocab_size:
+        raise ValueError(f"the tokenizer has {len(pieces)} pieces, the text encoder only {vocab_size}")
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "T5Tokenizer",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "model_max_length": 512,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
