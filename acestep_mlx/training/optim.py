@@ -6,11 +6,10 @@ the optimizer's state: a schedule therefore never causes a recompilation, and re
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -94,110 +93,32 @@ class Schedule:
             raise ConfigError(
                 f"lr_scheduler {self.name!r} is not known{nearest(self.name, SCHEDULES)}; one of {', '.join(SCHEDULES)}"
             )
-        if self.name in ("polynomial", "sine") and not self.base > self.end:
+        if self.name in ("polynomial", "sine") and not self.base > self.end >= 0:
             raise ConfigError(f"lr_end ({self.end:g}) must be below learning_rate ({self.base:g})")
 
     def __call__(self, step: int) -> float:
         """Learning rate of the update that follows `step` completed updates."""
         factor = SCHEDULES[self.name](
-            step, self.warmup, self.total, cycles=self.cycles, power=self.power, end=self.end / self.base
+            step,
+            self.warmup,
+            self.total,
+            cycles=self.cycles,
+            power=self.power,
+            end=self.end / self.base if self.base else 0.0,
         )
         return self.base * factor
 
 
-def _adamw(options: dict[str, Any], lr: float) -> optim.Optimizer:
-    # torch.optim.AdamW corrects the bias of both moments; in MLX that is an option which is off by default.
-    return optim.AdamW(lr, bias_correction=True, **options)
-
-
-def _adam(options: dict[str, Any], lr: float) -> optim.Optimizer:
-    options.pop("weight_decay", None)
-    return optim.Adam(lr, bias_correction=True, **options)
-
-
-def _adafactor(options: dict[str, Any], lr: float) -> optim.Optimizer:
-    defaults = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
-    return optim.Adafactor(lr, **{**defaults, **options})
-
-
-def _plain(kind: Callable[..., optim.Optimizer]) -> Callable[[dict[str, Any], float], optim.Optimizer]:
-    return lambda options, lr: kind(lr, **options)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    build: Callable[[dict[str, Any], float], optim.Optimizer]
-    signature: Callable[..., Any]
-    takes: tuple[str, ...]  # which of betas, eps, weight_decay come from the adam_* options
-    aliases: tuple[str, ...] = field(default=())
-
-
-OPTIMIZERS: dict[str, _Kind] = {
-    "adamw": _Kind(
-        _adamw,
-        optim.AdamW,
-        ("betas", "eps", "weight_decay"),
-        (
-            "adamw_bf16",
-            "optimi-adamw",
-            "torch-adamw",
-            "adamw_torch",
-            "adamw_torch_fused",
-            "adamw8bit",
-            "adamw_8bit",
-            "adamw-8bit",
-            "ao-adamw8bit",
-            "ao-adamw4bit",
-            "ao-adamwfp8",
-            "bnb-adamw",
-            "bnb-adamw8bit",
-            "bnb-adamw8bit-paged",
-            "bnb-adamw-paged",
-        ),
-    ),
-    "adam": _Kind(_adam, optim.Adam, ("betas", "eps"), ("torch-adam", "optimi-adam")),
-    "adafactor": _Kind(_adafactor, optim.Adafactor, ("weight_decay",)),
-    "lion": _Kind(
-        _plain(optim.Lion),
-        optim.Lion,
-        ("weight_decay",),
-        ("optimi-lion", "bnb-lion", "bnb-lion8bit", "bnb-lion-paged", "bnb-lion8bit-paged"),
-    ),
-    "sgd": _Kind(_plain(optim.SGD), optim.SGD, ("weight_decay",), ("optimi-sgd", "torch-sgd")),
-    "muon": _Kind(_plain(optim.Muon), optim.Muon, ("weight_decay",)),
+#: canonical name (config.py resolves the spellings) → class, defaults that differ from mlx.optimizers', and which
+#: of the adam_* options it takes. PyTorch corrects Adam's moments for their bias; MLX does so only when asked.
+OPTIMIZERS: dict[str, tuple[Callable[..., optim.Optimizer], dict[str, Any], tuple[str, ...]]] = {
+    "adamw": (optim.AdamW, {"bias_correction": True}, ("betas", "eps", "weight_decay")),
+    "adam": (optim.Adam, {"bias_correction": True}, ("betas", "eps")),
+    "adafactor": (optim.Adafactor, {"relative_step": False, "scale_parameter": False}, ("weight_decay",)),
+    "lion": (optim.Lion, {}, ("weight_decay",)),
+    "sgd": (optim.SGD, {}, ("weight_decay",)),
+    "muon": (optim.Muon, {}, ("weight_decay",)),
 }
-
-ALIASES = {alias: name for name, kind in OPTIMIZERS.items() for alias in kind.aliases}
-
-
-def parse_options(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """`optimizer_config`: a mapping, or `"betas=(0.9, 0.99),weight_decay=0.1"` as SimpleTuner writes it.
-
-    Raises ConfigError when an entry is not `name=value`.
-    """
-    if text is None or text == "":
-        return {}
-    if isinstance(text, Mapping):
-        return dict(text)
-    options: dict[str, Any] = {}
-    depth, start = 0, 0
-    parts: list[str] = []
-    for i, char in enumerate(text + ","):
-        depth += (char in "([") - (char in ")]")
-        if char == "," and depth == 0:
-            parts.append(text[start:i])
-            start = i + 1
-    for part in filter(None, (p.strip() for p in parts)):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"optimizer_config must be name=value pairs, got {part!r}")
-        lowered = value.strip()
-        lowered = {"true": "True", "false": "False", "none": "None"}.get(lowered.lower(), lowered)
-        try:
-            options[name.strip()] = ast.literal_eval(lowered)
-        except (ValueError, SyntaxError):
-            raise ConfigError(f"optimizer_config: {name.strip()} has the unreadable value {value!r}") from None
-    return options
 
 
 def make_optimizer(
@@ -207,38 +128,35 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.01,
-    options: str | Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> optim.Optimizer:
     """An `mlx.optimizers` optimizer with PyTorch's conventions.
 
     Args:
-        name: a key of OPTIMIZERS or one of the spellings that mean the same update rule (8-bit and bf16 variants
-            of AdamW are AdamW: only the LoRA has optimizer state here, so there is nothing to save).
-        options: `optimizer_config`, which wins over the other arguments.
+        name: a key of OPTIMIZERS.
+        options: `optimizer_config`, in the names of mlx.optimizers (and beta1, beta2); wins over the rest.
 
     Raises:
         ConfigError: an optimizer or an option that is not known.
     """
-    key = ALIASES.get(name.lower(), name.lower())
-    if key not in OPTIMIZERS:
+    if name not in OPTIMIZERS:
         raise ConfigError(
-            f"optimizer {name!r} is not available here{nearest(key, OPTIMIZERS)}; use one of {', '.join(OPTIMIZERS)}"
+            f"optimizer {name!r} is not available here{nearest(name, OPTIMIZERS)}; use one of {', '.join(OPTIMIZERS)}"
         )
-    kind = OPTIMIZERS[key]
-    common = {"betas": list(betas), "eps": eps, "weight_decay": weight_decay}
-    chosen = {k: v for k, v in common.items() if k in kind.takes}
-    given = parse_options(options)
-    allowed = [p for p in inspect.signature(kind.signature).parameters if p not in ("learning_rate", "bias_correction")]
-    for option, value in given.items():
-        if option not in allowed:
-            raise ConfigError(
-                f"optimizer_config: {key} has no option {option!r}{nearest(option, allowed)}; it takes {', '.join(allowed)}"
-            )
-        chosen[option] = list(value) if isinstance(value, tuple) and option == "betas" else value
+    build, defaults, takes = OPTIMIZERS[name]
+    common = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+    given = dict(options or {})
+    chosen = {**defaults, **{k: v for k, v in common.items() if k in takes}}
+    if "beta1" in given or "beta2" in given:
+        own = (
+            given.get("betas") or chosen.get("betas") or inspect.signature(build).parameters["betas"].default
+        )
+        given["betas"] = (given.pop("beta1", own[0]), given.pop("beta2", own[1]))
+    chosen.update(given)
     try:
-        return kind.build(chosen, lr)
+        return build(lr, **chosen)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer {name}: {error}") from error
+        raise ConfigError(f"optimizer {name}, optimizer_config {dict(options or {})}: {error}") from error
 
 
 @dataclass

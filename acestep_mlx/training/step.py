@@ -1,0 +1,320 @@
+"""One compiled training step: draw, predict, loss, gradient, accumulate, clip, update.
+
+Symbols follow `flow.py`: x0 latents, σ sigma, x_t noisy latents, v velocity. Everything random about a sample
+comes from a key of its own, so that two ranks with one sample each draw what one rank with two samples draws.
+
+The step never leads to a host synchronisation: a micro-batch whose loss or gradient is not finite is left out on
+the device (its weight becomes zero), and an update without any finite micro-batch changes nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.nn.utils import average_gradients
+from mlx.utils import tree_flatten, tree_unflatten
+
+from .. import flow
+from ..lora.inject import seed_dropout
+from .optim import Group
+
+Batch = Mapping[str, mx.array]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the compiled step is specialised on.
+
+    Dropouts are probabilities per sample; upstream's are text 0.15, speaker 0.5, lyrics 0.15.
+    """
+
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift: float = 3.0
+    text_dropout: float = 0.15
+    speaker_dropout: float = 0.5
+    lyric_dropout: float = 0.15
+    max_grad_norm: float = 1.0  # 0 = off
+    clip_method: str = "norm"  # or "value"
+    accumulate: int = 1
+    compute_dtype: mx.Dtype = mx.float32
+
+
+class Draw(NamedTuple):
+    """The random part of a micro-batch. B samples, T latent frames."""
+
+    noise: mx.array  # (B, 8, 16, T) float32
+    sigma: mx.array  # (B,) float32
+    timestep: mx.array  # (B,) float32 in [0, 1000]
+    keep_text: mx.array  # (B,) bool
+    keep_speaker: mx.array
+    keep_lyrics: mx.array
+    dropout_key: mx.array  # (2,) for the LoRA layers' dropout
+
+
+class StepResult(NamedTuple):
+    """Scalars of a micro-step, not yet evaluated."""
+
+    loss: mx.array  # mean over the samples of all ranks
+    grad_norm: mx.array  # before clipping; of the update, or of the micro-batch while accumulating
+    finite: mx.array  # bool: this micro-batch counted (on every rank)
+    stop: mx.array  # bool: some rank was asked to stop
+
+
+def draw(keys: mx.array, shape: Sequence[int], settings: StepSettings) -> Draw:
+    """Noise, timesteps and kept conditions for samples with the keys (B, 2) and latents of `shape` (8, 16, T)."""
+    noise, sigma, timestep, keep = [], [], [], []
+    for i in range(keys.shape[0]):
+        for_noise, for_time, for_text, for_speaker, for_lyrics, _ = mx.split(mx.random.split(keys[i], 6), 6)
+        noise.append(mx.random.normal(tuple(shape), key=for_noise[0]))
+        s, t = flow.sample_timesteps(for_time[0], 1, settings.logit_mean, settings.logit_std, settings.shift)
+        sigma.append(s)
+        timestep.append(t)
+        keep.append(
+            mx.stack(
+                [
+                    mx.random.uniform(key=for_text[0]) >= settings.text_dropout,
+                    mx.random.uniform(key=for_speaker[0]) >= settings.speaker_dropout,
+                    mx.random.uniform(key=for_lyrics[0]) >= settings.lyric_dropout,
+                ]
+            )
+        )
+    kept = mx.stack(keep)  # (B, 3)
+    dropout_key = mx.random.split(keys[0], 6)[5]
+    return Draw(mx.stack(noise), mx.concatenate(sigma), mx.concatenate(timestep), *kept.T, dropout_key)
+
+
+def sample_losses(model: nn.Module, batch: Batch, d: Draw, dtype: mx.Dtype) -> mx.array:
+    """Flow-matching loss of each sample, (B,) float32.
+
+    A dropped caption is a zero embedding (its mask stays), a dropped lyric is zero ids under a zero mask, as
+    upstream trains it. `batch`: latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask (B, L),
+    lyric_ids (B, M), lyric_mask (B, M), and speaker (B, 512) where a data set has one (else zeros).
+    """
+    latents = batch["latents"].astype(mx.float32)
+    mask = batch["latent_mask"].astype(mx.float32)
+    B = latents.shape[0]
+    noisy = flow.add_noise(latents, d.noise, d.sigma)
+    text = batch["text"].astype(dtype) * d.keep_text[:, None, None].astype(dtype)
+    lyric_ids = batch["lyric_ids"] * d.keep_lyrics[:, None].astype(batch["lyric_ids"].dtype)
+    lyric_mask = batch["lyric_mask"].astype(mx.float32) * d.keep_lyrics[:, None].astype(mx.float32)
+    if "speaker" in batch:
+        speaker = batch["speaker"].astype(dtype) * d.keep_speaker[:, None].astype(dtype)
+    else:
+        speaker = mx.zeros((B, model.config.speaker_embedding_dim), dtype)
+    velocity = model(
+        hidden_states=noisy.astype(dtype),
+        attention_mask=mask,
+        encoder_text_hidden_states=text,
+        text_attention_mask=batch["text_mask"].astype(mx.float32),
+        speaker_embeds=speaker,
+        lyric_token_idx=lyric_ids,
+        lyric_mask=lyric_mask,
+        timestep=d.timestep,
+    )
+    return flow.sample_losses(velocity, noisy, d.sigma, latents, mask)
+
+
+def squared_norm(tree: Mapping[str, mx.array]) -> mx.array:
+    """Sum of squares of all arrays, in float32."""
+    return sum((mx.sum(mx.square(g.astype(mx.float32))) for g in tree.values()), mx.array(0.0))
+
+
+def clip(grads: dict[str, mx.array], norm: mx.array, settings: StepSettings) -> dict[str, mx.array]:
+    """Clip to `max_grad_norm` by the global norm (as torch: limit / (norm + 1e-6), at most 1) or by value."""
+    limit = settings.max_grad_norm
+    if limit <= 0:
+        return grads
+    if settings.clip_method == "value":
+        return {k: mx.clip(g, -limit, limit) for k, g in grads.items()}
+    factor = mx.minimum(limit / (norm + 1e-6), 1.0)
+    return {k: g * factor for k, g in grads.items()}
+
+
+class TrainStep:
+    """The compiled step over a model with trainable parameters in `groups`.
+
+    Call it with a batch; `update=True` ends an accumulation round and changes the parameters. All that changes
+    is in `arrays()`, which checkpoints save and `load_arrays` restores.
+
+    Args:
+        model: transformer with injected LoRA; only its trainable parameters change.
+        groups: optimizer groups that together own every trainable parameter.
+        seed: starts the stream of per-sample keys.
+        rank, world: place in a data-parallel run.
+        compiled: False runs the same code eagerly (tests).
+    """
+
+    #: fp16 only: gradients are computed on loss × scale, which grows after this many finite steps
+    GROW_AFTER = 500
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        settings: StepSettings,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        compiled: bool = True,
+        loss: Callable[[nn.Module, Batch, Draw, mx.Dtype], mx.array] = sample_losses,
+    ) -> None:
+        self.model, self.groups, self.settings = model, list(groups), settings
+        self.rank, self.world = rank, world
+        self._loss = loss
+        self.traces = 0  # how often the step was traced: once per batch shape and kind
+        parameters = self.parameters()
+        owned = [path for group in groups for path in group.paths]
+        if sorted(owned) != sorted(parameters):
+            raise ValueError("the optimizer groups do not cover the trainable parameters exactly once")
+        for group in self.groups:
+            group.init(parameters)
+        self.carry: dict[str, Any] = {"key": mx.random.key(seed), "weight": mx.array(0.0)}
+        if settings.accumulate > 1:
+            self.carry["gradient"] = {k: mx.zeros_like(p) for k, p in parameters.items()}
+        if settings.compute_dtype == mx.float16:
+            self.carry["scale"], self.carry["good"] = mx.array(2.0**14), mx.array(0.0)
+        self.state = [model.state, [g.optimizer.state for g in self.groups], self.carry]
+        run = partial(mx.compile, inputs=self.state, outputs=self.state) if compiled else (lambda f: f)
+        self._micro = run(partial(self._run, update=False))
+        self._update = run(partial(self._run, update=True))
+
+    def parameters(self) -> dict[str, mx.array]:
+        """Trainable parameters by full path."""
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    def __call__(self, batch: Batch, *, update: bool, step: int = 0, stop: bool = False) -> StepResult:
+        """Run one micro-step. `step`: completed updates so far, for the schedules; `stop`: tell all ranks."""
+        for group in self.groups:
+            group.set_rate(step)
+        return StepResult(*(self._update if update else self._micro)(dict(batch), mx.array(stop)))
+
+    def _run(self, batch: dict[str, mx.array], stop: mx.array, *, update: bool) -> tuple[mx.array, ...]:
+        self.traces += 1
+        settings, carry = self.settings, self.carry
+        B = batch["latents"].shape[0]
+        carry["key"], fresh = mx.random.split(carry["key"])
+        keys = mx.random.split(fresh, self.world * B)[self.rank * B : (self.rank + 1) * B]
+        d = draw(keys, batch["latents"].shape[1:], settings)
+        scale = carry.get("scale", None)
+
+        def mean_loss(batch: dict[str, mx.array], d: Draw) -> mx.array:
+            value = mx.mean(self._loss(self.model, batch, d, settings.compute_dtype))
+            return value if scale is None else value * scale
+
+        seed_dropout(self.model, d.dropout_key)
+        loss, tree = nn.value_and_grad(self.model, mean_loss)(batch, d)
+        grads: dict[str, mx.array] = dict(tree_flatten(tree))
+        if scale is not None:
+            loss, grads = loss / scale, {k: g / scale for k, g in grads.items()}
+        norm = mx.sqrt(squared_norm(grads))
+        finite = mx.isfinite(loss) & mx.isfinite(norm)
+        everywhere = finite
+        if self.world > 1:
+            told = mx.stack([loss, finite.astype(mx.float32), stop.astype(mx.float32)])
+            told = mx.distributed.all_sum(told) / self.world
+            loss, everywhere, stop = told[0], told[1] > 1 - 1e-6, told[2] > 0
+
+        # The weight of a micro-batch is its number of samples, so that uneven batches average correctly.
+        weight = mx.where(finite, float(B), 0.0)
+        grads = {k: mx.where(finite, g, 0.0) * float(B) for k, g in grads.items()}
+        if settings.accumulate > 1:
+            grads = {k: carry["gradient"][k] + g for k, g in grads.items()}
+            weight = carry["weight"] + weight
+        if update:
+            norm = self._apply(grads, weight)
+            grads, weight = {k: mx.zeros_like(g) for k, g in grads.items()}, mx.array(0.0)
+        if settings.accumulate > 1:
+            carry["gradient"].update(grads)
+            carry["weight"] = weight
+        if scale is not None:
+            grow = carry["good"] + 1 >= self.GROW_AFTER
+            carry["scale"] = mx.where(
+                everywhere, mx.where(grow, scale * 2, scale), mx.maximum(scale / 2, 1.0)
+            )
+            carry["good"] = mx.where(everywhere & ~grow, carry["good"] + 1, 0.0)
+        return loss, norm, everywhere, stop
+
+    def _apply(self, summed: dict[str, mx.array], weight: mx.array) -> mx.array:
+        """Average, clip and update; returns the norm before clipping. Nothing changes when `weight` is 0."""
+        if self.world > 1:
+            summed = dict(tree_flatten(average_gradients(tree_unflatten(list(summed.items())))))
+            weight = mx.distributed.all_sum(weight) / self.world
+        useful = weight > 0
+        grads = {k: g / mx.maximum(weight, 1e-6) for k, g in summed.items()}
+        norm = mx.sqrt(squared_norm(grads))
+        grads = clip(grads, norm, self.settings)
+        parameters = self.parameters()
+        for group in self.groups:
+            old = {k: parameters[k] for k in group.paths}
+            before = flat_state(group)
+            new = group.optimizer.apply_gradients({k: grads[k] for k in group.paths}, old)
+            kept = {k: mx.where(useful, new[k], old[k]) for k in group.paths}
+            self.model.update(tree_unflatten(list(kept.items())))
+            for name, value in flat_state(group).items():
+                set_state(group, name, mx.where(useful, value, before[name]))
+        return norm
+
+    def arrays(self) -> dict[str, dict[str, mx.array]]:
+        """Everything that a resumed run needs, by file: `optimizer` and `sampler` (random state, accumulation)."""
+        optimizer = {
+            f"{group.name}|{name}": value
+            for group in self.groups
+            for name, value in flat_state(group).items()
+        }
+        sampler = {k: v for k, v in self.carry.items() if isinstance(v, mx.array)}
+        sampler.update({f"gradient|{k}": v for k, v in self.carry.get("gradient", {}).items()})
+        return {"optimizer": optimizer, "sampler": sampler}
+
+    def load_arrays(self, optimizer: Mapping[str, mx.array], sampler: Mapping[str, mx.array]) -> list[str]:
+        """Restore what `arrays` returned. Returns what does not fit (then nothing was changed)."""
+        now = self.arrays()
+        problems = []
+        for kind, given, expected in (
+            ("optimizer", optimizer, now["optimizer"]),
+            ("sampler", sampler, now["sampler"]),
+        ):
+            problems += [f"{kind} state lacks {k}" for k in expected if k not in given]
+            problems += [f"{kind} state has an unknown {k}" for k in given if k not in expected]
+            problems += [
+                f"{kind} state {k} is {tuple(given[k].shape)}, expected {tuple(v.shape)}"
+                for k, v in expected.items()
+                if k in given and given[k].shape != v.shape
+            ]
+        if problems:
+            return problems
+        for group in self.groups:
+            for name in flat_state(group):
+                set_state(group, name, optimizer[f"{group.name}|{name}"])
+        for name, value in sampler.items():
+            if name.startswith("gradient|"):
+                self.carry["gradient"][name.removeprefix("gradient|")] = value
+            else:
+                self.carry[name] = value
+        return []
+
+
+def flat_state(group: Group) -> dict[str, mx.array]:
+    """A group's optimizer state as `slot` (step, learning_rate) or `path|slot` → array."""
+    flat: dict[str, mx.array] = {}
+    for key, value in group.optimizer.state.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}|{slot}": array for slot, array in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def set_state(group: Group, name: str, value: mx.array) -> None:
+    """Put one array of `flat_state` back, in place: the compiled step holds these very containers."""
+    path, bar, slot = name.rpartition("|")
+    if bar:
+        group.optimizer.state[path][slot] = value
+    else:
+        group.optimizer.state[name] = value
