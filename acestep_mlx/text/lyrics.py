@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from acestep_mlx.errors import CheckpointError
+from acestep_mlx.text.languages import language_code, language_tag
+from acestep_mlx.text.normalise import normalise
 
 START, END_OF_LINE, UNKNOWN = 261, 2, 1
 MAX_TOKENS = 4096
@@ -54,6 +55,5 @@ class LyricTokenizer:
 
     def encode_line(self, line: str, lang: str) -> list[int]:
         """Ids of one line in a given language, without start and end tokens."""
-        prefix = "zh-cn" if lang == "zh" else lang
-        text = re.sub(r"\s+", " ", line.replace('"', "").lower()).strip()
-        return self._bpe.encode(f"[{prefix}]{text}".replace(" ", "[SPACE]")).ids
+        lang = language_code(lang)
+        return self._bpe.encode((language_tag(lang) + normalise(line, lang)).replace(" ", "[SPACE]")).ids
