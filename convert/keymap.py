@@ -52,7 +52,9 @@ KEYMAPS: dict[str, KeyMap] = {
         aliases=(("encoder.embed_tokens.weight", "shared.weight"),),
         drops=((r"(decoder\..*|lm_head\.weight)", "only UMT5's encoder is used"),),
     ),
-    "dcae": KeyMap(),
+    "dcae": KeyMap(
+        drops=((r".*\.num_batches_tracked", "batch norm's counter, used in training only"),),
+    ),
     "vocoder": KeyMap(
         drops=((r"mel_transform\.(spectrogram\.window|mel_scale\.fb)", "a constant"),),
     ),

@@ -1,0 +1,351 @@
+"""Audio files ↔ arrays, resampling, and the log-mel spectrogram.
+
+wav, flac, aiff, mp3, ogg and opus go through libsndfile, everything else through FFmpeg. Memory is taken for
+what a file holds, never for what its header claims.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from . import ffmpeg
+from .errors import DataError
+
+SOUNDFILE = (
+    ".wav",
+    ".flac",
+    ".aif",
+    ".aiff",
+    ".aifc",
+    ".mp3",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".w64",
+    ".rf64",
+    ".au",
+    ".caf",
+)
+FFMPEG = (".m4a", ".aac", ".alac", ".wma", ".mp4", ".m4b", ".mka", ".webm")
+SUFFIXES = SOUNDFILE + FFMPEG  # what counts as an audio file in a folder
+# libsndfile's (format, encoding) by suffix
+WRITABLE = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".ogg": ("OGG", "VORBIS"),
+}
+TAGS = (
+    "title",
+    "copyright",
+    "software",
+    "artist",
+    "comment",
+    "date",
+    "album",
+    "license",
+    "tracknumber",
+    "genre",
+)
+MIN_RATE, MAX_RATE = 1000, 768_000  # Hz
+MAX_FRAMES = 1 << 28  # 2 GiB as float32 stereo: an hour and a half at 48 kHz
+BLOCK = 1 << 16  # frames read or written at a time
+SILENCE = 1e-4  # peak, −80 dB
+
+_HALF = 0.5**0.5
+_LEFT, _RIGHT, _BOTH, _NONE = (1.0, 0.0), (0.0, 1.0), (_HALF, _HALF), (0.0, 0.0)
+_LS, _RS = (_HALF, 0.0), (0.0, _HALF)
+# Share of each channel in left and right (ITU-R BS.775), by channel count, in the order of wav, flac and FFmpeg …
+LAYOUTS = {
+    3: (_LEFT, _RIGHT, _BOTH),
+    4: (_LEFT, _RIGHT, _LS, _RS),
+    5: (_LEFT, _RIGHT, _BOTH, _LS, _RS),
+    6: (_LEFT, _RIGHT, _BOTH, _NONE, _LS, _RS),
+    7: (_LEFT, _RIGHT, _BOTH, _NONE, (0.5, 0.5), _LS, _RS),
+    8: (_LEFT, _RIGHT, _BOTH, _NONE, _LS, _RS, _LS, _RS),
+}
+# … and in the order of Vorbis and Opus.
+OGG_LAYOUTS = {
+    3: (_LEFT, _BOTH, _RIGHT),
+    4: (_LEFT, _RIGHT, _LS, _RS),
+    5: (_LEFT, _BOTH, _RIGHT, _LS, _RS),
+    6: (_LEFT, _BOTH, _RIGHT, _LS, _RS, _NONE),
+    7: (_LEFT, _BOTH, _RIGHT, _LS, _RS, (0.5, 0.5), _NONE),
+    8: (_LEFT, _BOTH, _RIGHT, _LS, _RS, _LS, _RS, _NONE),
+}
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file says of itself; `duration` in seconds, `sample_rate` in Hz, `format` in lower case."""
+
+    duration: float
+    sample_rate: int
+    channels: int
+    format: str
+    decoder: str = "soundfile"  # or "ffmpeg"
+
+
+def probe(path: str | os.PathLike[str]) -> AudioInfo:
+    """Length, rate and channels without decoding. DataError: missing, empty, truncated or not audio."""
+    import soundfile
+
+    path = Path(path)
+    _check_file(path)
+    if path.suffix.lower() not in FFMPEG:
+        try:
+            found = soundfile.info(str(path))
+        except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+            reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
+            if not ffmpeg.available():
+                raise DataError(
+                    f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)"
+                ) from None
+        else:
+            return _sane(
+                path, AudioInfo(found.duration, found.samplerate, found.channels, found.format.lower())
+            )
+    stream = ffmpeg.probe(path)
+    return _sane(
+        path, AudioInfo(stream.duration, stream.sample_rate, stream.channels, stream.codec, "ffmpeg")
+    )
+
+
+def read_audio(
+    path: str | os.PathLike[str],
+    *,
+    sample_rate: int | None = 44100,
+    channels: int = 2,
+    start: float | None = None,
+    duration: float | None = None,
+) -> np.ndarray:
+    """(samples, channels) float32 in [−1, 1] at `sample_rate` (None: the file's own).
+
+    `start` and `duration` in seconds select a part. Mono is doubled, more than two channels are mixed down
+    to stereo, `channels=1` gives the mean of left and right. DataError with the reason when the file is
+    missing, empty, truncated, damaged, too long for memory, or holds values that are not numbers.
+    """
+    path = Path(path)
+    info = probe(path)
+    limit = MAX_FRAMES * min(1.0, info.sample_rate / (sample_rate or info.sample_rate))  # frames of the file
+    wanted = info.duration - (start or 0.0) if duration is None else duration
+    if wanted * info.sample_rate > limit:
+        raise DataError(f"{path}: {wanted:.0f} s are too much for memory; read a part of it")
+    if start and info.duration and start >= info.duration:
+        raise DataError(f"{path}: starts at {start} s, but lasts only {info.duration:.2f} s")
+
+    if info.decoder == "ffmpeg":
+        blocks = ffmpeg.blocks(path, info.channels, start, duration)
+    else:
+        blocks = _soundfile_blocks(path, start, duration)
+    layouts = OGG_LAYOUTS if info.format == "ogg" else LAYOUTS
+    stereo, frames = [], 0
+    for block in blocks:
+        frames += len(block)
+        if frames > limit:
+            raise DataError(f"{path}: is longer than it says, and too much for memory; read a part of it")
+        stereo.append(to_stereo(block, layouts))
+    if not frames:
+        raise DataError(f"{path}: holds no audio")
+    # Lossy formats may not know their length to the sample.
+    promised = min(info.duration - (start or 0.0), wanted)
+    if frames < (promised - 0.1) * info.sample_rate:
+        raise DataError(
+            f"{path}: truncated: only {frames / info.sample_rate:.2f} of {promised:.2f} s can be decoded"
+        )
+    samples = np.concatenate(stereo)
+    if channels == 1:
+        samples = samples.mean(axis=1, keepdims=True)
+    if sample_rate is not None:
+        samples = resample(samples, info.sample_rate, sample_rate)
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path}: holds values that are not finite numbers")
+    return np.clip(samples, -1.0, 1.0)
+
+
+def write_audio(
+    path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, tags: Mapping[str, str] | None = None
+) -> None:
+    """Write (samples,) or (samples, channels) as wav, flac, mp3 or ogg, by the suffix; atomic.
+
+    `tags`: any of TAGS. DataError for another suffix or tag, empty or non-finite samples, or when the disk
+    or the format refuses.
+    """
+    import soundfile
+
+    path = Path(path)
+    if path.suffix.lower() not in WRITABLE:
+        raise DataError(
+            f"{path}: can write {', '.join(WRITABLE)}, not {path.suffix or 'a file without a suffix'}"
+        )
+    if unknown := [tag for tag in tags or {} if tag not in TAGS]:
+        raise DataError(f"{path}: unknown tag {unknown[0]!r}; the tags are {', '.join(TAGS)}")
+    samples = np.asarray(samples, dtype=np.float32)
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    if samples.ndim != 2 or not samples.size:
+        raise DataError(
+            f"{path}: audio must be (samples,) or (samples, channels) and not empty, got {samples.shape}"
+        )
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path}: not written: the audio holds values that are not finite numbers")
+    samples = np.clip(samples, -1.0, 1.0)
+    form, encoding = WRITABLE[path.suffix.lower()]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with soundfile.SoundFile(
+            str(partial), "w", int(sample_rate), samples.shape[1], format=form, subtype=encoding
+        ) as file:
+            for tag, text in (tags or {}).items():
+                setattr(file, tag, text)
+            for i in range(0, len(samples), BLOCK):  # libsndfile's Vorbis encoder overflows on long blocks
+                file.write(samples[i : i + BLOCK])
+        partial.replace(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{path}: cannot be written: {str(error).rpartition(': ')[2].rstrip('.')}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:
+    """(samples, channels) from `source` to `target` Hz, band-limited (soxr, high quality), float32."""
+    if source == target or not len(samples):
+        return samples.astype(np.float32, copy=False)
+    import soxr
+
+    return soxr.resample(np.ascontiguousarray(samples, dtype=np.float32), source, target, quality="HQ")
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Whether nothing is louder than −80 dB."""
+    return not samples.size or float(np.abs(samples).max()) < SILENCE
+
+
+def to_stereo(
+    samples: np.ndarray, layouts: Mapping[int, tuple[tuple[float, float], ...]] = LAYOUTS
+) -> np.ndarray:
+    """(samples, channels) as (samples, 2) float32; no mix is louder than its loudest channel."""
+    n = samples.shape[1]
+    if n == 2:
+        return samples.astype(np.float32, copy=False)
+    if n == 1:
+        return np.repeat(samples, 2, axis=1).astype(np.float32, copy=False)
+    # Beyond 7.1 nothing is agreed: odd and even channels, as in stereo pairs.
+    shares = np.array(layouts.get(n, [_RIGHT if i % 2 else _LEFT for i in range(n)]))
+    return (samples @ (shares / shares.sum(axis=0))).astype(np.float32)
+
+
+@cache
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> np.ndarray:
+    """(n_fft/2 + 1, n_mels) float32 triangles on Slaney's mel scale, each of unit area (Slaney's norm).
+
+    Below 1 kHz the scale is linear (3 mel per 200 Hz), above logarithmic (27 mel per factor 6.4): M. Slaney,
+    Auditory Toolbox, 1998.
+    """
+    step, knee, log_step = 200.0 / 3, 1000.0, np.log(6.4) / 27
+
+    def mel(hz: float) -> float:
+        return hz / step if hz < knee else knee / step + np.log(hz / knee) / log_step
+
+    mels = np.linspace(mel(f_min), mel(f_max), n_mels + 2)
+    hz = np.where(mels < knee / step, mels * step, knee * np.exp((mels - knee / step) * log_step))
+    bins = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
+    rising = (bins - hz[:-2]) / (hz[1:-1] - hz[:-2])
+    falling = (hz[2:] - bins) / (hz[2:] - hz[1:-1])
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return (triangles * 2 / (hz[2:] - hz[:-2])).astype(np.float32)
+
+
+def log_mel(
+    wav: mx.array,
+    *,
+    sample_rate: int = 44100,
+    n_fft: int = 2048,
+    win_length: int = 2048,
+    hop_length: int = 512,
+    n_mels: int = 128,
+    f_min: float = 40,
+    f_max: float = 16000,
+    chunk: int = 2048,
+) -> mx.array:
+    """(…, samples) → log-mel spectrogram (…, n_mels, samples // hop_length), float32.
+
+    Upstream's: Hann window, reflected by (win − hop)/2 on each side, √(re² + im² + 1e-6), Slaney mel,
+    log(max(x, 1e-5)). `chunk` frames are in work at a time. The signal must be longer than the reflection.
+    """
+    left, right = (win_length - hop_length) // 2, (win_length - hop_length + 1) // 2
+    S = wav.shape[-1]
+    if right >= S:
+        raise DataError(f"a spectrogram needs more than {right} samples, got {S}")
+    x = wav.astype(mx.float32).reshape(-1, S)
+    x = mx.concatenate([x[:, left:0:-1], x, x[:, -2 : -2 - right : -1] if right else x[:, :0]], axis=1)
+    window = np.zeros(n_fft, np.float32)
+    first = (n_fft - win_length) // 2
+    window[first : first + win_length] = np.hanning(win_length + 1)[:-1]  # periodic
+    hann, filters = mx.array(window), mx.array(mel_filters(sample_rate, n_fft, n_mels, f_min, f_max))
+    B, F = x.shape[0], 1 + (x.shape[1] - n_fft) // hop_length
+    pieces = []
+    for start in range(0, F, chunk):
+        n = min(chunk, F - start)
+        part = mx.contiguous(x[:, start * hop_length : (start + n - 1) * hop_length + n_fft])
+        frames = mx.as_strided(part, (B, n, n_fft), (part.shape[1], hop_length, 1))
+        spectrum = mx.fft.rfft(frames * hann)
+        power = mx.square(mx.real(spectrum)) + mx.square(mx.imag(spectrum))
+        pieces.append(mx.log(mx.maximum(mx.sqrt(power + 1e-6) @ filters, 1e-5)))
+        mx.eval(pieces[-1])
+    return mx.concatenate(pieces, axis=1).swapaxes(1, 2).reshape(*wav.shape[:-1], n_mels, F)
+
+
+def _soundfile_blocks(path: Path, start: float | None, duration: float | None) -> Iterator[np.ndarray]:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            if start:
+                file.seek(round(start * file.samplerate))
+            left = file.frames if duration is None else round(duration * file.samplerate)
+            while left > 0:
+                block = file.read(min(left, BLOCK), dtype="float32", always_2d=True)
+                if not len(block):
+                    return
+                left -= len(block)
+                yield block
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        reason = str(error).rpartition(": ")[2].rstrip(".")
+        raise DataError(f"{path}: damaged: {reason or type(error).__name__}") from None
+
+
+def _check_file(path: Path) -> None:
+    """DataError unless the file is there, not empty, and as long as its RIFF or AIFF header says."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise DataError(f"{path}: not a file")
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not size:
+        raise DataError(f"{path}: empty file")
+    if head[:4] in (b"RIFF", b"FORM") and len(head) == 8:
+        promised = 8 + struct.unpack("<I" if head[:4] == b"RIFF" else ">I", head[4:])[0]
+        # Writers to a pipe leave 0 or the largest number; one padding byte may be missing.
+        if promised < 0xFFFF0000 and promised > size + 1:
+            raise DataError(f"{path}: truncated: {size} of {promised} bytes are there")
+
+
+def _sane(path: Path, info: AudioInfo) -> AudioInfo:
+    if not MIN_RATE <= info.sample_rate <= MAX_RATE:
+        raise DataError(f"{path}: sample rate {info.sample_rate} Hz is not between {MIN_RATE} and {MAX_RATE}")
+    if info.channels < 1:
+        raise DataError(f"{path}: holds no audio")
+    if info.decoder == "soundfile" and info.duration <= 0:
+        raise DataError(f"{path}: holds no audio")
+    return info

@@ -1,0 +1,303 @@
+"""Vocoder: log-mel spectrogram → waveform; a ConvNeXt backbone (arXiv:2201.03545) and a HiFi-GAN head
+(arXiv:2010.05646), upstream's `ADaMoSHiFiGANV1`.
+
+Parameters carry the upstream names, with weight norm folded into plain weights. Arrays inside are
+(B, frames, channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import CheckpointError, nearest
+from .windows import reach, windowed
+
+TIME = 1  # the axis of (B, frames, channels) that may be cut into windows
+
+
+@dataclass
+class VocoderConfig:
+    """Upstream's config of the vocoder and of the log-mel spectrogram it was trained on (Hz, samples)."""
+
+    input_channels: int = 128
+    depths: Sequence[int] = (3, 3, 9, 3)
+    dims: Sequence[int] = (128, 256, 384, 512)
+    drop_path_rate: float = 0.0  # training only
+    kernel_sizes: Sequence[int] = (7,)
+    upsample_rates: Sequence[int] = (4, 4, 2, 2, 2, 2, 2)
+    upsample_kernel_sizes: Sequence[int] = (8, 8, 4, 4, 4, 4, 4)
+    resblock_kernel_sizes: Sequence[int] = (3, 7, 11, 13)
+    resblock_dilation_sizes: Sequence[Sequence[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5), (1, 3, 5))
+    num_mels: int = 512
+    upsample_initial_channel: int = 1024
+    use_template: bool = False
+    pre_conv_kernel_size: int = 13
+    post_conv_kernel_size: int = 13
+    sampling_rate: int = 44100
+    n_fft: int = 2048
+    win_length: int = 2048
+    hop_length: int = 512
+    f_min: float = 40
+    f_max: float = 16000
+    n_mels: int = 128
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.use_template:
+            problems.append("use_template needs a pitch input, which ACE-Step does not have")
+        if len(self.depths) != len(self.dims):
+            problems.append(f"{len(self.depths)} depths for {len(self.dims)} dims")
+        if prod(self.upsample_rates) != self.hop_length:
+            problems.append(
+                f"upsample_rates multiply to {prod(self.upsample_rates)}, not to hop_length {self.hop_length}"
+            )
+        if len(self.upsample_rates) != len(self.upsample_kernel_sizes):
+            problems.append("upsample_rates and upsample_kernel_sizes differ in length")
+        elif any(
+            k < u or (k - u) % 2 for u, k in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True)
+        ):
+            problems.append("an upsample kernel must exceed its rate by an even number")
+        if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
+            problems.append("resblock_kernel_sizes and resblock_dilation_sizes differ in length")
+        odd = (
+            *self.kernel_sizes,
+            *self.resblock_kernel_sizes,
+            self.pre_conv_kernel_size,
+            self.post_conv_kernel_size,
+        )
+        if any(k % 2 == 0 for k in odd):
+            problems.append("convolution kernels must be odd")
+        if self.dims[-1] != self.num_mels:
+            problems.append(f"num_mels {self.num_mels} is not the backbone's width {self.dims[-1]}")
+        if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
+            problems.append(f"upsample_initial_channel cannot be halved {len(self.upsample_rates)} times")
+        if problems:
+            raise CheckpointError(f"vocoder config: {'; '.join(problems)}")
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> VocoderConfig:
+        """From upstream's config.json; keys beginning with `_` are bookkeeping. CheckpointError on others."""
+        names = [f.name for f in fields(cls)]
+        unknown = [k for k in config if k not in names and not k.startswith("_")]
+        if unknown:
+            hints = ", ".join(f"{k!r}{nearest(k, names)}" for k in unknown)
+            raise CheckpointError(f"vocoder config: unknown key {hints}")
+        return cls(**{k: v for k, v in config.items() if k in names})
+
+    @classmethod
+    def tiny(cls) -> VocoderConfig:
+        """The released model's hop of 512 samples and 128 mel bins, a few thousand parameters."""
+        return cls(
+            depths=(1, 1),
+            dims=(8, 16),
+            num_mels=16,
+            upsample_rates=(8, 8, 8),
+            upsample_kernel_sizes=(16, 16, 16),
+            upsample_initial_channel=16,
+            resblock_kernel_sizes=(3, 7),
+            resblock_dilation_sizes=((1, 3, 5), (1, 3, 5)),
+        )
+
+
+class Conv1d(nn.Conv1d):
+    """A convolution that keeps the length."""
+
+    rate = Fraction(1)
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, groups: int = 1
+    ) -> None:
+        padding = dilation * (kernel_size - 1) // 2
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups
+        )
+        self.halo = padding
+
+    def __call__(self, x: mx.array) -> mx.array:
+        d = self.dilation
+        if d == 1 or mx.default_device().type != mx.cpu:
+            return super().__call__(x)
+        # MLX has no fast dilated convolution on the CPU: the d interleaved signals are convolved one by one.
+        B, L, C = x.shape
+        x = mx.pad(x, ((0, 0), (0, -L % d), (0, 0)))
+        x = x.reshape(B, -1, d, C).swapaxes(1, 2).reshape(B * d, -1, C)
+        y = mx.conv1d(x, self.weight, padding=self.padding // d)
+        y = y.reshape(B, d, -1, y.shape[-1]).swapaxes(1, 2).reshape(B, -1, y.shape[-1])
+        return y[:, :L] + self.bias
+
+
+class Upsample(nn.ConvTranspose1d):
+    """SiLU, then a transposed convolution (B, L, C) → (B, rate·L, O), as one matrix product and an overlap-add."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, rate: int) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride=rate, padding=(kernel_size - rate) // 2
+        )
+        self.rate = Fraction(rate)
+        self.halo = max((kernel_size - 1 - self.padding) // rate, (rate - 1 + self.padding) // rate)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        B, L, C = x.shape
+        O, K, _ = self.weight.shape
+        U = self.stride
+        M = -(-K // U)  # input frames that reach one output frame
+        w = mx.pad(self.weight, ((0, 0), (0, M * U - K), (0, 0)))
+        # [B, L, M, U·O]: what each input frame adds to the M output blocks from its own on
+        z = (nn.silu(x) @ w.reshape(O, M * U, C).transpose(2, 1, 0).reshape(C, -1)).reshape(B, L, M, U * O)
+        y = sum(mx.pad(z[:, :, m], ((0, 0), (m, M - 1 - m), (0, 0))) for m in range(M))
+        y = y.reshape(B, -1, O)
+        return y[:, self.padding : self.padding + L * U] + self.bias
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution → norm → MLP → per-channel scale, without the residual."""
+
+    def __init__(self, dims: int, kernel_size: int) -> None:
+        super().__init__()
+        self.dwconv = Conv1d(dims, dims, kernel_size, groups=dims)
+        self.norm = nn.LayerNorm(dims, eps=1e-6)
+        self.pwconv1 = nn.Linear(dims, 4 * dims)
+        self.pwconv2 = nn.Linear(4 * dims, dims)
+        self.gamma = mx.full((dims,), 1e-6)
+
+    def branch(self, x: mx.array) -> mx.array:
+        return self.gamma * self.pwconv2(nn.gelu(self.pwconv1(self.norm(self.dwconv(x)))))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x + self.branch(x)
+
+
+class ParallelConvNeXtBlock(nn.Module):
+    """Blocks of several kernel sizes side by side."""
+
+    def __init__(self, dims: int, kernel_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = [ConvNeXtBlock(dims, k) for k in kernel_sizes]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x + sum(block.branch(x) for block in self.blocks)
+
+
+class Backbone(nn.Module):
+    """ConvNeXt encoder, (B, F, input_channels) → (B, F, dims[-1])."""
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        dims, kernels = config.dims, config.kernel_sizes
+        self.channel_layers = [
+            [nn.Conv1d(config.input_channels, dims[0], 7), nn.LayerNorm(dims[0], eps=1e-6)]
+        ]
+        for a, b in zip(dims, dims[1:], strict=False):
+            self.channel_layers.append([nn.LayerNorm(a, eps=1e-6), nn.Linear(a, b)])
+        self.stages = [
+            [
+                ConvNeXtBlock(d, kernels[0]) if len(kernels) == 1 else ParallelConvNeXtBlock(d, kernels)
+                for _ in range(n)
+            ]
+            for n, d in zip(config.depths, dims, strict=True)
+        ]
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = mx.concatenate([mx.repeat(x[:, :1], 3, axis=1), x, mx.repeat(x[:, -1:], 3, axis=1)], axis=1)
+        for channel_layer, stage in zip(self.channel_layers, self.stages, strict=True):
+            for layer in (*channel_layer, *stage):
+                x = layer(x)
+        return self.norm(x)
+
+
+class ResBlock(nn.Module):
+    """Pairs of a dilated and a plain convolution, each pair added to its input."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.convs1 = [Conv1d(channels, channels, kernel_size, d) for d in dilations]
+        self.convs2 = [Conv1d(channels, channels, kernel_size) for _ in dilations]
+        self.halo = sum(conv.halo for conv in (*self.convs1, *self.convs2))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
+            x = x + plain(nn.silu(dilated(nn.silu(x))))
+        return x
+
+
+class _Mean:
+    """The mean of several blocks' outputs."""
+
+    rate = Fraction(1)
+
+    def __init__(self, blocks: Sequence[ResBlock]) -> None:
+        self.blocks = blocks
+        self.halo = max(block.halo for block in blocks)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return sum(block(x) for block in self.blocks) / len(self.blocks)
+
+
+class Head(nn.Module):
+    """HiFi-GAN generator, (B, F, num_mels) → (B, hop·F, 1) in [−1, 1]."""
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        widths = [config.upsample_initial_channel // 2**i for i in range(len(config.upsample_rates) + 1)]
+        self.conv_pre = Conv1d(config.num_mels, widths[0], config.pre_conv_kernel_size)
+        self.ups = [
+            Upsample(a, b, k, u)
+            for a, b, k, u in zip(
+                widths, widths[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
+            )
+        ]
+        kernels, dilations = config.resblock_kernel_sizes, config.resblock_dilation_sizes
+        self.resblocks = [
+            ResBlock(width, k, d) for width in widths[1:] for k, d in zip(kernels, dilations, strict=True)
+        ]
+        self.conv_post = Conv1d(widths[-1], 1, config.post_conv_kernel_size)
+
+    def layers(self) -> list[Any]:
+        """What is applied, in order; SiLU comes before `conv_post` and tanh after."""
+        n = len(self.resblocks) // len(self.ups)
+        stages = ((up, _Mean(self.resblocks[i * n : (i + 1) * n])) for i, up in enumerate(self.ups))
+        return [self.conv_pre, *(layer for stage in stages for layer in stage), self.conv_post]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        *layers, last = self.layers()
+        for layer in layers:
+            x = layer(x)
+        return mx.tanh(last(nn.silu(x)))
+
+
+class Vocoder(nn.Module):
+    """Log-mel spectrogram → waveform."""
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.head = Head(config)
+
+    def __call__(
+        self, mel: mx.array, window: int | None = None, progress: Callable[[float], None] | None = None
+    ) -> mx.array:
+        """(B, n_mels, F) → (B, 1, hop·F) in the dtype of the weights.
+
+        `window` bounds the memory: that many frames are in work at a time; the result is the same.
+        """
+        x = self.backbone(mel.swapaxes(1, 2).astype(self.backbone.norm.weight.dtype))
+        done, total = 0, x.shape[TIME]
+
+        def count(frames: int) -> None:
+            nonlocal done
+            done += frames
+            if progress:
+                progress(done / total)
+
+        halo, rate = reach(self.head.layers())
+        y = windowed(self.head, x, axis=TIME, size=window, halo=halo, rate=rate, progress=count)
+        return y.swapaxes(1, 2)

@@ -1,0 +1,80 @@
+"""Long signals through local layers, piece by piece, with the same numbers as in one go.
+
+A convolution sees only a few frames on each side. A run of such layers is therefore applied to overlapping
+windows whose overlap covers everything that the kept frames can see; the rest is cut away. Nothing is
+cross-faded, so there is nothing to hear or to measure at a seam, whatever the window.
+
+A layer tells what it needs by two attributes: `halo`, the input frames it looks at on each side, and
+`rate`, its output frames per input frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from math import ceil
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+
+class Window(NamedTuple):
+    """Frames `start:stop` are kept of an input that is read from `low` to `high`."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+
+
+def reach(layers: Sequence[Any]) -> tuple[int, Fraction]:
+    """Of a run of layers: input frames seen on each side of an output frame; output frames per input frame."""
+    halo, rate = Fraction(0), Fraction(1)
+    for layer in layers:
+        halo += Fraction(layer.halo) / rate
+        rate *= layer.rate
+    return ceil(halo), rate
+
+
+def windows(length: int, size: int | None, halo: int, align: int = 1) -> Iterator[Window]:
+    """Cut `length` frames into windows of about `size` (None: one window) with borders on multiples of `align`."""
+    count = 1 if size is None else max(1, round(length / max(size, align)))
+    # Equal windows: few different shapes, and no tiny last one.
+    step = ceil(length / count / align) * align
+    halo = ceil(halo / align) * align
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        yield Window(start, stop, max(0, start - halo), min(length, stop + halo))
+
+
+def windowed(
+    fn: Callable[[mx.array], mx.array],
+    x: mx.array,
+    *,
+    axis: int,
+    size: int | None,
+    halo: int,
+    rate: Fraction,
+    progress: Callable[[int], None] | None = None,
+) -> mx.array:
+    """`fn(x)` for a local `fn`, computed window by window along `axis`; `progress` gets the input frames done.
+
+    The length of `x` along `axis` must be a multiple of `rate.denominator`.
+    """
+    pieces = []
+    for w in windows(x.shape[axis], size, halo, rate.denominator):
+        y = fn(_cut(x, axis, w.low, w.high))
+        y = _cut(y, axis, int((w.start - w.low) * rate), int((w.stop - w.low) * rate))
+        if w.stop - w.start < x.shape[axis]:
+            y = mx.contiguous(y)  # or the piece would keep its whole window alive
+            mx.eval(y)
+        pieces.append(y)
+        if progress:
+            progress(w.stop - w.start)
+    return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=axis)
+
+
+def _cut(x: mx.array, axis: int, start: int, stop: int) -> mx.array:
+    if start == 0 and stop == x.shape[axis]:
+        return x
+    return x[(slice(None),) * axis + (slice(start, stop),)]
