@@ -189,6 +189,10 @@ class TrainStep:
         """Trainable parameters by full path."""
         return dict(tree_flatten(self.model.trainable_parameters()))
 
+    def set_parameters(self, values: Mapping[str, mx.array]) -> None:
+        """Put trained parameters back (as `parameters` gave them)."""
+        self.model.update(tree_unflatten(list(values.items())))
+
     def __call__(self, batch: Batch, *, update: bool, step: int = 0, stop: bool = False) -> StepResult:
         """Run one micro-step. `step`: completed updates so far, for the schedules; `stop`: tell all ranks."""
         for group in self.groups:

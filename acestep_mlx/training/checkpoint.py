@@ -1,0 +1,287 @@
+"""Training checkpoints: a folder that is complete or absent, and that says when it is damaged.
+
+    checkpoint-{step}/
+        pytorch_lora_weights.safetensors   for every loader at strength 1.0 (alpha baked in)
+        adapter.safetensors                the trained parameters themselves, float32
+        optimizer.safetensors              moments, per parameter group
+        sampler.safetensors                random key, gradient under accumulation
+        lyrics_embedder/                   where it is trained
+        config.json                        the resolved configuration
+        training_state.json                step, data order, identity, and size and SHA-256 of every other file
+
+Everything is written into a hidden folder beside it, synced, and renamed. `training_state.json` is written last.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import CheckpointError, ConfigError
+from ..models.files import read_header, read_json
+
+FORMAT_VERSION = 1
+STATE = "training_state.json"
+ADAPTER = "adapter.safetensors"
+LORA = "pytorch_lora_weights.safetensors"
+LYRICS = "lyrics_embedder"
+NAME = re.compile(r"checkpoint-(\d+)")
+PARTIAL = ".partial"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is read back from a checkpoint folder."""
+
+    path: Path
+    state: dict[str, Any]  # training_state.json
+    adapter: dict[str, mx.array]
+    optimizer: dict[str, mx.array]
+    sampler: dict[str, mx.array]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that a rename after it is never ahead of the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file and make sure that all of it arrived."""
+    mx.save_safetensors(str(path), dict(tensors), dict(metadata))
+    read_header(path)  # a short write is an error here, not at the next resume
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Create or replace `target` by a folder that `fill` writes; complete or not at all.
+
+    Raises CheckpointError when the disk is full; whatever `target` was before is then still there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}{PARTIAL}")
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        fill(partial)
+        for path in sorted(partial.rglob("*")):
+            _sync(path)
+        _sync(partial)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        partial.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError, CheckpointError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        free = shutil.disk_usage(target.parent).free
+        full = (isinstance(error, OSError) and error.errno in _NO_SPACE) or free < 16 << 20
+        why = f"the disk is full ({free / 1e6:.0f} MB left); free some space" if full else str(error)
+        raise CheckpointError(
+            f"{target} could not be written: {why}; earlier checkpoints are untouched"
+        ) from error
+
+
+def save(
+    output_dir: Path,
+    step: int,
+    *,
+    state: Mapping[str, Any],
+    adapter: Mapping[str, mx.array],
+    optimizer: Mapping[str, mx.array],
+    sampler: Mapping[str, mx.array],
+    config: Mapping[str, Any],
+    extra: Callable[[Path], None] = lambda folder: None,
+) -> Path:
+    """Write `checkpoint-{step}`; `extra` adds files of its own (the LoRA for other loaders, the lyrics embedder).
+
+    `state` must hold plain JSON values. Raises CheckpointError when it cannot be written whole.
+    """
+    target = output_dir / f"checkpoint-{step}"
+    kind = {"format": "acestep-mlx-checkpoint", "format_version": str(FORMAT_VERSION), "step": str(step)}
+
+    def fill(folder: Path) -> None:
+        write_tensors(folder / ADAPTER, adapter, kind)
+        write_tensors(folder / "optimizer.safetensors", optimizer, kind)
+        write_tensors(folder / "sampler.safetensors", sampler, kind)
+        (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        extra(folder)
+        files = {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        content = {**kind, "format_version": FORMAT_VERSION, **state, "step": step, "files": files}
+        (folder / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    write_folder(target, fill)
+    return target
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint. Raises CheckpointError that names what is missing or damaged."""
+    state = verify(path)
+
+    def tensors(name: str) -> dict[str, mx.array]:
+        loaded = mx.load(str(path / name))
+        assert isinstance(loaded, dict)
+        mx.eval(loaded)  # files may be replaced while we train
+        return loaded
+
+    return Checkpoint(
+        path, state, tensors(ADAPTER), tensors("optimizer.safetensors"), tensors("sampler.safetensors")
+    )
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files all have the recorded size and SHA-256; else CheckpointError."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a checkpoint folder")
+    if not (path / STATE).is_file():
+        raise CheckpointError(
+            f"{path} has no {STATE}: it is not a checkpoint of this trainer, or not a whole one"
+        )
+    state = read_json(path / STATE)
+    version = state.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version!r}, and this version reads {FORMAT_VERSION}"
+        )
+    files = state.get("files")
+    if not isinstance(files, dict) or not isinstance(state.get("step"), int):
+        raise CheckpointError(f"{path / STATE} is damaged")
+    for name in (ADAPTER, "optimizer.safetensors", "sampler.safetensors"):
+        if name not in files:
+            raise CheckpointError(f"{path / STATE} is damaged: it does not list {name}")
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{path} is damaged: {name} is missing")
+        if file.stat().st_size != entry.get("bytes") or sha256(file) != entry.get("sha256"):
+            raise CheckpointError(f"{path} is damaged: {name} is not what was written")
+    return state
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoint folders by step, oldest first; unfinished ones have another name and are not among them."""
+    if not output_dir.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in output_dir.iterdir() if (m := NAME.fullmatch(p.name)) and p.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+def latest(output_dir: Path, notice: Callable[[str, str], None]) -> Checkpoint | None:
+    """The newest undamaged checkpoint, or None when there is none. Damaged ones are named through `notice`.
+
+    Raises CheckpointError when there are checkpoints and every one is damaged: starting over silently would
+    throw a run away.
+    """
+    clean(output_dir)
+    found = checkpoints(output_dir)
+    for path in reversed(found):
+        try:
+            return read(path)
+        except CheckpointError as error:
+            notice(f"skipped a damaged checkpoint: {error}", "warning")
+    if found:
+        raise CheckpointError(
+            f"all {len(found)} checkpoints in {output_dir} are damaged; move them away to start over"
+        )
+    return None
+
+
+def clean(output_dir: Path) -> None:
+    """Put right what a kill may have left: unfinished folders go, a replaced checkpoint comes back."""
+    if not output_dir.is_dir():
+        return
+    for path in output_dir.iterdir():
+        if path.name.startswith(".checkpoint-") and path.name.endswith(PARTIAL):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(".checkpoint-") and path.name.endswith(".old"):
+            target = path.with_name(path.name[1 : -len(".old")])
+            if target.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(target)
+
+
+def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
+    """Delete the oldest checkpoints beyond `limit` (0 = keep all), never `keep`; returns the deleted ones."""
+    found = checkpoints(output_dir)
+    surplus = [p for p in found if p != keep][: max(0, len(found) - limit)] if limit > 0 else []
+    for path in surplus:
+        # Renamed first, so that a kill in the middle never leaves a checkpoint that looks whole.
+        going = path.with_name(f".{path.name}{PARTIAL}")
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
+    return surplus
+
+
+#: options that a resumed run may change: they say where, how long and how often, not what is computed so far
+FREE = {
+    "output_dir", "resume_from_checkpoint", "init_lora", "max_train_steps", "num_train_epochs", "learning_rate",
+    "lyrics_embedder_lr", "lr_scheduler", "lyrics_embedder_lr_scheduler", "lr_warmup_steps", "lr_num_cycles",
+    "lr_power", "lr_end", "max_grad_norm", "gradient_checkpointing", "checkpoint_step_interval",
+    "checkpoint_epoch_interval", "checkpoints_total_limit", "report_to", "logging_dir", "tracker_project_name",
+    "tracker_run_name", "data_backend_config", "pretrained_model_name_or_path", "revision", "cache_dir",
+    "cache_dir_text", "cache_dir_vae", "compress_disk_cache", "vae_cache_disable", "vae_cache_ondemand",
+    "eval_steps_interval", "num_eval_images", "eval_loss_disable", "lora_format",
+}  # fmt: skip
+
+
+def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run that resumes must agree on: the options outside FREE and validation, and `facts` (the model's
+    fingerprint, the data)."""
+    options = {k: v for k, v in config.items() if k not in FREE and not k.startswith("validation_")}
+    return json.loads(json.dumps({**options, **facts}, default=str))
+
+
+def check_identity(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
+    """ConfigError that lists every difference between a checkpoint's identity and this run's."""
+    then = checkpoint.state.get("identity", {})
+    changed = [
+        f"{key}: checkpoint {_short(then.get(key))}, now {_short(now.get(key))}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{checkpoint.path} was made with other settings ({'; '.join(changed)}); set them back, or start a new "
+            "run in another output_dir with init_lora pointing at the checkpoint's LoRA"
+        )
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
