@@ -63,7 +63,7 @@ SILENCE = 1e-4  # peak, −80 dB
 _HALF = 0.5**0.5
 _LEFT, _RIGHT, _BOTH, _NONE = (1.0, 0.0), (0.0, 1.0), (_HALF, _HALF), (0.0, 0.0)
 _LS, _RS = (_HALF, 0.0), (0.0, _HALF)
-# Share of each channel in left and right (ITU-R BS.775), by channel count, in the order of wav, flac and FFmpeg …
+# Share of each channel in left and right (ITU-R BS.775), in the order of wav, flac and FFmpeg …
 LAYOUTS = {
     3: (_LEFT, _RIGHT, _BOTH),
     4: (_LEFT, _RIGHT, _LS, _RS),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from ..audio import log_mel, mel_filters, resample
+from ..audio import log_mel, resample
 from ..errors import CheckpointError, DataError
 from .dcae import AutoencoderDC
 from .vocoder import Vocoder

@@ -100,7 +100,7 @@ class DCAEConfig:
 
     @classmethod
     def tiny(cls) -> DCAEConfig:
-        """Same shape of latents as the released model (8 channels, 8× compression), a few thousand parameters."""
+        """The released model's shape of latents (8 channels, 8× compression), a few thousand parameters."""
         types, scales = ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock"), ((), (), (), (5,))
         return cls(
             in_channels=2,
@@ -215,7 +215,7 @@ class MultiscaleLinearAttention(nn.Module):
         self.halo = max((k // 2 for k in kernel_sizes), default=0)
 
     def _heads(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """q, k ≥ 0 and v, each (B, G, H, W, head_dim) in float32; a group G is 3·head_dim channels in a row."""
+        """q, k ≥ 0 and v, each (B, G, H, W, head_dim) float32; a group G is 3·head_dim channels in a row."""
         qkv = mx.concatenate([self.to_q(x), self.to_k(x), self.to_v(x)], axis=-1)
         qkv = mx.concatenate([qkv] + [scale(qkv) for scale in self.to_qkv_multiscale], axis=-1)
         B, H, W, _ = qkv.shape
@@ -491,7 +491,7 @@ def _context(attn: MultiscaleLinearAttention, x: mx.array, size: int | None) -> 
 
 
 class AutoencoderDC(nn.Module):
-    """The autoencoder; `encode` and `decode` take and give the upstream layout (B, channels, height, width)."""
+    """The autoencoder; `encode` and `decode` take and give upstream's (B, channels, height, width)."""
 
     def __init__(self, config: DCAEConfig) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -134,7 +135,7 @@ class Conv1d(nn.Conv1d):
 
 
 class Upsample(nn.ConvTranspose1d):
-    """SiLU, then a transposed convolution (B, L, C) → (B, rate·L, O), as one matrix product and an overlap-add."""
+    """SiLU, then a transposed convolution (B, L, C) → (B, rate·L, O): a matrix product and an overlap-add."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, rate: int) -> None:
         super().__init__(
@@ -194,7 +195,7 @@ class Backbone(nn.Module):
         self.channel_layers = [
             [nn.Conv1d(config.input_channels, dims[0], 7), nn.LayerNorm(dims[0], eps=1e-6)]
         ]
-        for a, b in zip(dims, dims[1:], strict=False):
+        for a, b in pairwise(dims):
             self.channel_layers.append([nn.LayerNorm(a, eps=1e-6), nn.Linear(a, b)])
         self.stages = [
             [

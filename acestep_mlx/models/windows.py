@@ -28,7 +28,7 @@ class Window(NamedTuple):
 
 
 def reach(layers: Sequence[Any]) -> tuple[int, Fraction]:
-    """Of a run of layers: input frames seen on each side of an output frame; output frames per input frame."""
+    """Of a run of layers: input frames seen on each side of an output frame; output per input frames."""
     halo, rate = Fraction(0), Fraction(1)
     for layer in layers:
         halo += Fraction(layer.halo) / rate
@@ -37,7 +37,7 @@ def reach(layers: Sequence[Any]) -> tuple[int, Fraction]:
 
 
 def windows(length: int, size: int | None, halo: int, align: int = 1) -> Iterator[Window]:
-    """Cut `length` frames into windows of about `size` (None: one window) with borders on multiples of `align`."""
+    """Cut `length` frames into windows of about `size` (None: one), with borders on multiples of `align`."""
     count = 1 if size is None else max(1, round(length / max(size, align)))
     # Equal windows: few different shapes, and no tiny last one.
     step = ceil(length / count / align) * align
@@ -57,7 +57,7 @@ def windowed(
     rate: Fraction,
     progress: Callable[[int], None] | None = None,
 ) -> mx.array:
-    """`fn(x)` for a local `fn`, computed window by window along `axis`; `progress` gets the input frames done.
+    """`fn(x)` for a local `fn`, window by window along `axis`; `progress` gets the input frames done.
 
     The length of `x` along `axis` must be a multiple of `rate.denominator`.
     """

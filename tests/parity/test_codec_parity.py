@@ -24,7 +24,7 @@ RES, VIT = "ResBlock", "EfficientViTBlock"
 DCAE_CONFIGS = {
     # the released shape, made small
     "released": DCAEConfig.tiny(),
-    # diffusers' defaults: (un)shuffling, averaging shortcuts with several group sizes, attention in the middle
+    # diffusers' defaults: (un)shuffling, shortcuts with several group sizes, attention in the middle
     "shuffle": DCAEConfig(
         in_channels=3,
         latent_channels=4,
