@@ -1,0 +1,121 @@
+"""What every loader calls the tensors of a LoRA: tables, and one function that reads a key.
+
+Measured against diffusers, peft, the original pipeline, SimpleTuner and ComfyUI.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# In front of a module path; stripped again and again ("base_model.model.transformer." too).
+PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
+# In front of a path whose dots became underscores.
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
+# (ending, role); `.default` may be any adapter name.
+ROLES: tuple[tuple[str, str], ...] = (
+    (r"\.lora_A(?:\.(?P<adapter>\w+))?\.weight", "a"),
+    (r"\.lora_B(?:\.(?P<adapter>\w+))?\.weight", "b"),
+    (r"\.lora_down(?:\.(?P<adapter>\w+))?\.weight", "a"),
+    (r"\.lora_up(?:\.(?P<adapter>\w+))?\.weight", "b"),
+    (r"\.lora\.down\.weight", "a"),
+    (r"\.lora\.up\.weight", "b"),
+    (r"\.lora_a", "a_in_r"),  # our own and mlx-lm's: (in, r)
+    (r"\.lora_b", "b_r_out"),  # (r, out)
+    (r"\.m", "magnitude"),
+    (r"\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>\w+))?(?:\.weight)?", "magnitude"),
+    (r"\.dora_scale", "dora_scale"),
+    (r"\.alpha", "alpha"),
+    (r"\.diff", "diff"),
+    (r"\.diff_b", "diff_b"),
+    (r"\.set_weight", "set_weight"),
+)
+_ROLES = tuple((re.compile(f"(?P<path>.+?){ending}"), role) for ending, role in ROLES)
+
+# Trained in full beside the LoRA; a file may carry them under their plain names.
+LYRICS_EMBEDDER = ("lyric_embs.", "lyric_encoder.", "lyric_proj.")
+
+# Linear layers here that are 1×1 convolutions in PyTorch, with the number of their trailing dimensions.
+CONVOLUTIONS: tuple[tuple[str, int], ...] = (
+    (r"transformer_blocks\.\d+\.ff\.(inverted_conv|point_conv)\.conv", 1),
+    (r"proj_in\.early_conv_layers\.2", 2),
+)
+
+# Underscored paths back to dotted ones; every linear layer of the transformer.
+FLAT_PATHS: tuple[tuple[str, str], ...] = (
+    (r"transformer_blocks_(\d+)_(attn|cross_attn)_(to_[qkv])", r"transformer_blocks.\1.\2.\3"),
+    (r"transformer_blocks_(\d+)_(attn|cross_attn)_to_out_0", r"transformer_blocks.\1.\2.to_out.0"),
+    (r"transformer_blocks_(\d+)_ff_(inverted|point)_conv_conv", r"transformer_blocks.\1.ff.\2_conv.conv"),
+    (r"lyric_encoder_encoders_(\d+)_self_attn_(linear_\w+)", r"lyric_encoder.encoders.\1.self_attn.\2"),
+    (r"lyric_encoder_encoders_(\d+)_feed_forward_(w_[12])", r"lyric_encoder.encoders.\1.feed_forward.\2"),
+    (r"lyric_encoder_embed_out_0", r"lyric_encoder.embed.out.0"),
+    (r"(speaker_embedder|genre_embedder|lyric_proj)", r"\1"),
+    (r"t_block_1", r"t_block.1"),
+    (r"timestep_embedder_(linear_[12])", r"timestep_embedder.\1"),
+    (r"final_layer_linear", r"final_layer.linear"),
+    (r"proj_in_early_conv_layers_2", r"proj_in.early_conv_layers.2"),
+)
+
+# Endings of adapters that are not LoRAs, for the message.
+OTHER_KINDS = {
+    "lokr_": "LyCORIS LoKr",
+    "hada_": "LyCORIS LoHa",
+    "oft_": "OFT",
+    "glora": "GLoRA",
+    "ia3_l": "IA3",
+    "lora_mid": "a LoCon convolution",
+    "lora_embedding_": "a LoRA on an embedding",
+    "lora_B.bias": "a LoRA with biases",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One tensor's place: dotted upstream path of its module, its role, the adapter's name if given."""
+
+    path: str
+    role: str
+    adapter: str | None = None
+
+
+def strip_prefix(name: str) -> str:
+    """The upstream path without any loader's prefix."""
+    stripped = next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
+    return stripped if stripped == name else strip_prefix(stripped)
+
+
+def parse(name: str) -> Key | None:
+    """Where the tensor `name` belongs, or None. Role "embedder": a plain parameter name."""
+    for pattern, role in _ROLES:
+        if match := pattern.fullmatch(name):
+            path = _dotted(match["path"])
+            groups = match.groupdict()
+            return Key(path, role, groups.get("adapter")) if path else None
+    plain = strip_prefix(name).replace(".base_layer.", ".")
+    if plain.startswith(LYRICS_EMBEDDER):
+        return Key(plain, "embedder")
+    return None
+
+
+def _dotted(path: str) -> str | None:
+    flat = next((path.removeprefix(p) for p in FLAT_PREFIXES if path.startswith(p)), None)
+    if flat is None:
+        return strip_prefix(path).replace(".base_layer", "")
+    for pattern, replacement in FLAT_PATHS:
+        if re.fullmatch(pattern, flat):
+            return re.sub(pattern, replacement, flat)
+    return None
+
+
+def convolution_dims(path: str) -> int:
+    """How many trailing 1s the LoRA tensors of this module have in PyTorch: 0 for a linear layer."""
+    return next((dims for pattern, dims in CONVOLUTIONS if re.fullmatch(pattern, path)), 0)
+
+
+def describe_unknown(names: list[str]) -> str:
+    """A line that names unknown keys and says what they look like."""
+    shown = ", ".join(repr(n if len(n) < 120 else n[:117] + "...") for n in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    kind = next((kind for n in names for mark, kind in OTHER_KINDS.items() if mark in n), None)
+    return f"{shown}{more}" + (f" ({kind} is not supported)" if kind else "")

@@ -1,0 +1,120 @@
+"""The scale that a LoRA file was trained with, from wherever its writer put it.
+
+`<module>.alpha` gives alpha/r; peft's settings (`lora_adapter_metadata`, the flat metadata of older
+SimpleTuner files, or `adapter_config.json` beside the file) give alpha/r or alpha/√r with their rank and
+alpha patterns; a file with neither is what loaders take it for: 1.0 × the stored weights.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+ADAPTER_METADATA = "lora_adapter_metadata"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """The part of a peft LoraConfig that decides the scale."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any], source: str) -> PeftSettings:
+        """Raises CheckpointError naming `source` for values that are not what they should be."""
+        values = {k.removeprefix("transformer."): _literal(v) for k, v in d.items()}
+        rank: Any = values.get("r")
+        alpha: Any = values.get("lora_alpha")
+        if alpha is None:
+            alpha = rank
+        ranks, alphas = values.get("rank_pattern") or {}, values.get("alpha_pattern") or {}
+        if not _number(rank) or not _number(alpha) or rank != int(rank) or rank < 1:
+            raise CheckpointError(f"{source}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}")
+        for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+            if not isinstance(pattern, Mapping) or not all(_number(v) for v in pattern.values()):
+                raise CheckpointError(f"{source}: {name} must map module names to numbers")
+        return cls(
+            int(rank),
+            alpha,
+            bool(values.get("use_rslora")),
+            bool(values.get("use_dora")),
+            ranks,
+            alphas,
+            source,
+        )
+
+    def scale(self, path: str, rank: int) -> float:
+        """The scale of a module whose tensors have `rank`. Raises CheckpointError where the two disagree."""
+        said = int(_pattern(self.rank_pattern, path, self.rank))
+        if said != rank:
+            raise CheckpointError(
+                f"{self.source} says rank {said} for {path}, and its tensors have rank {rank}"
+            )
+        alpha = _pattern(self.alpha_pattern, path, self.alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _literal(value: Any) -> Any:
+    """Flat metadata holds Python's str() of every value."""
+    if not isinstance(value, str) or len(value) > 100_000:
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+
+
+def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    """peft's rule: a pattern matches the whole path or its end after a dot."""
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", path):
+                return value
+        except re.error:
+            continue
+    return default
+
+
+def read_settings(metadata: Mapping[str, str], folder: Path) -> PeftSettings | None:
+    """peft's settings of the LoRA file whose safetensors metadata is given and which lies in `folder`."""
+    if ADAPTER_METADATA in metadata:
+        return PeftSettings.from_dict(_json(metadata[ADAPTER_METADATA], ADAPTER_METADATA), ADAPTER_METADATA)
+    if "r" in metadata and "lora_alpha" in metadata:
+        return PeftSettings.from_dict(metadata, "the file's metadata")
+    config = folder / ADAPTER_CONFIG
+    if config.is_file():
+        try:
+            text = config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{config} cannot be read: {error}") from None
+        return PeftSettings.from_dict(_json(text, str(config)), str(config))
+    return None
+
+
+def _json(text: str, source: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{source} must be a JSON object")
+    return value

@@ -1,0 +1,146 @@
+"""A LoRA in memory: per module A, B and a scale, whatever file or model it came from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..errors import CheckpointError
+from .keys import describe_unknown
+from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
+
+
+@dataclass
+class LoRAModule:
+    """ΔW = scale · b @ a of one linear layer: a (r, in), b (out, r), float32.
+
+    `magnitude` (out,) makes it DoRA: W + ΔW is then multiplied per output row by magnitude/‖W + ΔW‖ as peft
+    does (`magnitude_over` "adapted"), or by magnitude/‖W‖ as ComfyUI does with its `dora_scale` ("base").
+    """
+
+    a: mx.array
+    b: mx.array
+    scale: float = 1.0
+    magnitude: mx.array | None = None
+    magnitude_over: str = "adapted"
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the layer."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def delta(self) -> mx.array:
+        """ΔW (out, in) float32, without the magnitude."""
+        return (self.scale * self.b) @ self.a
+
+    def adapted_norms(self, linear: nn.Module) -> mx.array:
+        """‖W + ΔW‖ per output row of `linear`, (out,) float32."""
+        return adapted_norms(linear, row_norms_squared(linear), self.a, self.b, self.scale)
+
+    def gain(self, linear: nn.Module) -> mx.array | None:
+        """The factor of every output row of W + ΔW, (out,) float32, or None where it is plain LoRA."""
+        if self.magnitude is None:
+            return None
+        if self.magnitude_over == "base":
+            return self.magnitude / mx.sqrt(mx.maximum(row_norms_squared(linear), 1e-30))
+        return self.magnitude / self.adapted_norms(linear)
+
+    def adapted_weight(self, linear: nn.Module, strength: float = 1.0) -> mx.array:
+        """W + strength · (gain·(W + ΔW) − W), (out, in) float32."""
+        weight = dense_weight(linear)
+        gain = self.gain(linear)
+        if gain is None:
+            return weight + (strength * self.scale * self.b) @ self.a
+        adapted = gain[:, None] * (weight + self.delta())
+        return weight + strength * (adapted - weight)
+
+    def baked(self, rank: int) -> LoRAModule:
+        """The same ΔW with scale 1, the scale in b, zero-padded up to `rank`."""
+        pad = rank - self.rank
+        a = mx.pad(self.a, [(0, pad), (0, 0)]) if pad else self.a
+        b = mx.pad(self.scale * self.b, [(0, 0), (0, pad)]) if pad else self.scale * self.b
+        return LoRAModule(a, b, 1.0, self.magnitude, self.magnitude_over)
+
+
+@dataclass
+class LoRAWeights:
+    """All modules of a LoRA by upstream path, and what goes with them.
+
+    `metadata` are the trainer's own facts (rank, alpha, targets, base fingerprint, …), `lyrics_embedder` the
+    parameters trained in full (upstream names → values), `diffs` additions to whole parameters.
+    """
+
+    modules: dict[str, LoRAModule]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    lyrics_embedder: dict[str, mx.array] | None = None
+    diffs: dict[str, mx.array] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its modules."""
+        return max((m.rank for m in self.modules.values()), default=0)
+
+    @property
+    def is_dora(self) -> bool:
+        return any(m.magnitude is not None for m in self.modules.values())
+
+    @property
+    def parameter_count(self) -> int:
+        arrays = [x for m in self.modules.values() for x in (m.a, m.b, m.magnitude) if x is not None]
+        return sum(x.size for x in [*arrays, *(self.lyrics_embedder or {}).values(), *self.diffs.values()])
+
+    def check_finite(self, where: str) -> None:
+        """Raises CheckpointError naming the modules that hold NaN or infinity."""
+        named = [(p, x) for p, m in self.modules.items() for x in (m.a, m.b, m.magnitude) if x is not None]
+        named += [*(self.lyrics_embedder or {}).items(), *self.diffs.items()]
+        finite = [mx.isfinite(x).all() for _, x in named]
+        mx.eval(finite)
+        bad = list(dict.fromkeys(p for (p, _), ok in zip(named, finite, strict=True) if not ok.item()))
+        if bad:
+            raise CheckpointError(f"{where}: NaN or infinite weights in {describe_unknown(bad)}")
+
+    def check_against(self, transformer: nn.Module, where: str = "this LoRA") -> None:
+        """Raises CheckpointError naming keys where it is not for this model."""
+        linears = base_linears(transformer)
+        unknown = [path for path in self.modules if path not in linears]
+        if unknown:
+            raise CheckpointError(
+                f"{where} is for another model: {len(unknown)} of its {len(self.modules)} modules are no "
+                f"linear layers here: {describe_unknown(unknown)}"
+            )
+        wrong = [
+            f"{path} is {module.shape[0]}×{module.shape[1]} there and {'×'.join(map(str, shape))} here"
+            for path, module in self.modules.items()
+            if module.shape != (shape := linear_shape(linears[path]))
+        ]
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise CheckpointError(f"{where} is for a model of another size: {wrong[0]}{more}")
+
+
+def relative_difference(ours: LoRAModule, other: LoRAModule) -> float:
+    """‖ΔW' − ΔW‖ / ‖ΔW‖ (Frobenius), in float64 from the factors, without forming ΔW."""
+
+    def factors(m: LoRAModule) -> tuple[np.ndarray, np.ndarray]:
+        return m.scale * np.array(m.b, np.float64), np.array(m.a, np.float64)
+
+    def norm(b: np.ndarray, a: np.ndarray) -> float:  # ‖ba‖² = Σ (bᵀb)∘(aaᵀ)
+        return math.sqrt(max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0))
+
+    (b0, a0), (b1, a1) = factors(ours), factors(other)
+    # (b1 − b0)a1 + b0(a1 − a0) loses nothing to cancellation, as the difference of two products would.
+    rank = max(a0.shape[0], a1.shape[0])
+    a0, a1 = (np.pad(a, ((0, rank - a.shape[0]), (0, 0))) for a in (a0, a1))
+    b0, b1 = (np.pad(b, ((0, 0), (0, rank - b.shape[1]))) for b in (b0, b1))
+    difference = norm(np.concatenate([b1 - b0, b0], axis=1), np.concatenate([a1, a1 - a0]))
+    size = norm(b0, a0)
+    return difference / size if size else (0.0 if norm(b1, a1) == 0 else math.inf)

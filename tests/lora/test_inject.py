@@ -1,0 +1,258 @@
+"""Injected layers: an untrained one changes nothing, a trained one is what the formula says."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from acestep_mlx.errors import ConfigError
+from acestep_mlx.lora.inject import (
+    TARGET_PRESETS,
+    LoRASpec,
+    adapter_modules,
+    disabled,
+    find_targets,
+    from_model,
+    inject,
+    load_adapters,
+    seed_dropout,
+    unfreeze_adapters,
+)
+from acestep_mlx.lora.linear import dense_weight
+
+from .standin import KINDS, TOKENS, disturb, make, trained
+
+EVERY_LINEAR = (
+    *TARGET_PRESETS["attn_qkv+linear_qkv"],
+    "inverted_conv.conv",
+    "ff.point_conv.conv",
+    "lyric_proj",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dora", [False, True])
+def test_untrained_adapter_is_a_bit_exact_no_op(kind, dora):
+    model = make(kind)
+    before = model(TOKENS)
+    spec = LoRASpec(rank=4, alpha=32, use_rslora=True, use_dora=dora, targets=EVERY_LINEAR)
+    paths = inject(model, spec)
+    assert len(paths) == 3 + 2 * 8 + 2 * 2 + 1
+    assert mx.array_equal(before, model(TOKENS))
+    assert mx.array_equal(before, mx.compile(model)(TOKENS))
+    disturb(model)
+    assert not mx.array_equal(before, model(TOKENS))
+    with disabled(model):
+        assert mx.array_equal(before, model(TOKENS))
+    assert not mx.array_equal(before, model(TOKENS))
+
+
+@pytest.mark.parametrize("kind", ["float32", "q8", "q4"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_trained_layer_is_the_formula(kind, dora):
+    model = trained(LoRASpec(rank=4, alpha=6, use_dora=dora), kind)
+    layer = model.transformer_blocks[1].attn.to_out[0]
+    x = mx.random.normal((2, 3, 64), key=mx.random.key(9))
+    weight = dense_weight(layer.linear).astype(mx.float32)
+    adapted = weight + 1.5 * (layer.lora_b.T @ layer.lora_a.T)
+    if dora:
+        adapted = adapted * (layer.m / mx.linalg.norm(adapted, axis=1))[:, None]
+    expected = x @ adapted.T + layer.linear.bias
+    assert mx.abs(layer(x) - expected).max() < 3e-6 * mx.abs(expected).max() + (
+        1e-5 if kind != "float32" else 0
+    )
+
+
+def test_only_the_adapters_train_in_float32_under_bfloat16():
+    model = trained(LoRASpec(rank=4, use_dora=True), "bfloat16")
+    names = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    assert len(names) == 3 * 19
+    assert {name.rsplit(".", 1)[1] for name in names} == {"lora_a", "lora_b", "m"}
+    assert all(v.dtype == mx.float32 for _, v in tree_flatten(model.trainable_parameters()))
+    assert model(TOKENS).dtype == mx.bfloat16
+    model.freeze()
+    unfreeze_adapters(model)
+    assert names == {name for name, _ in tree_flatten(model.trainable_parameters())}
+
+
+@pytest.mark.parametrize("kind", ["float32", "q8"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_every_adapter_gets_a_gradient(kind, dora):
+    model = trained(LoRASpec(rank=4, use_dora=dora), kind)
+    grads = nn.value_and_grad(model, lambda: model(TOKENS).astype(mx.float32).square().mean())()[1]
+    flat = tree_flatten(grads)
+    assert len(flat) == (3 if dora else 2) * 19
+    assert all(mx.abs(g).max() > 0 for _, g in flat)
+
+
+def test_start_is_set_by_the_seed_and_the_path_alone():
+    one, two, three = make(), make(), make()
+    inject(one, LoRASpec(rank=4), seed=5)
+    mx.random.seed(99)
+    inject(two, LoRASpec(rank=4, targets=("to_q",)), seed=5)
+    inject(three, LoRASpec(rank=4), seed=6)
+    a, b, c = (m.transformer_blocks[0].attn.to_q.lora_a for m in (one, two, three))
+    assert mx.array_equal(a, b)
+    assert not mx.array_equal(a, c)
+    assert not mx.array_equal(a, one.transformer_blocks[1].attn.to_q.lora_a)
+
+
+def test_injecting_leaves_the_global_random_state_alone():
+    model = make()
+    mx.random.seed(7)
+    expected = mx.random.normal((3,))
+    mx.random.seed(7)
+    inject(model, LoRASpec(rank=4, use_dora=True))
+    assert mx.array_equal(mx.random.normal((3,)), expected)
+
+
+def test_init_types():
+    model = make()
+    inject(model, LoRASpec(rank=8))
+    a = model.transformer_blocks[0].attn.to_q.lora_a
+    assert mx.abs(a).max() <= 1 / math.sqrt(64)
+    assert abs(a.std().item() - 1 / math.sqrt(3 * 64)) < 0.01
+    model = make()
+    inject(model, LoRASpec(rank=8, init_type="gaussian"))
+    assert abs(model.transformer_blocks[0].attn.to_q.lora_a.std().item() - 1 / 8) < 0.02
+    assert LoRASpec(init_type=True).init_type == LoRASpec(init_type="true").init_type == "default"
+
+
+def test_scale():
+    assert LoRASpec(rank=16).scale == 1
+    assert LoRASpec(rank=256, alpha=32).scale == 0.125
+    assert LoRASpec(rank=256, alpha=32, use_rslora=True).scale == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"rank": 0},
+        {"rank": -1},
+        {"rank": True},
+        {"rank": 2.5},
+        {"rank": 5000},
+        {"alpha": 0},
+        {"alpha": math.nan},
+        {"alpha": math.inf},
+        {"alpha": -3},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"targets": ()},
+        {"targets": "to_q"},
+        {"init_type": "pissa"},
+        {"init_type": "loftq"},
+        {"init_type": False},
+    ],
+)
+def test_bad_specs(bad):
+    with pytest.raises(ConfigError) as error:
+        LoRASpec(**bad)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("to_qq", "matches no module of this model; did you mean 'to_q'"),
+        ("", "empty"),
+        ("attn", "not a linear layer but Attention"),
+        ("ff.depth_conv", "depthwise"),
+        ("ff.depth_conv.conv", "depthwise"),
+        ("conv", "not a linear layer but Conv1d"),
+        ("lyric_embs", "not a linear layer but Embedding"),
+        ("o_q", "matches no module"),
+    ],
+)
+def test_targets_that_cannot_be(target, says):
+    with pytest.raises(ConfigError, match=says):
+        inject(make(), LoRASpec(targets=("to_q", target)))
+
+
+def test_targets_are_suffixes_or_whole_paths():
+    assert list(find_targets(make(), ("transformer_blocks.1.attn.to_q",))) == [
+        "transformer_blocks.1.attn.to_q"
+    ]
+    assert len(find_targets(make(), ("cross_attn.to_q", "cross_attn.to_q"))) == 2
+    assert len(find_targets(make("q8"), TARGET_PRESETS["attn_qkv"])) == 16
+    assert list(find_targets(make(), ("final_layer.linear",))) == ["final_layer.linear"]
+
+
+def test_speaker_embedder_only_when_asked_and_with_a_note():
+    assert not LoRASpec().notes
+    assert not any("speaker" in path for path in inject(make(), LoRASpec()))
+    spec = LoRASpec(targets=TARGET_PRESETS["attn_qkv+linear_qkv+speech_embedder"])
+    assert "no gradient" in spec.notes[0]
+    assert "speaker_embedder" in inject(make(), spec)
+
+
+def test_injecting_twice_is_refused():
+    model = trained(LoRASpec(rank=4))
+    with pytest.raises(ConfigError, match="already"):
+        inject(model, LoRASpec(rank=4))
+
+
+def test_dropout_follows_its_key_also_through_a_checkpoint():
+    model = trained(LoRASpec(rank=4, dropout=0.5))
+    quiet = model(TOKENS)
+    model.train()
+    with pytest.raises(RuntimeError, match="seed_dropout"):
+        model(TOKENS)
+
+    def run(key, checkpointed):
+        seed_dropout(model, mx.random.key(key))
+
+        def loss(parameters, tokens):
+            model.update(parameters)
+            return model(tokens).square().mean()
+
+        f = mx.checkpoint(loss) if checkpointed else loss
+        return mx.value_and_grad(lambda p, t: f(p, t))(model.trainable_parameters(), TOKENS)
+
+    first, again, other = run(1, False), run(1, True), run(2, False)
+    assert mx.array_equal(first[0], again[0])
+    assert first[0] != other[0]
+    for (name, a), (_, b) in zip(tree_flatten(first[1]), tree_flatten(again[1]), strict=True):
+        assert mx.allclose(a, b, rtol=1e-5, atol=1e-7), name
+    model.eval()
+    assert mx.array_equal(quiet, model(TOKENS))
+
+
+@pytest.mark.parametrize("kind", ["float32", "q8"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_init_lora_is_the_same_update_under_another_rank_and_alpha(kind, dora):
+    source = trained(LoRASpec(rank=3, alpha=7, use_rslora=True, use_dora=dora), kind)
+    weights = from_model(source, LoRASpec(rank=3))
+    model = make(kind)
+    inject(model, LoRASpec(rank=8, alpha=2, use_dora=dora), seed=4)
+    load_adapters(model, weights)
+    wanted, got = source(TOKENS).astype(mx.float32), model(TOKENS).astype(mx.float32)
+    assert mx.abs(wanted - got).max() < (1e-5 if kind == "float32" else 0.05) * mx.abs(wanted).max()
+    layer = adapter_modules(model)["transformer_blocks.0.attn.to_q"]
+    assert mx.abs(layer.lora_a[:, 3:]).max() > 0 and mx.abs(layer.lora_b[3:]).max() == 0
+
+
+def test_plain_lora_starts_a_dora_exactly():
+    source = trained(LoRASpec(rank=4))
+    model = make()
+    inject(model, LoRASpec(rank=4, use_dora=True))
+    load_adapters(model, from_model(source, LoRASpec(rank=4)))
+    assert mx.allclose(source(TOKENS), model(TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_init_lora_that_does_not_fit():
+    weights = from_model(trained(LoRASpec(rank=8, use_dora=True)), LoRASpec(rank=8))
+    for spec, says in (
+        (LoRASpec(rank=4, use_dora=True), "lora_rank"),
+        (LoRASpec(rank=8), "use_dora"),
+        (LoRASpec(rank=8, use_dora=True, targets=("to_q",)), "does not train"),
+    ):
+        model = make()
+        inject(model, spec)
+        with pytest.raises(ConfigError, match=says):
+            load_adapters(model, weights)
+    assert adapter_modules(make()) == {}
