@@ -1,0 +1,74 @@
+"""What a backend's error means for the user, and which settings to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import AceStepError
+
+# Pieces of what Metal, CUDA and the CPU allocator say. The first two groups are RuntimeErrors of MLX.
+OUT_OF_MEMORY = (
+    "unable to allocate",
+    "out of memory",
+    "outofmemory",
+    "insufficient memory",
+    "maximum allowed buffer size",
+    "cudamalloc",
+    "bad_alloc",
+)
+WATCHDOG = ("gpu timeout", "impacting interactivity", "callbackerrortimeout")
+PEER_LOST = ("[ring]", "connection to a peer", "[mpi]", "[nccl]", "[jaccl]")
+
+
+class OutOfMemory(AceStepError):
+    """The run does not fit; the message lists what to lower, most effective first."""
+
+
+def memory_advice(config: Mapping[str, Any], longest_seconds: float = 0.0) -> list[str]:
+    """Settings that would take less memory than `config`, in order of effect."""
+    advice = []
+    precision = config.get("base_model_precision", "no_change")
+    if not config.get("gradient_checkpointing", True):
+        advice.append("gradient_checkpointing=true")
+    if precision == "no_change":
+        advice.append("base_model_precision=int8-quanto (the model takes half) or int4-quanto (a quarter)")
+    elif "8" in precision:
+        advice.append("base_model_precision=int4-quanto (the model takes half of what it does now)")
+    if config.get("train_batch_size", 1) > 1:
+        advice.append("train_batch_size=1 with gradient_accumulation_steps=" + str(config["train_batch_size"]))
+    if longest_seconds > 60 or not longest_seconds:
+        advice.append("audio.max_duration_seconds=60 in the data set (shorter songs)")
+    if config.get("mixed_precision") == "no":
+        advice.append("mixed_precision=bf16")
+    if config.get("lora_rank", 16) > 16:
+        advice.append("lora_rank=16")
+    if config.get("lyrics_embedder_train"):
+        advice.append("lyrics_embedder_train=false")
+    return [*advice, "closing other programs"]
+
+
+@contextmanager
+def explained(config: Mapping[str, Any], keeps: str = "") -> Iterator[None]:
+    """Turn a backend's RuntimeError into one line that says what to do; `keeps` says what was saved."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = f"{type(error).__name__} {error}".lower()
+        tail = f" {keeps}" if keeps else ""
+        if isinstance(error, MemoryError) or any(piece in said for piece in OUT_OF_MEMORY):
+            advice = "; ".join(f"{i}. {text}" for i, text in enumerate(memory_advice(config), 1))
+            raise OutOfMemory(f"out of memory. What helps, in order of effect: {advice}.{tail}") from error
+        if any(piece in said for piece in WATCHDOG):
+            raise AceStepError(
+                "macOS stopped the GPU because one piece of work took too long (its watchdog). Let the display "
+                "sleep, close what draws on it, or shorten the songs; `acestep-mlx train` again goes on with "
+                f"resume_from_checkpoint=latest.{tail}"
+            ) from error
+        if any(piece in said for piece in PEER_LOST):
+            raise AceStepError(
+                f"another machine or process of this run ended or lost its connection ({error}); this one stops "
+                f"too. Start all of them again with resume_from_checkpoint=latest.{tail}"
+            ) from error
+        raise
