@@ -1,7 +1,283 @@
-"""The converter: a PyTorch checkpoint in, a self-contained MLX folder out."""
+"""The converter: a PyTorch checkpoint in, a self-contained MLX folder out.
+
+Everything is checked from headers before the first weight is read; then tensors are streamed, a slice at a
+time, into a temporary folder that takes its final name when it is whole.
+"""
 
 from __future__ import annotations
 
-from .translate import Account, plan, translate
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Account", "plan", "translate"]
+import mlx.core as mx
+
+from .. import __version__
+from ..errors import CheckpointError, ConfigError
+from ..models.files import ITEM_SIZES
+from ..models.load import (
+    COMPONENTS,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    LYRIC_VOCAB,
+    QUANTIZED_COMPONENTS,
+    TOKENIZER,
+    Quantization,
+    quantizable,
+)
+from . import lyric_vocab as vocabulary
+from .folder import new_folder
+from .source import TOKENIZER_FILES, ComponentSource, Progress, Source, resolve
+from .tensors import SafetensorsWriter, dtype_name, read_rows, read_tensor
+from .translate import Account, Entry, plan, translate
+
+__all__ = ["Account", "Report", "convert", "plan", "translate"]
+
+SPARE = 64 << 20  # bytes that a disk must have beyond what is written
+
+
+@dataclass
+class ComponentReport:
+    """What became of one component."""
+
+    account: Account
+    quantized: list[str]
+    parameters: int  # converted, as counted upstream
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass
+class Report:
+    """What a conversion did; `path` is the finished folder."""
+
+    path: Path
+    components: dict[str, ComponentReport]
+    lyric_vocab: str  # where it came from
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Job:
+    """One component, planned: what to read, what to write."""
+
+    name: str
+    source: ComponentSource
+    config: dict[str, Any]
+    entries: list[Entry]
+    account: Account
+    quantized: list[str]
+    dtype: mx.Dtype
+    quantization: Quantization | None
+
+    def outputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name → (dtype, shape) of what is written. Shapes only: nothing is computed."""
+        wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for entry in self.entries:
+            for name, value in self.pack(entry, mx.zeros(entry.shape, self.dtype)).items():
+                wanted[name] = (dtype_name(value.dtype), tuple(value.shape))
+        return wanted
+
+    def pack(self, entry: Entry, value: mx.array) -> dict[str, mx.array]:
+        """A tensor of ours as it is stored: in the wanted dtype, or quantised."""
+        value = value.astype(self.dtype)
+        layer = entry.target.removesuffix(".weight")
+        if self.quantization is None or layer not in self.quantized or entry.leaf != "weight":
+            return {entry.target: value}
+        parts = mx.quantize(value, **self.quantization.as_dict())
+        return dict(zip((entry.target, f"{layer}.scales", f"{layer}.biases"), parts, strict=False))
+
+    def slices(self, entry: Entry) -> Iterator[mx.array]:
+        """The tensor in our layout, in slices of rows where that is possible."""
+        infos = [self.source.tensors[name] for name in entry.sources]
+        if entry.by_rows:
+            for rows in read_rows(infos[0]):
+                yield entry.make({entry.sources[0]: rows}.__getitem__)
+        else:
+            values = {
+                info_name: read_tensor(info) for info_name, info in zip(entry.sources, infos, strict=True)
+            }
+            yield entry.make(values.__getitem__)
+
+    def source_bytes(self, entry: Entry) -> int:
+        """How many bytes of the checkpoint the tensor is made from."""
+        infos = (self.source.tensors[name] for name in entry.sources)
+        return sum(info.stop - info.start for info in infos)
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    quantize: bool = False,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str = "affine",
+    dtype: str | None = None,
+    revision: str | None = None,
+    lyric_vocab: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert the upstream checkpoint `src` (folder or hub repository) into the new MLX folder `dst`.
+
+    quantize: the large linear layers of the transformer and the text encoder (see
+    `models.load.quantizable`), with q_bits, q_group_size and q_mode as MLX has them. dtype: of everything
+    else ("bfloat16", "float16", "float32"; None keeps each component's own). lyric_vocab: a vocabulary file
+    instead of the one that is found. progress(text, done, total) is told bytes; total 0 is a note.
+
+    Memory stays far below 2 GB whatever the size. `dst` must not exist and appears only when it is whole.
+    Raises ConfigError or CheckpointError in one line.
+    """
+    started = time.monotonic()
+    notes: list[str] = []
+
+    def tell(text: str, done: int, total: int) -> None:
+        if not total:
+            notes.append(text)
+        if progress is not None:
+            progress(text, done, total)
+
+    quantization = Quantization.of(q_bits, q_group_size, q_mode) if quantize else None
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    dst = Path(dst).expanduser().absolute()
+    if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
+        raise CheckpointError(f"{dst} exists already; delete it or choose another --mlx-path")
+    source = resolve(src, revision, tell)
+    jobs = [_plan_component(source, name, dtype, quantization) for name in COMPONENTS]
+    vocab = vocabulary.find(lyric_vocab, source.path, jobs[0].config["lyric_encoder_vocab_size"], tell)
+    _check_tokenizer(source, jobs)
+
+    outputs = {job.name: job.outputs() for job in jobs}
+    with new_folder(dst, needed=_sizes(outputs) + SPARE, notify=lambda line: tell(line, 0, 0)) as folder:
+        reports: dict[str, ComponentReport] = {}
+        fingerprints: dict[str, str] = {}
+        total = sum(job.source_bytes(entry) for job in jobs for entry in job.entries)
+        done = 0
+        for job in jobs:
+            path = folder / f"{job.name}.safetensors"
+            with SafetensorsWriter(path, outputs[job.name]) as writer:
+                for entry in job.entries:
+                    _write(job, entry, writer)
+                    done += job.source_bytes(entry)
+                    tell(f"converting {job.name}", done, total)
+            fingerprints[job.name] = writer.digest()
+            reports[job.name] = ComponentReport(
+                job.account,
+                job.quantized,
+                sum(job.source.tensors[name].size for entry in job.entries for name in entry.sources[-1:]),
+                sum(info.stop - info.start for info in job.source.tensors.values()),
+                writer.size,
+            )
+        for name in TOKENIZER_FILES:
+            if (jobs[1].source.folder / name).is_file():
+                shutil.copyfile(jobs[1].source.folder / name, folder / name)
+        (folder / LYRIC_VOCAB).write_bytes(vocab.data)
+        config = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "converter_version": __version__,
+            "source": {"path_or_repo": source.path_or_repo, "revision": source.revision},
+            "dtype": next(name for name, value in DTYPES.items() if value == jobs[0].dtype),
+            "quantization": quantization.as_dict() if quantization else None,
+            "lyric_vocab": {"source": vocab.source, "sha256": vocab.sha256},
+            "components": {job.name: job.config for job in jobs},
+            "fingerprints": fingerprints,
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return Report(dst, reports, vocab.source, time.monotonic() - started, notes)
+
+
+def _plan_component(source: Source, name: str, dtype: str | None, quantization: Quantization | None) -> _Job:
+    component = source.component(name)
+    config_class, module_class = COMPONENTS[name]
+    config = dict(component.config)
+    if name == "transformer":
+        config.update(_lyric_encoder_sizes(component))
+    try:
+        module = module_class(config_class.from_dict(config))
+    except CheckpointError as error:
+        raise CheckpointError(f"{component.folder / 'config.json'}: {error}") from None
+    try:
+        entries, account = plan(name, module, component.shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{component.folder}: {error}") from None
+    chosen: list[str] = []
+    if quantization is not None and name in QUANTIZED_COMPONENTS:
+        layers = module.named_modules()
+        chosen = sorted(path for path, layer in layers if quantizable(path, layer, quantization.group_size))
+    kind = DTYPES[dtype] if dtype is not None else _own_dtype(component, entries)
+    return _Job(name, component, config, entries, account, chosen, kind, quantization)
+
+
+def _lyric_encoder_sizes(component: ComponentSource) -> dict[str, int]:
+    """The sizes that upstream's config.json leaves out, from the tensors' shapes."""
+    prefix = "lyric_encoder.encoders."
+    shapes = component.shapes
+    layers = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
+    try:
+        return {
+            "lyric_encoder_layers": len(layers),
+            "lyric_encoder_heads": shapes[f"{prefix}0.self_attn.pos_bias_u"][0],
+            "lyric_encoder_ff": shapes[f"{prefix}0.feed_forward.w_1.weight"][0],
+        }
+    except (KeyError, IndexError):
+        raise CheckpointError(
+            f"{component.folder}: not ACE-Step's transformer: it has no lyric encoder"
+        ) from None
+
+
+def _own_dtype(component: ComponentSource, entries: list[Entry]) -> mx.Dtype:
+    """The dtype that most of a component's weights have."""
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        info = component.tensors[entry.sources[-1]]
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.size
+    most = max(sizes, key=lambda name: sizes[name])
+    return {"BF16": mx.bfloat16, "F16": mx.float16}.get(most, mx.float32)
+
+
+def _check_tokenizer(source: Source, jobs: list[_Job]) -> None:
+    from tokenizers import Tokenizer
+
+    (job,) = (job for job in jobs if job.name == "text_encoder")
+    path = job.source.folder / TOKENIZER
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception for every kind of bad file
+        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= job.config["vocab_size"]:
+        raise CheckpointError(
+            f"{path}: has ids up to {largest}, the text encoder only {job.config['vocab_size']}"
+        )
+
+
+def _sizes(outputs: dict[str, dict[str, tuple[str, tuple[int, ...]]]]) -> int:
+    tensors = (tensor for component in outputs.values() for tensor in component.values())
+    return sum(prod(shape) * ITEM_SIZES[dtype] for dtype, shape in tensors)
+
+
+def _write(job: _Job, entry: Entry, writer: SafetensorsWriter) -> None:
+    """Read, translate, cast or quantise, check and write one tensor."""
+    for rows in job.slices(entry):
+        parts = job.pack(entry, rows)
+        largest = mx.max(mx.abs(rows.astype(job.dtype))) if rows.size else mx.array(0.0)
+        mx.eval(largest, *parts.values())
+        if not mx.isfinite(largest).item():
+            info = job.source.tensors[entry.sources[-1]]
+            raise CheckpointError(
+                f"{info.path}: {entry.sources[-1]!r} has values that are not finite in "
+                f"{dtype_name(job.dtype)}; use --dtype bfloat16 or float32, or download the file again"
+            )
+        for name, value in parts.items():
+            writer.write(name, value)
+    mx.clear_cache()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any
 
-ENCODER_GAIN = 2.0  # brings random latents near unit variance
+# Bring random latents near zero mean and unit variance: the codec adds 1.9091 and multiplies by 0.1786.
+LATENT_GAIN, LATENT_MEAN = 1.5, -1.9
 
 Shape = tuple[int, ...]
 Config = dict[str, Any]
@@ -197,11 +198,13 @@ TRUE = Geometry(
 SIZES = {"tiny": TINY, "true": TRUE}
 
 
-def _dense(name: str, shape: Shape, gain: float = 1.0, bias: bool = True) -> Iterator[Spec]:
-    """A linear layer or convolution whose output is about `gain` times as large as its input."""
+def _dense(
+    name: str, shape: Shape, gain: float = 1.0, bias: bool = True, mean: float = 0.0
+) -> Iterator[Spec]:
+    """A linear layer or convolution whose output is about `gain` times as large as its input, plus `mean`."""
     yield Spec(f"{name}.weight", shape, gain / sqrt(prod(shape[1:])))
     if bias:
-        yield Spec(f"{name}.bias", shape[:1], 0.02)
+        yield Spec(f"{name}.bias", shape[:1], 0.02, mean)
 
 
 def _norm(name: str, width: int) -> Iterator[Spec]:
@@ -330,7 +333,9 @@ def dcae(geometry: Geometry) -> Iterator[Spec]:
             )
         if i + 1 < len(C):
             yield from _dense(f"encoder.down_blocks.{i}.{layers}.conv", (C[i + 1], C[i], 3, 3))
-    yield from _dense("encoder.conv_out", (c["latent_channels"], C[-1], 3, 3), gain=ENCODER_GAIN)
+    yield from _dense(
+        "encoder.conv_out", (c["latent_channels"], C[-1], 3, 3), gain=LATENT_GAIN, mean=LATENT_MEAN
+    )
     C = c["decoder_block_out_channels"]
     yield from _dense("decoder.conv_in", (C[-1], c["latent_channels"], 3, 3))
     for i, (kind, layers, scales) in enumerate(
@@ -392,6 +397,6 @@ def vocoder(geometry: Geometry, new_weight_norm: bool = True) -> Iterator[Spec]:
                 for k in range(3):
                     yield from conv(f"{block}.{convs}.{k}", (half, half, size), 0.7, half)
         width = half
-    yield from conv("head.conv_post", (1, width, c["post_conv_kernel_size"]), 0.3, 1)
+    yield from conv("head.conv_post", (1, width, c["post_conv_kernel_size"]), 0.2, 1)
     yield Spec("mel_transform.spectrogram.window", (c["win_length"],), 0.0)
     yield Spec("mel_transform.mel_scale.fb", (c["n_fft"] // 2 + 1, c["n_mels"]), 0.0)

@@ -78,3 +78,8 @@ def to_layout(module: nn.Module, leaf: str, value: mx.array) -> mx.array:
     if isinstance(module, nn.Linear) and value.ndim > 2 and all(n == 1 for n in value.shape[2:]):
         return value.reshape(value.shape[:2])
     return value
+
+
+def keeps_rows(module: nn.Module) -> bool:
+    """Whether `to_layout` leaves the first axis where it is."""
+    return not isinstance(module, nn.ConvTranspose1d)

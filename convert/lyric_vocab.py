@@ -1,85 +1,119 @@
-"""The lyric vocabulary: where it is found, how it is checked, and a small one of our own for miniatures."""
+"""The lyric vocabulary, which the checkpoint lacks: where it is found and how it is checked."""
 
 from __future__ import annotations
 
-import string
-from collections import Counter
-from itertools import pairwise
+import hashlib
+import importlib.util
+import json
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from ..errors import CheckpointError
+from .source import VOCAB_FILES, Progress, silent
 
 # The two language tags and the start token whose ids the model was trained with.
 FIXED_IDS = {"[en]": 259, "[de]": 260, "[START]": 261}
-LANGUAGES = "fr es it pt pl tr ru cs nl ar zh-cn ja hu ko hi"
-STRUCTURE = "start intro verse chorus bridge outro end inst solo hook pre-chorus break"
-LETTERS = "ßäöüœïêâÿèàëùîçæôûáéíóúñńśęążćãşğıčřšžěůťďňőűłźõ" + "абвгдежзийклмнопрстуфхцчшщъыьэюяё"
-TEXT = """oh love the night is falling and you are not alone sing with me until the morning light we run
-through fire and rain hold my hand dance in the street of broken dreams every heart will find a home again
-there was a time when we were young and wild never let me go come back to me baby tonight the stars are
-shining over the sea my soul is flying higher than the sky take me away from here tell me that you love
-me one more time under the moon we were dancing all the night long nothing can stop us now this is our song
-yeah hey summer winter river mountain road dream believe forever remember together nothing something
-black white golden silver whisper thunder lightning ocean desert highway station window picture question"""
+UPSTREAM = "ace-step/ACE-Step"
+COMMIT = "d612523f50e252c0e138e68ae75b06223f96e934"
+URL = f"https://raw.githubusercontent.com/{UPSTREAM}/{COMMIT}/acestep/models/lyrics_utils/vocab.json"
+SHA256 = "a15c54367100d9096c22cd33681c69033980eb1a943b4d5574d6c7fca4e790b9"  # of the canonical content
+MAX_BYTES = 8 << 20
+# Packages that carry the file, and where; they are looked up, never imported.
+PACKAGES = (
+    ("acestep", "models/lyrics_utils/vocab.json"),
+    ("simpletuner", "helpers/models/ace_step/lyrics_utils/vocab.json"),
+)
 
 
-def _merges(words: list[str], count: int) -> list[tuple[str, str]]:
-    """The `count` most frequent byte-pair merges of the words, ties broken by the alphabet."""
-    pieces = [list(word) for word in words]
-    merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs = Counter(pair for word in pieces for pair in pairwise(word))
-        if not pairs:
-            raise ValueError(f"the words give {len(merges)} merges, {count} are needed")
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        for word in pieces:
-            i = 0
-            while i < len(word) - 1:
-                if (word[i], word[i + 1]) == best:
-                    word[i : i + 2] = ["".join(best)]
-                i += 1
-    return merges
+@dataclass(frozen=True)
+class LyricVocab:
+    """A lyric vocabulary that was found: its bytes, where they came from, and its content hash."""
+
+    data: bytes
+    source: str
+    sha256: str
+
+    @property
+    def known(self) -> bool:
+        """Whether it is upstream's own."""
+        return self.sha256 == SHA256
 
 
-def miniature_vocabulary() -> dict[str, Any]:
-    """A small vocabulary of our own as a `tokenizers` BPE file, with the ids that the model relies on.
+def content_hash(content: Any) -> str:
+    """SHA-256 of the JSON content, whatever its white space and order."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    0 [STOP], 1 [UNK], 2 [SPACE] (also the end of a line), 259 [en], 260 [de], 261 [START]; then the other
-    languages, letters of theirs, and the structure tags.
+
+def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progress = silent) -> LyricVocab:
+    """The vocabulary from `given`, else the checkpoint's folder, an installed package, or the network.
+
+    size: how many ids the model's lyric embedding has. A file that was given or lies in the checkpoint may
+    differ from upstream's (progress says so); one from a package or the network may not. Raises
+    CheckpointError when there is none, or when it does not fit the model.
     """
-    ids: dict[str, int] = {}
+    here = [checkpoint / name for name in VOCAB_FILES if (checkpoint / name).is_file()]
+    for path in [Path(given).expanduser()] if given is not None else here[:1]:
+        found = _checked(_read(path), str(path), size)
+        if not found.known:
+            progress(f"{path} is not the lyric vocabulary that the released model was trained with", 0, 0)
+        return found
+    for package, name in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for folder in spec.submodule_search_locations or () if spec is not None else ():
+            path = Path(folder) / name
+            if path.is_file():
+                found = _checked(_read(path), f"the installed package {package}", size)
+                if found.known:
+                    return found
+                progress(f"{path} is not the lyric vocabulary that was expected; not used", 0, 0)
+    return _download(size, progress)
 
-    def add(token: str) -> None:
-        ids.setdefault(token, len(ids))
 
-    for token in ("[STOP]", "[UNK]", "[SPACE]", *"!'(),-./:;?", *string.ascii_lowercase, *string.digits):
-        add(token)
-    merges = _merges(TEXT.split(), FIXED_IDS["[en]"] - len(ids))
-    for pair in merges:
-        add("".join(pair))
-    if len(ids) != FIXED_IDS["[en]"]:
-        raise ValueError(f"two merges make the same token: {len(ids)} ids")
-    languages, structure = ([f"[{tag}]" for tag in tags.split()] for tags in (LANGUAGES, STRUCTURE))
-    for token in (*FIXED_IDS, *languages, *LETTERS, *structure):
-        add(token)
-    special = ("[STOP]", "[UNK]", "[SPACE]", *FIXED_IDS, *languages, *structure)
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": ids[token], "content": token, **flags} for token in special],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "[UNK]",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "vocab": ids,
-            "merges": [" ".join(pair) for pair in merges],
-        },
-    }
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path} is too large for a lyric vocabulary")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+
+
+def _checked(data: bytes, source: str, size: int) -> LyricVocab:
+    from tokenizers import Tokenizer
+
+    try:
+        content = json.loads(data)
+        tokenizer = Tokenizer.from_str(data.decode())
+    except Exception as error:  # tokenizers raises plain Exception for every kind of bad content
+        raise CheckpointError(f"{source}: not a lyric vocabulary: {error}") from None
+    ids = tokenizer.get_vocab()
+    wrong = [token for token, wanted in FIXED_IDS.items() if ids.get(token) != wanted]
+    if wrong:
+        what = f"{wrong[0]} is not id {FIXED_IDS[wrong[0]]}"
+        raise CheckpointError(f"{source}: not a lyric vocabulary for this model: {what}")
+    if max(ids.values()) >= size:
+        raise CheckpointError(
+            f"{source}: the lyric vocabulary has ids up to {max(ids.values())}, the model only {size}"
+        )
+    return LyricVocab(data, source, content_hash(content))
+
+
+def _download(size: int, progress: Progress) -> LyricVocab:
+    advice = "give one with --lyric-vocab (upstream's acestep/models/lyrics_utils/vocab.json)"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise CheckpointError(f"no lyric vocabulary found, and HF_HUB_OFFLINE forbids a download; {advice}")
+    progress(f"fetching the lyric vocabulary from {UPSTREAM} at {COMMIT[:12]}", 0, 0)
+    try:
+        with urllib.request.urlopen(URL, timeout=30) as reply:
+            data = reply.read(MAX_BYTES)
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise CheckpointError(f"no lyric vocabulary found, and {URL} failed ({reason}); {advice}") from None
+    found = _checked(data, URL, size)
+    if not found.known:
+        raise CheckpointError(f"{URL} has unexpected content (SHA-256 {found.sha256[:12]}…); {advice}")
+    return found

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import geometry as sizes
 from .geometry import Geometry, Spec
-from .lyric_vocab import miniature_vocabulary
+from .miniature_text import miniature_vocabulary, write_prompt_tokenizer
 from .tensors import SafetensorsWriter, dtype_name
 
 FILES = {
@@ -27,12 +27,6 @@ FILES = {
     "umt5-base": "model",
 }
 SLICE = 1 << 24  # elements that are in memory at a time
-
-# What the miniature prompt tokenizer knows as whole words.
-WORDS = """a and the of with in on for to slow fast sad happy calm jazz rock pop folk techno house ambient
-classical metal blues funk soul disco hip hop ballad piano guitar bass drums strings violin synth vocal
-vocals male female choir voice instrumental acoustic electric bright dark warm energetic dreamy song music
-melody beat bpm major minor key live studio"""
 
 
 def write_checkpoint(
@@ -66,7 +60,7 @@ def write_checkpoint(
         _write_weights(
             target, FILES[name], specs, shards if name == "ace_step_transformer" else 1, seed, dtype, progress
         )
-    _write_tokenizer(folder / "umt5-base", geometry.text_encoder["vocab_size"])
+    write_prompt_tokenizer(folder / "umt5-base", geometry.text_encoder["vocab_size"])
     vocab = json.dumps(miniature_vocabulary(), ensure_ascii=False, indent=1)
     (folder / "lyric_vocab.json").write_text(vocab + "\n", encoding="utf-8")
     return folder
@@ -113,30 +107,3 @@ def _random(spec: Spec, seed: int) -> Iterator[np.ndarray]:
             yield rng.standard_normal(count, np.float32) * np.float32(spec.std) + np.float32(spec.mean)
         else:
             yield np.full(count, spec.mean, np.float32)
-
-
-def _write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A small UMT5-like tokenizer: Unigram, `▁` for spaces, `</s>` at the end; pads with id 0."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    known = ["▁", *(f"▁{word}" for word in WORDS.split())]
-    known += [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    pieces += [(piece, -2.0 - 0.01 * i) for i, piece in enumerate(dict.fromkeys(known))]
-    if len(pieces) > vocab_size:
-        raise ValueError(f"the tokenizer has {len(pieces)} pieces, the text encoder only {vocab_size}")
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "T5Tokenizer",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "model_max_length": 512,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, nearest
-from .keymap import KEYMAPS, to_layout
+from .keymap import KEYMAPS, keeps_rows, to_layout
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
 WEIGHT_NORM = (
@@ -32,6 +32,11 @@ class Entry:
     module: nn.Module
     leaf: str
     shape: tuple[int, ...]  # ours
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a slice of the source's rows becomes the same slice of ours, so that it may be cut."""
+        return len(self.sources) == 1 and len(self.shape) > 0 and keeps_rows(self.module)
 
     def make(self, read: Callable[[str], mx.array]) -> mx.array:
         """The converted tensor, in the source's dtype; weight normalisation is folded in float32."""

@@ -1,0 +1,264 @@
+"""The MLX folder: what it must hold, and its components as strictly checked, frozen, quantised modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from ..errors import CheckpointError, ConfigError, nearest
+from .dcae import AutoencoderDC, DCAEConfig
+from .dit import ACEStepTransformer, TransformerConfig
+from .files import Header, read_header, read_json
+from .umt5 import UMT5Config, UMT5Encoder
+from .vocoder import Vocoder, VocoderConfig
+
+if TYPE_CHECKING:
+    from ..text.prompt import PromptTokenizer
+
+FORMAT, FORMAT_VERSION = "acestep-mlx", 1
+COMPONENTS: dict[str, tuple[Any, Any]] = {
+    "transformer": (TransformerConfig, ACEStepTransformer),
+    "text_encoder": (UMT5Config, UMT5Encoder),
+    "dcae": (DCAEConfig, AutoencoderDC),
+    "vocoder": (VocoderConfig, Vocoder),
+}
+DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+TOKENIZER, LYRIC_VOCAB = "tokenizer.json", "lyric_vocab.json"
+CONFIG_KEYS = {
+    "format", "format_version", "converter_version", "source", "dtype", "quantization", "components",
+    "fingerprints", "lyric_vocab", "fused",
+}  # fmt: skip
+
+QUANTIZED_COMPONENTS = ("transformer", "text_encoder")
+# Linear layers that stay in full precision: small, or everything that follows depends on them.
+FULL_PRECISION = (
+    "timestep_embedder", "t_block", "proj_in", "final_layer",
+    "speaker_embedder", "genre_embedder", "lyric_proj",
+)  # fmt: skip
+MODES = {  # mode → (bits allowed, group sizes allowed); the first of each is the default
+    "affine": ((4, 2, 3, 5, 6, 8), (64, 32, 128)),
+    "mxfp4": ((4,), (32,)),
+    "nvfp4": ((4,), (16,)),
+    "mxfp8": ((8,), (32,)),
+}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How linear layers are quantised. `of` fills in a mode's defaults and checks what is given."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+    @classmethod
+    def of(cls, bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> Quantization:
+        """Raises ConfigError for a combination that MLX does not have."""
+        if mode not in MODES:
+            raise ConfigError(f"q_mode must be one of {', '.join(MODES)}, got {mode!r}{nearest(mode, MODES)}")
+        all_bits, groups = MODES[mode]
+        bits, group_size = bits or all_bits[0], group_size or groups[0]
+        for name, value, allowed in (("q_bits", bits, all_bits), ("q_group_size", group_size, groups)):
+            if value not in allowed:
+                known = ", ".join(str(n) for n in sorted(allowed))
+                raise ConfigError(f"{name} must be {known} with q_mode {mode}, got {value}")
+        return cls(bits, group_size, mode)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As config.json has it, and as MLX's quantisation functions take it."""
+        return {"bits": self.bits, "group_size": self.group_size, "mode": self.mode}
+
+
+def quantizable(path: str, module: nn.Module, group_size: int = 64) -> bool:
+    """Whether the layer at `path` of the transformer or text encoder is one that may be quantised.
+
+    Those are the linear layers of the blocks (1×1 convolutions among them) whose input is a multiple of the
+    group size. Norms, tables, embeddings, the time embedding and the final layer are not.
+    """
+    return (
+        isinstance(module, nn.Linear)
+        and path.split(".", 1)[0] not in FULL_PRECISION
+        and module.weight.ndim == 2
+        and module.weight.shape[-1] % group_size == 0
+    )
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """An MLX folder. Opening one reads its config.json only; `load` reads one component."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelFolder:
+        """Check that `path` is a whole MLX folder; CheckpointError says what it is or lacks otherwise."""
+        path = Path(path).expanduser()
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: {'not a folder' if path.exists() else 'no such folder'}; "
+                "give the MLX folder that `acestep-mlx convert` wrote"
+            )
+        if (path / "ace_step_transformer").is_dir():
+            raise CheckpointError(
+                f"{path} is the PyTorch checkpoint; "
+                f"run `acestep-mlx convert --hf-path {path} --mlx-path OUT` first"
+            )
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is not an MLX folder: it has no config.json")
+        config = read_json(path / "config.json")
+        _check_config(path / "config.json", config)
+        wanted = [f"{name}.safetensors" for name in COMPONENTS] + [TOKENIZER, LYRIC_VOCAB]
+        missing = [name for name in wanted if not (path / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{path} is incomplete: {', '.join(missing)} missing; convert again")
+        return cls(path, config)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Component → SHA-256 of its contents."""
+        return dict(self.config["fingerprints"])
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the folder is quantised ("bits", "group_size", "mode"), or None."""
+        found = self.config["quantization"]
+        return Quantization.of(**found).as_dict() if found else None
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of whatever is not quantised."""
+        return DTYPES[self.config["dtype"]]
+
+    def component_config(self, component: str) -> Any:
+        """The component's config dataclass; CheckpointError names a key that is not understood."""
+        return COMPONENTS[component][0].from_dict(self.config["components"][component])
+
+    def file(self, component: str) -> Path:
+        """Where a component's weights are."""
+        return self.path / f"{component}.safetensors"
+
+    def load(
+        self,
+        component: str,
+        dtype: mx.Dtype | None = None,
+        quantize: Quantization | Mapping[str, Any] | None = None,
+    ) -> nn.Module:
+        """One component, frozen and in evaluation mode, its weights evaluated.
+
+        component: a key of COMPONENTS. dtype: of everything that is not quantised (default: the folder's).
+        quantize: quantise the large linear layers while loading, one at a time; a folder that is quantised
+        already is taken as it is when the bits agree, and refused when they do not. Raises
+        CheckpointError that names every tensor which is missing, unknown or of the wrong shape.
+        """
+        if component not in COMPONENTS:
+            raise ValueError(f"unknown component {component!r}")
+        if isinstance(quantize, Mapping):
+            quantize = Quantization.of(**quantize)
+        module = COMPONENTS[component][1](self.component_config(component))
+        path = self.file(component)
+        header = read_header(path)
+        stored = self.quantization
+        if stored is not None:
+            if quantize is not None and quantize.bits != stored["bits"]:
+                raise CheckpointError(
+                    f"{self.path} is quantised to {stored['bits']} bits, which cannot become "
+                    f"{quantize.bits} bits; use base_model_precision=no_change, or convert again without -q"
+                )
+            quantize = None
+            nn.quantize(module, **stored, class_predicate=lambda name, _: f"{name}.scales" in header.tensors)
+        _check_tensors(path, header, module)
+        weights = mx.load(str(path))
+        assert isinstance(weights, dict)
+        module.load_weights(list(weights.items()), strict=True)
+        del weights
+        if dtype is not None:
+            module.update(tree_map(lambda x: _cast(x, dtype), module.parameters()))
+        if quantize is not None and component in QUANTIZED_COMPONENTS:
+            quantize_layers(module, quantize)
+        for _, value in tree_flatten(module.parameters()):
+            mx.eval(value)  # one at a time, so that a cast never holds two whole models
+        module.freeze()
+        module.eval()
+        return module
+
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """The tokenizer of the text encoder."""
+        from ..text.prompt import PromptTokenizer
+
+        return PromptTokenizer(self.path / TOKENIZER)
+
+    def lyric_vocab(self) -> Path:
+        """The vocabulary file for `text.lyrics.LyricTokenizer`."""
+        return self.path / LYRIC_VOCAB
+
+
+def quantize_layers(module: nn.Module, quantization: Quantization) -> list[str]:
+    """Quantise every quantisable layer in place, evaluating one after the other; returns their paths.
+
+    A layer's full-precision weight is released before the next one is read.
+    """
+    names = [
+        name for name, layer in module.named_modules() if quantizable(name, layer, quantization.group_size)
+    ]
+    for name in names:
+        parent: Any = module
+        *path, leaf = name.split(".")
+        for part in path:
+            parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+        key = int(leaf) if isinstance(parent, list) else leaf
+        parent[key] = parent[key].to_quantized(**quantization.as_dict())
+        mx.eval(parent[key].parameters())
+    return names
+
+
+def _cast(value: mx.array, dtype: mx.Dtype) -> mx.array:
+    return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not written by acestep-mlx convert (no format {FORMAT!r} in it)")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {config.get('format_version')!r}, this acestep-mlx reads "
+            f"{FORMAT_VERSION}; update acestep-mlx or convert again"
+        )
+    for key in config:
+        if key not in CONFIG_KEYS:
+            raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, CONFIG_KEYS)}")
+    components, fingerprints = config.get("components"), config.get("fingerprints")
+    for key, value in (("components", components), ("fingerprints", fingerprints)):
+        if not isinstance(value, dict) or set(value) != set(COMPONENTS):
+            raise CheckpointError(f"{path}: {key!r} must have exactly {', '.join(COMPONENTS)}; convert again")
+    if config.get("dtype") not in DTYPES:
+        raise CheckpointError(
+            f"{path}: dtype must be one of {', '.join(DTYPES)}, got {config.get('dtype')!r}"
+        )
+    quantization = config.setdefault("quantization", None)
+    if quantization is not None:
+        try:
+            Quantization.of(**quantization)
+        except (TypeError, ConfigError) as error:
+            raise CheckpointError(f"{path}: quantization: {error}") from None
+
+
+def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:
+    wanted = {name: tuple(value.shape) for name, value in tree_flatten(module.parameters())}
+    problems = [
+        f"unknown tensor {name!r}{nearest(name, wanted)}" for name in header.tensors if name not in wanted
+    ]
+    for name, shape in wanted.items():
+        if name not in header.tensors:
+            problems.append(f"missing tensor {name!r}")
+        elif header.tensors[name].shape != shape:
+            problems.append(f"{name!r} has shape {header.tensors[name].shape}, expected {shape}")
+    if problems:
+        shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
+        raise CheckpointError(f"{path}: {len(problems)} problem(s): {shown}")

@@ -1,0 +1,102 @@
+"""A new folder that is either whole or absent, also after a power cut or kill -9."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import CheckpointError
+
+LOCK = ".lock"
+
+
+def _partial(dst: Path) -> str:
+    return f".{dst.name}.partial-"
+
+
+def _alive(folder: Path) -> bool:
+    """Whether the process that writes `folder` still runs: it holds a lock in it."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that can be written to the disk of `folder`, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+@contextlib.contextmanager
+def new_folder(
+    dst: Path, *, needed: int, notify: Callable[[str], None] = lambda line: None
+) -> Iterator[Path]:
+    """A temporary folder beside `dst` that is renamed to `dst` when the block ends well, else deleted.
+
+    needed: bytes; refused with CheckpointError before anything is written when the disk has less. What an
+    earlier, killed run left beside `dst` is deleted. A full disk becomes a CheckpointError.
+    """
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        for left in dst.parent.glob(f"{_partial(dst)}*"):
+            if not _alive(left):
+                notify(f"removing {left.name}, left by a run that was killed")
+                shutil.rmtree(left, ignore_errors=True)
+        free = free_space(dst.parent)
+        if free < needed:
+            raise CheckpointError(
+                f"{dst.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; "
+                "make room or choose another folder"
+            )
+        folder = Path(tempfile.mkdtemp(prefix=_partial(dst), dir=dst.parent))
+    except OSError as error:
+        raise CheckpointError(f"{dst}: cannot write there: {error.strerror or error}") from None
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        _lock(handle)
+        folder.chmod(0o755)
+        yield folder
+        for path in folder.iterdir():
+            _sync(path)
+        (folder / LOCK).unlink()
+        _sync(folder)
+        folder.replace(dst)
+        _sync(dst.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full; make room or choose another folder" if full else error.strerror or error
+        where = error.filename or dst
+        raise CheckpointError(f"{where}: {what}" if not full else f"{dst.parent}: {what}") from None
+    finally:
+        os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder's names to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,196 @@
+"""Where a checkpoint is and what is in it: folder or hub, one file or shards; reads headers only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..models.files import PICKLES, TensorInfo, inside, read_header, read_json
+from .translate import problem_report
+
+DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
+FOLDERS = {
+    "transformer": "ace_step_transformer",
+    "text_encoder": "umt5-base",
+    "dcae": "music_dcae_f8c8",
+    "vocoder": "music_vocoder",
+}
+STEMS = ("diffusion_pytorch_model", "model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# Where a checkpoint may carry the lyric vocabulary.
+VOCAB_FILES = (
+    "lyric_vocab.json",
+    "vocab.json",
+    "lyrics_utils/vocab.json",
+    "acestep/models/lyrics_utils/vocab.json",
+)
+PATTERNS = [
+    *(
+        f"{folder}/{name}"
+        for folder in FOLDERS.values()
+        for name in ("config.json", "*.safetensors", "*.index.json")
+    ),
+    *(f"{FOLDERS['text_encoder']}/{name}" for name in TOKENIZER_FILES),
+    *VOCAB_FILES,
+]
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(text: str, done: int, total: int) -> None:
+    """The progress of somebody who does not watch. `total` 0 means: `text` is a line worth saying."""
+
+
+@dataclass(frozen=True)
+class ComponentSource:
+    """One component's config.json and its tensors, wherever their bytes are."""
+
+    folder: Path
+    config: dict[str, Any]  # without the bookkeeping keys that begin with `_`
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor shapes by upstream name."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A whole upstream checkpoint on this machine."""
+
+    path: Path
+    path_or_repo: str  # as the user gave it
+    revision: str | None  # the hub's commit, or None for a folder
+
+    def component(self, name: str) -> ComponentSource:
+        """Config and checked headers of one component; reads no tensor."""
+        folder = self.path / FOLDERS[name]
+        config = read_json(folder / "config.json")
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        return ComponentSource(folder, config, _tensors(folder))
+
+    def identity(self) -> str:
+        """Changes with the content: hashes the hub's commit, or every file's name, size, time and header.
+
+        The weights themselves (7.7 GB) are not read for it.
+        """
+        whole = hashlib.sha256((self.revision or "").encode())
+        if self.revision is None:
+            for path in sorted(p for f in FOLDERS.values() for p in (self.path / f).iterdir() if p.is_file()):
+                stat = path.stat()
+                line = f"{path.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+                whole.update(line.encode())
+                with path.open("rb") as file:
+                    whole.update(file.read(1 << 16))
+        return whole.hexdigest()
+
+
+def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Progress = silent) -> Source:
+    """A folder as it is, or a hub repository downloaded (or found in the hub's cache).
+
+    Raises CheckpointError when it is neither, cannot be reached, or is not this kind of checkpoint.
+    """
+    text = str(path_or_repo)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        source = Source(path, text, None)
+        if revision is not None:
+            raise CheckpointError(f"--revision {revision} is for hub repositories; {text} is a folder")
+    elif path.exists():
+        raise CheckpointError(f"{text} is a file; give the checkpoint's folder or a hub repository")
+    elif text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        source = _download(text, revision, progress)
+    else:
+        raise CheckpointError(f"{text}: no such folder (and not a hub repository like {DEFAULT_REPO})")
+    _check_layout(source)
+    return source
+
+
+def _check_layout(source: Source) -> None:
+    missing = [name for name in FOLDERS.values() if not (source.path / name).is_dir()]
+    if not missing:
+        return
+    where = source.path_or_repo
+    if source.path.name in FOLDERS.values():
+        raise CheckpointError(f"{where} is one component of a checkpoint; give its parent folder")
+    if (source.path / "transformer.safetensors").is_file() and (source.path / "config.json").is_file():
+        raise CheckpointError(f"{where} is an MLX folder already; nothing to convert")
+    raise CheckpointError(f"{where} is not an ACE-Step v1 checkpoint: it has no {', '.join(missing)}")
+
+
+def _download(repo: str, revision: str | None, progress: Progress) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    progress(f"fetching {repo} from the hub (about 7.7 GB, kept in the hub's cache)", 0, 0)
+    try:
+        path = snapshot_download(repo, revision=revision, allow_patterns=PATTERNS)
+    except GatedRepoError:
+        raise CheckpointError(f"{repo}: access must be granted first; log in with `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"{repo}: no such folder here, and no such repository on the hub") from None
+    except RevisionNotFoundError:
+        raise CheckpointError(f"{repo} has no revision {revision!r}") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{repo}: no such folder here, and the hub could not be reached "
+            f"({type(error).__name__}: {reason}); connect to the network, or give a downloaded folder"
+        ) from None
+    return Source(Path(path), repo, Path(path).name)
+
+
+def _tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Every tensor of a component's folder, from one file or from the shards of an index."""
+    try:
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror or error}") from None
+    for stem in STEMS:
+        if f"{stem}.safetensors" in names:
+            return read_header(folder / f"{stem}.safetensors").tensors
+    indices = sorted(name for name in names if name.endswith(".safetensors.index.json"))
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(indices) == 1:
+        return _sharded(folder, indices[0])
+    if len(indices) > 1 or len(files) > 1:
+        raise CheckpointError(f"{folder}: several weight files ({', '.join(indices or files)}); keep one set")
+    if files:
+        return read_header(folder / files[0]).tensors
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: only {pickles[0]}, a pickle, which can run code and is not opened; "
+            "download or save the .safetensors weights instead"
+        )
+    raise CheckpointError(f"{folder}: no .safetensors weights in it")
+
+
+def _sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
+    weight_map = read_json(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{folder / index}: no weight_map of file names in it")
+    headers = {name: read_header(inside(folder, name)).tensors for name in sorted(set(weight_map.values()))}
+    problems = [
+        f"{tensor!r} is not in {name}" for tensor, name in weight_map.items() if tensor not in headers[name]
+    ]
+    problems += [
+        f"{tensor!r} of {name} is not in the index"
+        for name, tensors in headers.items()
+        for tensor in tensors
+        if weight_map.get(tensor) != name
+    ]
+    if problems:
+        raise problem_report(str(folder / index), problems)
+    return {tensor: headers[name][tensor] for tensor, name in weight_map.items()}
