@@ -78,10 +78,12 @@ class _Projections(nn.Module):
 class LinearAttention(_Projections):
     """Self-attention over the frames."""
 
-    def __call__(self, x: mx.array, mask: mx.array | None, rope: Rope, query_scale: float = 1.0) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: mx.array | None, rope: Rope, query_scale: float | mx.array = 1.0
+    ) -> mx.array:
         """x (B, T, D); mask (B, T), 1 for frames and 0 for padding → (B, T, D)."""
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        if query_scale != 1.0:
+        if isinstance(query_scale, mx.array) or query_scale != 1.0:
             q = q * query_scale
         q, k = apply_rope(self.split(q), rope), apply_rope(self.split(k), rope)
         if mask is not None:
@@ -104,11 +106,11 @@ class CrossAttention(_Projections):
         mask: mx.array | None,
         states_mask: mx.array | None,
         rope: Rope,
-        query_scale: float = 1.0,
+        query_scale: float | mx.array = 1.0,
     ) -> mx.array:
         """x (B, T, D); mask (B, T) of the frames; states_mask (B, 1, 1, S), true where a token counts."""
         q = self.to_q(x)
-        if query_scale != 1.0:
+        if isinstance(query_scale, mx.array) or query_scale != 1.0:
             q = q * query_scale
         q = apply_rope(self.split(q), rope)
         k, v = keys_values

@@ -21,7 +21,7 @@ from .attention import CrossAttention, LinearAttention, Rope, rope_table
 from .checkpointing import checkpointed
 from .lyric_encoder import LyricEncoder
 
-QueryScale = tuple[float, int, int]
+QueryScale = tuple[float | mx.array, int, int]  # the factor may be (B, 1, 1), one for each row
 
 # Known upstream keys that change nothing here: the width is heads × head size, whatever inner_dim says;
 # SSL projectors serve only a loss that is not offered; max_height and max_width are never read.
@@ -212,7 +212,7 @@ class Block(nn.Module):
         states_mask: mx.array | None,
         rope: Rope,
         states_rope: Rope,
-        query_scale: float = 1.0,
+        query_scale: float | mx.array = 1.0,
     ) -> mx.array:
         """x (B, T, D), temb (B, 6, D), states (B, S, D) or its keys and values → (B, T, D)."""
         table = (self.scale_shift_table + temb)[:, :, None]  # (B, 6, 1, D)

@@ -1,0 +1,155 @@
+"""What the model is told: encoded once for a song, its cross-attention keys and values with it.
+
+A *branch* is one condition under which the model is evaluated: the prompt and lyrics themselves, nothing
+(or the weakened or negative condition) and, for double-condition guidance, the text alone. All branches of
+all songs of a batch are rows of one evaluation.
+
+ERG (entropy rectifying guidance, arXiv 2504.13987) replaces "nothing" by a weaker version of the condition
+or of the model: the query projections of some layers are multiplied by TAU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+TAU = 0.01
+TEXT_BLOCKS = (8, 10)  # of UMT5
+LYRIC_LAYERS = (4, 6)  # of the lyric encoder
+DIFFUSION_BLOCKS = (15, 20)  # of the transformer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One song's inputs to the transformer.
+
+    text (1, L, 768) with text_mask (1, L); lyric_ids (1, M) int32 with lyric_mask (1, M). null_text with
+    null_mask, if there, is what stands for "no text" (a negative prompt, or the text weakened by ERG);
+    otherwise zeros do.
+    """
+
+    text: mx.array
+    text_mask: mx.array
+    lyric_ids: mx.array
+    lyric_mask: mx.array
+    null_text: mx.array | None = None
+    null_mask: mx.array | None = None
+
+
+class Encoded(NamedTuple):
+    """states (1, 1 + L + M, D) and mask (1, 1 + L + M) of one branch of one song."""
+
+    states: mx.array
+    mask: mx.array
+
+
+def encode_branches(
+    transformer: nn.Module, prompt: Prompt, *, weaken_lyrics: bool = False, text_alone: bool = False
+) -> list[Encoded]:
+    """The conditional, the unconditional and, with `text_alone`, the text-only branch of one song.
+
+    Without a condition the lyric ids are 0 but their mask stays, as in the reference. `weaken_lyrics` (ERG)
+    keeps the ids and weakens the lyric encoder instead. The reference drops a weakened text unless the
+    lyrics are weakened too; here each works by itself.
+    """
+    silent = mx.zeros((1, transformer.config.speaker_embedding_dim))
+    scale = (TAU, *LYRIC_LAYERS) if weaken_lyrics else None
+    ids = prompt.lyric_ids if weaken_lyrics else mx.zeros_like(prompt.lyric_ids)
+    lyrics = (prompt.lyric_ids, prompt.lyric_mask)
+    cond = transformer.encode(prompt.text, prompt.text_mask, silent, *lyrics)
+    null_text = mx.zeros_like(prompt.text) if prompt.null_text is None else prompt.null_text
+    null_mask = prompt.text_mask if prompt.null_mask is None else prompt.null_mask
+    null = transformer.encode(null_text, null_mask, silent, ids, prompt.lyric_mask, query_scale=scale)
+    branches = [Encoded(*cond), Encoded(*null)]
+    if text_alone:
+        text = transformer.encode(
+            prompt.text, prompt.text_mask, silent, ids, prompt.lyric_mask, query_scale=scale
+        )
+        branches.append(Encoded(*text))
+    return branches
+
+
+def encode_plain(transformer: nn.Module, prompt: Prompt) -> list[Encoded]:
+    """The two branches of an edit: the condition, and zeros with the lyrics masked away."""
+    silent = mx.zeros((1, transformer.config.speaker_embedding_dim))
+    cond = transformer.encode(prompt.text, prompt.text_mask, silent, prompt.lyric_ids, prompt.lyric_mask)
+    null = transformer.encode(
+        mx.zeros_like(prompt.text) if prompt.null_text is None else prompt.null_text,
+        prompt.text_mask if prompt.null_mask is None else prompt.null_mask,
+        silent,
+        mx.zeros_like(prompt.lyric_ids),
+        mx.zeros_like(prompt.lyric_mask),
+    )
+    return [Encoded(*cond), Encoded(*null)]
+
+
+class Velocity:
+    """The model's velocity for a fixed set of conditions, as one compiled function of latents and time.
+
+    rows: one Encoded per row of the batch; equal objects share their keys and values. Keys are computed at
+    each row's own length and padded afterwards, so that a row does not depend on the others. `weaken`
+    (ERG) names the rows whose queries are multiplied by TAU in DIFFUSION_BLOCKS.
+    """
+
+    def __init__(self, transformer: nn.Module, rows: Sequence[Encoded], weaken: Sequence[bool] = ()) -> None:
+        distinct = {id(row): row for row in rows}
+        cross_kv = {key: transformer.cross_kv(row.states) for key, row in distinct.items()}
+        longest = max(row.mask.shape[1] for row in rows)
+        self._mask = mx.concatenate([_padded(row.mask, longest, 1) for row in rows])
+        order = [cross_kv[id(row)] for row in rows]
+        self._cross_kv = [
+            tuple(
+                mx.concatenate([_padded(row[block][part], longest, _LENGTH_AXIS) for row in order])
+                for part in (0, 1)
+            )
+            for block in range(len(order[0]))
+        ]
+        self._factors = [TAU if weak else 1.0 for weak in weaken] or [1.0] * len(rows)
+        self._transformer = transformer
+        mx.eval(self._mask, self._cross_kv, transformer.parameters())
+        self._compile()
+
+    def _compile(self) -> None:
+        transformer = self._transformer
+        factors = mx.array(self._factors, dtype=transformer.dtype)[:, None, None]
+        scale = (factors, *DIFFUSION_BLOCKS) if any(f != 1.0 for f in self._factors) else None
+
+        def run(latents: mx.array, timestep: mx.array, mask: mx.array, cross_kv: list) -> mx.array:
+            present = mx.ones((latents.shape[0], latents.shape[-1]))
+            velocity = transformer.decode(
+                latents, present, None, mask, timestep, cross_kv=cross_kv, query_scale=scale
+            )
+            return velocity.astype(mx.float32)
+
+        self._run = mx.compile(run)
+
+    def part(self, start: int, stop: int) -> Velocity:
+        """The same conditions for rows start … stop - 1 only; keys and values are shared, not computed."""
+        other = object.__new__(Velocity)
+        other._transformer, other._factors = self._transformer, self._factors[start:stop]
+        other._mask = self._mask[start:stop]
+        other._cross_kv = [(k[start:stop], v[start:stop]) for k, v in self._cross_kv]
+        mx.eval(other._mask, other._cross_kv)
+        other._compile()
+        return other
+
+    def __call__(self, latents: mx.array, sigma: float) -> mx.array:
+        """latents (rows, 8, 16, T) float32 at noise level sigma → velocity of the same shape, float32."""
+        timestep = mx.full((latents.shape[0],), sigma * 1000.0)
+        return self._run(latents, timestep, self._mask, self._cross_kv)
+
+
+_LENGTH_AXIS = 2  # of a block's keys and values (B, heads, L, head_dim)
+
+
+def _padded(array: mx.array, length: int, axis: int) -> mx.array:
+    missing = length - array.shape[axis]
+    if not missing:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, missing)
+    return mx.pad(array, widths)

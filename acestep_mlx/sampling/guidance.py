@@ -1,0 +1,124 @@
+"""How conditional and unconditional velocities become one.
+
+All functions are pure; arrays are (B, 8, 16, T) in float32. Sources: ACE-Step's `apg_guidance.py`;
+adaptive projected guidance: arXiv 2410.02416; CFG-Zero*: arXiv 2503.18886.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..errors import ConfigError
+
+KINDS = ("apg", "cfg", "cfg_star")
+MOMENTUM = -0.75
+NORM_THRESHOLD = 2.5
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Which guidance, how strong, and in which part of the run.
+
+    `interval` is the share of the run's steps, in its middle, that is guided. Within it the scale
+    falls from `scale` towards `minimum` by `decay` (0 keeps it, 1 goes all the way). `text_scale` and
+    `lyric_scale` above 1, both of them, replace `kind` by double-condition guidance.
+    """
+
+    kind: str = "apg"
+    scale: float = 15.0
+    interval: float = 0.5
+    decay: float = 0.0
+    minimum: float = 3.0
+    text_scale: float = 0.0
+    lyric_scale: float = 0.0
+    zero_steps: int = 1
+    zero_init: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"unknown guidance {self.kind!r}: one of {', '.join(KINDS)}")
+
+    @property
+    def enabled(self) -> bool:
+        """A scale of 0 or 1 means: the conditional velocity alone."""
+        return self.scale not in (0.0, 1.0)
+
+    @property
+    def double(self) -> bool:
+        """Text and lyrics guided by scales of their own."""
+        return self.enabled and self.text_scale > 1.0 and self.lyric_scale > 1.0
+
+    def window(self, steps: int) -> tuple[int, int]:
+        """First and one-past-last number that is guided, out of `steps`."""
+        if not self.enabled:
+            return 0, 0
+        start = int(steps * ((1 - self.interval) / 2))
+        return start, int(steps * (self.interval / 2 + 0.5))
+
+    def scale_at(self, index: int, steps: int) -> float:
+        """The scale of evaluation number `index`, inside the window."""
+        start, end = self.window(steps)
+        progress = (index - start) / max(end - start - 1, 1)
+        return self.scale - (self.scale - self.minimum) * progress * max(self.decay, 0.0)
+
+    def combine(
+        self, branches: list[mx.array], scale: mx.array | float, index: int, average: mx.array | None
+    ) -> tuple[mx.array, mx.array | None]:
+        """One velocity out of [conditional, unconditional(, text alone)], and APG's running average."""
+        cond, uncond = branches[0], branches[1]
+        if self.double:
+            return double_condition(cond, uncond, branches[2], self.text_scale, self.lyric_scale), average
+        if self.kind == "cfg":
+            return cfg(cond, uncond, scale), average
+        if self.kind == "cfg_star":
+            if self.zero_init and index <= self.zero_steps:
+                return mx.zeros_like(cond), average
+            return cfg_star(cond, uncond, scale), average
+        return apg(cond, uncond, scale, average)
+
+
+def cfg(cond: mx.array, uncond: mx.array, scale: mx.array | float) -> mx.array:
+    """Classifier-free guidance: uncond + scale * (cond - uncond)."""
+    return uncond + scale * (cond - uncond)
+
+
+def double_condition(
+    cond: mx.array, uncond: mx.array, text_only: mx.array, text_scale: float, lyric_scale: float
+) -> mx.array:
+    """Scales of their own for what the text adds to nothing and what the lyrics add to the text."""
+    return (1 - text_scale) * uncond + (text_scale - lyric_scale) * text_only + lyric_scale * cond
+
+
+def cfg_star(cond: mx.array, uncond: mx.array, scale: mx.array | float) -> mx.array:
+    """CFG-Zero*: the unconditional velocity is first scaled to fit the conditional one best, song by song."""
+    axes = (1, 2, 3)
+    fit = (cond * uncond).sum(axes, keepdims=True) / (mx.square(uncond).sum(axes, keepdims=True) + 1e-8)
+    return cfg(cond, fit * uncond, scale)
+
+
+def apg(
+    cond: mx.array,
+    uncond: mx.array,
+    scale: mx.array | float,
+    average: mx.array | None = None,
+    *,
+    momentum: float = MOMENTUM,
+    norm_threshold: float = NORM_THRESHOLD,
+) -> tuple[mx.array, mx.array]:
+    """Adaptive projected guidance; returns the velocity and the new running average of differences.
+
+    The difference is averaged with (negative) momentum, limited in norm, and only its part orthogonal to
+    the conditional velocity is used; norms and projection over the last two axes, channel by channel.
+    """
+    axes = (-2, -1)
+    difference = cond - uncond
+    if average is not None:
+        difference = difference + momentum * average
+    average = difference
+    norm = mx.sqrt(mx.square(difference).sum(axes, keepdims=True))
+    difference = difference * mx.minimum(1.0, norm_threshold / norm)
+    direction = cond / mx.maximum(mx.sqrt(mx.square(cond).sum(axes, keepdims=True)), 1e-12)
+    orthogonal = difference - (difference * direction).sum(axes, keepdims=True) * direction
+    return cond + (scale - 1) * orthogonal, average

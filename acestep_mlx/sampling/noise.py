@@ -1,0 +1,34 @@
+"""Random numbers of a generation: a function of seed, purpose and index, and of nothing else.
+
+So a song is the same whether it is made alone or in a batch, and a retake can keep its first noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+CHANNELS, BINS = 8, 16
+
+# noise(purpose, frames, index) -> (B, 8, 16, frames) float32
+NoiseSource = Callable[[str, int, int], mx.array]
+
+
+def seeded(seeds: Sequence[int]) -> NoiseSource:
+    """Normal noise for one song per seed.
+
+    The key of a draw is taken from SHA-256 of "seed:purpose:index", so that draws of different purposes
+    (`initial`, `retake`, `step`, ...) never overlap.
+    """
+
+    def draw(purpose: str, frames: int, index: int = 0) -> mx.array:
+        songs = []
+        for seed in seeds:
+            digest = hashlib.sha256(f"{seed}:{purpose}:{index}".encode()).digest()
+            key = mx.random.key(int.from_bytes(digest[:8], "big"))
+            songs.append(mx.random.normal((CHANNELS, BINS, frames), key=key))
+        return mx.stack(songs)
+
+    return draw

@@ -1,0 +1,208 @@
+"""Everything a song is asked for with, declared once: type, default, range, help.
+
+The command line makes its options from these fields, the JSON beside an audio file stores them, and
+`ACEStepPipeline.generate` takes them as keywords.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DataError, nearest
+from .guidance import KINDS, Guidance
+from .schedulers import SCHEDULERS, SHIFT
+from .tasks import MAX_SECONDS, NEEDS_SOURCE, TASKS
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    unit: str = "",
+) -> Any:
+    """A field with what the command line and the checks need to know about it."""
+    facts = {"help": help, "low": low, "high": high, "choices": choices, "unit": unit}
+    return field(default=default, metadata=facts)
+
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One wish, for one song or, with several seeds, for several. Raises ConfigError when it makes no sense."""
+
+    prompt: str = option("", "What the music is like: genre, instruments, mood, tempo, voice.")
+    lyrics: str = option("", "Lyrics, with [verse]-like marks on lines of their own.")
+    negative_prompt: str = option("", "What the music should not be like; in place of an empty prompt.")
+    task: str = option("text2music", "What to make.", choices=TASKS)
+    duration: float = option(
+        30.0, "Length; with a source, the source's length.", low=1, high=MAX_SECONDS, unit="s"
+    )
+    seeds: tuple[int, ...] = option((0,), "One song for each seed.", low=0, high=MAX_SEED)
+    steps: int = option(60, "Denoising steps.", low=1, high=1000)
+    scheduler: str = option(
+        "euler", "How steps are taken (heun evaluates the model twice).", choices=SCHEDULERS
+    )
+    shift: float = option(SHIFT, "Shift of the noise levels towards 1.", low=0.01, high=100)
+    oss_steps: tuple[int, ...] = option(
+        (), "Take only these steps (rising numbers from 1) of as many as the last says.", low=1, high=1000
+    )
+    guidance: str = option("apg", "How guidance is computed.", choices=KINDS)
+    guidance_scale: float = option(15.0, "Strength of guidance; 0 or 1 switches it off.", low=0, high=100)
+    guidance_interval: float = option(0.5, "Share of the run, in its middle, that is guided.", low=0, high=1)
+    guidance_decay: float = option(0.0, "How far the scale falls within the interval.", low=0, high=1)
+    min_guidance_scale: float = option(3.0, "The scale that decay falls towards.", low=0, high=100)
+    guidance_scale_text: float = option(
+        0.0, "With the next one above 1 too: guide text and lyrics each by its own scale.", low=0, high=100
+    )
+    guidance_scale_lyric: float = option(0.0, "The lyrics' own scale.", low=0, high=100)
+    zero_steps: int = option(1, "cfg_star: guided steps up to this one move nothing.", low=0, high=1000)
+    zero_init: bool = option(True, "cfg_star: use zero steps at all.")
+    omega: float = option(10.0, "Granularity: gain on what departs from a step's mean.", low=-100, high=100)
+    erg_tag: bool = option(True, "ERG: guide away from a weakened prompt instead of from nothing.")
+    erg_lyric: bool = option(True, "ERG: guide away from weakened lyrics instead of from nothing.")
+    erg_diffusion: bool = option(True, "ERG: weaken the model itself for the unconditional pass.")
+    source: str | None = option(None, "The song to repaint, extend, edit or start from (an audio file).")
+    variance: float | None = option(
+        None,
+        "retake, repaint, extend: how much may change (default 0.5; extend: 1).",
+        low=0,
+        high=1,
+    )
+    retake_seeds: tuple[int, ...] = option(
+        (), "Seeds of the changed part (default: seed + 1).", low=0, high=MAX_SEED
+    )
+    repaint_start: float = option(0.0, "Start of the section to repaint.", low=0, high=MAX_SECONDS, unit="s")
+    repaint_end: float | None = option(
+        None, "Its end (default: the song's).", low=0, high=MAX_SECONDS, unit="s"
+    )
+    extend_left: float = option(0.0, "Add this much before the song.", low=0, high=MAX_SECONDS, unit="s")
+    extend_right: float = option(0.0, "Add this much after the song.", low=0, high=MAX_SECONDS, unit="s")
+    edit_prompt: str | None = option(None, "edit: the new prompt (default: the same).")
+    edit_lyrics: str | None = option(None, "edit: the new lyrics (default: the same).")
+    edit_begin: float = option(0.0, "edit: leave out this share of the steps at first.", low=0, high=1)
+    edit_end: float = option(1.0, "edit: after this share sample freely.", low=0, high=1)
+    edit_samples: int = option(1, "edit: noises to average over in each step.", low=1, high=64)
+    reference_strength: float = option(0.5, "audio2audio: how much of the source stays.", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name), f.metadata)
+        if not self.seeds:
+            raise ConfigError("seeds must have at least one number")
+        if self.retake_seeds and len(self.retake_seeds) != len(self.seeds):
+            raise ConfigError(
+                f"{len(self.seeds)} seeds need as many retake seeds, got {len(self.retake_seeds)}"
+            )
+        if self.task == "extend" and not (self.extend_left or self.extend_right):
+            raise ConfigError("extend needs extend_left or extend_right (seconds)")
+        if self.task == "edit" and self.edit_prompt is None and self.edit_lyrics is None:
+            raise ConfigError("edit needs edit_prompt or edit_lyrics")
+        if self.edit_begin > self.edit_end:
+            raise ConfigError(
+                f"edit_begin must not lie after edit_end, got {self.edit_begin:g} and {self.edit_end:g}"
+            )
+        if self.repaint_end is not None and self.repaint_end <= self.repaint_start:
+            raise ConfigError(
+                f"repaint_end must lie after repaint_start, got {self.repaint_end:g} and {self.repaint_start:g} s"
+            )
+        if self.oss_steps and self.task in ("edit", "audio2audio"):
+            raise ConfigError(f"oss_steps cannot be used with {self.task}")
+        if any(b <= a for a, b in zip(self.oss_steps, self.oss_steps[1:], strict=False)):
+            raise ConfigError(f"oss_steps must be rising step numbers, got {list(self.oss_steps)}")
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the task starts from a song."""
+        return self.task in NEEDS_SOURCE
+
+    @property
+    def change(self) -> float:
+        """`variance`, or the task's default."""
+        if self.variance is not None:
+            return self.variance
+        return 1.0 if self.task == "extend" else 0.5
+
+    @property
+    def other_seeds(self) -> tuple[int, ...]:
+        """Seeds of the second noise of retake, repaint and extend, and of all noise of edit."""
+        return self.retake_seeds or tuple((seed + 1) % (MAX_SEED + 1) for seed in self.seeds)
+
+    def guidance_settings(self) -> Guidance:
+        """The guidance part, as the sampler takes it."""
+        return Guidance(
+            kind=self.guidance,
+            scale=self.guidance_scale,
+            interval=self.guidance_interval,
+            decay=self.guidance_decay,
+            minimum=self.min_guidance_scale,
+            text_scale=self.guidance_scale_text,
+            lyric_scale=self.guidance_scale_lyric,
+            zero_steps=self.zero_steps,
+            zero_init=self.zero_init,
+        )
+
+    def for_seed(self, index: int) -> Request:
+        """The request that makes song number `index` alone."""
+        return replace(self, seeds=(self.seeds[index],), retake_seeds=(self.other_seeds[index],))
+
+    def check_source(self) -> None:
+        """DataError when the task's source is not given or not there."""
+        if not self.needs_source:
+            if self.source is not None:
+                raise ConfigError(f"{self.task} takes no source; choose a task of {', '.join(NEEDS_SOURCE)}")
+            return
+        if self.source is None:
+            raise ConfigError(f"{self.task} needs a source: the audio file to start from")
+        if not Path(self.source).expanduser().is_file():
+            raise DataError(f"there is no audio file {self.source}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "") -> Request:
+        """The reverse; ConfigError names a key that is not known."""
+        known = {f.name: f for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}{where and f' ({where})'}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:
+    """Type and range of one value, in one line that says what would be right."""
+    if facts["choices"] and value not in facts["choices"]:
+        raise ConfigError(
+            f"unknown {name} {value!r}: one of {', '.join(facts['choices'])}{nearest(str(value), facts['choices'])}"
+        )
+    low, high, unit = facts["low"], facts["high"], facts["unit"]
+    if low is None or value is None:
+        kind = {str: "text", bool: "true or false"}
+        wanted = bool if name.startswith(("erg_", "zero_init")) else str
+        if value is not None and not isinstance(value, wanted):
+            raise ConfigError(f"{name} must be {kind[wanted]}, got {value!r}")
+        return
+    whole = name in WHOLE
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, (int, float))
+            or (whole and number != int(number))
+        ):
+            raise ConfigError(f"{name} must be a {'whole ' if whole else ''}number, got {number!r}")
+        if not (math.isfinite(number) and low <= number <= high):
+            suffix = f" {unit}" if unit else ""
+            raise ConfigError(f"{name} must be between {low:g} and {high:g}{suffix}, got {number:g}")
+
+
+WHOLE = {"seeds", "retake_seeds", "steps", "oss_steps", "zero_steps", "edit_samples"}
