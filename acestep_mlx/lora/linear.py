@@ -52,14 +52,11 @@ def dense_weight(layer: nn.Module) -> mx.array:
 
 
 def own_dtype(layer: nn.Module) -> mx.Dtype:
-    """The precision that the layer computes in: its weight's, or for a quantised one its scales' or bias's."""
+    """The precision that the layer computes in: its weight's; a quantised one's scales' or bias's."""
     if not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
         return layer.weight.dtype
-    floats = [
-        layer[k].dtype
-        for k in ("scales", "bias")
-        if k in layer and mx.issubdtype(layer[k].dtype, mx.floating)
-    ]
+    dtypes = [layer[k].dtype for k in ("scales", "bias") if k in layer]
+    floats = [dtype for dtype in dtypes if mx.issubdtype(dtype, mx.floating)]
     return floats[0] if floats else mx.bfloat16
 
 
