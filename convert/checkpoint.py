@@ -123,6 +123,7 @@ def convert(
     dtype: str | None = None,
     revision: str | None = None,
     lyric_vocab: str | Path | None = None,
+    named: tuple[str, str | None] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Convert the upstream checkpoint `src` (folder or hub repository) into the new MLX folder `dst`.
@@ -130,7 +131,8 @@ def convert(
     quantize: the large linear layers of the transformer and the text encoder (see
     `models.load.quantizable`), with q_bits, q_group_size and q_mode as MLX has them. dtype: of everything
     else ("bfloat16", "float16", "float32"; None keeps each component's own). lyric_vocab: a vocabulary file
-    instead of the one that is found. progress(text, done, total) is told bytes; total 0 is a note.
+    instead of the one that is found. named: source and revision to record, when `src` is a local copy of
+    something else. progress(text, done, total) is told bytes; total 0 is a note.
 
     Memory stays far below 2 GB whatever the size. `dst` must not exist and appears only when it is whole.
     Raises ConfigError or CheckpointError in one line.
@@ -151,6 +153,7 @@ def convert(
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists already; delete it or choose another --mlx-path")
     source = resolve(src, revision, tell)
+    origin = named or (source.path_or_repo, source.revision)
     jobs = [_plan_component(source, name, dtype, quantization) for name in COMPONENTS]
     vocab = vocabulary.find(lyric_vocab, source.path, jobs[0].config["lyric_encoder_vocab_size"], tell)
     _check_tokenizer(source, jobs)
@@ -184,7 +187,7 @@ def convert(
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "converter_version": __version__,
-            "source": {"path_or_repo": source.path_or_repo, "revision": source.revision},
+            "source": dict(zip(("path_or_repo", "revision"), origin, strict=True)),
             "dtype": next(name for name, value in DTYPES.items() if value == jobs[0].dtype),
             "quantization": quantization.as_dict() if quantization else None,
             "lyric_vocab": {"source": vocab.source, "sha256": vocab.sha256},

@@ -1,0 +1,133 @@
+"""`acestep-mlx convert`: the PyTorch checkpoint becomes an MLX folder. Flags are named as in mlx-lm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ..convert.checkpoint import Report
+
+DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
+
+
+@click.command("convert")
+@click.option(
+    "--hf-path",
+    default=DEFAULT_REPO,
+    show_default=True,
+    metavar="REPO_OR_DIR",
+    help="Hub repository or folder of the PyTorch checkpoint.",
+)
+@click.option(
+    "--mlx-path",
+    default="mlx_model",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The MLX folder to write; it must not exist.",
+)
+@click.option("-q", "--quantize", is_flag=True, help="Quantise the large linear layers.")
+@click.option(
+    "--q-bits",
+    type=click.Choice(["2", "3", "4", "5", "6", "8"]),
+    help="Bits per weight (default: 4).",
+)
+@click.option(
+    "--q-group-size",
+    type=click.Choice(["16", "32", "64", "128"]),
+    help="Weights that share a scale (default: 64; 32 for mxfp4 and mxfp8, 16 for nvfp4).",
+)
+@click.option(
+    "--q-mode",
+    default="affine",
+    show_default=True,
+    type=click.Choice(["affine", "mxfp4", "nvfp4", "mxfp8"]),
+    help="Kind of quantisation; mxfp4, nvfp4 and mxfp8 fix bits and group size.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Of all that is not quantised (default: as in the checkpoint).",
+)
+@click.option(
+    "--lyric-vocab", type=click.Path(path_type=Path), help="Lyric vocabulary file (else it is found)."
+)
+@click.option("--revision", help="Branch, tag or commit of the hub repository.")
+@click.option("--upload-repo", metavar="REPO", help="Upload the finished folder to this hub repository.")
+def command(
+    hf_path: str,
+    mlx_path: Path,
+    quantize: bool,
+    q_bits: str | None,
+    q_group_size: str | None,
+    q_mode: str,
+    dtype: str | None,
+    lyric_vocab: Path | None,
+    revision: str | None,
+    upload_repo: str | None,
+) -> None:
+    """Turn the PyTorch checkpoint into a self-contained MLX folder.
+
+    Weights are streamed: memory stays under 2 GB. The folder appears only when it is whole.
+    """
+    if not quantize and (q_bits or q_group_size or q_mode != "affine"):
+        raise click.UsageError("--q-bits, --q-group-size and --q-mode need -q")
+    from ..convert.checkpoint import convert
+    from .progress import ByteProgress
+
+    with ByteProgress() as progress:
+        report = convert(
+            hf_path,
+            mlx_path,
+            quantize=quantize,
+            q_bits=int(q_bits) if q_bits else None,
+            q_group_size=int(q_group_size) if q_group_size else None,
+            q_mode=q_mode,
+            dtype=dtype,
+            revision=revision,
+            lyric_vocab=lyric_vocab,
+            progress=progress,
+        )
+    for line in summary(report):
+        click.echo(line)
+    if upload_repo:
+        _upload(report.path, upload_repo)
+
+
+def summary(report: Report) -> list[str]:
+    """What became of every tensor, and the sizes before and after."""
+    lines = []
+    for name, part in report.components.items():
+        quantized = f", {len(part.quantized)} layers quantised" if part.quantized else ""
+        lines.append(
+            f"{name:13} {part.parameters / 1e6:9.2f} M parameters  {part.bytes_read / 1e6:9.1f} MB → "
+            f"{part.bytes_written / 1e6:9.1f} MB  {len(part.account.converted)} tensors converted, "
+            f"{len(part.account.dropped)} dropped{quantized}"
+        )
+        lines += [f"{'':13} {count} dropped: {reason}" for reason, count in part.account.reasons().items()]
+    read = sum(part.bytes_read for part in report.components.values())
+    written = sum(part.bytes_written for part in report.components.values())
+    lines.append(f"lyric vocabulary: {report.lyric_vocab}")
+    lines.append(f"{report.path}: {read / 1e9:.2f} GB → {written / 1e9:.2f} GB in {report.seconds:.0f} s")
+    return lines
+
+
+def _upload(folder: Path, repo: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{folder} is written, but uploading it to {repo} failed ({type(error).__name__}: {reason}); "
+            "log in with `hf auth login` and try `hf upload`"
+        ) from None
+    click.echo(f"uploaded to {repo}")

@@ -1,0 +1,79 @@
+"""Conversions that `train` makes by itself when it is given the PyTorch checkpoint, each made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..models.load import Quantization
+from .checkpoint import convert
+from .folder import exclusive
+from .source import Progress, resolve, silent
+
+ENVIRONMENT = "ACESTEP_MLX_CACHE"
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """Where conversions are kept: `given`, else $ACESTEP_MLX_CACHE, else ~/.cache/acestep-mlx."""
+    return Path(given or os.environ.get(ENVIRONMENT) or Path.home() / ".cache" / "acestep-mlx").expanduser()
+
+
+def ensure_model(
+    path_or_repo: str | Path,
+    *,
+    dtype: str | None = None,
+    quantize: Quantization | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """The MLX folder for a model given as MLX folder, PyTorch folder or hub repository.
+
+    An MLX folder is returned as it is. Anything else is converted once into the cache, under a name made of
+    the source's revision or content, dtype, quantisation and converter version; `progress` says so. Several
+    processes may ask at once: one converts, the others wait. Raises CheckpointError in one line.
+    """
+    path = Path(path_or_repo).expanduser()
+    if is_mlx_folder(path):
+        return path
+    if isinstance(quantize, Mapping):
+        quantize = Quantization.of(**quantize)
+    source = resolve(path_or_repo, revision, progress)
+    settings = {
+        "converter": __version__,
+        "source": source.identity(),
+        "dtype": dtype,
+        "quantization": quantize.as_dict() if quantize else None,
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    name = source.path_or_repo.rstrip("/").rsplit("/", 1)[-1] or "model"
+    folder = cache_folder(cache_dir) / "models" / f"{name}-{key}"
+    if (folder / "config.json").is_file():
+        progress(f"using the conversion of {source.path_or_repo} in {folder}", 0, 0)
+        return folder
+    with exclusive(folder, lambda: progress(f"waiting for another process to write {folder}", 0, 0)):
+        if not (folder / "config.json").is_file():
+            kind = f"{quantize.bits} bits" if quantize else dtype or "the checkpoint's own precision"
+            progress(f"converting {source.path_or_repo} once, {kind}, into {folder}", 0, 0)
+            convert(
+                source.path,
+                folder,
+                quantize=quantize is not None,
+                q_bits=quantize.bits if quantize else None,
+                q_group_size=quantize.group_size if quantize else None,
+                q_mode=quantize.mode if quantize else "affine",
+                dtype=dtype,
+                named=(source.path_or_repo, source.revision),
+                progress=progress,
+            )
+    return folder
+
+
+def is_mlx_folder(path: Path) -> bool:
+    """Whether `path` looks like what `convert` writes (`ModelFolder.open` then checks it)."""
+    return (path / "config.json").is_file() and (path / "transformer.safetensors").is_file()
