@@ -323,7 +323,12 @@ def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:
     for name, diff in prepared.diffs.items():
         module_path, _, leaf = name.rpartition(".")
         tensors[f"{module_path}.{'diff' if leaf == 'weight' else 'diff_b'}"] = diff
-    return tensors | (prepared.lyrics_embedder or {})
+    for name, value in (prepared.lyrics_embedder or {}).items():
+        module_path, _, leaf = name.rpartition(".")
+        if format == "peft" and module_path in prepared.modules:
+            module_path += ".base_layer"  # where peft keeps the layer that it has wrapped
+        tensors[f"{module_path}.{leaf}"] = value
+    return tensors
 
 
 def _magnitude(magnitude: mx.array, format: str, dims: int) -> mx.array:

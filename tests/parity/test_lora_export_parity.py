@@ -1,0 +1,175 @@
+"""Exported LoRAs in diffusers itself, called as the original pipeline calls it, on the reference model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
+from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
+from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
+from acestep_mlx.lora.weights import LoRAWeights
+from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
+
+from .test_transformer_parity import (
+    make_inputs,
+    make_ours,
+    make_reference,
+    relative_error,
+    run_ours,
+    run_reference,
+)
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.parity
+
+CONFIG = TransformerConfig.tiny()
+CONVOLUTIONS = ("ff.inverted_conv.conv", "ff.point_conv.conv", "proj_in.early_conv_layers.2")
+SPECS = {
+    "alpha = rank": LoRASpec(rank=4),
+    "alpha ≠ rank": LoRASpec(rank=4, alpha=10),
+    "rsLoRA": LoRASpec(rank=8, alpha=2, use_rslora=True),
+    "convolutions": LoRASpec(rank=4, alpha=3, targets=(*DEFAULT_TARGETS, *CONVOLUTIONS)),
+    "everything else": LoRASpec(
+        rank=3, targets=("speaker_embedder", "lyric_proj", "w_1", "linear_pos", "t_block.1")
+    ),
+    "DoRA": LoRASpec(rank=4, alpha=10, use_dora=True),
+    "DoRA, rsLoRA, convolutions": LoRASpec(
+        rank=4, alpha=3, use_rslora=True, use_dora=True, targets=(*DEFAULT_TARGETS, *CONVOLUTIONS)
+    ),
+}
+
+
+def train_a_little(ours: ACEStepTransformer, spec: LoRASpec) -> LoRAWeights:
+    """Inject, and give B and the magnitudes values that change the velocity visibly."""
+    inject(ours, spec, seed=1)
+    for i, layer in enumerate(adapter_modules(ours).values()):
+        key = mx.random.key(i)
+        layer.lora_b = 0.1 * mx.random.normal(layer.lora_b.shape, key=key)
+        if "m" in layer:
+            layer.m = layer.m * (1 + 0.2 * mx.random.normal(layer.m.shape, key=key))
+    return from_model(ours, spec)
+
+
+def load(theirs: torch.nn.Module, folder: Path) -> dict[str, torch.nn.Module]:
+    """The original pipeline's call; returns the LoRA layers by path."""
+    theirs.load_lora_adapter(str(folder / FILE_NAME), adapter_name="x", with_alpha=True, prefix=None)
+    layers = {n: m for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert all("x" in layer.scaling and layer.scaling["x"] == 1.0 for layer in layers.values())
+    return layers
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_same_update_and_velocity(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    theirs = make_reference(CONFIG, monkeypatch)
+    ours = make_ours(CONFIG, theirs)
+    inputs = make_inputs(CONFIG)
+    plain, _ = run_ours(ours, inputs)
+    weights = train_a_little(ours, SPECS[name])
+    velocity, states = run_ours(ours, inputs)
+    write_lora(tmp_path / FILE_NAME, weights)
+
+    layers = load(theirs, tmp_path)
+    assert layers.keys() == weights.modules.keys()
+    for path, layer in layers.items():
+        delta = layer.get_delta_weight("x").detach().numpy()
+        difference = delta.reshape(delta.shape[:2]) - np.array(weights.modules[path].delta())
+        assert np.abs(difference).max() <= 1e-6, path
+        assert np.abs(delta).max() > 1e-3, path
+    expected, expected_states = run_reference(theirs, inputs)
+    assert relative_error(velocity, expected) <= 1e-4
+    assert relative_error(states, expected_states) <= 1e-4
+    if name != "everything else":
+        assert relative_error(plain, expected) > 1e-2  # the LoRA does something here
+
+
+def test_mixed_ranks_are_padded_to_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    theirs = make_reference(CONFIG, monkeypatch)
+    ours = make_ours(CONFIG, theirs)
+    weights = train_a_little(ours, LoRASpec(rank=8, alpha=4))
+    for i, (path, layer) in enumerate(adapter_modules(ours).items()):
+        rank = 1 + i % 8
+        layer.lora_a, layer.lora_b = layer.lora_a[:, :rank], layer.lora_b[:rank]
+        weights.modules[path].a, weights.modules[path].b = layer.lora_a.T, layer.lora_b.T
+    write_lora(tmp_path / FILE_NAME, weights)
+    layers = load(theirs, tmp_path)
+    assert {layer.r["x"] for layer in layers.values()} == {8}
+    velocity, _ = run_ours(ours, make_inputs(CONFIG))
+    assert relative_error(velocity, run_reference(theirs, make_inputs(CONFIG))[0]) <= 1e-4
+
+
+def test_what_diffusers_saves_reads_back_with_its_scale(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Upstream's trainer ends in this call; newer diffusers add alpha and rsLoRA as metadata."""
+    theirs = make_reference(CONFIG, monkeypatch)
+    config = peft.LoraConfig(
+        r=8,
+        lora_alpha=2,
+        use_rslora=True,
+        target_modules=list(DEFAULT_TARGETS),
+        rank_pattern={"attn.to_q": 4},
+        alpha_pattern={"attn.to_k": 5.0},
+        init_lora_weights=False,
+    )
+    theirs.add_adapter(config, adapter_name="x")
+    theirs.save_lora_adapter(str(tmp_path), adapter_name="x")
+    weights = read_lora(tmp_path)
+    layers = {n: m for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert layers.keys() == weights.modules.keys()
+    assert len({round(m.scale, 6) for m in weights.modules.values()}) == 3
+    for path, layer in layers.items():
+        delta = layer.get_delta_weight("x").detach().numpy()
+        assert np.abs(delta - np.array(weights.modules[path].delta())).max() <= 1e-6, path
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_peft_folder_reads_with_its_config(
+    rslora: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = make_reference(CONFIG, monkeypatch)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=10,
+        use_rslora=rslora,
+        use_dora=True,
+        target_modules=["to_q", "linear_v", "point_conv.conv"],
+        init_lora_weights=False,
+    )
+    wrapped = peft.get_peft_model(theirs, config)
+    wrapped.save_pretrained(str(tmp_path))
+    weights = read_lora(tmp_path)
+    layers = {n: m for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert layers.keys() == weights.modules.keys() and weights.is_dora
+    for path, layer in layers.items():
+        delta = layer.get_delta_weight("default").detach().numpy()
+        mine = np.array(weights.modules[path].delta())
+        assert np.abs(delta.reshape(mine.shape) - mine).max() <= 1e-6, path
+        magnitude = layer.lora_magnitude_vector["default"].weight.detach().numpy().reshape(-1)
+        assert np.array_equal(magnitude, np.array(weights.modules[path].magnitude)), path
+
+
+def test_the_lyrics_embedder_in_a_file_overwrites_the_base(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = make_reference(CONFIG, monkeypatch)
+    ours = make_ours(CONFIG, theirs)
+    weights = train_a_little(ours, LoRASpec(rank=4, alpha=10))
+    trained = {
+        name: value + 0.05 * mx.random.normal(value.shape, key=mx.random.key(i))
+        for i, (name, value) in enumerate(embedder_parameters(ours).items())
+    }
+    _, plain = run_ours(ours, make_inputs(CONFIG))
+    set_embedder(ours, trained)
+    weights.lyrics_embedder = trained
+    write_lora(tmp_path / FILE_NAME, weights, with_lyrics_embedder=True)
+    load(theirs, tmp_path)
+    velocity, states = run_ours(ours, make_inputs(CONFIG))
+    expected, expected_states = run_reference(theirs, make_inputs(CONFIG))
+    assert relative_error(plain, expected_states) > 1e-2
+    assert relative_error(states, expected_states) <= 1e-4
+    assert relative_error(velocity, expected) <= 1e-4
