@@ -15,7 +15,7 @@ from typing import Any
 from .errors import ConfigError, nearest
 from .foreign_options import IGNORED_PREFIXES
 from .options import ALIASES, OPTIMIZER_CONFIG, OPTIONS, PRECISION_BITS, SUPPORTED, Option
-from .values import FALSE, NOTHING, kind_of, parse_value, read_json, show
+from .values import is_off, kind_of, parse_value, read_json, show
 
 __all__ = ["ALIASES", "OPTIONS", "Option", "TrainConfig", "load_config", "parse_value", "read_json"]
 
@@ -138,7 +138,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def canonical(key: str) -> str:
-    """The option's own name for a key as users spell it: `--validation-steps` → `validation_step_interval`."""
+    """The option's own name for a key as users spell it: `--save-total-limit` → `checkpoints_total_limit`."""
     name = key.strip().removeprefix("--").replace("-", "_")
     return ALIASES.get(name, name)
 
@@ -171,19 +171,13 @@ def _collect(
                 f"{given[name][0]!r} and {value!r} ({where})"
             )
         spelled[name] = shown
-        if option.status == "refused" and not _is_off(value):
+        if option.status == "refused" and not is_off(value):
             raise ConfigError(f"{shown}={show(value)} is not supported: {option.reason} ({where})")
         if option.status != "supported" and value is not None and (shown, option.reason) not in ignored:
             ignored.append((shown, option.reason))
         if name in OPTIONS:
             given[name] = (value, where)
     return given
-
-
-def _is_off(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() in FALSE | NOTHING | {"0.0"}
-    return not value
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:

@@ -227,3 +227,10 @@ def kind_of(value: Any) -> str:
     return {list: "a list", str: "a string", dict: "an object", type(None): "null"}.get(
         type(value), "a single value"
     )
+
+
+def is_off(value: Any) -> bool:
+    """Whether the value switches a refused option off: false, 0, "none", an empty list."""
+    if isinstance(value, str):
+        return value.strip().lower() in FALSE | NOTHING | {"0.0"}
+    return not value

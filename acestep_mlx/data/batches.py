@@ -1,0 +1,334 @@
+"""Batches in a seeded order: which songs, which caption variant, what is dropped, padded to which length.
+
+The plan of an epoch is a pure function of (seed, epoch, songs), so the whole state is two counters,
+resuming is exact, and every rank of a distributed run works out the same plan and takes its share of each
+batch. Reading the caches happens one batch ahead on another thread and cannot change anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import TrainConfig
+from ..errors import DataError
+from .encode import Arrays, Cache
+from .manifest import Sample
+from .store import cache_key
+
+TEXT_STEP, LYRIC_STEP = 32, 64  # lengths are rounded up to multiples of these
+_ORDER, _NOISE = 1, 2  # streams of random numbers
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One song in a batch. seed: two 32-bit words, a random key of its own whatever rank it lands on."""
+
+    sample: int
+    variant: int
+    drop_text: bool
+    drop_lyrics: bool
+    seed: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Padded lengths of a batch: latent frames, text tokens, lyric tokens."""
+
+    frames: int
+    text: int
+    lyrics: int
+
+
+class Batches:
+    """An endless, resumable sequence of batches.
+
+    rank, world: which share of each global batch (train_batch_size × world) is ours.
+    dropout: probability that a caption is dropped, and independently that lyrics are dropped.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        config: TrainConfig,
+        seed: int | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        dropout: float | None = None,
+    ) -> None:
+        if not cache.samples:
+            raise DataError("nothing to train on: the data set is empty")
+        self.cache = cache
+        self.samples: Sequence[Sample] = cache.samples
+        self.seed = config.seed if seed is None else seed
+        self.batch_size = config.train_batch_size
+        self.rank, self.world = rank, world
+        self.dropout = config.caption_dropout_probability if dropout is None else dropout
+        self.signature = cache_key(
+            songs=[sample.key for sample in self.samples],
+            weights=[[s.backend.repeats, s.backend.probability] for s in self.samples],
+            dropout=self.dropout,
+            batch=self.batch_size * world,
+        )
+        self._lengths = self._bucket_lengths()
+        self._epoch = self._position = 0
+        self._plan: list[list[Item]] = []
+        self._planned = -1
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: tuple[int, int, Future[list[dict[str, np.ndarray | None]]]] | None = None
+
+    # ── order ────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next batch, from 0."""
+        return self._epoch
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of this rank in an epoch."""
+        return math.ceil(self.songs_per_epoch / (self.batch_size * self.world))
+
+    @property
+    def songs_per_epoch(self) -> int:
+        """Songs seen in an epoch by all ranks, repeats and probabilities counted."""
+        return max(1, sum(whole * n + extra for n, whole, extra, _ in self._weights()))
+
+    @property
+    def shapes(self) -> set[Shape]:
+        """Padded shapes that batches of one bucket can have; each is one compiled graph."""
+        return {Shape(frames, *lengths) for frames, lengths in self._lengths.items()}
+
+    def _weights(self) -> list[tuple[int, int, int, list[int]]]:
+        """Per data set: (songs, whole passes, further songs drawn per epoch, indices of its songs)."""
+        groups: dict[str, list[int]] = {}
+        for i, sample in enumerate(self.samples):
+            groups.setdefault(sample.backend.id, []).append(i)
+        out = []
+        for members in groups.values():
+            backend = self.samples[members[0]].backend
+            weight = (1 + backend.repeats) * backend.probability
+            whole = math.floor(weight + 1e-9)
+            out.append((len(members), whole, round((weight - whole) * len(members)), members))
+        return out
+
+    def plan(self, epoch: int) -> list[list[Item]]:
+        """The global batches of an epoch: every rank's items, in order."""
+        if epoch == self._planned:
+            return self._plan
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, _ORDER])))
+        size = self.batch_size * self.world
+        drawn: list[int] = []
+        for _, whole, extra, members in self._weights():
+            drawn += members * whole
+            drawn += [members[i] for i in rng.permutation(len(members))[:extra]]
+        if not drawn:
+            drawn = [int(rng.integers(len(self.samples)))]
+        order = [drawn[i] for i in rng.permutation(len(drawn))]
+        groups = self._group(order, size)
+        if len(groups[-1]) < size:
+            fill = rng.integers(len(order), size=size - len(groups[-1]))
+            groups[-1] += [order[i] for i in fill]
+        groups = [groups[i] for i in rng.permutation(len(groups))]
+        seeds = np.random.SeedSequence([self.seed, epoch, _NOISE]).generate_state(2 * size * len(groups))
+        items = [
+            [
+                Item(
+                    sample=index,
+                    variant=int(rng.integers(len(self.samples[index].captions))),
+                    drop_text=bool(rng.random() < self.dropout),
+                    drop_lyrics=bool(rng.random() < self.dropout),
+                    seed=(int(seeds[2 * (b * size + j)]), int(seeds[2 * (b * size + j) + 1])),
+                )
+                for j, index in enumerate(group)
+            ]
+            for b, group in enumerate(groups)
+        ]
+        self._plan, self._planned = items, epoch
+        return items
+
+    def _group(self, order: list[int], size: int) -> list[list[int]]:
+        """Groups of `size` from one bucket each; what is left over is grouped with its nearest lengths.
+
+        Only the last group can be short.
+        """
+        groups: list[list[int]] = []
+        buckets: dict[int, list[int]] = {}
+        for index in order:
+            bucket = buckets.setdefault(self.samples[index].bucket, [])
+            bucket.append(index)
+            if len(bucket) == size:
+                groups.append(bucket.copy())
+                bucket.clear()
+        rest = [index for frames in sorted(buckets, reverse=True) for index in buckets[frames]]
+        groups += [rest[i : i + size] for i in range(0, len(rest), size)]
+        return groups
+
+    def _bucket_lengths(self) -> dict[int, tuple[int, int]]:
+        """Text and lyric length of each bucket: one padded shape per bucket, whatever is drawn."""
+        lengths: dict[int, tuple[int, int]] = {}
+        for sample in self.samples:
+            text, lyrics = lengths.get(sample.bucket, (0, 0))
+            lengths[sample.bucket] = (
+                max(text, _round_up(self.cache.text_length(sample), TEXT_STEP)),
+                max(lyrics, _round_up(self.cache.lyric_length(sample), LYRIC_STEP)),
+            )
+        return lengths
+
+    def shape(self, items: Sequence[Item]) -> Shape:
+        """The padded lengths of a global batch."""
+        buckets = {self.samples[item.sample].bucket for item in items}
+        return Shape(
+            frames=max(buckets),
+            text=max(self._lengths[b][0] for b in buckets),
+            lyrics=max(self._lengths[b][1] for b in buckets),
+        )
+
+    # ── batches ──────────────────────────────────────────────────────────────────────────────────────
+    def next(self) -> Batch:
+        """The next batch of this rank, B = train_batch_size.
+
+        latents (B, 8, 16, T) float32 and latent_mask (B, T); text (B, L, 768) float32 and text_mask (B, L);
+        lyric_ids (B, M) int32 and lyric_mask (B, M), M = 0 where no song of the bucket has lyrics; masks
+        float32 with 1 for what counts; keys (B, 2) uint32, a random key per song; ids, the songs' names;
+        epoch, position, seconds (of sound in the batch). DataError when a song's caches are gone and it
+        cannot be read any more.
+        """
+        epoch, position = self._epoch, self._position
+        group = self.plan(epoch)[position]
+        mine = group[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        found = self._take(epoch, position, mine)
+        arrays = [self._complete(item, one) for item, one in zip(mine, found, strict=True)]
+        batch = collate(mine, arrays, self.shape(group))
+        batch["ids"] = [self.samples[item.sample].id for item in mine]
+        batch["epoch"], batch["position"] = epoch, position
+        batch["seconds"] = sum(self.samples[item.sample].seconds for item in mine)
+        self._epoch, self._position = self._after(epoch, position)
+        self._prefetch()
+        return batch
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        return self.next()
+
+    def _after(self, epoch: int, position: int) -> tuple[int, int]:
+        return (epoch, position + 1) if position + 1 < self.batches_per_epoch else (epoch + 1, 0)
+
+    def _read(self, items: Sequence[Item]) -> list[dict[str, np.ndarray | None]]:
+        return [self.cache.read(self.samples[item.sample], item.variant) for item in items]
+
+    def _take(self, epoch: int, position: int, items: Sequence[Item]) -> list[dict[str, np.ndarray | None]]:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting[:2] == (epoch, position):
+            return waiting[2].result()
+        return self._read(items)
+
+    def _prefetch(self) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        epoch, position = self._epoch, self._position
+        group = self.plan(epoch)[position]
+        mine = group[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        self._waiting = (epoch, position, self._pool.submit(self._read, mine))
+
+    def _complete(self, item: Item, found: dict[str, np.ndarray | None]) -> Arrays:
+        arrays = {name: array for name, array in found.items() if array is not None}
+        if len(arrays) == len(found):
+            return arrays
+        return self.cache.make(self.samples[item.sample], item.variant)
+
+    def close(self) -> None:
+        """Stop the reading thread and free the codec, if on-demand encoding holds one."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._waiting = None
+        self.cache.release()
+
+    def evaluation(self, count: int) -> list[Batch]:
+        """A fixed set of `count` songs, one per batch: first caption, nothing dropped, the same keys
+        always.
+        """
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, _ORDER])))
+        chosen = sorted(rng.permutation(len(self.samples))[:count].tolist())
+        seeds = np.random.SeedSequence([self.seed, _NOISE]).generate_state(2 * len(chosen))
+        batches = []
+        for n, index in enumerate(chosen):
+            item = Item(index, 0, False, False, (int(seeds[2 * n]), int(seeds[2 * n + 1])))
+            arrays = self._complete(item, self._read([item])[0])
+            batch = collate([item], [arrays], self.shape([item]))
+            batch["ids"], batch["seconds"] = [self.samples[index].id], self.samples[index].seconds
+            batches.append(batch)
+        return batches
+
+    # ── state ────────────────────────────────────────────────────────────────────────────────────────
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs; JSON types."""
+        return {
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            "signature": self.signature,
+        }
+
+    def restore(self, state: dict[str, Any]) -> str | None:
+        """Go on where `state` was taken.
+
+        Returns None when the continuation is exact. When songs, captions or batch settings changed since, the
+        epoch is begun anew with the new songs and a sentence that says so is returned.
+        """
+        with contextlib.suppress(KeyError):
+            if state["signature"] == self.signature and state["seed"] == self.seed:
+                self._epoch, self._position = int(state["epoch"]), int(state["position"])
+                self._waiting = None
+                return None
+        self._epoch, self._position, self._waiting = int(state.get("epoch", 0)), 0, None
+        return (
+            f"the data changed since the checkpoint; epoch {self._epoch + 1} begins anew with the new songs"
+        )
+
+
+def collate(items: Sequence[Item], arrays: Sequence[Arrays], shape: Shape) -> Batch:
+    """Stored arrays of each song → padded MLX arrays; see `Batches.next`."""
+    B = len(items)
+    width = arrays[0]["text"].shape[-1]
+    channels, height = arrays[0]["latents"].shape[:2]
+    latents = np.zeros((B, channels, height, shape.frames), np.float32)
+    latent_mask = np.zeros((B, shape.frames), np.float32)
+    text = np.zeros((B, shape.text, width), np.float32)
+    text_mask = np.zeros((B, shape.text), np.float32)
+    lyric_ids = np.zeros((B, shape.lyrics), np.int32)
+    lyric_mask = np.zeros((B, shape.lyrics), np.float32)
+    for b, (item, one) in enumerate(zip(items, arrays, strict=True)):
+        T, L, M = one["latents"].shape[-1], len(one["text"]), len(one["lyrics"])
+        latents[b, :, :, :T] = one["latents"]
+        latent_mask[b, :T] = 1
+        text_mask[b, :L] = 1
+        if not item.drop_text:  # upstream zeroes the states of a dropped caption and keeps its mask
+            text[b, :L] = one["text"]
+        if not item.drop_lyrics:
+            lyric_ids[b, :M] = one["lyrics"]
+            lyric_mask[b, :M] = 1
+    return {
+        "latents": mx.array(latents),
+        "latent_mask": mx.array(latent_mask),
+        "text": mx.array(text),
+        "text_mask": mx.array(text_mask),
+        "lyric_ids": mx.array(lyric_ids),
+        "lyric_mask": mx.array(lyric_mask),
+        "keys": mx.array(np.array([item.seed for item in items], np.uint32)),
+    }
+
+
+def _round_up(length: int, step: int) -> int:
+    return -(-length // step) * step

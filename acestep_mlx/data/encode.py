@@ -1,0 +1,331 @@
+"""Caches: latents, text states and lyric ids of every song, computed once.
+
+Keys hold everything a result depends on: the file's content, the part that is used, the caption or lyrics,
+and the fingerprint of the component that computes it. So nothing has to be invalidated: a changed file or
+model is another key. Files are written atomically, so that a killed run loses at most the item in work. One
+encoder is loaded at a time, only if something is missing, and freed afterwards.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..audio import is_silent, read_audio
+from ..config import TrainConfig
+from ..errors import DataError
+from ..models.codec import SAMPLE_RATE, Codec
+from ..models.load import ModelFolder
+from ..text import lyrics as lyric_text
+from .audio_facts import hash_file
+from .manifest import Manifest, Progress, Sample
+from .store import Store, cache_key
+
+VERSION = 1  # of what is stored; raise it when the computation changes
+MAX_TEXT_TOKENS = 256
+Arrays = dict[str, np.ndarray]
+
+
+class Cache:
+    """Encoded songs. `samples` are those that can be trained on; `skipped` gains what failed while encoding.
+
+    `read` only reads files and may run on another thread; `make` computes what is missing and must run where
+    MLX runs. Latents are (8, 16, T) float16, text states (L, 768) float16, lyric ids (M,) int32.
+    """
+
+    def __init__(self, manifest: Manifest, config: TrainConfig, folder: ModelFolder) -> None:
+        self.folder = folder
+        self.samples: list[Sample] = list(manifest.samples)
+        self.skipped: list[tuple[str, str]] = list(manifest.skipped)
+        self.report = manifest.report
+        self._prints = dict(folder.fingerprints)
+        self._prints["mel"] = cache_key(vocoder=folder.config["components"]["vocoder"])
+        self._prints["tokenizer"] = hash_file(Path(folder.path) / "tokenizer.json")
+        self._prints["lyric_vocab"] = hash_file(folder.lyric_vocab())
+        self._lyric_version = getattr(lyric_text, "VERSION", 1)
+        self._stores: dict[tuple[Path | None, Path], Store] = {}
+        self._compress = config.compress_disk_cache
+        self._write_text = not config.vae_cache_disable
+        self._lengths: dict[str, int] = {}
+        self._codec: Codec | None = None
+
+    # ── keys and places ──────────────────────────────────────────────────────────────────────────────
+    def latent_key(self, sample: Sample) -> str:
+        return cache_key(
+            kind="latents",
+            version=VERSION,
+            content=sample.content,
+            start=sample.start,
+            seconds=sample.seconds,
+            dcae=self._prints["dcae"],
+            mel=self._prints["mel"],
+        )
+
+    def text_key(self, caption: str) -> str:
+        return cache_key(
+            kind="text",
+            version=VERSION,
+            caption=caption,
+            tokens=MAX_TEXT_TOKENS,
+            encoder=self._prints["text_encoder"],
+            tokenizer=self._prints["tokenizer"],
+        )
+
+    def lyric_key(self, lyrics: str) -> str:
+        return cache_key(
+            kind="lyrics",
+            version=[VERSION, self._lyric_version],
+            lyrics=lyrics,
+            vocab=self._prints["lyric_vocab"],
+        )
+
+    def _store(self, sample: Sample, kind: str) -> Store:
+        backend = sample.backend
+        folder = backend.latent_dir if kind == "latents" else backend.text_dir
+        on_disk = backend.cache_latents if kind == "latents" else self._write_text
+        place = (folder if on_disk else None, folder)
+        if place not in self._stores:
+            self._stores[place] = Store(place[0], self._compress)
+        return self._stores[place]
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+    def text_length(self, sample: Sample) -> int:
+        """Tokens of the sample's longest caption."""
+        return max(self._lengths[self.text_key(caption)] for caption in sample.captions)
+
+    def lyric_length(self, sample: Sample) -> int:
+        """Lyric tokens; 0 without lyrics."""
+        return 0 if sample.lyrics is None else self._lengths[self.lyric_key(sample.lyrics)]
+
+    def read(self, sample: Sample, variant: int) -> dict[str, np.ndarray | None]:
+        """`latents`, `text`, `lyrics` as stored; None for what is missing. Reads files only."""
+        lyrics: np.ndarray | None = np.zeros(0, np.int32)
+        if sample.lyrics is not None:
+            lyrics = _field(self._store(sample, "text").get(self.lyric_key(sample.lyrics)), "ids")
+        return {
+            "latents": _field(self._store(sample, "latents").get(self.latent_key(sample)), "latents"),
+            "text": _field(
+                self._store(sample, "text").get(self.text_key(sample.captions[variant])), "states"
+            ),
+            "lyrics": lyrics,
+        }
+
+    def make(self, sample: Sample, variant: int) -> Arrays:
+        """Like `read`, computing what is missing (on-demand caches, or files that vanished).
+
+        DataError when the song cannot be read any more.
+        """
+        found = self.read(sample, variant)
+        if found["lyrics"] is None:
+            self._encode_lyrics([sample], None)
+        if found["text"] is None:
+            self._encode_text([sample], None)
+        if found["latents"] is None:
+            self._put_latents(sample, load_part(sample))
+        complete = {name: array for name, array in self.read(sample, variant).items() if array is not None}
+        if len(complete) < len(found):
+            raise DataError(
+                f"{sample.id}: its cache files vanish or are damaged right after they are written"
+            )
+        if not sample.backend.ondemand:
+            self.release()
+        return complete
+
+    def release(self) -> None:
+        """Free the codec that on-demand encoding keeps loaded."""
+        if self._codec is not None:
+            self._codec = None
+            _free()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every latent is in the cache."""
+        return all(self._store(s, "latents").has(self.latent_key(s)) for s in self.samples)
+
+    # ── encoding ─────────────────────────────────────────────────────────────────────────────────────
+    def fill(self, progress: Progress | None) -> None:
+        """Compute everything that is missing, except latents of on-demand data sets."""
+        self._encode_lyrics(self.samples, progress)
+        self._encode_text(self.samples, progress)
+        self._encode_latents([s for s in self.samples if not s.backend.ondemand], progress)
+        if not self.samples:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
+            raise DataError(f"nothing left to train on: {len(self.skipped)} songs skipped ({reasons})")
+
+    def _encode_lyrics(self, samples: Iterable[Sample], progress: Progress | None) -> None:
+        missing: dict[tuple[str, Store], str] = {}
+        for sample in samples:
+            if sample.lyrics is None:
+                continue
+            key, store = self.lyric_key(sample.lyrics), self._store(sample, "text")
+            ids = _field(store.get(key), "ids")
+            if ids is None:
+                missing[key, store] = sample.lyrics
+            else:
+                self._lengths[key] = len(ids)
+        if not missing:
+            return
+        tokenizer = lyric_text.LyricTokenizer(self.folder.lyric_vocab())
+        for done, ((key, store), lyrics) in enumerate(missing.items(), 1):
+            ids = np.asarray(tokenizer.tokenize(lyrics), np.int32)[: lyric_text.MAX_TOKENS]
+            store.put(key, {"ids": ids})
+            self._lengths[key] = len(ids)
+            _tell(progress, "lyrics", done, len(missing), lyrics[:40])
+
+    def _encode_text(self, samples: Iterable[Sample], progress: Progress | None) -> None:
+        missing: dict[tuple[str, Store], str] = {}
+        for sample in samples:
+            store = self._store(sample, "text")
+            for caption in sample.captions:
+                key = self.text_key(caption)
+                if key in self._lengths and store.folder is None:
+                    continue
+                states = _field(store.get(key), "states")
+                if states is None:
+                    missing[key, store] = caption
+                else:
+                    self._lengths[key] = len(states)
+        if not missing:
+            return
+        tokenizer = self.folder.prompt_tokenizer()
+        encoder = self.folder.load("text_encoder", dtype=mx.float32)
+        for done, ((key, store), caption) in enumerate(missing.items(), 1):
+            ids, mask = tokenizer([caption], max_length=MAX_TEXT_TOKENS)
+            states = np.array(encoder(ids, mask)[0].astype(mx.float32))  # [L, 768]
+            if not np.isfinite(states).all():
+                raise DataError(
+                    f"the text encoder gives values that are not finite for the caption {caption!r}"
+                )
+            store.put(key, {"states": as_half(states)})
+            self._lengths[key] = len(states)
+            _tell(progress, "captions", done, len(missing), caption[:40])
+        del encoder
+        _free()
+
+    def _encode_latents(self, samples: Sequence[Sample], progress: Progress | None) -> None:
+        missing: dict[tuple[str, Store], Sample] = {}
+        for sample in samples:
+            key, store = self.latent_key(sample), self._store(sample, "latents")
+            if not store.has(key):
+                missing.setdefault((key, store), sample)
+        failed: dict[str, str] = {}
+        for done, (sample, sound) in enumerate(_ahead(load_part_or_reason, list(missing.values())), 1):
+            problem = sound if isinstance(sound, str) else None
+            if not isinstance(sound, str):
+                try:
+                    self._put_latents(sample, sound)
+                except NotFinite as error:
+                    problem = str(error)
+            if problem is not None:
+                failed[self.latent_key(sample)] = problem
+            _tell(progress, "latents", done, len(missing), sample.id)
+        self.release()
+        if failed:
+            self._drop({s.id: failed[self.latent_key(s)] for s in samples if self.latent_key(s) in failed})
+
+    def _drop(self, failed: dict[str, str]) -> None:
+        self.samples = [sample for sample in self.samples if sample.id not in failed]
+        self.skipped += list(failed.items())
+        for one in self.report.sets:
+            one.skipped += [
+                (name.removeprefix(f"{one.id}/"), reason)
+                for name, reason in failed.items()
+                if name.startswith(f"{one.id}/")
+            ]
+
+    def _put_latents(self, sample: Sample, sound: np.ndarray) -> None:
+        """Encode (samples, 2) float32 and store it. NotFinite when the encoder gives no numbers."""
+        if self._codec is None:
+            dcae: Any = self.folder.load("dcae", dtype=mx.float32)
+            vocoder: Any = self.folder.load("vocoder", dtype=mx.float32)
+            self._codec = Codec(dcae, vocoder)
+        latents = np.array(self._codec.encode(sound, SAMPLE_RATE)[0].astype(mx.float32))  # [8, 16, T]
+        mx.clear_cache()
+        if not np.isfinite(latents).all():
+            raise NotFinite(f"{sample.id}: the encoder gives values that are not finite")
+        self._store(sample, "latents").put(self.latent_key(sample), {"latents": as_half(latents)})
+
+
+class NotFinite(DataError):
+    """The encoder gave NaN or infinity for a song."""
+
+
+def encode_dataset(
+    manifest: Manifest, config: TrainConfig, folder: ModelFolder, progress: Progress | None = None
+) -> Cache:
+    """Fill the caches of a manifest and free the encoders.
+
+    progress: called as (stage, done, total, name) with stage "lyrics", "captions" or "latents".
+    Songs that vanished, changed or cannot be encoded are skipped, counted and named in `cache.skipped`;
+    DataError when nothing is left, or when the disk is full.
+    """
+    cache = Cache(manifest, config, folder)
+    cache.fill(progress)
+    return cache
+
+
+def load_part(sample: Sample) -> np.ndarray:
+    """The used part of a song: (samples, 2) float32 at 44.1 kHz, padded to `sample.samples`.
+
+    DataError when the file is gone, damaged, silent in this part, or changed since it was looked at.
+    """
+    with sample.audio.open() as path:
+        if hash_file(path) != sample.content:
+            raise DataError(f"{sample.id}: changed while it was in use; start again")
+        sound = read_audio(
+            path, sample_rate=SAMPLE_RATE, channels=2, start=sample.start or None, duration=sample.seconds
+        )
+    if is_silent(sound):
+        raise DataError(f"{sample.id}: silent in the part that is used")
+    exact = np.zeros((sample.samples, 2), np.float32)
+    kept = min(len(sound), len(exact))
+    exact[:kept] = sound[:kept]
+    return exact
+
+
+def load_part_or_reason(sample: Sample) -> np.ndarray | str:
+    """`load_part`, or why it failed."""
+    try:
+        return load_part(sample)
+    except DataError as error:
+        return str(error).removeprefix(f"{sample.id}: ")
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def as_half(array: np.ndarray) -> np.ndarray:
+    """float16, or float32 where half precision would overflow."""
+    return array.astype(np.float16) if np.abs(array).max(initial=0.0) < 65504 else array.astype(np.float32)
+
+
+def _ahead(
+    work: Callable[[Sample], np.ndarray | str], samples: Sequence[Sample]
+) -> Iterator[tuple[Sample, np.ndarray | str]]:
+    """`work` on each sample, one sample ahead on another thread: a song is decoded while one is encoded."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = pool.submit(work, samples[0]) if samples else None
+        for i, sample in enumerate(samples):
+            assert waiting is not None
+            result = waiting.result()
+            waiting = pool.submit(work, samples[i + 1]) if i + 1 < len(samples) else None
+            yield sample, result
+
+
+def _field(arrays: Arrays | None, name: str) -> np.ndarray | None:
+    return None if arrays is None else arrays.get(name)
+
+
+def _tell(progress: Progress | None, stage: str, done: int, total: int, name: str) -> None:
+    if progress is not None:
+        progress(stage, done, total, name)
+
+
+def _free() -> None:
+    gc.collect()
+    mx.clear_cache()

@@ -1,0 +1,214 @@
+"""What there is to train on: every data set scanned, every song checked, every omission counted and named."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import TrainConfig
+from ..errors import DataError
+from . import local
+from .audio_facts import AudioFacts, AudioRef, FactsIndex
+from .backends import Backend, Backends, read_backends
+from .captions import shuffled, unique
+from .report import DatasetReport, SetReport
+from .store import cache_key
+
+SAMPLE_RATE = 44100
+SAMPLES_PER_FRAME = 512 * 8
+MIN_SECONDS = 3.0
+
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One song as it is trained on.
+
+    id: data set and name, for people and sample lists. content: SHA-256 of the file. captions: variants, at
+    least one (an empty string when there is no caption). lyrics: text, or None. start, seconds: the part
+    that is used; `seconds` is at most the data set's maximum and may be below 3 (then the sound is padded
+    with silence).
+    """
+
+    id: str
+    backend: Backend
+    audio: AudioRef
+    content: str
+    captions: tuple[str, ...]
+    lyrics: str | None
+    start: float
+    seconds: float
+    cut: bool
+
+    @property
+    def samples(self) -> int:
+        """Length in audio samples at 44.1 kHz, padding to 3 s included."""
+        return round(max(self.seconds, MIN_SECONDS) * SAMPLE_RATE)
+
+    @property
+    def frames(self) -> int:
+        """Length in latent frames."""
+        return math.ceil(self.samples / SAMPLES_PER_FRAME)
+
+    @property
+    def bucket(self) -> int:
+        """Latent frames of the bucket: the length rounded up to the data set's duration interval."""
+        interval = self.backend.interval
+        steps = math.ceil(max(self.seconds, MIN_SECONDS) / interval - 1e-6)
+        return max(self.frames, math.ceil(round(steps * interval * SAMPLE_RATE) / SAMPLES_PER_FRAME))
+
+    @property
+    def key(self) -> str:
+        """Identity for the sample order: changes when the song, its captions, its lyrics or its part
+        changes.
+        """
+        return cache_key(
+            id=self.id,
+            content=self.content,
+            captions=self.captions,
+            lyrics=self.lyrics,
+            part=[self.start, self.seconds],
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Songs in a fixed order; what was skipped, as (name, reason); the report for people."""
+
+    samples: list[Sample]
+    skipped: list[tuple[str, str]]
+    report: DatasetReport
+    backends: Backends
+
+    @property
+    def signature(self) -> str:
+        """Changes when anything changes that the order of training depends on."""
+        return hashlib.sha256("\n".join(sample.key for sample in self.samples).encode()).hexdigest()[:32]
+
+
+def index_path(config: TrainConfig) -> Path | None:
+    """Where facts about audio files are kept; None when nothing may be written (`vae_cache_disable`)."""
+    return None if config.vae_cache_disable else config.resolve(config.cache_dir) / "audio_index.json"
+
+
+def build_manifest(config: TrainConfig, progress: Progress | None = None) -> Manifest:
+    """Scan all data sets of a configuration.
+
+    progress: called as ("looking at songs", done, total, name) for each song that has to be decoded. Raises
+    ConfigError for a wrong data set file, DataError when a folder is missing or nothing is left to train
+    on.
+    """
+    backends = read_backends(config)
+    index = FactsIndex(index_path(config))
+
+    def looked_at(done: int, total: int, name: str) -> None:
+        if progress is not None:
+            progress("looking at songs", done, total, name)
+
+    samples: list[Sample] = []
+    skipped: list[tuple[str, str]] = []
+    reports: list[SetReport] = []
+    for backend in backends.audio:
+        songs = _songs(backend, config)
+        report = SetReport(backend.id, files=len(songs), interval=backend.interval)
+        usable = [song for song in songs if song.problem is None]
+        facts = iter(index.look_up([song.audio for song in usable], looked_at))
+        mine: list[Sample] = []
+        for song in songs:
+            known = next(facts) if song.problem is None else None
+            reason = song.problem or _reason(backend, known)
+            if reason is None and known is not None:
+                mine.append(_sample(backend, song, known, config, report))
+            else:
+                skipped.append((f"{backend.id}/{song.name}", str(reason)))
+                report.skipped.append((song.name, str(reason)))
+        for sample in _subset(backend, mine, report):
+            samples.append(sample)
+            report.add(sample)
+        reports.append(report)
+    full = DatasetReport(reports, backends.ignored, backends.disabled)
+    if not samples:
+        raise DataError(f"nothing left to train on: {full.summary_of_skipped()}")
+    return Manifest(samples, skipped, full, backends)
+
+
+def _songs(backend: Backend, config: TrainConfig) -> list[local.Song]:
+    if backend.type == "huggingface":
+        from . import huggingface
+
+        return huggingface.scan(backend, config)
+    return local.scan(backend)
+
+
+def _reason(backend: Backend, facts: AudioFacts | None) -> str | None:
+    """Why a decoded song is left out, or None."""
+    if facts is None:
+        return "unknown"
+    if facts.problem is not None:
+        return facts.problem
+    if facts.duration < backend.min_duration:
+        return f"{facts.duration:.1f} s is shorter than min_duration_seconds={backend.min_duration:g}"
+    return None
+
+
+def _sample(
+    backend: Backend, song: local.Song, facts: AudioFacts, config: TrainConfig, report: SetReport
+) -> Sample:
+    captions = _caption_variants(backend, song)
+    if not song.captions and not backend.only_instance_prompt:
+        report.no_caption.append(song.name)
+    report.notes += [(song.name, note) for note in song.notes]
+    start, seconds = _part(backend, facts, config.seed)
+    return Sample(
+        id=f"{backend.id}/{song.name}",
+        backend=backend,
+        audio=song.audio,
+        content=facts.content,
+        captions=tuple(captions),
+        lyrics=song.lyrics,
+        start=start,
+        seconds=seconds,
+        cut=facts.duration > seconds + 1e-3,
+    )
+
+
+def _caption_variants(backend: Backend, song: local.Song) -> list[str]:
+    """Trigger words, then shuffles, applied to the song's captions; [""] when there is nothing."""
+    trigger = backend.instance_prompt or ""
+    if backend.only_instance_prompt:
+        return [trigger]
+    captions = song.captions or [""]
+    if backend.shuffle is not None:
+        captions = [variant for caption in captions for variant in shuffled(caption, backend.shuffle)]
+    if backend.prepend_instance_prompt:
+        captions = [f"{trigger} {caption}".strip() for caption in captions]
+    return unique(captions)
+
+
+def _part(backend: Backend, facts: AudioFacts, seed: int) -> tuple[float, float]:
+    """(start, seconds) of the part that is kept. `random` is fixed by the song's content and the seed."""
+    spare = facts.duration - backend.max_duration
+    if spare <= 0:
+        return 0.0, round(facts.duration, 6)
+    start = {"beginning": 0.0, "end": spare}.get(backend.truncation)
+    if start is None:
+        start = random.Random(f"{seed}:{facts.content}").uniform(0.0, spare)
+    return round(start, 3), backend.max_duration
+
+
+def _subset(backend: Backend, samples: list[Sample], report: SetReport) -> list[Sample]:
+    """`max_num_samples` songs, the same ones in every run, in their order."""
+    limit = backend.max_num_samples
+    if limit is None or len(samples) <= limit:
+        return samples
+    chosen = set(random.Random(backend.id).sample(range(len(samples)), limit))
+    report.left_out = len(samples) - limit
+    kept = [sample for i, sample in enumerate(samples) if i in chosen]
+    names = {sample.id for sample in kept}
+    report.no_caption = [name for name in report.no_caption if f"{backend.id}/{name}" in names]
+    return kept

@@ -1,0 +1,94 @@
+"""Cache files: named arrays under a key, written atomically, checked when read.
+
+A file is a safetensors blob (deflated when asked), with its CRC-32 in front, so that a damaged file is
+noticed and computed again instead of being trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+
+_MAGIC = b"ACEC1"
+_PLAIN, _DEFLATED = b"p", b"z"
+
+
+def cache_key(**parts: Any) -> str:
+    """A key that changes when any part changes. Parts are JSON values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:40]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write so that the file is whole or not there. DataError when the disk is full or not writable."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write the cache file {path}: {error.strerror or error}") from None
+
+
+class Store:
+    """Arrays by key in a folder, or in memory when folder is None."""
+
+    def __init__(self, folder: Path | None, compress: bool = False) -> None:
+        self.folder = folder
+        self.compress = compress
+        self._memory: dict[str, dict[str, np.ndarray]] = {}
+
+    def path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}.cache"
+
+    def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the arrays. DataError when the disk is full."""
+        if self.folder is None:
+            self._memory[key] = dict(arrays)
+            return
+        from safetensors.numpy import save
+
+        body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        kind = _DEFLATED if self.compress else _PLAIN
+        body = zlib.compress(body, 6) if self.compress else body
+        write_atomic(self.path(key), _MAGIC + kind + zlib.crc32(body).to_bytes(4, "big") + body)
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        """The arrays, or None when they are not there or the file is damaged."""
+        if self.folder is None:
+            return self._memory.get(key)
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            data = self.path(key).read_bytes()
+        except OSError:
+            return None
+        head = len(_MAGIC)
+        kind, checksum, body = data[head : head + 1], data[head + 1 : head + 5], data[head + 5 :]
+        if not data.startswith(_MAGIC) or zlib.crc32(body).to_bytes(4, "big") != checksum:
+            return None
+        try:
+            return load(zlib.decompress(body) if kind == _DEFLATED else body)
+        except (zlib.error, SafetensorError, ValueError):
+            return None
+
+    def has(self, key: str) -> bool:
+        """Whether the arrays can be read back."""
+        return self.get(key) is not None
