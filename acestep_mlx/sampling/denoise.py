@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]  # evaluations done, evaluations in all
 
 @dataclass(frozen=True)
 class Known:
-    """The part of a song that is given: clean latents, their noise, and where the model is free (1) or not (0)."""
+    """The part of a song that is given: clean latents, their noise, and `free`, 1 where it is not given."""
 
     clean: mx.array
     noise: mx.array

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..errors import ConfigError
+from .request import GUIDANCE, Request
 
-KINDS = ("apg", "cfg", "cfg_star")
 MOMENTUM = -0.75
 NORM_THRESHOLD = 2.5
 
@@ -37,8 +37,23 @@ class Guidance:
     zero_init: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown guidance {self.kind!r}: one of {', '.join(KINDS)}")
+        if self.kind not in GUIDANCE:
+            raise ConfigError(f"unknown guidance {self.kind!r}: one of {', '.join(GUIDANCE)}")
+
+    @classmethod
+    def of(cls, request: Request) -> Guidance:
+        """The guidance that a request asks for."""
+        return cls(
+            kind=request.guidance,
+            scale=request.guidance_scale,
+            interval=request.guidance_interval,
+            decay=request.guidance_decay,
+            minimum=request.min_guidance_scale,
+            text_scale=request.guidance_scale_text,
+            lyric_scale=request.guidance_scale_lyric,
+            zero_steps=request.zero_steps,
+            zero_init=request.zero_init,
+        )
 
     @property
     def enabled(self) -> bool:

@@ -1,7 +1,7 @@
 """Everything a song is asked for with, declared once: type, default, range, help.
 
 The command line makes its options from these fields, the JSON beside an audio file stores them, and
-`ACEStepPipeline.generate` takes them as keywords.
+`ACEStepPipeline.generate` takes them as keywords. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, nearest
-from .guidance import KINDS, Guidance
-from .schedulers import SCHEDULERS, SHIFT
-from .tasks import MAX_SECONDS, NEEDS_SOURCE, TASKS
+
+TASKS = ("text2music", "retake", "repaint", "extend", "edit", "audio2audio")
+NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio")
+SCHEDULERS = ("euler", "heun", "pingpong")
+GUIDANCE = ("apg", "cfg", "cfg_star")
+SHIFT = 3.0
+MAX_SECONDS = 240.0
+MAX_SEED = 2**63 - 1
 
 
 def option(
@@ -32,12 +38,9 @@ def option(
     return field(default=default, metadata=facts)
 
 
-MAX_SEED = 2**63 - 1
-
-
 @dataclass(frozen=True)
 class Request:
-    """One wish, for one song or, with several seeds, for several. Raises ConfigError when it makes no sense."""
+    """One song or, with several seeds, several. Raises ConfigError when it makes no sense."""
 
     prompt: str = option("", "What the music is like: genre, instruments, mood, tempo, voice.")
     lyrics: str = option("", "Lyrics, with [verse]-like marks on lines of their own.")
@@ -55,7 +58,7 @@ class Request:
     oss_steps: tuple[int, ...] = option(
         (), "Take only these steps (rising numbers from 1) of as many as the last says.", low=1, high=1000
     )
-    guidance: str = option("apg", "How guidance is computed.", choices=KINDS)
+    guidance: str = option("apg", "How guidance is computed.", choices=GUIDANCE)
     guidance_scale: float = option(15.0, "Strength of guidance; 0 or 1 switches it off.", low=0, high=100)
     guidance_interval: float = option(0.5, "Share of the run, in its middle, that is guided.", low=0, high=1)
     guidance_decay: float = option(0.0, "How far the scale falls within the interval.", low=0, high=1)
@@ -112,11 +115,11 @@ class Request:
             )
         if self.repaint_end is not None and self.repaint_end <= self.repaint_start:
             raise ConfigError(
-                f"repaint_end must lie after repaint_start, got {self.repaint_end:g} and {self.repaint_start:g} s"
+                f"repaint_end must lie after repaint_start, {self.repaint_start:g} s; got {self.repaint_end:g}"
             )
         if self.oss_steps and self.task in ("edit", "audio2audio"):
             raise ConfigError(f"oss_steps cannot be used with {self.task}")
-        if any(b <= a for a, b in zip(self.oss_steps, self.oss_steps[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(self.oss_steps)):
             raise ConfigError(f"oss_steps must be rising step numbers, got {list(self.oss_steps)}")
 
     @property
@@ -135,20 +138,6 @@ class Request:
     def other_seeds(self) -> tuple[int, ...]:
         """Seeds of the second noise of retake, repaint and extend, and of all noise of edit."""
         return self.retake_seeds or tuple((seed + 1) % (MAX_SEED + 1) for seed in self.seeds)
-
-    def guidance_settings(self) -> Guidance:
-        """The guidance part, as the sampler takes it."""
-        return Guidance(
-            kind=self.guidance,
-            scale=self.guidance_scale,
-            interval=self.guidance_interval,
-            decay=self.guidance_decay,
-            minimum=self.min_guidance_scale,
-            text_scale=self.guidance_scale_text,
-            lyric_scale=self.guidance_scale_lyric,
-            zero_steps=self.zero_steps,
-            zero_init=self.zero_init,
-        )
 
     def for_seed(self, index: int) -> Request:
         """The request that makes song number `index` alone."""
@@ -182,9 +171,8 @@ class Request:
 def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:
     """Type and range of one value, in one line that says what would be right."""
     if facts["choices"] and value not in facts["choices"]:
-        raise ConfigError(
-            f"unknown {name} {value!r}: one of {', '.join(facts['choices'])}{nearest(str(value), facts['choices'])}"
-        )
+        known = facts["choices"]
+        raise ConfigError(f"unknown {name} {value!r}: one of {', '.join(known)}{nearest(str(value), known)}")
     low, high, unit = facts["low"], facts["high"], facts["unit"]
     if low is None or value is None:
         kind = {str: "text", bool: "true or false"}

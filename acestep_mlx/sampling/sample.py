@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from . import tasks
 from .conditioning import Encoded, Prompt, Velocity, encode_branches, encode_plain
 from .denoise import Known, Progress, denoise, edit
+from .guidance import Guidance
 from .noise import NoiseSource, seeded
 from .request import Request
 from .schedulers import custom_timetable, timetable
@@ -76,7 +77,7 @@ def sample(
         start = tasks.first_step(len(sigmas), request.change)
         latents = known.clean
 
-    guidance = request.guidance_settings()
+    guidance = Guidance.of(request)
     branches = encode_branches(
         transformer, prompt, weaken_lyrics=request.erg_lyric, text_alone=guidance.double
     )
@@ -108,7 +109,7 @@ def _edit(
     noise: NoiseSource,
     progress: Progress | None,
 ) -> mx.array:
-    guidance = request.guidance_settings()
+    guidance = Guidance.of(request)
     branches = []
     for condition in (prompt, target):
         pair = encode_plain(transformer, condition)

@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import ConfigError
+from .request import SCHEDULERS, SHIFT
 
-SCHEDULERS = ("euler", "heun", "pingpong")
 TRAIN_STEPS = 1000
-SHIFT = 3.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,7 @@ def custom_timetable(positions: Sequence[int], shift: float = SHIFT) -> list[flo
 
     As in the reference (`oss_steps`), the picked levels are shifted again.
     """
-    if (
-        not positions
-        or any(b <= a for a, b in zip(positions, positions[1:], strict=False))
-        or positions[0] < 1
-    ):
+    if not positions or any(b <= a for a, b in pairwise(positions)) or positions[0] < 1:
         raise ConfigError(f"oss_steps must be rising step numbers from 1 on, got {list(positions)}")
     full = timetable(max(positions), shift)
     picked = np.array([full[p - 1] for p in positions], dtype=np.float32)

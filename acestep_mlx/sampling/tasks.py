@@ -13,12 +13,10 @@ import mlx.core as mx
 
 from ..errors import ConfigError
 from .denoise import Known
-from .schedulers import SHIFT, noise_level, timetable
+from .request import MAX_SECONDS, SHIFT
+from .schedulers import noise_level, timetable
 
-TASKS = ("text2music", "retake", "repaint", "extend", "edit", "audio2audio")
-NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio")
 SAMPLE_RATE, SAMPLES_PER_FRAME = 44100, 512 * 8
-MAX_SECONDS = 240.0
 
 
 def frames_of(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""The samplers against the reference pipeline: same random transformer, same noise, same latents after 8 steps."""
+"""The samplers against the reference pipeline: same weights, same noise, same latents after 8 steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import pytest
 
 from acestep_mlx.convert.translate import translate
 from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
-from acestep_mlx.sampling import guidance as ours_guidance
-from acestep_mlx.sampling import schedulers as ours_schedulers
 from acestep_mlx.sampling.conditioning import Prompt
 from acestep_mlx.sampling.request import Request
 from acestep_mlx.sampling.sample import sample
@@ -205,6 +203,7 @@ PLAIN = Request(
     steps=STEPS, duration=SECONDS, erg_tag=False, erg_lyric=False, erg_diffusion=False, guidance_interval=0.5
 )
 ERG = {"erg_tag": True, "erg_lyric": True, "erg_diffusion": True}
+DOUBLE = {"guidance_scale_text": 4.0, "guidance_scale_lyric": 2.0}
 CASES = {
     **{
         f"{scheduler}-{kind}": {"scheduler": scheduler, "guidance": kind, "guidance_scale": 5.0}
@@ -213,7 +212,7 @@ CASES = {
     },
     **{
         f"{scheduler}-double": {
-            "scheduler": scheduler, "guidance_scale": 5.0, "guidance_scale_text": 4.0, "guidance_scale_lyric": 2.0
+            "scheduler": scheduler, "guidance_scale": 5.0, **DOUBLE,
         }
         for scheduler in ("euler", "heun", "pingpong")
     },
@@ -223,7 +222,9 @@ CASES = {
     "decay": {"guidance_decay": 1.0, "guidance_interval": 0.9},
     "half-decay-heun": {"guidance_decay": 0.5, "min_guidance_scale": 1.5, "scheduler": "heun"},
     "whole-run": {"guidance_interval": 1.0, "guidance_scale": 3.0},
-    "cfg_star-zero-init": {"guidance": "cfg_star", "guidance_interval": 1.0, "zero_steps": 2, "guidance_scale": 3.0},
+    "cfg_star-zero-init": {
+        "guidance": "cfg_star", "guidance_interval": 1.0, "zero_steps": 2, "guidance_scale": 3.0
+    },
     "cfg_star-no-zero-init": {
         "guidance": "cfg_star", "guidance_interval": 1.0, "zero_init": False, "guidance_scale": 3.0
     },
@@ -233,7 +234,7 @@ CASES = {
     "erg-diffusion": {"erg_diffusion": True, "guidance": "cfg", "guidance_scale": 4.0},
     "erg-tag-and-lyric": {"erg_tag": True, "erg_lyric": True},
     "erg-double": {
-        **ERG, "guidance_scale_text": 4.0, "guidance_scale_lyric": 2.0, "guidance_scale": 5.0, "scheduler": "heun"
+        **ERG, **DOUBLE, "guidance_scale": 5.0, "scheduler": "heun"
     },
 }  # fmt: skip
 

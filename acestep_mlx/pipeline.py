@@ -1,0 +1,282 @@
+"""ACEStepPipeline: prompt and lyrics → sound, with components that load when they are first needed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .audio import probe, read_audio
+from .errors import CheckpointError, ConfigError, DataError
+from .models.codec import Codec
+from .models.load import ModelFolder
+from .sampling.conditioning import TAU, TEXT_BLOCKS, Prompt
+from .sampling.request import MAX_SECONDS, Request
+from .sampling.sample import sample
+from .text.lyrics import LyricTokenizer
+from .text.prompt import PromptTokenizer
+
+Progress = Callable[[str, float], None]  # what is being done, and the fraction of it that is
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class LoadedLoRA:
+    """A LoRA file as it was asked for; `weights` are lora.weights.LoRAWeights."""
+
+    path: Path
+    scale: float
+    weights: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the encoders make of a request: its prompt and, for an edit, the prompt it leads to."""
+
+    prompt: Prompt
+    target: Prompt | None = None
+
+
+class ACEStepPipeline:
+    """A model that makes music.
+
+    `folder` is the MLX folder. With `low_memory` a component leaves memory when the next one is needed
+    (for a single song); otherwise all stay. Components that are already in memory may be given by name:
+    `transformer`, `text_encoder`, `codec`.
+    """
+
+    def __init__(self, folder: ModelFolder, *, low_memory: bool = False, **components: Any) -> None:
+        if unknown := set(components) - {"transformer", "text_encoder", "codec"}:
+            raise TypeError(f"no such component: {', '.join(sorted(unknown))}")
+        self.folder, self.low_memory = folder, low_memory
+        self._loaded: dict[str, Any] = dict(components)
+        self._given = frozenset(components)
+        self._loras: list[LoadedLoRA] = []
+        self._applied = False
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, low_memory: bool = False) -> ACEStepPipeline:
+        """The pipeline of an MLX folder; a PyTorch folder or hub repository is converted once into the cache.
+
+        Raises CheckpointError in one line when it is neither.
+        """
+        from .convert.cache import ensure_model
+
+        return cls(ModelFolder.open(ensure_model(path)), low_memory=low_memory)
+
+    # ── components ───────────────────────────────────────────────────────────────────────────────────
+    @property
+    def transformer(self) -> nn.Module:
+        """ACEStepTransformer, with the loaded LoRAs in it."""
+        transformer = self._component("transformer", lambda: self.folder.load("transformer"))
+        if self._loras and not self._applied:
+            from .lora.apply import apply_loras
+
+            apply_loras(transformer, [(lora.weights, lora.scale) for lora in self._loras])
+            self._applied = True
+        return transformer
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        """UMT5Encoder."""
+        return self._component("text_encoder", lambda: self.folder.load("text_encoder"))
+
+    @property
+    def codec(self) -> Codec:
+        """Waveform ↔ latents."""
+        return self._component("codec", lambda: Codec(self.folder.load("dcae"), self.folder.load("vocoder")))
+
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """The text encoder's tokenizer."""
+        return self._component("prompt_tokenizer", self.folder.prompt_tokenizer)
+
+    @property
+    def lyric_tokenizer(self) -> LyricTokenizer:
+        """Lyrics → ids."""
+        return self._component("lyric_tokenizer", lambda: LyricTokenizer(self.folder.lyric_vocab()))
+
+    def _component(self, name: str, load: Callable[[], Any]) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = load()
+        return self._loaded[name]
+
+    def release(self, *names: str) -> None:
+        """Let components go that this pipeline has loaded itself; they load again when they are needed."""
+        for name in names:
+            if name not in self._given:
+                self._loaded.pop(name, None)
+                self._applied &= name != "transformer"
+        mx.clear_cache()
+
+    def _make_room(self, *names: str) -> None:
+        if self.low_memory:
+            self.release(*names)
+
+    # ── LoRAs ────────────────────────────────────────────────────────────────────────────────────────
+    def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
+        """Add a LoRA of any supported format; several add up, each with its own scale.
+
+        Raises CheckpointError when the file is not a LoRA or one for another model, ConfigError for a scale
+        that is no number between -100 and 100.
+        """
+        from .lora.formats import read_lora
+
+        if not abs(scale) <= MAX_SCALE:
+            raise ConfigError(f"lora scale must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, got {scale:g}")
+        lora = LoadedLoRA(Path(path), float(scale), read_lora(path))
+        loras = self._loras
+        self._off()
+        if "transformer" in self._loaded:
+            lora.weights.check_against(self._loaded["transformer"], str(path))
+        self._loras = [*loras, lora]
+
+    def unload_loras(self) -> None:
+        """Back to the base model, bit for bit."""
+        self._off()
+        self._loras = []
+
+    def _off(self) -> None:
+        if self._applied:
+            from .lora.apply import remove_loras
+
+            remove_loras(self._loaded["transformer"])
+            self._applied = False
+
+    @property
+    def loras(self) -> tuple[LoadedLoRA, ...]:
+        """The LoRAs that are in use."""
+        return tuple(self._loras)
+
+    # ── the stages of a song ─────────────────────────────────────────────────────────────────────────
+    def embed(self, prompt: str, *, weakened: bool = False) -> tuple[mx.array, mx.array]:
+        """Text states (1, L, 768) and mask (1, L); `weakened`: as ERG weakens them."""
+        ids, mask = self.prompt_tokenizer(prompt)
+        scale = (TAU, *TEXT_BLOCKS) if weakened else None
+        states = self.text_encoder(ids, mask, query_scale=scale)
+        mx.eval(states)
+        return states, mask
+
+    def prepare(self, request: Request) -> Conditions:
+        """Encode the request's texts; afterwards the text encoder may go."""
+        null: tuple[mx.array, mx.array] | tuple[None, None] = (None, None)
+        if request.negative_prompt:
+            null = self.embed(request.negative_prompt)
+        elif request.erg_tag and request.task != "edit":
+            null = self.embed(request.prompt, weakened=True)
+        text = self.embed(request.prompt)
+        prompt = Prompt(*text, *self._lyrics(request.lyrics), *null)
+        target = None
+        if request.task == "edit":
+            new_text = text if request.edit_prompt is None else self.embed(request.edit_prompt)
+            lyrics = request.lyrics if request.edit_lyrics is None else request.edit_lyrics
+            target = Prompt(*new_text, *self._lyrics(lyrics), *null)
+        return Conditions(prompt, target)
+
+    def _lyrics(self, lyrics: str) -> tuple[mx.array, mx.array]:
+        """Ids and mask (1, M); without lyrics one masked token, as the reference has it."""
+        if not lyrics.strip():
+            return mx.zeros((1, 1), dtype=mx.int32), mx.zeros((1, 1))
+        ids = mx.array([self.lyric_tokenizer.tokenize(lyrics)], dtype=mx.int32)
+        return ids, mx.ones(ids.shape)
+
+    def read_source(self, request: Request) -> np.ndarray | None:
+        """The request's source (samples, 2) at 44.1 kHz. Raises DataError when it is missing or too long."""
+        request.check_source()
+        if request.source is None:
+            return None
+        path = Path(request.source).expanduser()
+        if (seconds := probe(path).duration) > MAX_SECONDS + 0.1:
+            raise DataError(f"{path} lasts {seconds:.0f} s; a source may have {MAX_SECONDS:g} s at most")
+        return read_audio(path)
+
+    def sample(
+        self,
+        request: Request,
+        conditions: Conditions,
+        source: mx.array | None = None,
+        progress: Progress | None = None,
+    ) -> mx.array:
+        """Latents (songs, 8, 16, T) float32; `source` are the source's latents (1, 8, 16, T)."""
+        return sample(
+            self.transformer,
+            conditions.prompt,
+            request,
+            source=source,
+            target=conditions.target,
+            progress=None if progress is None else lambda done, n: progress("denoising", done / n),
+        )
+
+    def run(
+        self,
+        request: Request,
+        *,
+        source_audio: np.ndarray | None = None,
+        conditions: Conditions | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Sound (songs, samples, 2) float32 at 44.1 kHz in [-1, 1], one song per seed.
+
+        `source_audio` (samples, 2) at 44.1 kHz takes the place of the request's file; `conditions` those
+        that `prepare` would make.
+        """
+        source = None
+        if source_audio is None:
+            source_audio = self.read_source(request)
+        elif not request.needs_source:
+            raise ConfigError(f"{request.task} takes no source")
+        if source_audio is not None:
+            self._make_room("text_encoder", "transformer")
+            source = self.codec.encode(source_audio, progress=_stage(progress, "encoding the source"))
+        if conditions is None:
+            self._make_room("codec", "transformer")
+            conditions = self.prepare(request)
+        self._make_room("codec", "text_encoder")
+        latents = self.sample(request, conditions, source, progress)
+        if not mx.isfinite(latents).all().item():
+            raise CheckpointError(
+                "the model gave values that are not numbers; is the LoRA or the model damaged?"
+            )
+        self._make_room("transformer")
+        sound = np.array(self.codec.decode(latents, progress=_stage(progress, "decoding")))
+        if source_audio is not None and request.task != "extend":
+            sound = sound[:, : len(source_audio)]
+        return sound
+
+    def generate(
+        self,
+        prompt: str = "",
+        lyrics: str = "",
+        duration: float = 30.0,
+        seed: int | Sequence[int] | None = None,
+        *,
+        source_audio: np.ndarray | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """Make a song: (samples, 2) float32 at 44.1 kHz; with several seeds (songs, samples, 2).
+
+        duration in seconds, rounded down to whole latent frames (93 ms). Without a seed one is drawn.
+        `options` are the other fields of `sampling.request.Request`. Raises ConfigError, DataError or
+        CheckpointError in one line.
+        """
+        seeds = (random_seed(),) if seed is None else (seed,) if isinstance(seed, int) else tuple(seed)
+        values = {"prompt": prompt, "lyrics": lyrics, "duration": duration, "seeds": seeds, **options}
+        request = Request.from_dict(values)
+        songs = self.run(request, source_audio=source_audio, progress=progress)
+        return songs if isinstance(seed, Sequence) else songs[0]
+
+
+def random_seed() -> int:
+    """A seed of ten digits at most, easy to write down."""
+    return secrets.randbelow(2**32)
+
+
+def _stage(progress: Progress | None, name: str) -> Callable[[float], None] | None:
+    return None if progress is None else lambda fraction: progress(name, fraction)
