@@ -95,9 +95,9 @@ class Codec:
 
     def decode(self, latents: mx.array, *, progress: Callable[[float], None] | None = None) -> mx.array:
         """Waveform (B, samples, 2) float32 at 44.1 kHz, samples = 4096·T, of latents (B, 8, 16, T)."""
-        config = self.dcae.config
-        if latents.ndim != 4 or latents.shape[1] != config.latent_channels or latents.shape[3] == 0:
-            raise DataError(f"latents must be (B, {config.latent_channels}, 16, T), got {latents.shape}")
+        C, H = self.dcae.config.latent_channels, self.vocoder.config.n_mels // DOWN
+        if latents.ndim != 4 or latents.shape[1:3] != (C, H) or latents.shape[3] == 0:
+            raise DataError(f"latents must be (B, {C}, {H}, T), got {latents.shape}")
         parts = [self._decode(item, _part(progress, i, len(latents))) for i, item in enumerate(latents)]
         return mx.stack(parts)
 
