@@ -62,7 +62,8 @@ ABBREVIATIONS: dict[str, dict[str, str]] = {
     },
     "hu": {"b": "bácsi", "dr": "doktor", "nőv": "nővér"},
     "it": {
-        "co": "compagnia", "dr": "dottore", "jr": "junior", "ltd": "limitata", "sig": "signore", "st": "santo",
+        "co": "compagnia", "dr": "dottore", "jr": "junior", "ltd": "limitata", "sig": "signore",
+        "st": "santo",
     },
     "nl": {"dhr": "de heer", "dr": "dokter", "jhr": "jonkheer", "mevr": "mevrouw"},
     "pl": {"dr": "doktor", "jr": "junior", "m": "pan", "p": "pani", "sw": "święty"},

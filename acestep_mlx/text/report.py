@@ -1,0 +1,76 @@
+"""Lyrics line by line, for people: `acestep-mlx info track.lyrics` and the dataset report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from acestep_mlx.errors import DataError
+from acestep_mlx.text.lyrics import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
+
+
+def read_lyrics(path: str | Path) -> str:
+    """Text of a lyrics file: UTF-8 (with or without byte-order mark) or UTF-16 with one.
+
+    Raises DataError when it is neither.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def lyrics_report(text: str, tokenizer: LyricTokenizer, language: str | None = None) -> str:
+    """Per line: language, normalised text, number of tokens, unknown characters, notes; then a summary."""
+    report = tokenizer.report(text, language)
+    return "\n".join([*_lines(report), "", *summary(report)])
+
+
+def _lines(report: LyricsReport) -> Iterator[str]:
+    width = len(str(len(report.lines)))
+    for line in report.lines:
+        number = f"{line.number:>{width}}"
+        if line.language is None and not line.dropped:
+            yield f"{number}  --  {len(line.tokens):>4}  (blank)"
+            continue
+        spoken = line.normalised if line.language else line.text.strip()
+        yield f"{number}  {line.language or '--'}  {len(line.tokens):>4}  {spoken}"
+        yield from (f"{'':{width}}            {remark}" for remark in _remarks(line))
+
+
+def _remarks(line: LineReport) -> Iterator[str]:
+    if line.dropped:
+        yield f"dropped: {line.dropped}"
+    if line.unknown:
+        yield f"unknown: {' '.join(map(_shown, line.unknown))}"
+    yield from line.notes
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else f"U+{ord(character[:1] or chr(0)):04X}"
+
+
+def summary(report: LyricsReport) -> list[str]:
+    """What a dataset report says of one song: languages, tokens, and all that is lost, by line."""
+    languages = ", ".join(f"{language} {count}" for language, count in report.languages.items()) or "none"
+    sung = sum(1 for line in report.lines if line.language)
+    out = [f"{sung} lines sung ({languages}), {len(report.ids)} of at most {MAX_TOKENS} tokens"]
+    if report.cut_tokens:
+        out.append(f"too long: {report.cut_tokens} tokens from line {report.cut_line} on are cut off")
+    for character, numbers in report.unknown.items():
+        out.append(f"no token for {_shown(character)} in {_listed(numbers)}")
+    for line in report.dropped:
+        out.append(f"line {line.number} dropped: {line.dropped}")
+    return out
+
+
+def _listed(numbers: list[int], limit: int = 8) -> str:
+    shown = ", ".join(map(str, numbers[:limit]))
+    more = f" and {len(numbers) - limit} more" if len(numbers) > limit else ""
+    return f"line{'s' * (len(numbers) > 1)} {shown}{more}"
