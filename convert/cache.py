@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..models.files import read_json
 from ..models.load import Quantization
 from .checkpoint import convert
 from .folder import exclusive
-from .source import Progress, resolve, silent
+from .source import Progress, hub_commit, is_repo, resolve, silent
 
 ENVIRONMENT = "ACESTEP_MLX_CACHE"
 
@@ -43,18 +44,31 @@ def ensure_model(
         return path
     if isinstance(quantize, Mapping):
         quantize = Quantization.of(**quantize)
+    models = cache_folder(cache_dir) / "models"
+    name = (path if is_repo(path_or_repo) else path.resolve()).name or "model"
+
+    def place(identity: str) -> Path:
+        settings = {
+            "converter": __version__,
+            "source": identity,
+            "dtype": dtype,
+            "quantization": quantize.as_dict() if quantize else None,
+        }
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return models / f"{name}-{key[:16]}"
+
+    if is_repo(path_or_repo):
+        # The download may have been deleted since, and the hub may be out of reach: look here first.
+        commit = hub_commit(str(path_or_repo), revision)
+        known = [commit] if commit else _commits(models, str(path_or_repo)) if revision is None else []
+        for folder in map(place, (f"commit {c}" for c in known)):
+            if (folder / "config.json").is_file():
+                progress(f"using the conversion of {path_or_repo} in {folder}", 0, 0)
+                return folder
     source = resolve(path_or_repo, revision, progress)
-    settings = {
-        "converter": __version__,
-        "source": source.identity(),
-        "dtype": dtype,
-        "quantization": quantize.as_dict() if quantize else None,
-    }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    name = source.path_or_repo.rstrip("/").rsplit("/", 1)[-1] or "model"
-    folder = cache_folder(cache_dir) / "models" / f"{name}-{key}"
+    folder = place(source.identity())
     if (folder / "config.json").is_file():
-        progress(f"using the conversion of {source.path_or_repo} in {folder}", 0, 0)
+        progress(f"using the conversion of {path_or_repo} in {folder}", 0, 0)
         return folder
     with exclusive(folder, lambda: progress(f"waiting for another process to write {folder}", 0, 0)):
         if not (folder / "config.json").is_file():
@@ -72,6 +86,16 @@ def ensure_model(
                 progress=progress,
             )
     return folder
+
+
+def _commits(models: Path, repo: str) -> list[str]:
+    """The commits of a hub repository that were converted before, newest conversion first."""
+    found = []
+    for path in models.glob("*/config.json"):
+        source = read_json(path).get("source", {})
+        if source.get("path_or_repo") == repo and source.get("revision"):
+            found.append((path.stat().st_mtime, source["revision"]))
+    return [commit for _, commit in sorted(found, reverse=True)]
 
 
 def is_mlx_folder(path: Path) -> bool:

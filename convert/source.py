@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,19 +76,20 @@ class Source:
         return ComponentSource(folder, config, _tensors(folder))
 
     def identity(self) -> str:
-        """Changes with the content: hashes the hub's commit, or every file's name, size, time and header.
+        """Changes with the content: the hub's commit, or a hash of all files' names, sizes, times and heads.
 
         The weights themselves (7.7 GB) are not read for it.
         """
-        whole = hashlib.sha256((self.revision or "").encode())
-        if self.revision is None:
-            for path in sorted(p for f in FOLDERS.values() for p in (self.path / f).iterdir() if p.is_file()):
-                stat = path.stat()
-                line = f"{path.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
-                whole.update(line.encode())
-                with path.open("rb") as file:
-                    whole.update(file.read(1 << 16))
-        return whole.hexdigest()
+        if self.revision is not None:
+            return f"commit {self.revision}"
+        whole = hashlib.sha256()
+        files = [p for name in FOLDERS.values() for p in (self.path / name).iterdir() if p.is_file()]
+        for path in sorted(files):
+            stat = path.stat()
+            whole.update(f"{path.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+            with path.open("rb") as file:
+                whole.update(file.read(1 << 16))
+        return f"content {whole.hexdigest()}"
 
 
 def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Progress = silent) -> Source:
@@ -103,12 +105,31 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Pro
             raise CheckpointError(f"--revision {revision} is for hub repositories; {text} is a folder")
     elif path.exists():
         raise CheckpointError(f"{text} is a file; give the checkpoint's folder or a hub repository")
-    elif text.count("/") == 1 and not text.startswith((".", "/", "~")):
+    elif is_repo(text):
         source = _download(text, revision, progress)
     else:
         raise CheckpointError(f"{text}: no such folder (and not a hub repository like {DEFAULT_REPO})")
     _check_layout(source)
     return source
+
+
+def is_repo(path_or_repo: str | Path) -> bool:
+    """Whether it can only be a hub repository: `owner/name`, and no such path here."""
+    text = str(path_or_repo)
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
+
+
+def hub_commit(repo: str, revision: str | None) -> str | None:
+    """The commit that a revision of a hub repository stands for now, or None when the hub is out of reach."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return HfApi().model_info(repo, revision=revision, timeout=10).sha
+    except (HfHubHTTPError, OSError, ValueError):
+        return None  # `resolve` finds out why, and says so
 
 
 def _check_layout(source: Source) -> None:
@@ -125,13 +146,7 @@ def _check_layout(source: Source) -> None:
 
 def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     progress(f"fetching {repo} from the hub (about 7.7 GB, kept in the hub's cache)", 0, 0)
     try:
@@ -142,12 +157,12 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
         raise CheckpointError(f"{repo}: no such folder here, and no such repository on the hub") from None
     except RevisionNotFoundError:
         raise CheckpointError(f"{repo} has no revision {revision!r}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # the hub's client and its transports have many kinds of their own
+        reason = " ".join(str(error).split()).split(". ")[0][:160]
         raise CheckpointError(
-            f"{repo}: no such folder here, and the hub could not be reached "
-            f"({type(error).__name__}: {reason}); connect to the network, or give a downloaded folder"
-        ) from None
+            f"{repo}: no such folder here, not in the hub's cache, and the hub cannot be reached ({reason}); "
+            "connect to the network, or give a downloaded folder"
+        ) from error
     return Source(Path(path), repo, Path(path).name)
 
 
