@@ -15,6 +15,7 @@ import numpy as np
 from .audio import probe, read_audio
 from .errors import CheckpointError, ConfigError, DataError
 from .models.codec import Codec
+from .models.dit import ACEStepTransformer
 from .models.load import ModelFolder
 from .sampling.conditioning import TAU, TEXT_BLOCKS, Prompt
 from .sampling.request import MAX_SECONDS, Request
@@ -47,28 +48,28 @@ class ACEStepPipeline:
     """A model that makes music.
 
     `folder` is the MLX folder. With `low_memory` a component leaves memory when the next one is needed
-    (for a single song); otherwise all stay. Components that are already in memory may be given by name:
+    (for a single song); otherwise all stay. With `fuse_loras` LoRAs are merged into the weights: faster,
+    and what was there stays in memory. Components that are already in memory may be given by name:
     `transformer`, `text_encoder`, `codec`.
     """
 
-    def __init__(self, folder: ModelFolder, *, low_memory: bool = False, **components: Any) -> None:
+    def __init__(
+        self, folder: ModelFolder, *, low_memory: bool = False, fuse_loras: bool = False, **components: Any
+    ) -> None:
         if unknown := set(components) - {"transformer", "text_encoder", "codec"}:
             raise TypeError(f"no such component: {', '.join(sorted(unknown))}")
-        self.folder, self.low_memory = folder, low_memory
+        self.folder, self.low_memory, self.fuse_loras = folder, low_memory, fuse_loras
         self._loaded: dict[str, Any] = dict(components)
         self._given = frozenset(components)
         self._loras: list[LoadedLoRA] = []
         self._applied = False
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, low_memory: bool = False) -> ACEStepPipeline:
-        """The pipeline of an MLX folder; a PyTorch folder or hub repository is converted once into the cache.
-
-        Raises CheckpointError in one line when it is neither.
-        """
-        from .convert.cache import ensure_model
-
-        return cls(ModelFolder.open(ensure_model(path)), low_memory=low_memory)
+    def from_pretrained(
+        cls, path: str | Path, *, low_memory: bool = False, fuse_loras: bool = False
+    ) -> ACEStepPipeline:
+        """The pipeline of an MLX folder. Raises CheckpointError in one line when `path` is none."""
+        return cls(ModelFolder.open(path), low_memory=low_memory, fuse_loras=fuse_loras)
 
     # ── components ───────────────────────────────────────────────────────────────────────────────────
     @property
@@ -78,7 +79,8 @@ class ACEStepPipeline:
         if self._loras and not self._applied:
             from .lora.apply import apply_loras
 
-            apply_loras(transformer, [(lora.weights, lora.scale) for lora in self._loras])
+            pairs = [(lora.weights, lora.scale) for lora in self._loras]
+            apply_loras(transformer, pairs, fused=self.fuse_loras)
             self._applied = True
         return transformer
 
@@ -131,11 +133,12 @@ class ACEStepPipeline:
         if not abs(scale) <= MAX_SCALE:
             raise ConfigError(f"lora scale must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, got {scale:g}")
         lora = LoadedLoRA(Path(path), float(scale), read_lora(path))
-        loras = self._loras
+        transformer = self._loaded.get("transformer")
+        if transformer is None:  # shapes are all that matters, and nothing here is computed
+            transformer = ACEStepTransformer(self.folder.component_config("transformer"))
+        lora.weights.check_against(transformer, str(path))
         self._off()
-        if "transformer" in self._loaded:
-            lora.weights.check_against(self._loaded["transformer"], str(path))
-        self._loras = [*loras, lora]
+        self._loras.append(lora)
 
     def unload_loras(self) -> None:
         """Back to the base model, bit for bit."""

@@ -115,7 +115,7 @@ class Request:
             )
         if self.repaint_end is not None and self.repaint_end <= self.repaint_start:
             raise ConfigError(
-                f"repaint_end must lie after repaint_start, {self.repaint_start:g} s; got {self.repaint_end:g}"
+                f"repaint_end must lie after repaint_start ({self.repaint_start:g}), got {self.repaint_end:g}"
             )
         if self.oss_steps and self.task in ("edit", "audio2audio"):
             raise ConfigError(f"oss_steps cannot be used with {self.task}")

@@ -1,0 +1,234 @@
+"""`acestep-mlx generate`: a request from flags, a JSON or both; sound files with their story beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError, DataError
+from ..sampling.request import Request
+from .steps import StageBar
+
+if TYPE_CHECKING:
+    from ..pipeline import ACEStepPipeline
+
+NUMBERS = {"float": float, "int": int, "float | None": float}
+
+
+class Whole(click.ParamType):
+    """Whole numbers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers", param, ctx)
+
+
+def _option(name: str, kind: str, help: str, facts: Any, default: Any) -> Callable[..., Any]:
+    flag = "--" + {"seeds": "seed", "retake_seeds": "retake-seed"}.get(name, name.replace("_", "-"))
+    if facts["choices"]:
+        help += f" One of {', '.join(facts['choices'])}."
+    if default not in (None, "", ()) and not isinstance(default, bool) and name != "seeds":
+        help += f" [default: {default}{facts['unit'] and ' ' + facts['unit']}]"
+    if kind == "bool":
+        return click.option(
+            f"{flag}/--no-{flag[2:]}",
+            name,
+            default=None,
+            help=f"{help} [default: {'on' if default else 'off'}]",
+        )
+    if kind.startswith("tuple"):
+        return click.option(flag, name, type=Whole(), metavar="N[,N…]", help=help)
+    return click.option(flag, name, type=NUMBERS.get(kind, str), metavar=_metavar(kind, facts), help=help)
+
+
+def _metavar(kind: str, facts: Any) -> str:
+    return facts["unit"].upper() or ("NUMBER" if kind in NUMBERS else "TEXT")
+
+
+def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Every field of Request as an option; what is not given is None."""
+    for f in reversed(fields(Request)):
+        assert f.default is not MISSING
+        command = _option(f.name, str(f.type), f.metadata["help"], f.metadata, f.default)(command)
+    return command
+
+
+@click.command("generate")
+@click.option("--model", help="MLX folder that `acestep-mlx convert` wrote.", metavar="DIR")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE_OR_DIR",
+    help="wav, flac, mp3 or ogg; or a folder. [default: a name of the prompt]",
+)
+@request_options
+@click.option("--lyrics-file", metavar="FILE", help="Lyrics from a text file.")
+@click.option("--batch", type=int, metavar="N", help="So many songs, with seeds that follow the first.")
+@click.option("--lora", "loras", multiple=True, metavar="PATH", help="A LoRA of any format; repeatable.")
+@click.option(
+    "--lora-scale",
+    "lora_scales",
+    multiple=True,
+    type=float,
+    metavar="NUMBER",
+    help="Its strength, once for all or once for each. [default: 1]",
+)
+@click.option("--fuse-loras", is_flag=True, help="Merge LoRAs into the weights first: faster, more memory.")
+@click.option("--sample-rate", type=int, metavar="HZ", help="44100 or 48000. [default: 44100]")
+@click.option(
+    "--from-json",
+    metavar="FILE",
+    help="Repeat a song from its JSON (or from its sound file); other flags change it.",
+)
+@click.option("--plot", is_flag=True, help="Write a picture of the spectrogram (png) as well.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def command(
+    model: str | None,
+    output: str | None,
+    lyrics_file: str | None,
+    batch: int | None,
+    loras: tuple[str, ...],
+    lora_scales: tuple[float, ...],
+    fuse_loras: bool,
+    sample_rate: int | None,
+    from_json: str | None,
+    plot: bool,
+    force: bool,
+    **given: Any,
+) -> None:
+    """Make music from a prompt and lyrics, with or without LoRAs.
+
+    Each song gets a JSON beside it with everything that made it; --from-json repeats it.
+    """
+    if lyrics_file is not None:
+        if given["lyrics"] is not None:
+            raise click.UsageError("--lyrics and --lyrics-file exclude each other")
+        given["lyrics"] = _read_text(lyrics_file)
+    from ..sampling import record as records
+
+    earlier = records.read_record(from_json) if from_json else {}
+    request = _request(earlier.get("request", {}), given, batch)
+    sample_rate = sample_rate or earlier.get("sample_rate", 44100)
+    if sample_rate not in records.RATES:
+        raise ConfigError(f"--sample-rate must be 44100 or 48000, got {sample_rate}")
+    model = model or earlier.get("model", {}).get("path")
+    if model is None:
+        raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
+    chosen = _loras(loras, lora_scales, earlier)
+    request.check_source()
+    paths = records.output_paths(output, request)
+    beside = [records.beside(path) for path in paths]
+    pictures = [path.with_suffix(".png") for path in paths] if plot else []
+    records.check_writable([*paths, *beside, *pictures], force=force)
+
+    from ..pipeline import ACEStepPipeline
+
+    pipe = ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse_loras)
+    for path, scale in chosen:
+        pipe.load_lora(path, scale)
+    facts = _facts(pipe)
+    _compare(earlier, facts)
+    started = time.perf_counter()
+    with StageBar() as bar:
+        songs = pipe.run(request, progress=bar)
+    seconds = round(time.perf_counter() - started, 2)
+
+    for i, (path, song) in enumerate(zip(paths, songs, strict=True)):
+        record = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
+        heard = {"file": path.name, "duration": round(len(song) / 44100, 3), "seconds_for_all": seconds}
+        records.write_song(path, song, record, sample_rate=sample_rate, facts=heard)
+        if plot:
+            from ..sampling.spectrogram import spectrogram_png
+
+            pictures[i].write_bytes(spectrogram_png(song, 44100))
+        click.echo(f"{path} ({len(song) / 44100:.1f} s, seed {request.seeds[i]})")
+
+
+def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None) -> Request:
+    from ..pipeline import random_seed
+
+    values = {**earlier, **{name: value for name, value in given.items() if value is not None}}
+    if given["seeds"] is not None and given["retake_seeds"] is None:
+        values.pop("retake_seeds", None)
+    values.setdefault("seeds", (random_seed(),))
+    request = Request.from_dict(values)
+    if batch is None:
+        return request
+    if not 1 <= batch <= 64:
+        raise ConfigError(f"--batch must be between 1 and 64, got {batch}")
+    if len(request.seeds) > 1:
+        raise ConfigError("give --batch or several seeds, not both")
+    return replace(request, seeds=tuple(request.seeds[0] + i for i in range(batch)), retake_seeds=())
+
+
+def _loras(
+    paths: tuple[str, ...], scales: tuple[float, ...], earlier: dict[str, Any]
+) -> list[tuple[str, float]]:
+    """Paths with their scales; those of the earlier song when none is given."""
+    before = earlier.get("loras", [])
+    if not paths:
+        paths = tuple(entry["path"] for entry in before)
+        scales = scales or tuple(entry["scale"] for entry in before)
+    if len(scales) not in (0, 1, len(paths)):
+        raise ConfigError(f"{len(paths)} LoRAs need one scale or as many, got {len(scales)}")
+    each = scales if len(scales) == len(paths) else (scales or (1.0,)) * len(paths)
+    return list(zip(paths, each, strict=True))
+
+
+def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
+    """The model and the LoRAs, by path and by content."""
+    from .. import __version__
+    from ..lora.formats import find_file
+
+    folder = pipe.folder
+    return {
+        "version": __version__,
+        "model": {
+            "path": str(folder.path.resolve()),
+            "source": folder.config.get("source"),
+            "quantization": folder.quantization,
+            "fingerprints": folder.fingerprints,
+        },
+        "loras": [
+            {
+                "path": str(lora.path.expanduser().resolve()),
+                "scale": lora.scale,
+                "sha256": hashlib.sha256(find_file(lora.path).read_bytes()).hexdigest(),
+            }
+            for lora in pipe.loras
+        ],
+    }
+
+
+def _compare(earlier: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Say it when the song cannot come out the same because model or LoRA files have changed."""
+    if not earlier:
+        return
+    if earlier.get("model", {}).get("fingerprints") != facts["model"]["fingerprints"]:
+        click.echo("note: the model is another one than that of the song to repeat", err=True)
+    before = [(e.get("sha256"), e.get("scale")) for e in earlier.get("loras", [])]
+    if before != [(e["sha256"], e["scale"]) for e in facts["loras"]]:
+        click.echo("note: the LoRAs or their scales are others than those of the song to repeat", err=True)
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not a UTF-8 text file") from None
