@@ -1,7 +1,8 @@
 """One compiled training step: draw, predict, loss, gradient, accumulate, clip, update.
 
 Symbols follow `flow.py`: x0 latents, σ sigma, x_t noisy latents, v velocity. Everything random about a sample
-comes from a key of its own, so that two ranks with one sample each draw what one rank with two samples draws.
+comes from its own key in the batch, so that two ranks with one sample each draw what one rank with two draws, and
+the step has no random state that a checkpoint would have to keep.
 
 The step never leads to a host synchronisation: a micro-batch whose loss or gradient is not finite is left out on
 the device (its weight becomes zero), and an update without any finite micro-batch changes nothing at all.
@@ -28,17 +29,11 @@ Batch = Mapping[str, mx.array]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the compiled step is specialised on.
-
-    Dropouts are probabilities per sample; upstream's are text 0.15, speaker 0.5, lyrics 0.15.
-    """
+    """What the compiled step is specialised on."""
 
     logit_mean: float = 0.0
     logit_std: float = 1.0
     shift: float = 3.0
-    text_dropout: float = 0.15
-    speaker_dropout: float = 0.5
-    lyric_dropout: float = 0.15
     max_grad_norm: float = 1.0  # 0 = off
     clip_method: str = "norm"  # or "value"
     accumulate: int = 1
@@ -51,9 +46,6 @@ class Draw(NamedTuple):
     noise: mx.array  # (B, 8, 16, T) float32
     sigma: mx.array  # (B,) float32
     timestep: mx.array  # (B,) float32 in [0, 1000]
-    keep_text: mx.array  # (B,) bool
-    keep_speaker: mx.array
-    keep_lyrics: mx.array
     dropout_key: mx.array  # (2,) for the LoRA layers' dropout
 
 
@@ -67,54 +59,38 @@ class StepResult(NamedTuple):
 
 
 def draw(keys: mx.array, shape: Sequence[int], settings: StepSettings) -> Draw:
-    """Noise, timesteps and kept conditions for samples with the keys (B, 2) and latents of `shape` (8, 16, T)."""
-    noise, sigma, timestep, keep = [], [], [], []
+    """Noise and timesteps for samples with the keys (B, 2) and latents of `shape` (8, 16, T)."""
+    noise, sigma, timestep = [], [], []
     for i in range(keys.shape[0]):
-        for_noise, for_time, for_text, for_speaker, for_lyrics, _ = mx.split(mx.random.split(keys[i], 6), 6)
+        for_noise, for_time, _ = mx.split(mx.random.split(keys[i], 3), 3)
         noise.append(mx.random.normal(tuple(shape), key=for_noise[0]))
         s, t = flow.sample_timesteps(for_time[0], 1, settings.logit_mean, settings.logit_std, settings.shift)
         sigma.append(s)
         timestep.append(t)
-        keep.append(
-            mx.stack(
-                [
-                    mx.random.uniform(key=for_text[0]) >= settings.text_dropout,
-                    mx.random.uniform(key=for_speaker[0]) >= settings.speaker_dropout,
-                    mx.random.uniform(key=for_lyrics[0]) >= settings.lyric_dropout,
-                ]
-            )
-        )
-    kept = mx.stack(keep)  # (B, 3)
-    dropout_key = mx.random.split(keys[0], 6)[5]
-    return Draw(mx.stack(noise), mx.concatenate(sigma), mx.concatenate(timestep), *kept.T, dropout_key)
+    dropout_key = mx.random.split(keys[0], 3)[2]
+    return Draw(mx.stack(noise), mx.concatenate(sigma), mx.concatenate(timestep), dropout_key)
 
 
 def sample_losses(model: nn.Module, batch: Batch, d: Draw, dtype: mx.Dtype) -> mx.array:
     """Flow-matching loss of each sample, (B,) float32.
 
-    A dropped caption is a zero embedding (its mask stays), a dropped lyric is zero ids under a zero mask, as
-    upstream trains it. `batch`: latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask (B, L),
-    lyric_ids (B, M), lyric_mask (B, M), and speaker (B, 512) where a data set has one (else zeros).
+    `batch` as data.batches makes it: latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask
+    (B, L), lyric_ids (B, M), lyric_mask (B, M); dropped captions and lyrics are zeros in it already. `speaker`
+    (B, 512) is optional: the released model knows only zeros.
     """
-    latents = batch["latents"].astype(mx.float32)
-    mask = batch["latent_mask"].astype(mx.float32)
-    B = latents.shape[0]
+    latents, mask = batch["latents"].astype(mx.float32), batch["latent_mask"].astype(mx.float32)
     noisy = flow.add_noise(latents, d.noise, d.sigma)
-    text = batch["text"].astype(dtype) * d.keep_text[:, None, None].astype(dtype)
-    lyric_ids = batch["lyric_ids"] * d.keep_lyrics[:, None].astype(batch["lyric_ids"].dtype)
-    lyric_mask = batch["lyric_mask"].astype(mx.float32) * d.keep_lyrics[:, None].astype(mx.float32)
-    if "speaker" in batch:
-        speaker = batch["speaker"].astype(dtype) * d.keep_speaker[:, None].astype(dtype)
-    else:
-        speaker = mx.zeros((B, model.config.speaker_embedding_dim), dtype)
+    speaker = batch.get("speaker")
+    if speaker is None:
+        speaker = mx.zeros((latents.shape[0], model.config.speaker_embedding_dim))
     velocity = model(
         hidden_states=noisy.astype(dtype),
         attention_mask=mask,
-        encoder_text_hidden_states=text,
-        text_attention_mask=batch["text_mask"].astype(mx.float32),
-        speaker_embeds=speaker,
-        lyric_token_idx=lyric_ids,
-        lyric_mask=lyric_mask,
+        encoder_text_hidden_states=batch["text"].astype(dtype),
+        text_attention_mask=batch["text_mask"],
+        speaker_embeds=speaker.astype(dtype),
+        lyric_token_idx=batch["lyric_ids"],
+        lyric_mask=batch["lyric_mask"],
         timestep=d.timestep,
     )
     return flow.sample_losses(velocity, noisy, d.sigma, latents, mask)
@@ -145,8 +121,7 @@ class TrainStep:
     Args:
         model: transformer with injected LoRA; only its trainable parameters change.
         groups: optimizer groups that together own every trainable parameter.
-        seed: starts the stream of per-sample keys.
-        rank, world: place in a data-parallel run.
+        world: how many ranks train together; their gradients are averaged.
         compiled: False runs the same code eagerly (tests).
     """
 
@@ -159,14 +134,12 @@ class TrainStep:
         groups: Sequence[Group],
         settings: StepSettings,
         *,
-        seed: int = 0,
-        rank: int = 0,
         world: int = 1,
         compiled: bool = True,
         loss: Callable[[nn.Module, Batch, Draw, mx.Dtype], mx.array] = sample_losses,
     ) -> None:
         self.model, self.groups, self.settings = model, list(groups), settings
-        self.rank, self.world = rank, world
+        self.world = world
         self._loss = loss
         self.traces = 0  # how often the step was traced: once per batch shape and kind
         parameters = self.parameters()
@@ -175,7 +148,7 @@ class TrainStep:
             raise ValueError("the optimizer groups do not cover the trainable parameters exactly once")
         for group in self.groups:
             group.init(parameters)
-        self.carry: dict[str, Any] = {"key": mx.random.key(seed), "weight": mx.array(0.0)}
+        self.carry: dict[str, Any] = {"weight": mx.array(0.0)}
         if settings.accumulate > 1:
             self.carry["gradient"] = {k: mx.zeros_like(p) for k, p in parameters.items()}
         if settings.compute_dtype == mx.float16:
@@ -203,9 +176,7 @@ class TrainStep:
         self.traces += 1
         settings, carry = self.settings, self.carry
         B = batch["latents"].shape[0]
-        carry["key"], fresh = mx.random.split(carry["key"])
-        keys = mx.random.split(fresh, self.world * B)[self.rank * B : (self.rank + 1) * B]
-        d = draw(keys, batch["latents"].shape[1:], settings)
+        d = draw(batch["keys"], batch["latents"].shape[1:], settings)
         scale = carry.get("scale", None)
 
         def mean_loss(batch: dict[str, mx.array], d: Draw) -> mx.array:
@@ -266,7 +237,7 @@ class TrainStep:
         return norm
 
     def arrays(self) -> dict[str, dict[str, mx.array]]:
-        """Everything that a resumed run needs, by file: `optimizer` and `sampler` (random state, accumulation)."""
+        """Everything that a resumed run needs, by file: `optimizer` and `sampler` (accumulation, loss scale)."""
         optimizer = {
             f"{group.name}|{name}": value
             for group in self.groups

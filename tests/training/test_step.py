@@ -59,23 +59,10 @@ def test_only_trainable_parameters_change():
 def test_accumulation_equals_one_large_batch():
     whole = tiny.batch(0, B=4)
     large, small = tiny.adapted(), tiny.adapted()
-    fixed = StepSettings(text_dropout=0, speaker_dropout=0, lyric_dropout=0)
-    d = draw(mx.random.split(mx.random.key(5), 4), whole["latents"].shape[1:], fixed)
-    one = tiny.step(large, max_grad_norm=0.5)
-    one._loss = with_draw(d)
-    run(one, [whole])
-    parts = [(0, 1), (1, 4)]  # uneven on purpose: a batch weighs as much as it has samples
-    step = tiny.step(small, max_grad_norm=0.5, accumulate=2, compiled=False)
-    for i, (a, b) in enumerate(parts):
-        step._loss = with_draw(type(d)(*(x[a:b] for x in d[:-1]), d.dropout_key))
-        step(tiny.rows(whole, a, b), update=i == 1)
+    run(tiny.step(large, max_grad_norm=0.5), [whole])
+    parts = [tiny.rows(whole, 0, 1), tiny.rows(whole, 1, 4)]  # uneven: a batch weighs as much as it has samples
+    run(tiny.step(small, max_grad_norm=0.5, accumulate=2), parts, accumulate=2)
     assert tiny.difference(tiny.weights(large), tiny.weights(small)) < 1e-6
-
-
-def with_draw(d):
-    from acestep_mlx.training.step import sample_losses
-
-    return lambda model, batch, _, dtype: sample_losses(model, batch, d, dtype)
 
 
 def test_a_non_finite_batch_changes_nothing_and_is_reported():
@@ -115,15 +102,11 @@ def test_float16_scales_the_loss_and_recovers_from_overflow():
     assert scale == 2.0**14
 
 
-def test_dropout_rates_and_independence():
-    settings = StepSettings(text_dropout=0.15, speaker_dropout=0.5, lyric_dropout=0.3)
-    d = draw(mx.random.split(mx.random.key(0), 800), (1, 1, 1), settings)
-    kept = np.array(mx.stack([d.keep_text, d.keep_speaker, d.keep_lyrics])).astype(float)
-    assert np.abs(kept.mean(1) - [0.85, 0.5, 0.7]).max() < 0.05
-    correlation = np.corrcoef(
-        np.concatenate([kept, np.array(d.noise).reshape(1, -1), np.array(d.sigma)[None]])
-    )
-    assert np.abs(correlation - np.eye(5)).max() < 0.15
+def test_noise_and_timesteps_are_independent():
+    d = draw(mx.random.split(mx.random.key(0), 800), (1, 1, 1), StepSettings())
+    correlation = np.corrcoef(np.concatenate([np.array(d.noise).reshape(1, -1), np.array(d.sigma)[None]]))
+    assert np.abs(correlation - np.eye(2)).max() < 0.15
+    assert abs(np.array(d.noise).std() - 1) < 0.1
     assert np.array(d.timestep).min() > 0 and np.array(d.timestep).max() <= 1000
 
 
@@ -136,27 +119,6 @@ def test_a_sample_draws_the_same_alone_and_in_a_batch():
         assert mx.array_equal(a[1:2], b)
 
 
-def test_dropped_conditions_are_zero_embedding_and_masked_lyrics():
-    from acestep_mlx.training.step import Draw, sample_losses
-
-    model, batch = tiny.adapted(), tiny.batch(0, B=1)
-    on = draw(mx.random.split(mx.random.key(2), 1), batch["latents"].shape[1:], StepSettings())
-    on = Draw(*on[:3], *[mx.array([False])] * 3, on.dropout_key)
-    empty = dict(
-        batch,
-        text=mx.zeros_like(batch["text"]),
-        lyric_ids=mx.zeros_like(batch["lyric_ids"]),
-        lyric_mask=mx.zeros_like(batch["lyric_mask"]),
-    )
-    kept = Draw(*on[:3], *[mx.array([True])] * 3, on.dropout_key)
-    assert mx.allclose(
-        sample_losses(model, batch, on, mx.float32), sample_losses(model, empty, kept, mx.float32)
-    )
-    assert not mx.allclose(
-        sample_losses(model, batch, on, mx.float32), sample_losses(model, batch, kept, mx.float32)
-    )
-
-
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("spec", [LoRASpec(rank=2, dropout=0.3), LoRASpec(rank=2, use_dora=True)])
 def test_saved_arrays_continue_bit_for_bit(accumulate, spec):
@@ -167,7 +129,7 @@ def test_saved_arrays_continue_bit_for_bit(accumulate, spec):
     step = tiny.step(first, accumulate=accumulate)
     run(step, batches[:4], accumulate)
     saved, parameters = step.arrays(), tiny.weights(first)
-    resumed = tiny.step(again, accumulate=accumulate, seed=99)
+    resumed = tiny.step(again, accumulate=accumulate)
     resumed.set_parameters(parameters)
     assert resumed.load_arrays(saved["optimizer"], saved["sampler"]) == []
     run(resumed, batches[4:], accumulate, start=4)
@@ -178,21 +140,3 @@ def test_state_of_another_run_is_refused_by_name():
     step, other = tiny.step(tiny.adapted()), tiny.step(tiny.adapted(), optimizer="lion")
     saved = other.arrays()
     assert any("lacks" in p for p in step.load_arrays(saved["optimizer"], saved["sampler"]))
-
-
-def test_two_ranks_draw_what_one_draws():
-    """Rank r of two, one sample each, uses exactly the keys of sample r of a batch of two."""
-    whole = tiny.batch(0, B=2)
-    seen = []
-
-    def spy(model, batch, d, dtype):
-        seen.append(d)
-        return mx.mean(d.noise, axis=(1, 2, 3)) * 0 + mx.sum(model.speaker_embedder.weight) * 0
-
-    for rank, world, part in ((0, 1, whole), (0, 2, tiny.rows(whole, 0, 1)), (1, 2, tiny.rows(whole, 1, 2))):
-        step = tiny.step(tiny.adapted(), compiled=False, rank=rank, world=world)
-        step._loss = spy
-        step(part, update=False)
-    both, first, second = seen
-    assert mx.array_equal(both.noise, mx.concatenate([first.noise, second.noise]))
-    assert mx.array_equal(both.sigma, mx.concatenate([first.sigma, second.sigma]))

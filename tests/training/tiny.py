@@ -70,6 +70,7 @@ def batch(seed: int = 0, B: int = 1, T: int = 12, text: int = 5, lyrics: int = 6
         "lyric_ids": mx.random.randint(1, 64, (B, lyrics), key=keys[2])
         * (mx.arange(lyrics)[None] < words[:, None]),
         "lyric_mask": (mx.arange(lyrics)[None] < words[:, None]).astype(mx.float32),
+        "keys": mx.stack([mx.random.key(1000 * seed + i) for i in range(B)]),
     }
 
 
@@ -83,7 +84,7 @@ def step(
 ) -> TrainStep:
     """A TrainStep with one group."""
     compiled = bool(options.pop("compiled", True))
-    place = {k: options.pop(k) for k in ("seed", "rank", "world") if k in options}
+    place = {k: options.pop(k) for k in ("world",) if k in options}
     paths = [p for p, _ in _flat(model)]
     group = Group("lora", make_optimizer(optimizer, lr), Schedule("constant", lr, 0, total), paths)
     return TrainStep(model, [group], StepSettings(**options), compiled=compiled, **place)  # type: ignore[arg-type]

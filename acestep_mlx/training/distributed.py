@@ -1,0 +1,83 @@
+"""Data-parallel training over `mx.distributed`: every rank has its share of each batch, rank 0 writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import AceStepError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that `mlx.launch` started; rank 0 of 1 when it started none."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> World:
+        """The world that the environment describes (see `mlx.launch`)."""
+        group = mx.distributed.init()
+        return cls(group.rank(), group.size())
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            mx.eval(mx.distributed.all_sum(mx.array(1.0)))
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's JSON value, on every rank."""
+        if self.size == 1:
+            return value
+        data = np.frombuffer(json.dumps(value).encode(), np.uint8) if self.first else np.zeros(0, np.uint8)
+        length = int(mx.distributed.all_sum(mx.array(data.size, mx.int32)).item())
+        body = mx.array(data.astype(np.int32)) if self.first else mx.zeros((length,), mx.int32)
+        return json.loads(bytes(np.array(mx.distributed.all_sum(body)).astype(np.uint8)))
+
+    def share_arrays(self, arrays: Mapping[str, mx.array], like: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Rank 0's arrays on every rank; `like` gives names, shapes and dtypes on the others."""
+        if self.size == 1:
+            return dict(arrays)
+        shared = {}
+        for name in sorted(like):
+            value = arrays[name] if self.first else mx.zeros_like(like[name])
+            exact = value.astype(mx.int32) if value.dtype == mx.uint64 else value.view(mx.int32)
+            total = mx.distributed.all_sum(exact)
+            shared[name] = total.astype(mx.uint64) if value.dtype == mx.uint64 else total.view(value.dtype)
+            mx.eval(shared[name])
+        return shared
+
+    def first_then_others(self, work: Callable[[], T]) -> T:
+        """Rank 0 works first (and fills caches that the others then find); an error on any rank stops all.
+
+        On machines that share no disk every rank does the work itself.
+        """
+        if self.size == 1:
+            return work()
+        result: T | None = None
+        for turn in (True, False):
+            error: Exception | None = None
+            if self.first == turn:
+                try:
+                    result = work()
+                except AceStepError as caught:
+                    error = caught
+            failed = int(mx.distributed.all_sum(mx.array(1 if error else 0, mx.int32)).item())
+            if error is not None:
+                raise error
+            if failed:
+                raise AceStepError(f"{failed} other process(es) of this run could not start; see their messages")
+        assert result is not None
+        return result
