@@ -174,7 +174,7 @@ TINY = Geometry(
     transformer=_transformer(2, 4, 32, speaker=64, text=64, lyric=64, depths=[1, 1], ssl=[24, 16]),
     text_encoder=_text_encoder(384, 64, 16, 128, layers=2, heads=4),
     dcae=_dcae([8, 16, 32, 64], [1, 1, 1, 1], [1, 1, 1, 1], head_dim=16),
-    vocoder=_vocoder([1, 1], [32, 64], [8, 4, 4, 4], [16, 8, 8, 8], [3, 7], channels=64),
+    vocoder=_vocoder([1, 1], [32, 64], [8, 8, 8], [16, 16, 16], [3, 5], channels=16),
     lyric_layers=2,
     lyric_heads=4,
     lyric_ff=128,
