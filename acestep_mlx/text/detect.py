@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from heapq import nlargest
 from typing import Any
 
 from acestep_mlx.text.lexicon import LETTERS, SYLLABLES, WORDS
@@ -35,9 +36,12 @@ _SCRIPTS = {
     "LATIN": "latin",
 }
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_ASCII_LETTER = re.compile("[A-Za-z]")
 _WORD_WEIGHT = 1.6
 _LETTER_WEIGHT = 2.5  # against a language, per letter that it does not have
 _STATISTICS_WEIGHT = 0.6  # of py3langid's log-probability
+_DEFAULT_WEIGHT = 0.4  # for English, where nothing speaks for anything: names, loan words
+_CLEAR = 3.5  # a lead by words and letters that needs no statistics
 _SURE = 2.0  # a lead over the second that the rest of the song does not overrule
 
 
@@ -90,12 +94,17 @@ def _word_votes() -> dict[str, tuple[tuple[str, float], ...]]:
     for language, words in WORDS.items():
         for word in set(words.split()):
             owners.setdefault(word, []).append(language)
-    return {word: tuple((owner, 1 / len(names) ** 1.5) for owner in names) for word, names in owners.items()}
+    return {
+        word: tuple((owner, _WORD_WEIGHT / len(names) ** 1.5) for owner in names)
+        for word, names in owners.items()
+    }
 
 
 @lru_cache(maxsize=1 << 16)
 def detect(line: str) -> Guess:
     """The language of one line, without its neighbours."""
+    if line.isascii():
+        return _latin(line) if _ASCII_LETTER.search(line) else Guess(DEFAULT, 0.0)
     scripts = Counter(script for script in map(script_of, line) if script)
     if not scripts:
         return Guess(DEFAULT, 0.0)
@@ -128,22 +137,25 @@ def _latin(line: str) -> Guess:
     if all(word in SYLLABLES for word in words):
         return Guess(DEFAULT, 0.0)
     telling = list(dict.fromkeys(words))  # a word repeated for the rhythm is no more evidence
-    scores = dict.fromkeys(LATIN, 0.0)
+    scores = dict.fromkeys(LATIN, 0.0) | {DEFAULT: _DEFAULT_WEIGHT}
     votes = _word_votes()
     for word in telling:
         # An elided word votes with its parts: j'aime, l'amour, dell'anima; English has whole forms.
-        for part in [word] if word in votes else word.split("'"):
+        for part in (word,) if word in votes else word.split("'"):
             for language, vote in votes.get(part, ()):
-                scores[language] += _WORD_WEIGHT * vote
-    strange = {letter for letter in line.lower() if not letter.isascii() and letter.isalpha()} | (
-        set(line) & set("¿¡")
-    )
-    for language, letters in LETTERS.items():
-        scores[language] -= _LETTER_WEIGHT * sum(letter not in letters for letter in strange)
-    for language, probability in _identifier().rank(" ".join(telling)):
-        scores[language] += _STATISTICS_WEIGHT * math.log(max(probability, 1e-4))
-    ranked = sorted(scores.items(), key=lambda item: -item[1])
-    return Guess(ranked[0][0], ranked[0][1] - ranked[1][1], tuple(ranked))
+                scores[language] += vote
+    if not line.isascii():
+        strange = {letter for letter in line.lower() if letter.isalpha() and not letter.isascii()}
+        strange |= {"¿", "¡"}.intersection(line)
+        for language, letters in LETTERS.items():
+            scores[language] -= _LETTER_WEIGHT * len(strange.difference(letters))
+    best, second = nlargest(2, scores.values())
+    if best - second < _CLEAR:
+        for language, probability in _identifier().rank(" ".join(telling)):
+            scores[language] += _STATISTICS_WEIGHT * math.log(max(probability, 1e-4))
+        best, second = nlargest(2, scores.values())
+    winner = max(scores, key=scores.__getitem__)
+    return Guess(winner, best - second, tuple(scores.items()))
 
 
 def detect_lines(lines: Sequence[str]) -> list[Guess]:
@@ -171,7 +183,9 @@ def _in_context(guess: Guess, line: str, weight: Counter[str], total: int) -> Gu
         return guess
     if not guess.scores:  # no letters, or syllables alone
         return Guess(weight.most_common(1)[0][0], 0.0)
-    prior = {language: 2 * math.log((weight[language] + 0.02 * total) / total) for language in LATIN}
+    share = {language: weight[language] / total + 0.02 for language in LATIN}
+    share[DEFAULT] += 0.08
+    prior = {language: 2 * math.log(share[language]) for language in LATIN}
     scores = {language: score + prior[language] for language, score in guess.scores}
     best = max(scores, key=scores.__getitem__)
     return Guess(best, guess.lead, guess.scores)

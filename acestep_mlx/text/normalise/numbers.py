@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from num2words import num2words
@@ -53,8 +54,9 @@ def _say(number: float, language: str, **form: Any) -> str:
         raise Unreadable(number) from error
 
 
-def _say_currency(written: str, language: str, currency: str) -> str:
+def _say_currency(match: re.Match[str], language: str, currency: str) -> str:
     """`$3.50` in words; without the cents when the sum is round."""
+    written = match[0]
     try:
         amount = float(re.sub(r"[^\d.]", "", written.replace(",", ".")))
         whole = amount.is_integer()
@@ -85,7 +87,8 @@ def expand_numbers(text: str, language: str) -> str:
         text = _DOT_THOUSANDS.sub(lambda match: match[0].replace(".", ""), text)
     try:
         for currency, pattern in _CURRENCIES.items():
-            text = pattern.sub(lambda match, code=currency: _say_currency(match[0], language, code), text)
+            speak = partial(_say_currency, language=language, currency=currency)
+            text = pattern.sub(speak, text)
     except Unreadable:
         pass  # the sums so far stay spoken, this one is read as a number and a symbol
     if language != "tr":
