@@ -178,25 +178,27 @@ class FactsIndex:
         found: list[AudioFacts | None] = []
         for song in songs:
             try:
-                stamp = song.stamp()
+                stamps.append(song.stamp())
             except DataError as error:
                 stamps.append(None)
                 found.append(AudioFacts("", 0.0, str(error)))
-                continue
-            stamps.append(stamp)
-            found.append(self._facts.get(stamp))
-        missing = [i for i, facts in enumerate(found) if facts is None]
+            else:
+                found.append(self._facts.get(stamps[-1] or ""))
+        waiting: dict[str, list[int]] = {}  # upstream's converter repeats a song's row a thousand times
+        for i, facts in enumerate(found):
+            if facts is None:
+                waiting.setdefault(stamps[i] or "", []).append(i)
+        firsts = [places[0] for places in waiting.values()]
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-            for done, (i, facts) in enumerate(
-                zip(missing, pool.map(lambda i: examine(songs[i]), missing), strict=True), 1
-            ):
-                found[i] = facts
-                known_as = stamps[i]
-                if facts.content and known_as is not None:
-                    self._facts[known_as] = facts
+            results = pool.map(lambda i: examine(songs[i]), firsts)
+            for done, (stamp, facts) in enumerate(zip(waiting, results, strict=True), 1):
+                for i in waiting[stamp]:
+                    found[i] = facts
+                if facts.content:
+                    self._facts[stamp] = facts
                     self._changed = True
                 if progress is not None:
-                    progress(done, len(missing), songs[i].name)
+                    progress(done, len(firsts), songs[waiting[stamp][0]].name)
                 if done % 200 == 0:
                     self.save()
         self.save()

@@ -42,6 +42,7 @@ ENTRY = (
         choices=STRATEGIES,
         refused_values={"parquet": _PARQUET},
     ),
+    Option("default", "bool", False, "Of a text_embeds entry: use it where a data set names none."),
     Option("disabled", "bool", False, "Leave this data set out.", aliases=("disable",)),
     Option("repeats", "int", 0, "Further times each song is seen per epoch.", low=0, high=10**6),
     Option("probability", "float", 1.0, "Share of the songs seen per epoch.", above=0, high=1000),
@@ -120,7 +121,7 @@ _IGNORED: dict[str, dict[str, str]] = {
             width_column height_column""",
         "songs are encoded one by one": """
             vae_batch_size write_batch_size read_batch_size text_encoder_batch_size
-            image_processing_batch_size max_workers default shuffle aws_max_pool_connections""",
+            image_processing_batch_size max_workers shuffle aws_max_pool_connections""",
     },
     "audio": {
         "sound is resampled to 44.1 kHz stereo": "channels sample_rate audio_channels allow_zero_audio",

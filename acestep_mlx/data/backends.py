@@ -175,7 +175,8 @@ def _text_dirs(entries: list[dict[str, Any]], config: TrainConfig) -> tuple[dict
     for entry in entries:
         found[entry["id"]] = config.resolve(entry["cache_dir"] or fallback, id=entry["id"])
     if found:
-        default = next(iter(found.values()))
+        marked = [entry["id"] for entry in entries if entry["default"]]
+        default = found[marked[0]] if marked else next(iter(found.values()))
     return found, default
 
 

@@ -110,8 +110,9 @@ def path_problem(folder: Path, name: str) -> str | None:
             return "no such file"
     except (OSError, RuntimeError, ValueError):  # name too long, link loop
         return "not a usable file name"
-    if target.suffix.lower() not in SUFFIXES:
-        return f"not an audio file ({target.suffix or 'no ending'})"
+    suffix = Path(name).suffix.lower()  # the link's name: download caches keep their files under hashes
+    if suffix not in SUFFIXES:
+        return f"not an audio file ({suffix or 'no ending'})"
     return None
 
 

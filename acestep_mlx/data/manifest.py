@@ -116,20 +116,16 @@ def build_manifest(config: TrainConfig, progress: Progress | None = None) -> Man
     for backend in backends.audio:
         songs = _songs(backend, config)
         report = SetReport(backend.id, files=len(songs), interval=backend.interval)
-        usable = [song for song in songs if song.problem is None]
-        facts = iter(index.look_up([song.audio for song in usable], looked_at))
-        mine: list[Sample] = []
-        for song in songs:
-            known = next(facts) if song.problem is None else None
-            reason = song.problem or _reason(backend, known)
-            if reason is None and known is not None:
-                mine.append(_sample(backend, song, known, config, report))
-            else:
+        for song, facts in _chosen(backend, songs, index, looked_at):
+            reason = song.problem or _reason(backend, facts)
+            if reason is not None or facts is None:
                 skipped.append((f"{backend.id}/{song.name}", str(reason)))
                 report.skipped.append((song.name, str(reason)))
-        for sample in _subset(backend, mine, report):
+                continue
+            sample = _sample(backend, song, facts, config, report)
             samples.append(sample)
             report.add(sample)
+        report.left_out = report.files - report.songs - len(report.skipped)
         reports.append(report)
     full = DatasetReport(reports, backends.ignored, backends.disabled)
     if not samples:
@@ -143,6 +139,29 @@ def _songs(backend: Backend, config: TrainConfig) -> list[local.Song]:
 
         return huggingface.scan(backend, config)
     return local.scan(backend)
+
+
+def _chosen(
+    backend: Backend, songs: list[local.Song], index: FactsIndex, progress: Callable[[int, int, str], None]
+) -> list[tuple[local.Song, AudioFacts | None]]:
+    """Songs with the facts about their sound, in their order; unusable ones included.
+
+    `max_num_samples` picks a subset that is the same in every run; only its songs are decoded.
+    """
+    order = list(range(len(songs)))
+    limit = len(songs)
+    if backend.max_num_samples is not None and backend.max_num_samples < len(songs):
+        random.Random(backend.id).shuffle(order)
+        limit = backend.max_num_samples
+    chosen: dict[int, AudioFacts | None] = {}
+    good = 0
+    while order and good < limit:
+        part, order = order[: limit - good], order[limit - good :]
+        readable = [i for i in part if songs[i].problem is None]
+        facts = dict(zip(readable, index.look_up([songs[i].audio for i in readable], progress), strict=True))
+        chosen.update({i: facts.get(i) for i in part})
+        good += sum(_reason(backend, one) is None for one in facts.values())
+    return [(songs[i], chosen[i]) for i in sorted(chosen)]
 
 
 def _reason(backend: Backend, facts: AudioFacts | None) -> str | None:
@@ -199,16 +218,3 @@ def _part(backend: Backend, facts: AudioFacts, seed: int) -> tuple[float, float]
     if start is None:
         start = random.Random(f"{seed}:{facts.content}").uniform(0.0, spare)
     return round(start, 3), backend.max_duration
-
-
-def _subset(backend: Backend, samples: list[Sample], report: SetReport) -> list[Sample]:
-    """`max_num_samples` songs, the same ones in every run, in their order."""
-    limit = backend.max_num_samples
-    if limit is None or len(samples) <= limit:
-        return samples
-    chosen = set(random.Random(backend.id).sample(range(len(samples)), limit))
-    report.left_out = len(samples) - limit
-    kept = [sample for i, sample in enumerate(samples) if i in chosen]
-    names = {sample.id for sample in kept}
-    report.no_caption = [name for name in report.no_caption if f"{backend.id}/{name}" in names]
-    return kept

@@ -1,0 +1,348 @@
+"""Songs of Hugging Face data sets: by name, from a local folder, or as upstream's converter saved them.
+
+Sound is never decoded by the `datasets` library (that needs torchcodec): columns are read with
+`Audio(decode=False)` and the bytes or files go the way of every other song. Captions and lyrics come from
+separate columns and never mix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..audio import SUFFIXES
+from ..config import TrainConfig
+from ..errors import ConfigError, DataError, nearest
+from .audio_facts import BytesAudio, FileAudio
+from .backends import Backend
+from .captions import clean_lyrics
+from .local import Song, path_problem
+
+_CAPTION_COLUMNS = ("prompt", "caption", "tags", "text", "description")
+_LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
+_SOUND_COLUMNS = ("audio", "filename", "file_name", "path", "file")
+_VARIANTS = "recaption"  # upstream: a dictionary of rewordings, of which training picks one at random
+_NOT_LYRICS = re.compile(r"write a .* song that genre is")  # upstream's mark for "no lyrics here"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MAGIC = (
+    (b"RIFF", ".wav"),
+    (b"fLaC", ".flac"),
+    (b"OggS", ".ogg"),
+    (b"FORM", ".aiff"),
+    (b"ID3", ".mp3"),
+    (b"\xff\xfb", ".mp3"),
+    (b"\xff\xf3", ".mp3"),
+    (b"\xff\xf2", ".mp3"),
+)
+
+Where = Callable[[str], tuple[Path | None, str | None]]
+
+
+def scan(backend: Backend, config: TrainConfig) -> list[Song]:
+    """The songs of a Hugging Face data set, in row order.
+
+    DataError: the library is missing, the data set cannot be found, loaded or reached. ConfigError: a
+    configured column or split does not exist.
+    """
+    assert backend.dataset_name is not None
+    folder = config.resolve(backend.dataset_name)
+    saved = folder.is_dir() and any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
+    table = _load(backend, folder if folder.is_dir() else None, saved)
+    sound = _sound_column(backend, table)
+    fields = _caption_columns(backend, table)
+    lyrics = _lyrics_column(backend, table, fields)
+    variants = _VARIANTS if backend.caption_fields is None and _VARIANTS in table.column_names else None
+    where = _locator(folder if folder.is_dir() else None, saved, config, backend)
+    described = [c for c in {*fields, lyrics, variants, backend.fallback_caption} if c is not None]
+    rows: list[dict[str, Any]] = (
+        table.select_columns(described).to_list() if described else [{} for _ in range(len(table))]
+    )
+    sounds = table.select_columns([sound])
+    cells = list(_cells(sounds, sound))
+    names = _names(table, [path for path, _ in cells])
+    songs = []
+    for number, (name, row, cell) in enumerate(zip(names, rows, cells, strict=True)):
+        song = _song(name, sounds, sound, number, cell, where)
+        song.captions = _captions(row, fields, variants, backend.fallback_caption)
+        song.lyrics = _lyrics(row.get(lyrics)) if lyrics else None
+        songs.append(song)
+    if not songs:
+        raise DataError(f"data set {backend.id!r}: {backend.dataset_name} has no rows")
+    return songs
+
+
+def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
+    """The data set's split as a `datasets.Dataset` whose sound is not decoded."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            "type=huggingface needs the datasets library: pip install 'acestep-mlx[datasets]'"
+        ) from None
+    name = backend.dataset_name or ""
+    if folder is None and not _HUB_NAME.fullmatch(name):
+        raise DataError(f"data set {backend.id!r}: there is no folder {name} (dataset_name)")
+    cache = str(backend.download_dir) if backend.download_dir else None
+    try:
+        with _quiet(), _sound_as_it_is(datasets.Audio):
+            if saved:
+                found = datasets.load_from_disk(str(folder))
+            elif folder is not None:
+                found = datasets.load_dataset(str(folder), cache_dir=cache)
+            else:
+                found = datasets.load_dataset(name, revision=backend.revision, cache_dir=cache)
+    except Exception as error:  # the library raises everything from ValueError to its own and Arrow's errors
+        raise DataError(_why(backend, folder, error)) from None
+    if isinstance(found, dict):
+        if backend.split not in found:
+            raise ConfigError(
+                f"data set {backend.id!r}: no split {backend.split!r} in {name}; there are {', '.join(found)}"
+            )
+        found = found[backend.split]
+    for column, feature in found.features.items():
+        if isinstance(feature, datasets.Audio):
+            found = found.cast_column(column, datasets.Audio(decode=False))
+    return found
+
+
+@contextlib.contextmanager
+def _sound_as_it_is(audio: Any) -> Iterator[None]:
+    """While a data set is prepared, sound goes into it as bytes or path, unchanged.
+
+    The library wants torchcodec for this step even when nothing has to be encoded.
+    """
+    original = audio.encode_example
+
+    def encode_example(self: Any, value: Any) -> dict[str, Any]:
+        if isinstance(value, (str, Path)):
+            return {"bytes": None, "path": str(value)}
+        if isinstance(value, (bytes, bytearray)):
+            return {"bytes": bytes(value), "path": None}
+        if isinstance(value, dict) and "array" not in value:
+            return {"bytes": value.get("bytes"), "path": value.get("path")}
+        return dict(original(self, value))
+
+    audio.encode_example = encode_example
+    try:
+        yield
+    finally:
+        audio.encode_example = original
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings about every retry and no second progress bar beside ours."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _why(backend: Backend, folder: Path | None, error: Exception) -> str:
+    """One line for whatever the library raised."""
+    kind = type(error).__name__
+    text = " ".join(str(error).split()) or kind
+    text = text if len(text) <= 200 else text[:197] + "..."
+    label = f"data set {backend.id!r}"
+    if folder is not None:
+        return f"{label}: {folder} cannot be loaded as a data set ({text})"
+    if "NotFound" in kind or "RepositoryNotFound" in text:
+        return f"{label}: there is no folder or Hugging Face data set {backend.dataset_name!r} ({text})"
+    return f"{label}: cannot load {backend.dataset_name!r}; is the network there? ({kind}: {text})"
+
+
+# ── columns ──────────────────────────────────────────────────────────────────────────────────────────
+def _known(backend: Backend, table: Any, name: str, key: str) -> str:
+    if name not in table.column_names:
+        there = ", ".join(table.column_names)
+        raise ConfigError(
+            f"data set {backend.id!r}: no column {name!r} ({key}); there are {there}"
+            f"{nearest(name, table.column_names)}"
+        )
+    return name
+
+
+def _sound_column(backend: Backend, table: Any) -> str:
+    if backend.audio_column is not None:
+        return _known(backend, table, backend.audio_column, "audio_column")
+    for name, feature in table.features.items():
+        if type(feature).__name__ == "Audio":
+            return str(name)
+    for name in _SOUND_COLUMNS:
+        if name in table.column_names:
+            return name
+    raise ConfigError(
+        f"data set {backend.id!r}: no column with sound ({', '.join(table.column_names)}); set audio_column"
+    )
+
+
+def _caption_columns(backend: Backend, table: Any) -> tuple[str, ...]:
+    if backend.fallback_caption is not None:
+        _known(backend, table, backend.fallback_caption, "fallback_caption_column")
+    if backend.only_instance_prompt:
+        return ()
+    if backend.caption_fields is not None:
+        return tuple(_known(backend, table, name, "audio_caption_fields") for name in backend.caption_fields)
+    for name in _CAPTION_COLUMNS:
+        if name in table.column_names and name != backend.lyrics_column:
+            return (name,)
+    if _VARIANTS in table.column_names or backend.fallback_caption is not None:
+        return ()
+    raise ConfigError(
+        f"data set {backend.id!r}: no caption column among {', '.join(table.column_names)}; "
+        'set "config": {"audio_caption_fields": [...]}'
+    )
+
+
+def _lyrics_column(backend: Backend, table: Any, captions: Sequence[str]) -> str | None:
+    if backend.lyrics_column is not None:
+        column: str | None = _known(backend, table, backend.lyrics_column, "lyrics_column")
+    else:
+        column = next((name for name in _LYRICS_COLUMNS if name in table.column_names), None)
+    if column is not None and column in captions:
+        raise ConfigError(
+            f"data set {backend.id!r}: {column!r} cannot be both the caption and the lyrics; "
+            "set audio_caption_fields and lyrics_column"
+        )
+    return column
+
+
+def _names(table: Any, paths: Sequence[Any]) -> list[str]:
+    """Unique names of the rows: upstream's `keys` column, else the files' names, else the rows' numbers."""
+    numbers = [f"{number:06d}" for number in range(len(table))]
+    if "keys" in table.column_names:
+        names = [str(key).replace("/", "_") for key in table.select_columns(["keys"]).to_dict()["keys"]]
+    elif all(isinstance(path, str) and path for path in paths):
+        names = [Path(path).name for path in paths]
+    else:
+        return numbers
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name}#{number}" for name, number in zip(names, numbers, strict=True)]
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────
+def _captions(
+    row: dict[str, Any], fields: Sequence[str], variants: str | None, fallback: str | None
+) -> list[str]:
+    """The fields joined by ", " are one caption; a dictionary of rewordings adds its texts as variants."""
+    joined = ", ".join(text for text in (_text(row.get(name)) for name in fields) if text)
+    extra = [name for name in (*fields, variants) if name and isinstance(row.get(name), dict)]
+    captions = [joined] if joined else []
+    for name in extra:
+        captions += [text for text in (_text(value) for value in row[name].values()) if text]
+    if not captions and fallback is not None:
+        captions = [text for text in [_text(row.get(fallback))] if text]
+    return captions
+
+
+def _text(value: Any) -> str:
+    """A cell as one line; lists of tags are joined by ", "; dictionaries are not captions by themselves."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text for text in (_text(part) for part in value) if text)
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+def _lyrics(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)):
+        value = "\n".join(part for part in value if isinstance(part, str))
+    if not isinstance(value, str) or _NOT_LYRICS.search(value):
+        return None
+    return clean_lyrics(value.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _cells(sounds: Any, column: str) -> Iterator[tuple[Any, bytes | None]]:
+    """(path, first bytes of the sound or None) of each row, without reading the sound itself."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for table in sounds.with_format("arrow").iter(batch_size=1000):
+        cells = table[column].combine_chunks()
+        if not pa.types.is_struct(cells.type):
+            yield from ((value, None) for value in cells.to_pylist())
+            continue
+        fields = {field.name for field in cells.type}
+        paths = pc.struct_field(cells, "path").to_pylist() if "path" in fields else [None] * len(cells)
+        if "bytes" not in fields:
+            yield from ((path, None) for path in paths)
+            continue
+        heads = pc.binary_slice(pc.struct_field(cells, "bytes"), 0, 4).to_pylist()
+        yield from zip(paths, heads, strict=True)
+
+
+def _song(
+    name: str, sounds: Any, column: str, number: int, cell: tuple[Any, bytes | None], where: Where
+) -> Song:
+    """A song whose bytes are inside the data set, or in a file that the row names."""
+    path, head = cell
+    if head is None:
+        if not isinstance(path, str) or not path:
+            return Song(name, FileAudio(Path()), [], None, problem="no sound in this row")
+        found, problem = where(path)
+        return Song(name, FileAudio(found or Path(path)), [], None, problem=problem and f"{path}: {problem}")
+
+    def read() -> bytes:
+        return bytes(sounds[number][column]["bytes"])
+
+    version = f"{getattr(sounds, '_fingerprint', '')}:{number}"
+    return Song(name, BytesAudio(name, version, _suffix(path, head), read), [], None)
+
+
+def _suffix(path: Any, head: bytes) -> str:
+    suffix = Path(path).suffix.lower() if isinstance(path, str) else ""
+    if suffix in SUFFIXES:
+        return suffix
+    return next((ending for magic, ending in _MAGIC if head.startswith(magic)), ".m4a")
+
+
+def _locator(folder: Path | None, saved: bool, config: TrainConfig, backend: Backend) -> Where:
+    """Finds the file that a row names: (path, None) or (None, why not).
+
+    Rows may only name files inside the data set's folder, or, for a downloaded one, inside the download
+    caches. A data set that the user's own converter saved names files where they were: these may be
+    absolute, or relative to the working directory, to the config, to the data set, to its parent or to
+    `instance_data_dir`.
+    """
+    roots = [root for root in (folder, backend.folder) if root is not None]
+    if folder is None:
+        from datasets import config as library
+        from huggingface_hub import constants
+
+        roots += [Path(library.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+        roots += [backend.download_dir] if backend.download_dir else []
+    bases = [Path.cwd(), config.folder, *roots, *([folder.parent] if folder else [])]
+
+    def inside(path: str) -> tuple[Path | None, str | None]:
+        problem: str | None = "no such file"
+        for root in roots:
+            problem = path_problem(root, path)
+            if problem is None:
+                return root / path, None
+        return None, problem
+
+    def anywhere(path: str) -> tuple[Path | None, str | None]:
+        if ".." in Path(path).parts:
+            return inside(path)
+        problem: str | None = None
+        for base in [Path("/")] if Path(path).is_absolute() else bases:
+            problem = path_problem(base, path)
+            if problem is None:
+                return base / path, None
+        return None, "no such file" if problem == "leads out of the data set's folder" else problem
+
+    return anywhere if saved else inside
