@@ -8,12 +8,14 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError
 
 LOCK = ".lock"
+YOUNG = 60  # seconds
 
 
 def _partial(dst: Path) -> str:
@@ -24,8 +26,11 @@ def _alive(folder: Path) -> bool:
     """Whether the process that writes `folder` still runs: it holds a lock in it."""
     try:
         handle = os.open(folder / LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False
+    except FileNotFoundError:  # not yet made, or about to be renamed
+        try:
+            return time.time() - folder.stat().st_mtime < YOUNG
+        except FileNotFoundError:  # renamed by now
+            return True
     try:
         return not _lock(handle)
     finally:
@@ -100,10 +105,13 @@ def new_folder(
         folder.replace(dst)
         _sync(dst.parent)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full; make room or choose another folder" if full else error.strerror or error
-        where = error.filename or dst
-        raise CheckpointError(f"{where}: {what}" if not full else f"{dst.parent}: {what}") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = f"{dst.parent}: the disk is full; make room or choose another folder"
+        elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            what = f"{dst}: another run made it in the meantime"
+        else:
+            what = f"{error.filename or dst}: {error.strerror or error}"
+        raise CheckpointError(what) from None
     finally:
         os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
