@@ -49,6 +49,34 @@ class Shape:
     lyrics: int
 
 
+@dataclass(frozen=True)
+class Share:
+    """A data set's part of an epoch: all its songs `whole` times, and `extra` of them once more."""
+
+    songs: list[int]
+    whole: int
+    extra: int
+
+
+def shares(samples: Sequence[Sample]) -> list[Share]:
+    """What repeats and probability make of each data set; indices into `samples`."""
+    groups: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.backend.id, []).append(i)
+    out = []
+    for members in groups.values():
+        backend = samples[members[0]].backend
+        weight = (1 + backend.repeats) * backend.probability
+        whole = math.floor(weight + 1e-9)
+        out.append(Share(members, whole, round((weight - whole) * len(members))))
+    return out
+
+
+def songs_per_epoch(samples: Sequence[Sample]) -> int:
+    """Songs seen in an epoch, repeats and probabilities counted; at least 1."""
+    return max(1, sum(share.whole * len(share.songs) + share.extra for share in shares(samples)))
+
+
 class Batches:
     """An endless, resumable sequence of batches.
 
@@ -101,25 +129,12 @@ class Batches:
     @property
     def songs_per_epoch(self) -> int:
         """Songs seen in an epoch by all ranks, repeats and probabilities counted."""
-        return max(1, sum(whole * n + extra for n, whole, extra, _ in self._weights()))
+        return songs_per_epoch(self.samples)
 
     @property
     def shapes(self) -> set[Shape]:
         """Padded shapes that batches of one bucket can have; each is one compiled graph."""
         return {Shape(frames, *lengths) for frames, lengths in self._lengths.items()}
-
-    def _weights(self) -> list[tuple[int, int, int, list[int]]]:
-        """Per data set: (songs, whole passes, further songs drawn per epoch, indices of its songs)."""
-        groups: dict[str, list[int]] = {}
-        for i, sample in enumerate(self.samples):
-            groups.setdefault(sample.backend.id, []).append(i)
-        out = []
-        for members in groups.values():
-            backend = self.samples[members[0]].backend
-            weight = (1 + backend.repeats) * backend.probability
-            whole = math.floor(weight + 1e-9)
-            out.append((len(members), whole, round((weight - whole) * len(members)), members))
-        return out
 
     def plan(self, epoch: int) -> list[list[Item]]:
         """The global batches of an epoch: every rank's items, in order."""
@@ -128,9 +143,9 @@ class Batches:
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, _ORDER])))
         size = self.batch_size * self.world
         drawn: list[int] = []
-        for _, whole, extra, members in self._weights():
-            drawn += members * whole
-            drawn += [members[i] for i in rng.permutation(len(members))[:extra]]
+        for share in shares(self.samples):
+            drawn += share.songs * share.whole
+            drawn += [share.songs[i] for i in rng.permutation(len(share.songs))[: share.extra]]
         if not drawn:
             drawn = [int(rng.integers(len(self.samples)))]
         order = [drawn[i] for i in rng.permutation(len(drawn))]

@@ -9,6 +9,7 @@ encoder is loaded at a time, only if something is missing, and freed afterwards.
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..errors import DataError
 from ..models.codec import SAMPLE_RATE, Codec
 from ..models.load import ModelFolder
 from ..text import lyrics as lyric_text
+from ..text.report import summary as lyric_summary
 from .audio_facts import hash_file
 from .manifest import Manifest, Progress, Sample
 from .store import Store, cache_key
@@ -48,8 +50,7 @@ class Cache:
         self._prints["mel"] = cache_key(vocoder=folder.config["components"]["vocoder"])
         self._prints["tokenizer"] = hash_file(Path(folder.path) / "tokenizer.json")
         self._prints["lyric_vocab"] = hash_file(folder.lyric_vocab())
-        self._lyric_version = getattr(lyric_text, "VERSION", 1)
-        self._stores: dict[tuple[Path | None, Path], Store] = {}
+                self._stores: dict[tuple[Path | None, Path], Store] = {}
         self._compress = config.compress_disk_cache
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
@@ -80,7 +81,7 @@ class Cache:
     def lyric_key(self, lyrics: str) -> str:
         return cache_key(
             kind="lyrics",
-            version=[VERSION, self._lyric_version],
+            version=[VERSION, lyric_text.RULES_VERSION],
             lyrics=lyrics,
             vocab=self._prints["lyric_vocab"],
         )
@@ -148,65 +149,106 @@ class Cache:
         """Whether every latent is in the cache."""
         return all(self._store(s, "latents").has(self.latent_key(s)) for s in self.samples)
 
+    # ── files ────────────────────────────────────────────────────────────────────────────────────────
+    def files(self) -> set[Path]:
+        """The cache files that this data needs (whether they are there or not)."""
+        used: set[Path] = set()
+        for sample in self.samples:
+            latents, text = self._store(sample, "latents"), self._store(sample, "text")
+            keys = [(latents, self.latent_key(sample))]
+            keys += [(text, self.text_key(caption)) for caption in sample.captions]
+            keys += [(text, self.lyric_key(sample.lyrics))] if sample.lyrics is not None else []
+            used |= {store.path(key) for store, key in keys if store.folder is not None}
+        return used
+
+    def disk_usage(self) -> int:
+        """Bytes of the cache files in use."""
+        return sum(path.stat().st_size for path in self.files() if path.is_file())
+
+    def prune(self) -> tuple[int, int]:
+        """Delete cache files in the same folders that this data does not use; (files, bytes)."""
+        used = self.files()
+        folders = {store.folder for store in self._stores.values() if store.folder is not None}
+        unused = [p for folder in folders for p in folder.glob("??/*.cache") if p not in used]
+        size = sum(path.stat().st_size for path in unused)
+        for path in unused:
+            path.unlink(missing_ok=True)
+        return len(unused), size
+
     # ── encoding ─────────────────────────────────────────────────────────────────────────────────────
-    def fill(self, progress: Progress | None) -> None:
-        """Compute everything that is missing, except latents of on-demand data sets."""
+    def fill(self, progress: Progress | None, everything: bool = False) -> None:
+        """Compute what is missing; latents of on-demand data sets only with `everything`."""
         self._encode_lyrics(self.samples, progress)
         self._encode_text(self.samples, progress)
-        self._encode_latents([s for s in self.samples if not s.backend.ondemand], progress)
+        self._encode_latents([s for s in self.samples if everything or not s.backend.ondemand], progress)
         if not self.samples:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             raise DataError(f"nothing left to train on: {len(self.skipped)} songs skipped ({reasons})")
 
     def _encode_lyrics(self, samples: Iterable[Sample], progress: Progress | None) -> None:
-        missing: dict[tuple[str, Store], str] = {}
+        """Lyric ids, with what the tokenizer remarks (cut, dropped or unspeakable lines) kept beside them."""
+        missing: dict[tuple[str, Store], list[Sample]] = {}
         for sample in samples:
             if sample.lyrics is None:
                 continue
             key, store = self.lyric_key(sample.lyrics), self._store(sample, "text")
-            ids = _field(store.get(key), "ids")
-            if ids is None:
-                missing[key, store] = sample.lyrics
+            found = store.get(key)
+            if found is None or "ids" not in found:
+                missing.setdefault((key, store), []).append(sample)
             else:
-                self._lengths[key] = len(ids)
+                self._learn(sample, key, len(found["ids"]), found.get("notes"))
         if not missing:
             return
         tokenizer = lyric_text.LyricTokenizer(self.folder.lyric_vocab())
-        for done, ((key, store), lyrics) in enumerate(missing.items(), 1):
-            ids = np.asarray(tokenizer.tokenize(lyrics), np.int32)[: lyric_text.MAX_TOKENS]
-            store.put(key, {"ids": ids})
-            self._lengths[key] = len(ids)
-            _tell(progress, "lyrics", done, len(missing), lyrics[:40])
+        for done, ((key, store), same) in enumerate(missing.items(), 1):
+            report = tokenizer.report(str(same[0].lyrics))
+            notes = _as_bytes([f"lyrics: {line}" for line in lyric_summary(report)[1:]])
+            store.put(key, {"ids": np.array(report.ids, np.int32), "notes": notes})
+            for sample in same:
+                self._learn(sample, key, len(report.ids), notes)
+            _tell(progress, "lyrics", done, len(missing), same[0].id)
 
     def _encode_text(self, samples: Iterable[Sample], progress: Progress | None) -> None:
-        missing: dict[tuple[str, Store], str] = {}
+        missing: dict[tuple[str, Store], list[tuple[Sample, str]]] = {}
         for sample in samples:
             store = self._store(sample, "text")
             for caption in sample.captions:
                 key = self.text_key(caption)
-                if key in self._lengths and store.folder is None:
-                    continue
-                states = _field(store.get(key), "states")
-                if states is None:
-                    missing[key, store] = caption
+                found = store.get(key)
+                if found is None or "states" not in found:
+                    missing.setdefault((key, store), []).append((sample, caption))
                 else:
-                    self._lengths[key] = len(states)
+                    self._learn(sample, key, len(found["states"]), found.get("notes"))
         if not missing:
             return
         tokenizer = self.folder.prompt_tokenizer()
         encoder = self.folder.load("text_encoder", dtype=mx.float32)
-        for done, ((key, store), caption) in enumerate(missing.items(), 1):
+        for done, ((key, store), same) in enumerate(missing.items(), 1):
+            sample, caption = same[0]
             ids, mask = tokenizer([caption], max_length=MAX_TEXT_TOKENS)
             states = np.array(encoder(ids, mask)[0].astype(mx.float32))  # [L, 768]
             if not np.isfinite(states).all():
-                raise DataError(
-                    f"the text encoder gives values that are not finite for the caption {caption!r}"
-                )
-            store.put(key, {"states": as_half(states)})
-            self._lengths[key] = len(states)
-            _tell(progress, "captions", done, len(missing), caption[:40])
+                raise DataError(f"{sample.id}: the text encoder gives no finite values for {caption!r}")
+            arrays = {"states": as_half(states)}
+            if len(states) == MAX_TEXT_TOKENS:
+                tokens = tokenizer([caption], max_length=1 << 16)[0].shape[1]
+                if tokens > MAX_TEXT_TOKENS:
+                    arrays["notes"] = _as_bytes([f"caption: cut to {MAX_TEXT_TOKENS} of {tokens} tokens"])
+            store.put(key, arrays)
+            for other, _ in same:
+                self._learn(other, key, len(states), arrays.get("notes"))
+            _tell(progress, "captions", done, len(missing), sample.id)
         del encoder
         _free()
+
+    def _learn(self, sample: Sample, key: str, length: int, notes: np.ndarray | None) -> None:
+        """Remember a text's length, and tell the report what became of it."""
+        self._lengths[key] = length
+        for one in self.report.sets:
+            if notes is not None and one.id == sample.backend.id:
+                name = sample.id.removeprefix(f"{one.id}/")
+                fresh = [(name, note) for note in json.loads(notes.tobytes())]
+                one.notes += [note for note in fresh if note not in one.notes]
 
     def _encode_latents(self, samples: Sequence[Sample], progress: Progress | None) -> None:
         missing: dict[tuple[str, Store], Sample] = {}
@@ -257,16 +299,22 @@ class NotFinite(DataError):
 
 
 def encode_dataset(
-    manifest: Manifest, config: TrainConfig, folder: ModelFolder, progress: Progress | None = None
+    manifest: Manifest,
+    config: TrainConfig,
+    folder: ModelFolder,
+    progress: Progress | None = None,
+    *,
+    everything: bool = False,
 ) -> Cache:
     """Fill the caches of a manifest and free the encoders.
 
     progress: called as (stage, done, total, name) with stage "lyrics", "captions" or "latents".
+    everything: also encode the latents of data sets that are encoded on demand.
     Songs that vanished, changed or cannot be encoded are skipped, counted and named in `cache.skipped`;
     DataError when nothing is left, or when the disk is full.
     """
     cache = Cache(manifest, config, folder)
-    cache.fill(progress)
+    cache.fill(progress, everything)
     return cache
 
 
@@ -315,6 +363,10 @@ def _ahead(
             result = waiting.result()
             waiting = pool.submit(work, samples[i + 1]) if i + 1 < len(samples) else None
             yield sample, result
+
+
+def _as_bytes(notes: list[str]) -> np.ndarray:
+    return np.frombuffer(json.dumps(notes).encode(), np.uint8)
 
 
 def _field(arrays: Arrays | None, name: str) -> np.ndarray | None:

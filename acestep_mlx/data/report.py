@@ -51,6 +51,16 @@ class SetReport:
         else:
             self.lyrics[name] = sample.lyrics
 
+    def languages(self) -> dict[str, int]:
+        """Language → lines of lyrics in it, most first; structure lines like `[verse]` do not count."""
+        from ..text.detect import detect_lines
+
+        counts: Counter[str] = Counter()
+        for lyrics in dict.fromkeys(self.lyrics.values()):
+            lines = [line.strip() for line in lyrics.split("\n")]
+            counts.update(g.language for g in detect_lines([s for s in lines if s and not s.startswith("[")]))
+        return dict(counts.most_common())
+
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
         return {
@@ -65,6 +75,7 @@ class SetReport:
             "cut": self.cut,
             "no_caption": self.no_caption,
             "no_lyrics": self.no_lyrics,
+            "lyrics_lines": self.languages(),
             "notes": self.notes,
             "buckets": {str(frames): count for frames, count in sorted(self.buckets.items())},
         }

@@ -1,0 +1,54 @@
+"""`acestep-mlx cache`: fill the latent and text caches of a configuration, without training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ..data.encode import Cache
+
+
+@click.command("cache", context_settings={"ignore_unknown_options": True})
+@click.argument("config")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.option("--prune", is_flag=True, help="Delete cache files that this configuration does not use.")
+def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
+    """Fill the caches that CONFIG needs: latents, captions and lyrics of every song.
+
+    CONFIG is a config.json, env=NAME or example=NAME; --key=value overrides its settings. What is in the
+    caches already is not computed again, so an interrupted run goes on where it was.
+    """
+    from ..config import load_config
+    from ..data.encode import encode_dataset
+    from ..data.manifest import build_manifest
+    from .counts import CountProgress
+    from .model_source import open_model
+
+    settings = load_config(config, overrides)
+    if settings.vae_cache_disable:
+        raise click.UsageError("vae_cache_disable is set: there are no caches to fill")
+    with CountProgress() as progress:
+        manifest = build_manifest(settings, progress)
+        # on-demand data sets are what this command is for, too
+        folder = open_model(settings)
+        cache = encode_dataset(manifest, settings, folder, progress, everything=True)
+    for line in manifest.report.lines(20):
+        click.echo(line)
+    if prune:
+        files, size = cache.prune()
+        click.echo(f"deleted {files} cache files that were not used, {size / 2**20:.1f} MB")
+    click.echo(summary(cache))
+
+
+def summary(cache: Cache) -> str:
+    """Songs, minutes and bytes in one line."""
+    size = cache.disk_usage()
+    minutes = sum(sample.seconds for sample in cache.samples) / 60
+    skipped = f", {len(cache.skipped)} skipped" if cache.skipped else ""
+    per_minute = size / 1e6 / minutes if minutes else 0.0
+    return (
+        f"{len(cache.samples)} songs, {minutes:.1f} minutes{skipped}; "
+        f"{size / 1e6:.1f} MB of caches ({per_minute:.2f} MB per minute)"
+    )

@@ -1,0 +1,25 @@
+"""The base model that a configuration names, as an MLX folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+    from ..models.load import ModelFolder
+
+
+def open_model(config: TrainConfig) -> ModelFolder:
+    """`pretrained_model_name_or_path` opened; a PyTorch checkpoint is converted once into the cache.
+
+    Raises CheckpointError in one line.
+    """
+    from ..convert.cache import ensure_model
+    from ..models.load import ModelFolder
+    from .progress import ByteProgress
+
+    given = config.pretrained_model_name_or_path
+    local = config.resolve(given)
+    with ByteProgress() as progress:
+        path = ensure_model(local if local.exists() else given, revision=config.revision, progress=progress)
+    return ModelFolder.open(path)
