@@ -46,7 +46,9 @@ class World:
         body = mx.array(data.astype(np.int32)) if self.first else mx.zeros((length,), mx.int32)
         return json.loads(bytes(np.array(mx.distributed.all_sum(body)).astype(np.uint8)))
 
-    def share_arrays(self, arrays: Mapping[str, mx.array], like: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    def share_arrays(
+        self, arrays: Mapping[str, mx.array], like: Mapping[str, mx.array]
+    ) -> dict[str, mx.array]:
         """Rank 0's arrays on every rank; `like` gives names, shapes and dtypes on the others."""
         if self.size == 1:
             return dict(arrays)
@@ -78,6 +80,8 @@ class World:
             if error is not None:
                 raise error
             if failed:
-                raise AceStepError(f"{failed} other process(es) of this run could not start; see their messages")
+                raise AceStepError(
+                    f"{failed} other process(es) of this run could not start; see their messages"
+                )
         assert result is not None
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -148,7 +148,7 @@ class MetricsFile:
         kept = [row for row in read_metrics(path) if row.get("step", 0) <= step] if step else []
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, event: Event) -> None:
@@ -156,11 +156,16 @@ class MetricsFile:
             if isinstance(event, kind):
                 row: dict[str, Any] = {"event": name, **asdict(event)}  # type: ignore[call-overload]
                 row.update(row.pop("extra", {}))
-                self._file.write(json.dumps(row) + "\n")
+                self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
                 self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +37,9 @@ def memory_advice(config: Mapping[str, Any], longest_seconds: float = 0.0) -> li
     elif "8" in precision:
         advice.append("base_model_precision=int4-quanto (the model takes half of what it does now)")
     if config.get("train_batch_size", 1) > 1:
-        advice.append("train_batch_size=1 with gradient_accumulation_steps=" + str(config["train_batch_size"]))
+        advice.append(
+            "train_batch_size=1 with gradient_accumulation_steps=" + str(config["train_batch_size"])
+        )
     if longest_seconds > 60 or not longest_seconds:
         advice.append("audio.max_duration_seconds=60 in the data set (shorter songs)")
     if config.get("mixed_precision") == "no":
@@ -50,13 +52,14 @@ def memory_advice(config: Mapping[str, Any], longest_seconds: float = 0.0) -> li
 
 
 @contextmanager
-def explained(config: Mapping[str, Any], keeps: str = "") -> Iterator[None]:
+def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") -> Iterator[None]:
     """Turn a backend's RuntimeError into one line that says what to do; `keeps` says what was saved."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         said = f"{type(error).__name__} {error}".lower()
-        tail = f" {keeps}" if keeps else ""
+        kept = keeps() if callable(keeps) else keeps
+        tail = f" {kept}" if kept else ""
         if isinstance(error, MemoryError) or any(piece in said for piece in OUT_OF_MEMORY):
             advice = "; ".join(f"{i}. {text}" for i, text in enumerate(memory_advice(config), 1))
             raise OutOfMemory(f"out of memory. What helps, in order of effect: {advice}.{tail}") from error

@@ -1,260 +1,347 @@
-"""The training loop: batches through the compiled step, results read one step late, things done at intervals.
-
-While the device computes micro-step k the host reads the numbers of k−1 and prepares k+1, so logging and data
-never wait for the device and the device never waits for them.
-"""
+"""`train(config)`: cheap checks, caches, model, resume, the loop, outputs. Emits events; prints nothing."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 
-from ..errors import AceStepError
-from .events import CheckpointSaved, Listeners, StepDone
+from .. import __version__
+from ..config import TrainConfig, load_config
+from ..convert.cache import ensure_model
+from ..data.batches import Batches
+from ..data.encode import Cache, encode_dataset
+from ..data.manifest import build_manifest
+from ..errors import ConfigError
+from ..lora.formats import write_lora
+from ..lora.inject import from_model
+from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
+from ..models.load import ModelFolder
+from . import checkpoint, faults
+from .distributed import World
+from .evaluate import Evaluation
+from .events import (
+    Evaluated,
+    Finished,
+    Listener,
+    Listeners,
+    MetricsFile,
+    Notice,
+    Progress,
+    Started,
+    read_metrics,
+)
 from .interrupts import StopRequest
-from .step import StepResult, TrainStep
+from .macos import keep_awake, wired_memory
+from .report import write_report
+from .setup import build_model, cache_limit, optimizer_groups, step_settings, total_steps
+from .step import TrainStep
+from .trackers import make_trackers
+from .trainer import Counters, Intervals, Trainer
+from .validation import Validation
 
-#: updates in a row without a single finite micro-batch after which training stops
-MAX_SKIPPED = 5
-SMOOTHING = 0.98
-FRAME_SECONDS = 512 * 8 / 44100  # one latent frame
-
-
-class BatchSource(Protocol):
-    """Where batches come from; its state says which batch is next."""
-
-    epoch: int
-
-    def next(self) -> Mapping[str, Any]: ...
-    def state(self) -> dict[str, Any]: ...
-
-
-@dataclass
-class Smoothed:
-    """Exponential moving average of the loss, corrected for its start."""
-
-    total: float = 0.0
-    weight: float = 0.0
-
-    def add(self, value: float) -> float:
-        self.total = SMOOTHING * self.total + (1 - SMOOTHING) * value
-        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
-        return self.value
-
-    @property
-    def value(self) -> float:
-        return self.total / self.weight if self.weight else float("nan")
-
-
-@dataclass
-class Counters:
-    """The part of a run's state that is plain numbers. `micro` counts micro-steps since the last update."""
-
-    step: int = 0
-    micro: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    loss_sum: float = 0.0  # of the micro-steps of the update in progress
-    loss_weight: float = 0.0
-    smoothed: Smoothed = field(default_factory=Smoothed)
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = {k: v for k, v in self.__dict__.items() if k != "smoothed"}
-        return {**plain, "smoothed": [self.smoothed.total, self.smoothed.weight]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Counters:
-        rest = {k: v for k, v in values.items() if k != "smoothed"}
-        return cls(**rest, smoothed=Smoothed(*values["smoothed"]))
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """A micro-step that is on its way."""
+class TrainResult:
+    """`lora` is the final file, or None when the run was interrupted; `checkpoint` the last complete one."""
 
-    result: StepResult
-    update: bool
-    step: int  # number of the update it belongs to, from 1
-    samples: int
-    frames: float
-    rate: float
-    epoch: int
+    step: int
+    finished: bool
+    lora: Path | None
+    checkpoint: Path | None
+    report: Path | None
 
 
-@dataclass
-class Intervals:
-    """When things happen. 0 or None = never; epochs count passes over the data."""
+def train(
+    config: TrainConfig | str | Path | Mapping[str, Any],
+    *,
+    on_event: Listener | None = None,
+    stop: StopRequest | None = None,
+) -> TrainResult:
+    """Train a LoRA as `config` says (a TrainConfig, or anything `load_config` takes).
 
-    checkpoint_steps: int = 500
-    checkpoint_epochs: int | None = None
-
-    def checkpoint_due(self, step: int, epoch_ended: int | None) -> bool:
-        if self.checkpoint_steps and step % self.checkpoint_steps == 0:
-            return True
-        return bool(self.checkpoint_epochs and epoch_ended and epoch_ended % self.checkpoint_epochs == 0)
-
-
-class Loop:
-    """Runs `total_steps` updates.
-
-    Args:
-        save: writes a checkpoint of the current state and returns its path and what was removed.
-        after: called at every update where `due(step, epoch_ended)` holds, after the checkpoint (evaluation,
-            validation).
-        world: ranks that train together; they stop and checkpoint at the same update.
+    on_event: receives the events of `training.events`, on rank 0 only. stop: ask a run in another thread to end.
+    Ctrl-C and SIGTERM end the run with a complete checkpoint. Raises AceStepError subclasses in one line.
     """
+    if not isinstance(config, TrainConfig):
+        config = load_config(config)
+    world = World.join()
+    emit = Listeners([on_event] if on_event is not None and world.first else [])
+    limit = mx.set_cache_limit(cache_limit())
+    try:
+        with keep_awake(), wired_memory():
+            return _Run(config, world, emit).train(stop)
+    finally:
+        mx.set_cache_limit(limit)
+        mx.clear_cache()
 
-    def __init__(
-        self,
-        step: TrainStep,
-        batches: BatchSource,
-        total_steps: int,
-        *,
-        intervals: Intervals,
-        save: Callable[[], tuple[Path, list[Path]]],
-        emit: Listeners,
-        counters: Counters | None = None,
-        after: Callable[[int, bool], None] | None = None,
-        due: Callable[[int, int | None], bool] = lambda step, epoch_ended: False,
-        cache_limit: int | None = None,
-    ) -> None:
-        self.step, self.batches, self.total = step, batches, total_steps
-        self.intervals, self.save, self.emit = intervals, save, emit
-        self.counters = counters or Counters()
-        self.after, self.due = after, due
-        self.cache_limit = cache_limit
-        self.accumulate = step.settings.accumulate
-        self._pending: _Pending | None = None
-        self._times: deque[tuple[float, float]] = deque(maxlen=21)  # when an update was seen done, seconds of audio
-        self._frames = 0.0
-        self._started = time.perf_counter()
-        self._stop_seen = False
 
-    def run(self, stop: StopRequest | None = None) -> str:
-        """Train; returns "done" or "interrupted" (after a complete checkpoint either way).
+class _Run:
+    """The parts of one run, made in the order in which they can fail cheaply."""
 
-        Raises AceStepError after MAX_SKIPPED updates in a row without a finite batch.
-        """
-        with stop or StopRequest() as stop:
-            while self.counters.step < self.total:
-                self._micro_step(stop)
-                if self._should_stop(stop):
-                    self._drain()
-                    self._checkpoint()
-                    return "interrupted"
-            self._drain()
-        return "done"
+    def __init__(self, config: TrainConfig, world: World, emit: Listeners) -> None:
+        self.config, self.world, self.emit = config, world, emit
+        self.output = config.output_path
+        for key, reason in config.ignored:
+            emit.notice(f"{key} is ignored: {reason}")
+        self._prepare_output()
+        self.resumed = self._find_checkpoint()
+        self.folder = ModelFolder.open(self._model_path())
+        self.cache = world.first_then_others(self._fill_caches)
+        self.validation = Validation(config, self.folder, self.output) if world.first else None
 
-    def _should_stop(self, stop: StopRequest) -> bool:
-        if self.step.world == 1:
-            return stop.requested
-        # Every rank reads the same answer at the same micro-step; the gradient in progress is not shared, so
-        # they go on to the end of the update.
-        return self._stop_seen and self.counters.micro == 0
+    # ── before any weight is loaded ──────────────────────────────────────────────────────────────────
+    def _prepare_output(self) -> None:
+        if not self.world.first:
+            return
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            probe = self.output / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"output_dir={self.output} is not writable: {error.strerror}") from None
 
-    def _micro_step(self, stop: StopRequest) -> None:
-        counters = self.counters
-        batch = self.batches.next()
-        arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
-        epoch = self.batches.epoch
-        update = counters.micro + 1 == self.accumulate
-        result = self.step(arrays, update=update, step=counters.step, stop=stop.requested)
-        mx.async_eval(result, self.step.state)
-        pending = _Pending(
-            result,
-            update,
-            counters.step + 1,
-            arrays["latents"].shape[0],
-            float(batch.get("frames", 0)),
-            self.step.groups[0].schedule(counters.step),
-            epoch,
+    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
+        given = self.config.resume_from_checkpoint
+        if not given or not self.world.first:
+            return None
+        if given == "latest":
+            found = checkpoint.latest(self.output, lambda text, level: self.emit(Notice(text, level)))
+            if found is None:
+                self.emit.notice(f"no checkpoint in {self.output} yet: starting from the beginning")
+            return found
+        path = self.output / given
+        return checkpoint.read(path if path.is_dir() else self.config.resolve(given))
+
+    def _model_path(self) -> Path:
+        config, source = self.config, self.config.pretrained_model_name_or_path
+        local = config.resolve(source)
+
+        def convert() -> Path:
+            return ensure_model(
+                local if local.exists() else source,
+                quantize=config.quantization,
+                revision=config.revision,
+                progress=self._tell_bytes,
+            )
+
+        return self.world.first_then_others(convert)
+
+    def _tell_bytes(self, text: str, done: int, total: int) -> None:
+        self.emit(Progress(text, done, total, "bytes") if total else Notice(text))
+
+    def _fill_caches(self) -> Cache:
+        def tell(stage: str, done: int, total: int, name: str) -> None:
+            self.emit(Progress(stage, done, total, name))
+
+        cache = encode_dataset(build_manifest(self.config, tell), self.config, self.folder, tell)
+        for name, reason in cache.skipped:
+            self.emit.notice(f"skipped {name}: {reason}", "warning")
+        return cache
+
+    # ── training ─────────────────────────────────────────────────────────────────────────────────────
+    def train(self, stop: StopRequest | None) -> TrainResult:
+        config, world = self.config, self.world
+        last = self.resumed.path if self.resumed else None
+        keeps = f"The last complete checkpoint is {last}." if last else ""
+        with faults.explained(config.to_dict(), keeps):
+            self.model, self.spec = build_model(config, self.folder)
+        for note in self.spec.notes:
+            self.emit.notice(note, "warning")
+        self.batches = Batches(self.cache, config, rank=world.rank, world=world.size)
+        try:
+            return self._train(stop)
+        finally:
+            self.batches.close()
+
+    def _train(self, stop: StopRequest | None) -> TrainResult:
+        config, world, batches = self.config, self.world, self.batches
+        total = total_steps(config, batches.batches_per_epoch)
+        self.step = TrainStep(
+            self.model, optimizer_groups(config, self.model, total), step_settings(config), world=world.size
         )
-        self._drain()
-        self._pending = pending
-        counters.micro = 0 if update else counters.micro + 1
-        counters.step += update
-        if update:
-            self._boundary()
+        self.identity = checkpoint.identity(
+            config.to_dict(), {"transformer": self.folder.fingerprints["transformer"], "ranks": world.size}
+        )
+        counters = self._restore()
+        metrics = MetricsFile(self.output / METRICS, counters.step) if world.first else None
+        trackers = make_trackers(config, self.output) if world.first else []
+        for listener in (metrics, *trackers):
+            if listener is not None:
+                self.emit.add(listener)
+        self.counters = counters
+        self.last_checkpoint = self.resumed.path if self.resumed else None
+        self.evaluation = self._evaluation()
+        parameters = sum(p.size for p in self.step.parameters().values())
+        self.emit(Started(counters.step, total, parameters, len(self.cache.samples), str(self.output)))
+        self._check_disk(parameters)
+        trainer = Trainer(
+            self.step,
+            batches,
+            total,
+            intervals=Intervals(
+                config.checkpoint_step_interval, config.checkpoint_epoch_interval,
+                config.validation_step_interval, config.validation_epoch_interval, config.eval_steps_interval,
+            ),
+            save=self._save,
+            emit=self.emit,
+            counters=counters,
+            evaluate=self._evaluate,
+            validate=self._validate,
+        )  # fmt: skip
+        try:
+            with faults.explained(config.to_dict(), self._kept):
+                self._catch_up(counters, trainer.intervals, total)
+                reason = trainer.run(stop)
+            return self._finish(reason)
+        finally:
+            for listener in (metrics, *trackers):
+                if listener is not None:
+                    listener.close()
 
-    def _boundary(self) -> None:
-        """What may happen after an update: checkpoint, then evaluation and validation."""
-        step = self.counters.step
-        ended = self.batches.state().get("epochs_done") if self.intervals.checkpoint_epochs else None
-        last = step == self.total
-        checkpoint = last or self.intervals.checkpoint_due(step, ended)
-        rest = self.after is not None and (last or checkpoint or self.due(step, ended))
-        if not checkpoint and not rest:
+    def _kept(self) -> str:
+        return f"The last complete checkpoint is {self.last_checkpoint}." if self.last_checkpoint else ""
+
+    def _check_disk(self, parameters: int) -> None:
+        """Warn when checkpoints will not fit: weights twice, and up to two moments, in float32."""
+        config = self.config
+        count = (config.checkpoints_total_limit or 10) + 1
+        needed, free = 16 * parameters * count, shutil.disk_usage(self.output).free
+        if self.world.first and free < needed:
+            self.emit.notice(
+                f"{free / 1e9:.1f} GB are left in {self.output}, and {count} checkpoints may take {needed / 1e9:.1f} GB; "
+                "lower checkpoints_total_limit or free some space",
+                "warning",
+            )
+
+    def _restore(self) -> Counters:
+        """Counters of the checkpoint that goes on, after its weights and states are in place on every rank."""
+        world, step, found = self.world, self.step, self.resumed
+        state = world.share(found.state if found else None)
+        if state is None:
+            return Counters()
+        if found is not None:
+            checkpoint.check_identity(found, self.identity)
+            expected = step.parameters()
+            if {k: v.shape for k, v in found.adapter.items()} != {k: v.shape for k, v in expected.items()}:
+                raise ConfigError(f"{found.path} has other trained parameters than this configuration")
+        now = step.arrays()
+        adapter = world.share_arrays(found.adapter if found else {}, step.parameters())
+        optimizer = world.share_arrays(found.optimizer if found else {}, now["optimizer"])
+        sampler = world.share_arrays(found.sampler if found else {}, now["sampler"])
+        step.set_parameters(adapter)
+        problems = step.load_arrays(optimizer, sampler)
+        if problems:
+            raise ConfigError(
+                f"{found.path if found else 'the checkpoint'} does not fit: {'; '.join(problems[:3])}"
+            )
+        changed = self.batches.restore(state["batches"])
+        if changed:
+            self.emit.notice(changed, "warning")
+        counters = Counters.from_dict(state["counters"])
+        self.emit.notice(f"going on from {found.path if found else 'the checkpoint'} at step {counters.step}")
+        return counters
+
+    def _evaluation(self) -> Evaluation | None:
+        config = self.config
+        if not self.world.first or config.eval_loss_disable or not config.num_eval_images:
+            return None
+        return Evaluation(self.model, self.batches.evaluation(config.num_eval_images), self.step.settings)
+
+    def _evaluate(self, step: int) -> None:
+        if self.evaluation is not None:
+            loss, bins = self.evaluation()
+            self.emit(Evaluated(step, loss, bins))
+
+    def _validate(self, step: int) -> None:
+        if self.validation is not None:
+            self.validation(self.model, step, self.emit)
+
+    def _catch_up(self, counters: Counters, intervals: Intervals, total: int) -> None:
+        """Measure before the first step; after a kill, do what was due at the checkpoint and is not recorded."""
+        if not self.world.first or counters.micro:
             return
-        self._drain()
-        if checkpoint:
-            self._checkpoint()
-        if rest and self.after is not None:
-            self.after(step, last)
-        self._times.clear()
+        step = counters.step
+        done = {row["event"] for row in read_metrics(self.output / METRICS) if row.get("step") == step}
+        if (step == 0 or intervals.evaluation_due(step, None, step == total)) and "eval" not in done:
+            self._evaluate(step)
+        wanted = (
+            self.config.validation_on_startup
+            if step == 0
+            else intervals.validation_due(step, None, step == total)
+        )
+        if wanted and "clip" not in done:
+            self._validate(step)
 
-    def _checkpoint(self) -> None:
-        path, removed = self.save()
-        self.emit(CheckpointSaved(self.counters.step, str(path), tuple(map(str, removed))))
+    # ── outputs ──────────────────────────────────────────────────────────────────────────────────────
+    def _write_lora(self, folder: Path) -> Path:
+        """The LoRA for other loaders (and the lyrics embedder) as it is now, into `folder`."""
+        facts = {
+            "step": self.counters.step,
+            "base_fingerprint": self.folder.fingerprints["transformer"],
+            "base": self.config.pretrained_model_name_or_path,
+        }
+        weights = from_model(self.model, self.spec, **facts)
+        path = write_lora(folder / checkpoint.LORA, weights, self.config.lora_format, base=self.model)
+        if self.config.lyrics_embedder_train:
+            save_lyrics_embedder(folder, embedder_parameters(self.model))
+        return path
 
-    def _drain(self) -> None:
-        """Read the numbers of the micro-step that is on its way, if any."""
-        if self._pending is None:
-            return
-        p, self._pending = self._pending, None
-        counters = self.counters
-        loss, norm = p.result.loss.item(), p.result.grad_norm.item()
-        self._stop_seen = self._stop_seen or bool(p.result.stop.item())
-        self._frames += p.frames
-        if p.result.finite.item():
-            counters.loss_sum += loss * p.samples
-            counters.loss_weight += p.samples
-        if self.cache_limit is not None and mx.get_cache_memory() > self.cache_limit:
-            mx.clear_cache()
-        if p.update:
-            self._report(p, norm)
+    def _save(self) -> tuple[Path, list[Path]]:
+        step, counters = self.step, self.counters
+        path = self.output / f"checkpoint-{counters.step}"
+        if not self.world.first:
+            return path, []
+        arrays = step.arrays()
+        state = {
+            "tool_version": __version__,
+            "counters": counters.to_dict(),
+            "batches": self.batches.state(),
+            "lora": self.spec.facts,
+            "identity": self.identity,
+        }
+        path = checkpoint.save(
+            self.output,
+            counters.step,
+            state=state,
+            adapter=step.parameters(),
+            optimizer=arrays["optimizer"],
+            sampler=arrays["sampler"],
+            config=self.config.to_dict(),
+            extra=lambda folder: self._write_lora(folder) and None,
+        )
+        self.last_checkpoint = path
+        removed = checkpoint.prune(self.output, self.config.checkpoints_total_limit, path)
+        self._report()
+        return path, removed
 
-    def _report(self, p: _Pending, norm: float) -> None:
-        counters = self.counters
-        skipped = counters.loss_weight == 0
-        loss = counters.loss_sum / counters.loss_weight if not skipped else float("nan")
-        counters.loss_sum = counters.loss_weight = 0.0
-        if skipped:
-            counters.skipped += 1
-            counters.skipped_in_a_row += 1
-        else:
-            counters.skipped_in_a_row = 0
-            counters.smoothed.add(loss)
-        now = time.perf_counter()
-        self._times.append((now, self._frames * FRAME_SECONDS))
-        seconds = now - self._times[0][0]
-        updates = len(self._times) - 1
-        rate = updates / seconds if seconds > 0 else 0.0
-        audio = (self._times[-1][1] - self._times[0][1]) / seconds if seconds > 0 else 0.0
+    def _report(self) -> Path | None:
+        try:
+            return write_report(self.output, self.config)
+        except OSError as error:
+            self.emit.notice(f"report.html could not be written: {error}", "warning")
+            return None
+
+    def _finish(self, reason: str) -> TrainResult:
+        counters, lora = self.counters, None
+        if reason == "done" and self.world.first:
+            lora = self._write_lora(self.output)
+        report = self._report() if self.world.first else None
+        self.world.barrier()
         self.emit(
-            StepDone(
-                step=p.step,
-                loss=loss,
-                smoothed_loss=counters.smoothed.value,
-                learning_rate=p.rate,
-                grad_norm=norm,
-                steps_per_second=rate,
-                audio_seconds_per_second=audio,
-                peak_memory=mx.get_peak_memory(),
-                eta=(self.total - p.step) / rate if rate else 0.0,
-                epoch=p.epoch,
-                elapsed=now - self._started,
-                skipped=skipped,
+            Finished(
+                counters.step,
+                reason,
+                str(lora) if lora else None,
+                str(report) if report else None,
+                counters.skipped,
             )
         )
-        if counters.skipped_in_a_row >= MAX_SKIPPED:
-            raise AceStepError(
-                f"training stopped at step {p.step}: {MAX_SKIPPED} steps in a row had a loss or gradient that is not "
-                "finite. The checkpoints are untouched; go on from the last one with a lower learning_rate, or with "
-                "mixed_precision=bf16 if it is fp16"
-            )
+        return TrainResult(counters.step, reason == "done", lora, self.last_checkpoint, report)

@@ -1,0 +1,136 @@
+"""How the events of a training run look on stderr: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from ..training.events import Evaluated, Event, Finished, Progress, StepDone
+
+LINE_EVERY = 10.0  # seconds between lines of the same kind without a terminal
+
+
+def duration(seconds: float) -> str:
+    """`75` → `1:15`, `3700` → `1:01:40`."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class TrainDisplay:
+    """A listener for `training.loop.train`; a context manager that leaves the terminal tidy."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar: tqdm[Any] | None = None
+        self._phase = ""
+        self._total_steps = 0
+        self._spoken = 0.0
+
+    def __call__(self, event: Event) -> None:
+        handler = getattr(self, f"_{type(event).__name__.lower()}", None)
+        if handler is not None:
+            handler(event)
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            click.echo(line, err=True)
+
+    def _notice(self, event: Any) -> None:
+        self._say(f"{event.level}: {event.text}" if event.level != "info" else event.text)
+
+    def _progress(self, event: Progress) -> None:
+        if event.phase != self._phase:
+            self.close()
+            self._phase, self._spoken = event.phase, 0.0
+        if not self._terminal:
+            now = time.monotonic()
+            if event.done >= event.total or now - self._spoken > LINE_EVERY:
+                self._spoken = now
+                self._say(f"{event.phase}: {event.done} of {event.total}")
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            in_bytes = event.detail == "bytes"
+            self._bar = tqdm(
+                total=event.total,
+                desc=event.phase,
+                unit="B" if in_bytes else "",
+                unit_scale=in_bytes,
+                file=sys.stderr,
+            )
+        self._bar.update(event.done - self._bar.n)
+
+    def _started(self, event: Any) -> None:
+        self.close()
+        self._total_steps = event.total_steps
+        self._say(
+            f"training {event.trainable_parameters:,} parameters on {event.samples} songs, "
+            f"steps {event.step + 1} to {event.total_steps}, into {event.output_dir}"
+        )
+        if self._terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=event.total_steps, initial=event.step, unit="step", file=sys.stderr)
+
+    def _stepdone(self, event: StepDone) -> None:
+        if event.skipped:
+            self._say(f"warning: step {event.step} skipped: its loss or gradient is not finite")
+        if self._bar is not None:
+            self._bar.update(event.step - self._bar.n)
+            self._bar.set_postfix_str(self._numbers(event), refresh=False)
+            return
+        now = time.monotonic()
+        if event.step == self._total_steps or now - self._spoken > LINE_EVERY:
+            self._spoken = now
+            rate = f"{event.steps_per_second:.2f} steps/s"
+            self._say(
+                f"step {event.step}/{self._total_steps}, {self._numbers(event)}, {rate}, ETA {duration(event.eta)}"
+            )
+
+    def _numbers(self, event: StepDone) -> str:
+        return (
+            f"loss {event.loss:.4f} (smoothed {event.smoothed_loss:.4f}), lr {event.learning_rate:.2e}, "
+            f"grad {event.grad_norm:.3g}, {event.audio_seconds_per_second:.0f} s audio/s, "
+            f"peak {event.peak_memory / 1e9:.2f} GB"
+        )
+
+    def _evaluated(self, event: Evaluated) -> None:
+        bins = ", ".join(f"{name}: {loss:.4f}" for name, loss in event.bins.items())
+        self._say(f"step {event.step}: evaluation loss {event.loss:.4f} (timesteps {bins})")
+
+    def _validationclip(self, event: Any) -> None:
+        self._say(f"step {event.step}: {event.path}")
+
+    def _checkpointsaved(self, event: Any) -> None:
+        self._say(f"saved {event.path}" + (f", removed {len(event.removed)} older" if event.removed else ""))
+
+    def _finished(self, event: Finished) -> None:
+        self.close()
+        if event.skipped_steps:
+            self._say(f"warning: {event.skipped_steps} steps were skipped in all")
+        if event.lora:
+            self._say(f"LoRA: {event.lora}")
+        if event.report:
+            self._say(f"report: {event.report}")
+
+    def close(self) -> None:
+        """End the bar that is shown, if any."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> TrainDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

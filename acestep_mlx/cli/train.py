@@ -1,0 +1,46 @@
+"""`acestep-mlx train`: run a configuration, show how it goes."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .events import TrainDisplay
+
+
+@click.command(
+    "train",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    short_help="Train a LoRA from a config.json.",
+)
+@click.argument("config")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the resolved configuration, data, memory and length; train nothing."
+)
+@click.pass_context
+def command(context: click.Context, config: str, dry_run: bool) -> None:
+    """Train a LoRA as CONFIG says: a config.json, env=NAME or example=NAME.
+
+    Every option of the configuration may also follow as --key=value, and wins. Ctrl-C ends with a complete
+    checkpoint; the same command with resume_from_checkpoint=latest goes on from there, bit for bit.
+    """
+    from ..config import load_config
+
+    resolved = load_config(config, context.args)
+    if dry_run:
+        from .dry_run import show
+
+        show(resolved)
+        return
+    from ..training.loop import train
+
+    with TrainDisplay() as display:
+        result = train(resolved, on_event=display)
+    if not result.finished:
+        click.echo(
+            f"interrupted at step {result.step}; {result.checkpoint} is complete. "
+            "Go on with --resume_from_checkpoint=latest",
+            err=True,
+        )
+        sys.exit(130)

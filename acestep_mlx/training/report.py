@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def write_report(output_dir, config):
+    return None

@@ -1,0 +1,281 @@
+"""The training loop: batches through the compiled step, results read one step late, things done at intervals.
+
+While the device computes micro-step k the host reads the numbers of k−1 and prepares k+1, so logging and data
+never wait for the device and the device never waits for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from ..errors import AceStepError
+from .events import CheckpointSaved, Listeners, StepDone
+from .interrupts import StopRequest
+from .step import StepResult, TrainStep
+
+#: updates in a row without a single finite micro-batch after which training stops
+MAX_SKIPPED = 5
+SMOOTHING = 0.98
+
+
+class BatchSource(Protocol):
+    """Where batches come from; its state says which batch is next."""
+
+    epoch: int
+
+    def next(self) -> Mapping[str, Any]: ...
+    def state(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class Smoothed:
+    """Exponential moving average of the loss, corrected for its start."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float) -> float:
+        self.total = SMOOTHING * self.total + (1 - SMOOTHING) * value
+        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+        return self.value
+
+    @property
+    def value(self) -> float:
+        return self.total / self.weight if self.weight else float("nan")
+
+
+@dataclass
+class Counters:
+    """The part of a run's state that is plain numbers. `micro` counts micro-steps since the last update."""
+
+    step: int = 0
+    micro: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    epoch: int = 0  # of the batch after the last update
+    loss_sum: float = 0.0  # of the micro-steps of the update in progress
+    loss_weight: float = 0.0
+    smoothed: Smoothed = field(default_factory=Smoothed)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {k: v for k, v in self.__dict__.items() if k != "smoothed"}
+        return {**plain, "smoothed": [self.smoothed.total, self.smoothed.weight]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Counters:
+        rest = {k: v for k, v in values.items() if k != "smoothed"}
+        return cls(**rest, smoothed=Smoothed(*values["smoothed"]))
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A micro-step that is on its way."""
+
+    result: StepResult
+    update: bool
+    step: int  # number of the update it belongs to, from 1
+    samples: int
+    seconds: float
+    rates: dict[str, float]
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """When things happen, in updates and in passes over the data.
+
+    0 means never; None for a step interval of evaluation or validation means at every checkpoint.
+    """
+
+    checkpoint_steps: int = 500
+    checkpoint_epochs: int | None = None
+    validation_steps: int | None = None
+    validation_epochs: int | None = None
+    evaluation_steps: int | None = None
+
+    def checkpoint_due(self, step: int, ended: int | None, last: bool) -> bool:
+        """After update `step`; `ended` is the number of the epoch that ended with it, if one did."""
+        return last or _due(self.checkpoint_steps, step) or _due(self.checkpoint_epochs, ended)
+
+    def evaluation_due(self, step: int, ended: int | None, last: bool) -> bool:
+        if self.evaluation_steps is None:
+            return self.checkpoint_due(step, ended, last)
+        return last or _due(self.evaluation_steps, step)
+
+    def validation_due(self, step: int, ended: int | None, last: bool) -> bool:
+        if self.validation_steps is None and self.validation_epochs is None:
+            return self.checkpoint_due(step, ended, last)
+        return last or _due(self.validation_steps, step) or _due(self.validation_epochs, ended)
+
+
+def _due(interval: int | None, count: int | None) -> bool:
+    return bool(interval and count and count % interval == 0)
+
+
+class Trainer:
+    """Runs `total_steps` updates.
+
+    Args:
+        save: writes a checkpoint of the current state and returns its path and what was removed.
+        evaluate, validate: called with the step when they are due, after the checkpoint.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        batches: BatchSource,
+        total_steps: int,
+        *,
+        intervals: Intervals,
+        save: Callable[[], tuple[Path, list[Path]]],
+        emit: Listeners,
+        counters: Counters | None = None,
+        evaluate: Callable[[int], None] = lambda step: None,
+        validate: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self.step, self.batches, self.total = step, batches, total_steps
+        self.intervals, self.save, self.emit = intervals, save, emit
+        self.evaluate, self.validate = evaluate, validate
+        self.counters = counters or Counters()
+        self.accumulate = step.settings.accumulate
+        self._pending: _Pending | None = None
+        self._times: deque[tuple[float, float]] = deque(
+            maxlen=21
+        )  # when an update was seen done, audio so far
+        self._audio = 0.0
+        self._started = time.perf_counter()
+        self._stop_seen = False
+
+    def run(self, stop: StopRequest | None = None) -> str:
+        """Train; returns "done" or "interrupted" (after a complete checkpoint either way).
+
+        Raises AceStepError after MAX_SKIPPED updates in a row without a finite batch.
+        """
+        with stop or StopRequest() as stop:
+            while self.counters.step < self.total:
+                self._micro_step(stop)
+                if self._should_stop(stop):
+                    self._drain()
+                    self._checkpoint()
+                    return "interrupted"
+            self._drain()
+        return "done"
+
+    def _should_stop(self, stop: StopRequest) -> bool:
+        if self.step.world == 1:
+            return stop.requested
+        # Every rank reads the same answer at the same micro-step; the gradient in progress is not shared, so
+        # they go on to the end of the update.
+        return self._stop_seen and self.counters.micro == 0
+
+    def _micro_step(self, stop: StopRequest) -> None:
+        counters = self.counters
+        batch = self.batches.next()
+        arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
+        update = counters.micro + 1 == self.accumulate
+        result = self.step(arrays, update=update, step=counters.step, stop=stop.requested)
+        mx.async_eval(result, self.step.state)
+        pending = _Pending(
+            result,
+            update,
+            counters.step + 1,
+            arrays["latents"].shape[0],
+            float(batch.get("seconds", 0.0)),
+            {_rate_name(g.name): g.schedule(counters.step) for g in self.step.groups},
+            int(batch.get("epoch", 0)),
+        )
+        self._drain()
+        self._pending = pending
+        counters.micro = 0 if update else counters.micro + 1
+        counters.step += update
+        if update:
+            self._boundary()
+
+    def _boundary(self) -> None:
+        """What may happen after an update: checkpoint, then evaluation and validation."""
+        counters, intervals = self.counters, self.intervals
+        ended = self.batches.epoch if self.batches.epoch > counters.epoch else None
+        counters.epoch = self.batches.epoch
+        place = (counters.step, ended, counters.step == self.total)
+        due = {
+            self._checkpoint: intervals.checkpoint_due(*place),
+            lambda: self.evaluate(counters.step): intervals.evaluation_due(*place),
+            lambda: self.validate(counters.step): intervals.validation_due(*place),
+        }
+        if any(due.values()):
+            self._drain()
+            for act, wanted in due.items():
+                if wanted:
+                    act()
+            self._times.clear()
+
+    def _checkpoint(self) -> None:
+        path, removed = self.save()
+        self.emit(CheckpointSaved(self.counters.step, str(path), tuple(map(str, removed))))
+
+    def _drain(self) -> None:
+        """Read the numbers of the micro-step that is on its way, if any."""
+        if self._pending is None:
+            return
+        p, self._pending = self._pending, None
+        counters = self.counters
+        loss, norm = p.result.loss.item(), p.result.grad_norm.item()
+        self._stop_seen = self._stop_seen or bool(p.result.stop.item())
+        self._audio += p.seconds * self.step.world
+        if p.result.finite.item():
+            counters.loss_sum += loss * p.samples
+            counters.loss_weight += p.samples
+        if p.update:
+            self._report(p, norm)
+
+    def _report(self, p: _Pending, norm: float) -> None:
+        counters = self.counters
+        skipped = counters.loss_weight == 0
+        loss = counters.loss_sum / counters.loss_weight if not skipped else float("nan")
+        counters.loss_sum = counters.loss_weight = 0.0
+        if skipped:
+            counters.skipped += 1
+            counters.skipped_in_a_row += 1
+        else:
+            counters.skipped_in_a_row = 0
+            counters.smoothed.add(loss)
+        now = time.perf_counter()
+        self._times.append((now, self._audio))
+        seconds = now - self._times[0][0]
+        updates = len(self._times) - 1
+        rate = updates / seconds if seconds > 0 else 0.0
+        audio = (self._times[-1][1] - self._times[0][1]) / seconds if seconds > 0 else 0.0
+        self.emit(
+            StepDone(
+                step=p.step,
+                loss=loss,
+                smoothed_loss=counters.smoothed.value,
+                learning_rate=p.rates["learning_rate"],
+                grad_norm=norm,
+                steps_per_second=rate,
+                audio_seconds_per_second=audio,
+                peak_memory=mx.get_peak_memory(),
+                eta=(self.total - p.step) / rate if rate else 0.0,
+                epoch=p.epoch,
+                elapsed=now - self._started,
+                skipped=skipped,
+                extra={k: v for k, v in p.rates.items() if k != "learning_rate"},
+            )
+        )
+        if counters.skipped_in_a_row >= MAX_SKIPPED:
+            raise AceStepError(
+                f"training stopped at step {p.step}: {MAX_SKIPPED} steps in a row had a loss or gradient that is not "
+                "finite. The checkpoints are untouched; go on from the last one with a lower learning_rate, or with "
+                "mixed_precision=bf16 if it is fp16"
+            )
+
+
+def _rate_name(group: str) -> str:
+    return "learning_rate" if group == "lora" else f"learning_rate_{group}"

@@ -1,0 +1,133 @@
+"""Clips made during training: the same prompts, lyrics and seed each time, with the LoRA and once without it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..audio import write_audio
+from ..config import TrainConfig
+from ..errors import ConfigError
+from ..lora.inject import adapter_modules, disabled
+from ..models.load import ModelFolder
+from ..pipeline import ACEStepPipeline
+from ..sampling.request import Request
+from .events import Listeners, ValidationClip
+
+SAMPLE_RATE = 44100
+
+#: `validation_prompt_library=audio`: name → (caption, lyrics)
+LIBRARY: dict[str, tuple[str, str]] = {
+    "piano_ballad": (
+        "slow piano ballad, warm, intimate, female voice, strings",
+        "[verse]\nA light is on across the bay\nIt knows the words I did not say\n\n[chorus]\nStay until the morning\n",
+    ),
+    "house": ("house, 124 bpm, four on the floor, synth bass, bright, club", "[instrumental]\n"),
+    "folk": (
+        "acoustic folk, guitar, male voice, calm, fireside",
+        "[verse]\nThe road goes over hill and stone\nAnd every river leads me home\n",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    name: str
+    caption: str
+    lyrics: str
+
+
+def prompts(config: TrainConfig) -> list[Prompt]:
+    """What to make clips of; ConfigError for a library file that cannot be read."""
+    found = []
+    if config.validation_prompt:
+        found.append(Prompt("validation", config.validation_prompt, config.validation_lyrics or ""))
+    library = config.validation_prompt_library
+    if library in (True, "audio", "true"):
+        found += [Prompt(name, *texts) for name, texts in LIBRARY.items()]
+    elif library:
+        found += _library_file(config.resolve(str(library)), config.validation_lyrics or "")
+    return found
+
+
+def _library_file(path: Path, lyrics: str) -> list[Prompt]:
+    """`{name: caption}` or `{name: {"prompt": …, "lyrics": …}}`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"validation_prompt_library={path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"validation_prompt_library={path} must be a JSON object of names and captions")
+    found = []
+    for name, entry in content.items():
+        entry = {"prompt": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise ConfigError(f"validation_prompt_library={path}: {name!r} must be a caption")
+        found.append(Prompt(name, entry["prompt"], str(entry.get("lyrics", lyrics))))
+    return found
+
+
+class Validation:
+    """Made before the model is loaded: texts are encoded now, and the text encoder is freed again."""
+
+    def __init__(self, config: TrainConfig, folder: ModelFolder, output_dir: Path) -> None:
+        self.folder, self.target = folder, output_dir / "validation"
+        self.prompts = [] if config.validation_disable else prompts(config)
+        self.requests = {
+            p.name: Request(
+                prompt=p.caption,
+                lyrics=p.lyrics,
+                negative_prompt=config.validation_negative_prompt or "",
+                duration=config.validation_audio_duration,
+                seeds=(config.validation_seed,),
+                steps=config.validation_num_inference_steps,
+                guidance_scale=config.validation_guidance,
+            )
+            for p in self.prompts
+        }
+        self.conditions: dict[str, Any] = {}
+        if self.requests:
+            pipeline = ACEStepPipeline(folder, low_memory=True)
+            self.conditions = {name: pipeline.prepare(r) for name, r in self.requests.items()}
+            mx.eval([c.prompt for c in self.conditions.values()])
+            pipeline.release("text_encoder")
+
+    def __call__(self, model: nn.Module, step: int, emit: Listeners) -> None:
+        """Make and write all clips. The model's LoRA is in evaluation mode meanwhile."""
+        if not self.prompts:
+            return
+        layers = list(adapter_modules(model).values())
+        for layer in layers:
+            layer.eval()
+        try:
+            for prompt in self.prompts:
+                base = self.target / f"base_{_slug(prompt.name)}_0.wav"
+                if not base.is_file():
+                    with disabled(model):
+                        self._clip(model, prompt, base, 0, False, emit)
+                path = self.target / f"step_{step}_{_slug(prompt.name)}_0.wav"
+                self._clip(model, prompt, path, step, True, emit)
+        finally:
+            for layer in layers:
+                layer.train()
+            mx.clear_cache()
+
+    def _clip(
+        self, model: nn.Module, prompt: Prompt, path: Path, step: int, with_lora: bool, emit: Listeners
+    ) -> None:
+        request = self.requests[prompt.name]
+        pipeline = ACEStepPipeline(self.folder, low_memory=True, transformer=model)
+        sound = pipeline.run(request, conditions=self.conditions[prompt.name])[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_audio(path, sound, SAMPLE_RATE)
+        emit(ValidationClip(step, prompt.name, prompt.caption, str(path), request.seeds[0], with_lora))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w-]+", "_", name).strip("_") or "prompt"
