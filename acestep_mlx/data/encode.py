@@ -50,7 +50,7 @@ class Cache:
         self._prints["mel"] = cache_key(vocoder=folder.config["components"]["vocoder"])
         self._prints["tokenizer"] = hash_file(Path(folder.path) / "tokenizer.json")
         self._prints["lyric_vocab"] = hash_file(folder.lyric_vocab())
-                self._stores: dict[tuple[Path | None, Path], Store] = {}
+        self._stores: dict[tuple[Path | None, Path], Store] = {}
         self._compress = config.compress_disk_cache
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
