@@ -245,8 +245,8 @@ def transformer(geometry: Geometry) -> Iterator[Spec]:
     yield from _lyric_encoder(L, geometry)
     yield from _dense("lyric_proj", (D, L))
     for i, width in enumerate(c["ssl_latent_dims"]):
-        for layer, shape in ((0, (2 * D, D)), (2, (2 * D, 2 * D)), (4, (width, 2 * D))):
-            yield from _dense(f"projectors.{i}.{layer}", shape)
+        for position, shape in ((0, (2 * D, D)), (2, (2 * D, 2 * D)), (4, (width, 2 * D))):
+            yield from _dense(f"projectors.{i}.{position}", shape)
     wide = 256 * c["in_channels"]
     yield from _dense("proj_in.early_conv_layers.0", (wide, c["in_channels"], *c["patch_size"]))
     yield from _norm("proj_in.early_conv_layers.1", wide)

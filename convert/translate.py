@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, nearest
+from ..models.load import parameters_of
 from .keymap import KEYMAPS, keeps_rows, to_layout
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
@@ -110,7 +110,7 @@ def plan(
     missing, doubled or wrongly shaped tensor.
     """
     keymap = KEYMAPS[component]
-    wanted = {name: value.shape for name, value in tree_flatten(module.parameters())}
+    wanted = {name: value.shape for name, value in parameters_of(module).items()}
     modules = dict(module.named_modules())
     entries: dict[str, Entry] = {}
     account = Account()

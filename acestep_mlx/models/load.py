@@ -75,6 +75,11 @@ class Quantization:
         return {"bits": self.bits, "group_size": self.group_size, "mode": self.mode}
 
 
+def parameters_of(module: nn.Module) -> dict[str, mx.array]:
+    """Every parameter by its path."""
+    return dict(tree_flatten(module.parameters()))
+
+
 def quantizable(path: str, module: nn.Module, group_size: int = 64) -> bool:
     """Whether the layer at `path` of the transformer or text encoder is one that may be quantised.
 
@@ -182,7 +187,7 @@ class ModelFolder:
             module.update(tree_map(lambda x: _cast(x, dtype), module.parameters()))
         if quantize is not None and component in QUANTIZED_COMPONENTS:
             quantize_layers(module, quantize)
-        for _, value in tree_flatten(module.parameters()):
+        for value in parameters_of(module).values():
             mx.eval(value)  # one at a time, so that a cast never holds two whole models
         module.freeze()
         module.eval()
@@ -250,7 +255,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:
-    wanted = {name: tuple(value.shape) for name, value in tree_flatten(module.parameters())}
+    wanted = {name: tuple(value.shape) for name, value in parameters_of(module).items()}
     problems = [
         f"unknown tensor {name!r}{nearest(name, wanted)}" for name in header.tensors if name not in wanted
     ]
