@@ -26,6 +26,12 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # Nukta letters: Unicode's composed form takes them apart, the vocabulary has them whole.
 _WHOLE_NUKTA = re.compile("([\u0958-\u095f])")
 
+# Their romanisers read these whether or not the vocabulary knows them.
+_EAST_ASIAN = re.compile(
+    "[\u1100-\u11ff\u2e80-\u303f\u3040-\u31ff\u3400-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff65-\uffdc"
+    "\U00016fe0-\U00018cff\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
+
 _STAMP = r"\[\d{1,3}:\d{1,2}(?:[.:]\d{1,3})?\]"
 _STAMPS_AT_START = re.compile(rf"\s*(?:{_STAMP}\s*)+")
 _WORD_STAMP = re.compile(r"\s*<\d{1,3}:\d{1,2}(?:[.:]\d{1,3})?>\s*")
@@ -110,7 +116,11 @@ def fit(line: str, known: frozenset[str]) -> tuple[str, list[str]]:
     """
     if line.isascii():
         return line, []
-    strange = {character for character in line if not character.isascii() and character.lower() not in known}
+    strange = {
+        character
+        for character in line
+        if not character.isascii() and character.lower() not in known and not _EAST_ASIAN.match(character)
+    }
     if not strange:
         return line, []
     removed, respelled, out = Counter[str](), Counter[str](), []

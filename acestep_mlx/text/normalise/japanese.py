@@ -14,16 +14,17 @@ def _cutlet() -> Any:
 
 
 def romaji(line: str) -> str:
-    """`今日は` → `kyou wa`, lower-case. A kana that the romaniser has no row for is left out of its word."""
-    try:
-        return _cutlet().romaji(line).lower()
-    except (KeyError, IndexError):
-        return " ".join(filter(None, (_piece(character) for character in line)))
+    """`今日は` → `kyou wa`, lower-case. A character that breaks the romaniser is left out."""
+    written = _romaji(line)
+    if written is None:
+        written = _romaji("".join(character for character in line if _romaji(character) is not None))
+    if written is None:  # they only break it together
+        written = " ".join(filter(None, map(_romaji, line)))
+    return written.lower()
 
 
-def _piece(character: str) -> str:
-    """One character on its own: archaic kana break the romaniser, their neighbours need not suffer."""
+def _romaji(text: str) -> str | None:
     try:
-        return _cutlet().romaji(character).lower()
-    except (KeyError, IndexError):
-        return ""
+        return _cutlet().romaji(text)
+    except (KeyError, IndexError):  # a code point that its tables lack, a foreign word that is empty
+        return None
