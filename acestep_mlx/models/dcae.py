@@ -17,12 +17,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
+from .convolution import Conv2d, DepthwiseConv2d, UpsampledConv2d, silu
 from .windows import reach, windowed, windows
 
 TIME = 2  # the axis of (B, height, width, channels) that may be cut into windows
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "silu": nn.silu,
-    "swish": nn.silu,
+    "silu": silu,
+    "swish": silu,
     "relu": nn.relu,
     "gelu": nn.gelu,
     "mish": nn.mish,
@@ -171,8 +172,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, norm_type: str = "rms_norm", act_fn: str = "silu") -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(channels, channels)
+        self.conv2 = Conv2d(channels, channels, bias=False)
         self.norm = NORMS[norm_type](channels)
         self._act = ACTIVATIONS[act_fn]
 
@@ -185,9 +186,7 @@ class MultiscaleProjection(nn.Module):
 
     def __init__(self, dims: int, heads: int, kernel_size: int) -> None:
         super().__init__()
-        self.proj_in = nn.Conv2d(
-            3 * dims, 3 * dims, kernel_size, padding=kernel_size // 2, groups=3 * dims, bias=False
-        )
+        self.proj_in = DepthwiseConv2d(3 * dims, kernel_size, bias=False)
         self.proj_out = GroupedLinear(3 * dims, groups=3 * heads)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -247,13 +246,13 @@ class GLUMBConv(nn.Module):
         super().__init__()
         hidden = expand_ratio * channels
         self.conv_inverted = nn.Linear(channels, 2 * hidden)
-        self.conv_depth = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.conv_depth = DepthwiseConv2d(2 * hidden, 3)
         self.conv_point = nn.Linear(hidden, channels, bias=False)
         self.norm = RMSNorm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h, gate = mx.split(self.conv_depth(nn.silu(self.conv_inverted(x))), 2, axis=-1)
-        return x + self.norm(self.conv_point(h * nn.silu(gate)))
+        h, gate = mx.split(self.conv_depth(silu(self.conv_inverted(x))), 2, axis=-1)
+        return x + self.norm(self.conv_point(h * silu(gate)))
 
 
 class EfficientViTBlock(nn.Module):
@@ -284,13 +283,10 @@ class Down(nn.Module):
             raise CheckpointError(
                 f"autoencoder config: cannot go down from {in_channels} to {out_channels} channels"
             )
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels // 4 if unshuffle else out_channels,
-            3,
-            stride=1 if unshuffle else 2,
-            padding=1,
-        )
+        if unshuffle:
+            self.conv: nn.Module = Conv2d(in_channels, out_channels // 4)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.unshuffle, self.shortcut, self.out_channels = unshuffle, shortcut, out_channels
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -316,15 +312,16 @@ class Up(nn.Module):
             raise CheckpointError(
                 f"autoencoder config: cannot go up from {in_channels} to {out_channels} channels"
             )
-        self.conv = nn.Conv2d(in_channels, out_channels if interpolate else 4 * out_channels, 3, padding=1)
+        self.conv = (
+            UpsampledConv2d(in_channels, out_channels)
+            if interpolate
+            else Conv2d(in_channels, 4 * out_channels)
+        )
         self.interpolate, self.shortcut = interpolate, shortcut
         self.repeats = 4 * out_channels // in_channels
 
     def __call__(self, x: mx.array) -> mx.array:
-        if self.interpolate:
-            y = self.conv(mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2))
-        else:
-            y = pixel_shuffle(self.conv(x))
+        y = self.conv(x) if self.interpolate else pixel_shuffle(self.conv(x))
         if self.shortcut:
             y = y + pixel_shuffle(mx.repeat(x, self.repeats, axis=-1))
         return y
@@ -342,15 +339,6 @@ def pixel_shuffle(x: mx.array) -> mx.array:
     B, H, W, C = x.shape
     x = x.reshape(B, H, W, C // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(B, 2 * H, 2 * W, C // 4)
-
-
-class Conv3x3(nn.Conv2d):
-    """A plain 3×3 convolution that knows what it sees."""
-
-    halo, rate = 1, Fraction(1)
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
 
 
 class _Local:
@@ -382,7 +370,7 @@ class Encoder(nn.Module):
         channels, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
         unshuffle = config.downsample_block_type == "pixel_unshuffle"
         if layers[0] > 0:
-            self.conv_in: nn.Module = Conv3x3(config.in_channels, channels[0])
+            self.conv_in: nn.Module = Conv2d(config.in_channels, channels[0])
         else:
             self.conv_in = Down(config.in_channels, channels[1], unshuffle=unshuffle, shortcut=False)
         self.down_blocks = []
@@ -391,7 +379,7 @@ class Encoder(nn.Module):
             if n > 0 and i < len(layers) - 1:
                 blocks.append(Down(channels[i], channels[i + 1], unshuffle=unshuffle))
             self.down_blocks.append(blocks)
-        self.conv_out = Conv3x3(channels[-1], config.latent_channels)
+        self.conv_out = Conv2d(channels[-1], config.latent_channels)
         self.out_shortcut = config.encoder_out_shortcut
 
     def layers(self) -> list[Any]:
@@ -416,7 +404,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
         interpolate = config.upsample_block_type == "interpolate"
-        self.conv_in = Conv3x3(config.latent_channels, channels[-1])
+        self.conv_in = Conv2d(config.latent_channels, channels[-1])
         self.up_blocks = []
         for i, n in enumerate(layers):
             blocks: list[nn.Module] = []
@@ -426,7 +414,7 @@ class Decoder(nn.Module):
         width = channels[0] if layers[0] > 0 else channels[1]
         self.norm_out = RMSNorm(width)
         if layers[0] > 0:
-            self.conv_out: nn.Module = Conv3x3(width, config.in_channels)
+            self.conv_out: nn.Module = Conv2d(width, config.in_channels)
         else:
             self.conv_out = Up(width, config.in_channels, interpolate=interpolate, shortcut=False)
         self.in_shortcut = config.decoder_in_shortcut

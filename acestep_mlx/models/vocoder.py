@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -18,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
+from .convolution import Conv1d, UpsamplingConv1d, silu
 from .windows import reach, windowed
 
 TIME = 1  # the axis of (B, frames, channels) that may be cut into windows
@@ -107,56 +107,6 @@ class VocoderConfig:
         )
 
 
-class Conv1d(nn.Conv1d):
-    """A convolution that keeps the length."""
-
-    rate = Fraction(1)
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, groups: int = 1
-    ) -> None:
-        padding = dilation * (kernel_size - 1) // 2
-        super().__init__(
-            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups
-        )
-        self.halo = padding
-
-    def __call__(self, x: mx.array) -> mx.array:
-        d = self.dilation
-        if d == 1 or mx.default_device().type != mx.cpu:
-            return super().__call__(x)
-        # MLX has no fast dilated convolution on the CPU: the d interleaved signals are convolved one by one.
-        B, L, C = x.shape
-        x = mx.pad(x, ((0, 0), (0, -L % d), (0, 0)))
-        x = x.reshape(B, -1, d, C).swapaxes(1, 2).reshape(B * d, -1, C)
-        y = mx.conv1d(x, self.weight, padding=self.padding // d)
-        y = y.reshape(B, d, -1, y.shape[-1]).swapaxes(1, 2).reshape(B, -1, y.shape[-1])
-        return y[:, :L] + self.bias
-
-
-class Upsample(nn.ConvTranspose1d):
-    """SiLU, then a transposed convolution (B, L, C) → (B, rate·L, O): a matrix product and an overlap-add."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, rate: int) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride=rate, padding=(kernel_size - rate) // 2
-        )
-        self.rate = Fraction(rate)
-        self.halo = max((kernel_size - 1 - self.padding) // rate, (rate - 1 + self.padding) // rate)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        B, L, C = x.shape
-        O, K, _ = self.weight.shape
-        U = self.stride
-        M = -(-K // U)  # input frames that reach one output frame
-        w = mx.pad(self.weight, ((0, 0), (0, M * U - K), (0, 0)))
-        # [B, L, M, U·O]: what each input frame adds to the M output blocks from its own on
-        z = (nn.silu(x) @ w.reshape(O, M * U, C).transpose(2, 1, 0).reshape(C, -1)).reshape(B, L, M, U * O)
-        y = sum(mx.pad(z[:, :, m], ((0, 0), (m, M - 1 - m), (0, 0))) for m in range(M))
-        y = y.reshape(B, -1, O)
-        return y[:, self.padding : self.padding + L * U] + self.bias
-
-
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution → norm → MLP → per-channel scale, without the residual."""
 
@@ -225,21 +175,24 @@ class ResBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = x + plain(nn.silu(dilated(nn.silu(x))))
+            x = x + plain(silu(dilated(silu(x))))
         return x
 
 
-class _Mean:
-    """The mean of several blocks' outputs."""
+class _Stage:
+    """SiLU, upsampling, and the mean of several blocks; the parameters belong to the head."""
 
-    rate = Fraction(1)
-
-    def __init__(self, blocks: Sequence[ResBlock]) -> None:
-        self.blocks = blocks
-        self.halo = max(block.halo for block in blocks)
+    def __init__(self, up: UpsamplingConv1d, blocks: Sequence[ResBlock]) -> None:
+        self.up, self.blocks = up, blocks
+        self.rate = up.rate
+        self.halo = up.halo + max(block.halo for block in blocks) / up.rate
 
     def __call__(self, x: mx.array) -> mx.array:
-        return sum(block(x) for block in self.blocks) / len(self.blocks)
+        x = self.up(silu(x))
+        total = self.blocks[0](x)
+        for block in self.blocks[1:]:
+            total = total + block(x)
+        return total / len(self.blocks)
 
 
 class Head(nn.Module):
@@ -250,7 +203,7 @@ class Head(nn.Module):
         widths = [config.upsample_initial_channel // 2**i for i in range(len(config.upsample_rates) + 1)]
         self.conv_pre = Conv1d(config.num_mels, widths[0], config.pre_conv_kernel_size)
         self.ups = [
-            Upsample(a, b, k, u)
+            UpsamplingConv1d(a, b, k, u)
             for a, b, k, u in zip(
                 widths, widths[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
             )
@@ -264,14 +217,14 @@ class Head(nn.Module):
     def layers(self) -> list[Any]:
         """What is applied, in order; SiLU comes before `conv_post` and tanh after."""
         n = len(self.resblocks) // len(self.ups)
-        stages = ((up, _Mean(self.resblocks[i * n : (i + 1) * n])) for i, up in enumerate(self.ups))
-        return [self.conv_pre, *(layer for stage in stages for layer in stage), self.conv_post]
+        stages = (_Stage(up, self.resblocks[i * n : (i + 1) * n]) for i, up in enumerate(self.ups))
+        return [self.conv_pre, *stages, self.conv_post]
 
     def __call__(self, x: mx.array) -> mx.array:
         *layers, last = self.layers()
         for layer in layers:
             x = layer(x)
-        return mx.tanh(last(nn.silu(x)))
+        return mx.tanh(last(silu(x)))
 
 
 class Vocoder(nn.Module):
