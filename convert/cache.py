@@ -36,8 +36,10 @@ def ensure_model(
     """The MLX folder for a model given as MLX folder, PyTorch folder or hub repository.
 
     An MLX folder is returned as it is. Anything else is converted once into the cache, under a name made of
-    the source's revision or content, dtype, quantisation and converter version; `progress` says so. Several
-    processes may ask at once: one converts, the others wait. Raises CheckpointError in one line.
+    the source's revision or content, dtype, quantisation and converter version; `progress` says so. Only the
+    transformer is quantised: the encoders are freed before training, and caches made with them then serve
+    every precision. Several processes may ask at once: one converts, the others wait. Raises
+    CheckpointError in one line.
     """
     path = Path(path_or_repo).expanduser()
     if is_mlx_folder(path):
@@ -81,6 +83,7 @@ def ensure_model(
                 q_bits=quantize.bits if quantize else None,
                 q_group_size=quantize.group_size if quantize else None,
                 q_mode=quantize.mode if quantize else "affine",
+                q_components=("transformer",),
                 dtype=dtype,
                 named=(source.path_or_repo, source.revision),
                 progress=progress,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -120,6 +120,7 @@ def convert(
     q_bits: int | None = None,
     q_group_size: int | None = None,
     q_mode: str = "affine",
+    q_components: Sequence[str] = QUANTIZED_COMPONENTS,
     dtype: str | None = None,
     revision: str | None = None,
     lyric_vocab: str | Path | None = None,
@@ -128,8 +129,8 @@ def convert(
 ) -> Report:
     """Convert the upstream checkpoint `src` (folder or hub repository) into the new MLX folder `dst`.
 
-    quantize: the large linear layers of the transformer and the text encoder (see
-    `models.load.quantizable`), with q_bits, q_group_size and q_mode as MLX has them. dtype: of everything
+    quantize: the large linear layers of q_components (see `models.load.quantizable`), with q_bits,
+    q_group_size and q_mode as MLX has them. dtype: of everything
     else ("bfloat16", "float16", "float32"; None keeps each component's own). lyric_vocab: a vocabulary file
     instead of the one that is found. named: source and revision to record, when `src` is a local copy of
     something else. progress(text, done, total) is told bytes; total 0 is a note.
@@ -154,7 +155,10 @@ def convert(
         raise CheckpointError(f"{dst} exists already; delete it or choose another --mlx-path")
     source = resolve(src, revision, tell)
     origin = named or (source.path_or_repo, source.revision)
-    jobs = [_plan_component(source, name, dtype, quantization) for name in COMPONENTS]
+    jobs = [
+        _plan_component(source, name, dtype, quantization if name in q_components else None)
+        for name in COMPONENTS
+    ]
     vocab = vocabulary.find(lyric_vocab, source.path, jobs[0].config["lyric_encoder_vocab_size"], tell)
     _check_tokenizer(source, jobs)
 
@@ -214,7 +218,7 @@ def _plan_component(source: Source, name: str, dtype: str | None, quantization: 
     except CheckpointError as error:
         raise CheckpointError(f"{component.folder}: {error}") from None
     chosen: list[str] = []
-    if quantization is not None and name in QUANTIZED_COMPONENTS:
+    if quantization is not None:
         layers = module.named_modules()
         chosen = sorted(path for path, layer in layers if quantizable(path, layer, quantization.group_size))
     kind = DTYPES[dtype] if dtype is not None else _own_dtype(component, entries)

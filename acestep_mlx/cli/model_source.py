@@ -21,5 +21,10 @@ def open_model(config: TrainConfig) -> ModelFolder:
     given = config.pretrained_model_name_or_path
     local = config.resolve(given)
     with ByteProgress() as progress:
-        path = ensure_model(local if local.exists() else given, revision=config.revision, progress=progress)
+        path = ensure_model(
+            local if local.exists() else given,
+            quantize=config.quantization,  # the conversion that `train` asks for
+            revision=config.revision,
+            progress=progress,
+        )
     return ModelFolder.open(path)

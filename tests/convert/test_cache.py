@@ -49,6 +49,9 @@ def test_settings_and_content_are_part_of_the_key(tiny_checkpoint: Path, tmp_pat
         {"dtype": "float32", "quantize": {"bits": 4}},
     )}  # fmt: skip
     assert len(made) == 4
+    for component in ("text_encoder", "dcae", "vocoder"):  # caches made with them serve every precision
+        prints = [ModelFolder.open(p).fingerprints[component] for p in made]
+        assert len(set(prints)) == 2, "one per dtype"
     os.utime(source / "music_vocoder" / "config.json", ns=(1, 1))
     made.add(ensure_model(source, dtype="float32", cache_dir=tmp_path / "c"))
     assert len(made) == 5
