@@ -73,7 +73,9 @@ class TrainConfig:
     def replace(self, **changes: Any) -> TrainConfig:
         """The same configuration with some options changed (checked like any other value)."""
         given = {
-            name: (value, self.origin(name)) for name, value in self._values.items() if name in self._origins
+            name: (self._values[name], origin)
+            for name, origin in self._origins.items()
+            if origin != "default" and not origin.startswith("as ")
         }
         for name, value in changes.items():
             given[name] = (value, "program")

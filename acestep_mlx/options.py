@@ -416,7 +416,7 @@ FLOW = (
     ),
     Option(
         "ace_step_ssl_loss_weight",
-        "float",
+        "any",
         0.0,
         "Weight of the self-supervised alignment loss.",
         status="refused",

@@ -138,12 +138,11 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
             f"{frames / frames_per_second:.0f} s × {count}" for frames, count in sorted(one.buckets.items())
         ]
         out.append(f"  lengths ({one.interval:g} s steps): {', '.join(shown)}")
-    for label, named in (
-        ("skipped", one.skipped),
-        ("padded", one.padded),
-        ("cut", one.cut),
-        ("text", one.notes),
-    ):
+    if languages := one.languages():
+        spoken = ", ".join(f"{language} {count}" for language, count in languages.items())
+        out.append(f"  lyrics: {len(one.lyrics)} songs, lines by language: {spoken}")
+    details = {"skipped": one.skipped, "padded": one.padded, "cut": one.cut, "text": one.notes}
+    for label, named in details.items():
         out += _named(label, [f"{name}: {detail}" for name, detail in named], limit)
     out += _named("without caption", one.no_caption, limit)
     out += _named("without lyrics", one.no_lyrics, limit)
