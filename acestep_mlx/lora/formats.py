@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,10 @@ def read_lora(path: str | Path) -> LoRAWeights:
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     ours = _our_metadata(metadata, file)
-    weights = _collect(tensors, ours, read_settings(metadata, file.parent) if not ours else None, str(file))
+    weights = _collect(tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
     if Path(path).expanduser().is_dir() and (file.parent / EMBEDDER_FOLDER).is_dir():
         weights.lyrics_embedder = read_lyrics_embedder(file.parent)
-    weights.check_finite(str(file))
+    weights.check_finite()
     return weights
 
 
@@ -160,7 +160,7 @@ def _collect(
         raise CheckpointError(f"{where} holds no LoRA modules")
     scales = _Scales(ours, settings, where)
     modules = {path: _module(path, part, scales, where) for path, part in sorted(parts.items())}
-    return LoRAWeights(modules, ours, embedder or None, diffs)
+    return LoRAWeights(modules, ours, embedder or None, diffs, where)
 
 
 def _oriented(key: Key, value: mx.array) -> tuple[str, mx.array]:
@@ -187,7 +187,10 @@ class _Scales:
         if self.ours and not self.ours.get("baked", True):
             found["its metadata"] = self._own(path)
         elif self.settings is not None:
-            found[self.settings.source] = self.settings.scale(path, rank)
+            try:
+                found[self.settings.source] = self.settings.scale(path, rank)
+            except ValueError as error:
+                raise CheckpointError(f"{self.where}: {error}") from None
         if len(found) == 2 and not math.isclose(*found.values(), rel_tol=1e-4):
             said = " and ".join(f"{source} says {scale:.6g}" for source, scale in found.items())
             raise CheckpointError(f"{self.where}: the scale of {path} is contradictory: {said}")
@@ -302,10 +305,10 @@ def prepare(
         plain = mx.sqrt(mx.maximum(row_norms_squared(linears[path]), 1e-30))
         ratio = plain / adapted if wanted == "base" else adapted / plain
         modules[path] = LoRAModule(module.a, module.b, module.scale, module.magnitude * ratio, wanted)
-    prepared = LoRAWeights(modules, weights.metadata, weights.lyrics_embedder, weights.diffs)
+    prepared = replace(weights, modules=modules)
     if with_lyrics_embedder:
         return for_format(prepared, format, base)
-    return LoRAWeights(modules, weights.metadata)
+    return replace(prepared, lyrics_embedder=None, diffs={})
 
 
 def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:

@@ -5,7 +5,8 @@ Its tensors carry the plain upstream names, also where LoRA layers sit on some o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,25 @@ def _own_parameters(module: nn.Module) -> dict[str, mx.array]:
     return {k: v for k, v in module.items() if isinstance(v, mx.array) and not k.startswith("_")}
 
 
-def make_dense(transformer: nn.Module) -> None:
-    """Replace the quantised layers of the lyrics embedder by dense ones, so that it can be trained or set."""
+def make_dense(transformer: nn.Module, only: Container[str] | None = None) -> dict[str, nn.Module]:
+    """Replace the quantised layers of the lyrics embedder by dense ones, so that it can be trained or set.
+
+    Returns the layers that stood there, by path. `only` limits it to these paths.
+    """
     dense: list[tuple[str, nn.Module]] = []
+    before: dict[str, nn.Module] = {}
     for path, module in transformer.named_modules():
-        if not f"{path}.".startswith(LYRICS_EMBEDDER):
+        if not f"{path}.".startswith(LYRICS_EMBEDDER) or (only is not None and path not in only):
             continue
+        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+            before[path] = module
         if isinstance(module, nn.QuantizedLinear):
             dense.append((path, dense_linear(module, dense_weight(module).astype(own_dtype(module)))))
         elif isinstance(module, nn.QuantizedEmbedding):
             dense.append((path, dense_embedding(dense_weight(module).astype(own_dtype(module)))))
     if dense:
         transformer.update_modules(tree_unflatten(dense))
+    return before
 
 
 def dense_linear(like: nn.Module, weight: mx.array) -> nn.Linear:
@@ -185,7 +193,7 @@ def for_format(prepared: LoRAWeights, format: str, base: nn.Module | None) -> Lo
     for name, diff in prepared.diffs.items():
         values[name] = values.get(name, here[name].astype(mx.float32)) + diff
     if format != "comfyui":
-        return LoRAWeights(prepared.modules, prepared.metadata, values, {})
+        return replace(prepared, lyrics_embedder=values, diffs={})
     modules = dict(prepared.modules)
     diffs = {}
     for name, value in values.items():
@@ -195,7 +203,7 @@ def for_format(prepared: LoRAWeights, format: str, base: nn.Module | None) -> Lo
         if leaf == "weight" and module in modules:
             value = _merged(modules.pop(module), value)
         diffs[name] = value - here[name].astype(mx.float32)
-    return LoRAWeights(modules, prepared.metadata, None, diffs)
+    return replace(prepared, modules=modules, lyrics_embedder=None, diffs=diffs)
 
 
 def _merged(module: LoRAModule, weight: mx.array) -> mx.array:

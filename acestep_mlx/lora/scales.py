@@ -36,7 +36,7 @@ class PeftSettings:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any], source: str) -> PeftSettings:
-        """Raises CheckpointError naming `source` for values that are not what they should be."""
+        """Raises ValueError for values that are not what they should be."""
         values = {k.removeprefix("transformer."): _literal(v) for k, v in d.items()}
         rank: Any = values.get("r")
         alpha: Any = values.get("lora_alpha")
@@ -44,10 +44,10 @@ class PeftSettings:
             alpha = rank
         ranks, alphas = values.get("rank_pattern") or {}, values.get("alpha_pattern") or {}
         if not _number(rank) or not _number(alpha) or rank != int(rank) or rank < 1:
-            raise CheckpointError(f"{source}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}")
+            raise ValueError(f"r and lora_alpha must be numbers, got {rank!r} and {alpha!r}")
         for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
             if not isinstance(pattern, Mapping) or not all(_number(v) for v in pattern.values()):
-                raise CheckpointError(f"{source}: {name} must map module names to numbers")
+                raise ValueError(f"{name} must map module names to numbers")
         return cls(
             int(rank),
             alpha,
@@ -59,12 +59,10 @@ class PeftSettings:
         )
 
     def scale(self, path: str, rank: int) -> float:
-        """The scale of a module whose tensors have `rank`. Raises CheckpointError where the two disagree."""
+        """The scale of a module whose tensors have `rank`. Raises ValueError where the two disagree."""
         said = int(_pattern(self.rank_pattern, path, self.rank))
         if said != rank:
-            raise CheckpointError(
-                f"{self.source} says rank {said} for {path}, and its tensors have rank {rank}"
-            )
+            raise ValueError(f"{self.source} says rank {said} for {path}, and its tensors have rank {rank}")
         alpha = _pattern(self.alpha_pattern, path, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -94,27 +92,27 @@ def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     return default
 
 
-def read_settings(metadata: Mapping[str, str], folder: Path) -> PeftSettings | None:
-    """peft's settings of the LoRA file whose safetensors metadata is given and which lies in `folder`."""
-    if ADAPTER_METADATA in metadata:
-        return PeftSettings.from_dict(_json(metadata[ADAPTER_METADATA], ADAPTER_METADATA), ADAPTER_METADATA)
-    if "r" in metadata and "lora_alpha" in metadata:
-        return PeftSettings.from_dict(metadata, "the file's metadata")
-    config = folder / ADAPTER_CONFIG
-    if config.is_file():
-        try:
-            text = config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{config} cannot be read: {error}") from None
-        return PeftSettings.from_dict(_json(text, str(config)), str(config))
+def read_settings(metadata: Mapping[str, str], file: Path) -> PeftSettings | None:
+    """peft's settings of the LoRA `file`, whose safetensors metadata is given.
+
+    Raises CheckpointError, naming the file, for settings that cannot be read.
+    """
+    config = file.parent / ADAPTER_CONFIG
+    try:
+        if ADAPTER_METADATA in metadata:
+            return PeftSettings.from_dict(_json(metadata[ADAPTER_METADATA]), ADAPTER_METADATA)
+        if "r" in metadata and "lora_alpha" in metadata:
+            return PeftSettings.from_dict(metadata, "its metadata")
+        if config.is_file():
+            return PeftSettings.from_dict(_json(config.read_text(encoding="utf-8")), ADAPTER_CONFIG)
+    except (OSError, ValueError, RecursionError) as error:
+        source = ADAPTER_METADATA if ADAPTER_METADATA in metadata else ADAPTER_CONFIG
+        raise CheckpointError(f"{file}: {source} cannot be used: {error}") from None
     return None
 
 
-def _json(text: str, source: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} is not JSON: {error}") from None
+def _json(text: str) -> dict[str, Any]:
+    value = json.loads(text)
     if not isinstance(value, dict):
-        raise CheckpointError(f"{source} must be a JSON object")
+        raise ValueError("it is not a JSON object")
     return value

@@ -76,13 +76,15 @@ class LoRAWeights:
     """All modules of a LoRA by upstream path, and what goes with them.
 
     `metadata` are the trainer's own facts (rank, alpha, targets, base fingerprint, …), `lyrics_embedder` the
-    parameters trained in full (upstream names → values), `diffs` additions to whole parameters.
+    parameters trained in full (upstream names → values), `diffs` additions to whole parameters, `source` the
+    name for messages.
     """
 
     modules: dict[str, LoRAModule]
     metadata: dict[str, Any] = field(default_factory=dict)
     lyrics_embedder: dict[str, mx.array] | None = None
     diffs: dict[str, mx.array] = field(default_factory=dict)
+    source: str = "this LoRA"
 
     @property
     def rank(self) -> int:
@@ -94,11 +96,17 @@ class LoRAWeights:
         return any(m.magnitude is not None for m in self.modules.values())
 
     @property
+    def is_trained(self) -> bool:
+        """Whether it changes anything: some B is not zero, or there are magnitudes or whole parameters."""
+        whole = self.is_dora or bool(self.lyrics_embedder) or bool(self.diffs)
+        return whole or any(bool(mx.any(m.b != 0).item()) for m in self.modules.values())
+
+    @property
     def parameter_count(self) -> int:
         arrays = [x for m in self.modules.values() for x in (m.a, m.b, m.magnitude) if x is not None]
         return sum(x.size for x in [*arrays, *(self.lyrics_embedder or {}).values(), *self.diffs.values()])
 
-    def check_finite(self, where: str) -> None:
+    def check_finite(self) -> None:
         """Raises CheckpointError naming the modules that hold NaN or infinity."""
         named = [(p, x) for p, m in self.modules.items() for x in (m.a, m.b, m.magnitude) if x is not None]
         named += [*(self.lyrics_embedder or {}).items(), *self.diffs.items()]
@@ -106,10 +114,11 @@ class LoRAWeights:
         mx.eval(finite)
         bad = list(dict.fromkeys(p for (p, _), ok in zip(named, finite, strict=True) if not ok.item()))
         if bad:
-            raise CheckpointError(f"{where}: NaN or infinite weights in {describe_unknown(bad)}")
+            raise CheckpointError(f"{self.source}: NaN or infinite weights in {describe_unknown(bad)}")
 
-    def check_against(self, transformer: nn.Module, where: str = "this LoRA") -> None:
-        """Raises CheckpointError naming keys where it is not for this model."""
+    def check_against(self, transformer: nn.Module, where: str | None = None) -> None:
+        """Raises CheckpointError naming keys where it is not for this model; `where` is its name there."""
+        where = where or self.source
         linears = base_linears(transformer)
         unknown = [path for path in self.modules if path not in linears]
         if unknown:

@@ -1,0 +1,134 @@
+"""LoRAs on a model for generation: several at once, on any base, taken off again bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from ..errors import ConfigError
+from .fuse import Part, check_strengths, fuse_layer, parameter_changes, parts_by_path
+from .linear import Wrapper, base_linears, own_dtype
+from .lyrics_embedder import check_embedder, embedder_parameters, make_dense
+from .weights import LoRAWeights
+
+_RECORD = "applied_loras"  # the attribute of the transformer that remembers what stood where
+
+
+@dataclass
+class _Originals:
+    """What `remove_loras` puts back."""
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[str, mx.array] = field(default_factory=dict)
+
+
+class AppliedLoRA(Wrapper, nn.Module):
+    """A linear layer with any number of LoRAs as one pair of small matrices, in the layer's precision.
+
+    y = W x + bias + B (A x) + (g − 1)·W x; lora_a (in, Σr) and lora_b (Σr, out) hold every scale and
+    strength, `gain` (out,) is g − 1 where a DoRA is among them.
+    """
+
+    def __init__(self, linear: nn.Module, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self.linear = linear
+        dtype = own_dtype(linear)
+        downs, ups, gain = [], [], None
+        for module, strength in parts:
+            up = (strength * module.scale) * module.b.T
+            row_gain = module.gain(linear)
+            if row_gain is not None:
+                up = up * row_gain
+                change = strength * (row_gain - 1)
+                gain = change if gain is None else gain + change
+            downs.append(module.a.T)
+            ups.append(up)
+        self.lora_a = mx.concatenate(downs, axis=1).astype(dtype)
+        self.lora_b = mx.concatenate(ups, axis=0).astype(dtype)
+        if gain is not None:
+            self.gain = gain.astype(dtype)
+        self.freeze()
+        self.train(linear.training)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.linear(x)
+        change = (x @ self.lora_a) @ self.lora_b
+        if "gain" in self:
+            base = y - self.linear.bias if "bias" in self.linear else y
+            change = change + self.gain * base
+        return y + change.astype(y.dtype)
+
+
+def apply_loras(
+    transformer: nn.Module, loras: Sequence[tuple[LoRAWeights, float]], *, fused: bool = False
+) -> None:
+    """Put `loras` (weights, strength) on the transformer in place of those that are there now.
+
+    A strength of 0 leaves the model as it was, bit for bit. `fused` merges them into the weights: the speed
+    of the bare model, while the originals of the changed layers stay in memory so that they can be put back.
+    Functions compiled before must be compiled again. Raises CheckpointError for a LoRA of another model,
+    ConfigError for a strength that is no number or a model with trainable adapters.
+    """
+    check_strengths(loras)
+    if any(isinstance(m, Wrapper) and not isinstance(m, AppliedLoRA) for m in transformer.modules()):
+        raise ConfigError(
+            "this model is being trained; LoRAs can be applied to a model loaded for generation"
+        )
+    for weights, _ in loras:
+        weights.check_against(transformer)
+    remove_loras(transformer)
+    originals = _Originals()
+    _set_parameters(transformer, loras, originals)
+    linears = base_linears(transformer)
+    layers: dict[str, nn.Module] = {}
+    for path, parts in sorted(parts_by_path(loras).items()):
+        layer = fuse_layer(linears[path], parts)[0] if fused else AppliedLoRA(linears[path], parts)
+        mx.eval(layer.parameters())
+        originals.modules.setdefault(path, linears[path])
+        layers[path] = layer
+    if layers:
+        transformer.update_modules(tree_unflatten(list(layers.items())))
+    if originals.modules or originals.parameters:
+        setattr(transformer, _RECORD, originals)
+
+
+def _set_parameters(
+    transformer: nn.Module, loras: Sequence[tuple[LoRAWeights, float]], originals: _Originals
+) -> None:
+    """Set the parameters that LoRAs bring whole; quantised layers among them become dense."""
+    if not any(strength and (w.lyrics_embedder or w.diffs) for w, strength in loras):
+        return
+    here = embedder_parameters(transformer)
+    for weights, _ in loras:
+        check_embedder(here, weights.lyrics_embedder or {}, weights.source, complete=False)
+        check_embedder(here, weights.diffs, weights.source, complete=False)
+    changes = parameter_changes(loras, here)
+    originals.modules.update(make_dense(transformer, {name.rpartition(".")[0] for name in changes}))
+    here = embedder_parameters(transformer)
+    replaced = {f"{path}." for path in originals.modules}
+    kept = {name: value for name, value in here.items() if name in changes}
+    originals.parameters.update({n: v for n, v in kept.items() if f"{n.rpartition('.')[0]}." not in replaced})
+    new = [(name, value.astype(here[name].dtype)) for name, value in changes.items()]
+    transformer.update(tree_unflatten(new))
+    mx.eval([value for _, value in new])
+
+
+def remove_loras(transformer: nn.Module) -> None:
+    """The model as it was before `apply_loras`: the very same layers and arrays."""
+    originals = getattr(transformer, _RECORD, None)
+    if originals is None:
+        return
+    if originals.modules:
+        transformer.update_modules(tree_unflatten(list(originals.modules.items())))
+    if originals.parameters:
+        transformer.update(tree_unflatten(list(originals.parameters.items())))
+    delattr(transformer, _RECORD)
+
+
+def applied(transformer: nn.Module) -> bool:
+    """Whether LoRAs are on the model now."""
+    return getattr(transformer, _RECORD, None) is not None

@@ -1,0 +1,609 @@
+"""Files of every loader: independent readers apply what we write, and we read what others write."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from acestep_mlx.errors import CheckpointError, ConfigError
+from acestep_mlx.lora.formats import FILE_NAME, FORMATS, METADATA_KEY, TOLERANCES, read_lora, write_lora
+from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
+from acestep_mlx.lora.keys import FLAT_PATHS, convolution_dims, parse
+from acestep_mlx.lora.linear import base_linears, dense_weight
+from acestep_mlx.lora.lyrics_embedder import (
+    embedder_parameters,
+    ignored_by_comfyui,
+    read_lyrics_embedder,
+    save_lyrics_embedder,
+    set_embedder,
+)
+from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
+
+from . import readers
+from .standin import StandIn, make, trained
+
+TARGETS = (*DEFAULT_TARGETS, "ff.inverted_conv.conv", "ff.point_conv.conv", "speaker_embedder")
+SPECS = {
+    "lora": LoRASpec(rank=4, alpha=10, targets=TARGETS),
+    "rslora": LoRASpec(rank=8, alpha=2, use_rslora=True, targets=TARGETS),
+    "dora": LoRASpec(rank=4, alpha=3, use_dora=True, targets=TARGETS),
+}
+
+
+def upstream_weights(model: StandIn) -> readers.Weights:
+    """The base model's parameters with upstream's names and shapes."""
+    found = {}
+    for path, linear in base_linears(model).items():
+        weight = np.array(dense_weight(linear))
+        found[f"{path}.weight"] = weight.reshape(*weight.shape, *(1,) * convolution_dims(path))
+        if "bias" in linear:
+            found[f"{path}.bias"] = np.array(linear.bias.astype(mx.float32))
+    for name, value in embedder_parameters(model).items():
+        found.setdefault(name, np.array(value.astype(mx.float32)))
+    return found
+
+
+def adapted(model: StandIn, base: readers.Weights) -> readers.Weights:
+    """What training has made of the base: the formula, in float64."""
+    out = dict(base)
+    for path, layer in adapter_modules(model).items():
+        name = f"{path}.weight"
+        delta = np.array(layer.lora_b.T, np.float64) @ np.array(layer.lora_a.T, np.float64) * layer.scale
+        weight = base[name] + delta.reshape(base[name].shape)
+        if "m" in layer:
+            gain = np.array(layer.m, np.float64) / readers.row_norm(weight)
+            weight = gain.reshape(-1, *[1] * (weight.ndim - 1)) * weight
+        out[name] = weight
+    return out
+
+
+def assert_same(got: readers.Weights, wanted: readers.Weights, tolerance: float = 1e-6) -> None:
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert np.abs(got[name] - value).max() <= tolerance * max(1.0, np.abs(value).max()), name
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_loader_applies_exactly_the_trained_update(spec, tmp_path):
+    model = trained(SPECS[spec])
+    base = upstream_weights(model)
+    wanted = adapted(model, base)
+    weights = from_model(model, SPECS[spec])
+    write_lora(tmp_path / FILE_NAME, weights)
+    write_lora(tmp_path / "comfyui.safetensors", weights, "comfyui", base=model)
+    write_lora(tmp_path / "simpletuner.safetensors", weights, "simpletuner")
+    for got, unused in (
+        readers.original_pipeline(tmp_path, base),
+        readers.comfyui(tmp_path / "comfyui.safetensors", base),
+        readers.simpletuner(tmp_path / "simpletuner.safetensors", base),
+    ):
+        assert unused == []
+        assert_same(got, wanted)
+    if spec != "dora":  # the peft file serves ComfyUI too
+        got, unused = readers.comfyui(tmp_path / FILE_NAME, base)
+        assert unused == []
+        assert_same(got, wanted)
+    assert max(np.abs(wanted[k] - base[k]).max() for k in base) > 0.01
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_written_reads_back(spec, kind, tmp_path):
+    model = trained(SPECS[spec])
+    weights = from_model(model, SPECS[spec], step=7)
+    write_lora(tmp_path / "x.safetensors", weights, kind, base=model)
+    again = read_lora(tmp_path / "x.safetensors")
+    again.check_against(model)
+    assert again.modules.keys() == weights.modules.keys()
+    assert {k: again.metadata[k] for k in ("rank", "alpha", "use_rslora", "step")} == {
+        **{k: SPECS[spec].facts[k] for k in ("rank", "alpha", "use_rslora")},
+        "step": 7,
+    }
+    linears = base_linears(model)
+    for path, module in weights.modules.items():
+        mine, other = (m.adapted_weight(linears[path]) for m in (module, again.modules[path]))
+        assert mx.allclose(mine, other, rtol=1e-5, atol=1e-6), path
+        if kind == "mlx":  # the masters themselves, bit for bit
+            assert mx.array_equal(module.a, again.modules[path].a)
+            assert mx.array_equal(module.b, again.modules[path].b)
+            assert module.scale == again.modules[path].scale
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_metadata_holds_nothing_that_a_loader_acts_on(kind, tmp_path):
+    model = trained(SPECS["rslora"])
+    path = write_lora(tmp_path / "x.safetensors", from_model(model, SPECS["rslora"]), kind, base=model)
+    with safe_open(path, framework="np") as file:
+        assert set(file.metadata()) == {"format", METADATA_KEY}
+        assert not any(k.endswith(".alpha") for k in file.keys())  # noqa: SIM118
+        facts = json.loads(file.metadata()[METADATA_KEY])
+    assert facts["scale"] == pytest.approx(2 / math.sqrt(8))
+    assert facts["baked"] == (kind != "mlx")
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_smaller_dtypes_stay_within_their_rounding(dtype, kind, tmp_path):
+    model = trained(SPECS["dora"])
+    path = write_lora(tmp_path / "x.safetensors", from_model(model, SPECS["dora"]), kind, dtype, base=model)
+    assert {v.dtype for v in mx.load(str(path)).values()} == {dtype}
+    assert path.stat().st_size < 0.6 * write_lora(path, from_model(model, SPECS["dora"])).stat().st_size
+
+
+def test_a_value_too_large_for_float16_is_refused_and_leaves_the_old_file(tmp_path):
+    weights = from_model(trained(SPECS["lora"]), SPECS["lora"])
+    path = write_lora(tmp_path / "x.safetensors", weights)
+    before = path.read_bytes()
+    weights.modules["speaker_embedder"].b = weights.modules["speaker_embedder"].b * 1e7
+    with pytest.raises(CheckpointError, match="too large for"):
+        write_lora(path, weights, dtype=mx.float16)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_mixed_ranks_become_one(tmp_path):
+    model = trained(SPECS["lora"])
+    base = upstream_weights(model)
+    for i, layer in enumerate(adapter_modules(model).values()):
+        layer.lora_a, layer.lora_b = layer.lora_a[:, : 1 + i % 4], layer.lora_b[: 1 + i % 4]
+    write_lora(tmp_path / FILE_NAME, from_model(model, SPECS["lora"]))
+    assert_same(readers.original_pipeline(tmp_path, base)[0], adapted(model, base))
+    weights = from_model(model, SPECS["lora"])
+    weights.modules["speaker_embedder"].scale = 0.125  # and scales of their own, kept by our own form
+    again = read_lora(write_lora(tmp_path / "x.safetensors", weights, "mlx"))
+    assert {m.rank for m in again.modules.values()} == {1, 2, 3, 4}
+    assert {m.scale for m in again.modules.values()} == {0.125, 2.5}
+
+
+# What others write ------------------------------------------------------------------------------------------
+
+PATH = "transformer_blocks.1.cross_attn.to_out.0"
+FLAT = "transformer_blocks_1_cross_attn_to_out_0"
+rng = np.random.default_rng(0)
+A, B = rng.standard_normal((4, 64), dtype=np.float32), rng.standard_normal((64, 4), dtype=np.float32)
+M = 1 + rng.random(64, dtype=np.float32)
+
+
+def alpha(value: float) -> np.ndarray:
+    return np.array(value, np.float32)
+
+
+def peft_config(**extra: object) -> dict[str, object]:
+    return {"peft_type": "LORA", "r": 4, "lora_alpha": 10, "use_rslora": False, **extra}
+
+
+OTHERS = {
+    "unprefixed": ({f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B}, {}, 1.0),
+    "transformer.": (
+        {f"transformer.{PATH}.lora_A.weight": A, f"transformer.{PATH}.lora_B.weight": B}, {}, 1.0,
+    ),
+    "diffusion_model. with alpha": (
+        {
+            f"diffusion_model.{PATH}.lora_A.weight": A,
+            f"diffusion_model.{PATH}.lora_B.weight": B,
+            f"diffusion_model.{PATH}.alpha": alpha(2),
+        },
+        {},
+        0.5,
+    ),
+    "base_model.model.": (
+        {f"base_model.model.{PATH}.lora_A.weight": A, f"base_model.model.{PATH}.lora_B.weight": B}, {}, 1.0,
+    ),
+    "adapter name": (
+        {f"{PATH}.lora_A.default.weight": A, f"{PATH}.lora_B.default.weight": B}, {}, 1.0,
+    ),
+    "lora_down": (
+        {f"{PATH}.lora_down.weight": A, f"{PATH}.lora_up.weight": B, f"{PATH}.alpha": alpha(1)}, {}, 0.25,
+    ),
+    "kohya": (
+        {
+            f"lora_unet_{FLAT}.lora_down.weight": A,
+            f"lora_unet_{FLAT}.lora_up.weight": B,
+            f"lora_unet_{FLAT}.alpha": alpha(6),
+        },
+        {},
+        1.5,
+    ),
+    "as a convolution": (
+        {f"{PATH}.lora_A.weight": A[..., None], f"{PATH}.lora_B.weight": B[..., None, None]}, {}, 1.0,
+    ),
+    "lora_adapter_metadata": (
+        {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B},
+        {"lora_adapter_metadata": json.dumps(peft_config())},
+        2.5,
+    ),
+    "lora_adapter_metadata of a pipeline, rsLoRA": (
+        {f"transformer.{PATH}.lora_A.weight": A, f"transformer.{PATH}.lora_B.weight": B},
+        {
+            "lora_adapter_metadata": json.dumps(
+                {f"transformer.{k}": v for k, v in peft_config(use_rslora=True).items()}
+            )
+        },
+        5.0,
+    ),
+    "alpha_pattern": (
+        {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B},
+        {
+            "lora_adapter_metadata": json.dumps(
+                peft_config(r=8, rank_pattern={"to_out.0": 4}, alpha_pattern={"cross_attn.to_out.0": 2})
+            )
+        },
+        0.5,
+    ),
+    "flat metadata of older SimpleTuner": (
+        {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B},
+        {k: str(v) for k, v in peft_config(use_rslora=True, rank_pattern={}, alpha_pattern={}).items()},
+        5.0,
+    ),
+    "alpha and metadata that agree": (
+        {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B, f"{PATH}.alpha": alpha(10)},
+        {"lora_adapter_metadata": json.dumps(peft_config())},
+        2.5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_others_files(name, dtype, tmp_path):
+    tensors, metadata, scale = OTHERS[name]
+    tensors = {k: v.astype(dtype) for k, v in tensors.items()}
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    weights = read_lora(tmp_path / "x.safetensors")
+    assert list(weights.modules) == [PATH]
+    a, b = A.astype(dtype).astype(np.float32), B.astype(dtype).astype(np.float32)
+    assert np.allclose(np.array(weights.modules[PATH].delta()), scale * b @ a, rtol=1e-5, atol=1e-5)
+    weights.check_against(make())
+
+
+@pytest.mark.parametrize("file", [FILE_NAME, "adapter_model.safetensors"])
+def test_folders_with_adapter_config(file, tmp_path):
+    save_file(
+        {f"base_model.model.{PATH}.lora_A.weight": A, f"base_model.model.{PATH}.lora_B.weight": B},
+        tmp_path / file,
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps(peft_config(use_rslora=True)))
+    assert read_lora(tmp_path).modules[PATH].scale == 5.0
+    assert read_lora(tmp_path / file).modules[PATH].scale == 5.0
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+        read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_magnitude_vector",
+        "lora_magnitude_vector.weight",
+        "lora_magnitude_vector.default.weight",
+        "lora_magnitude_vector.default",
+        "dora_scale",
+    ],
+)
+def test_magnitudes(key, tmp_path):
+    magnitude = M[:, None] if key == "dora_scale" else M
+    save_file(
+        {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B, f"{PATH}.{key}": magnitude},
+        tmp_path / "x.safetensors",
+    )
+    model = make()
+    module = read_lora(tmp_path / "x.safetensors").modules[PATH]
+    linear = base_linears(model)[PATH]
+    base = {f"{PATH}.weight": np.array(linear.weight)}
+    if key == "dora_scale":
+        wanted = readers.comfyui(tmp_path / "x.safetensors", base)[0][f"{PATH}.weight"]
+    else:
+        wanted = readers.peft_layer(base[f"{PATH}.weight"], A, B, M)
+    assert np.allclose(np.array(module.adapted_weight(linear)), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_every_underscored_path_is_found():
+    import re
+
+    from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
+
+    model = ACEStepTransformer(TransformerConfig.tiny())
+    for path in base_linears(model):
+        flat = path.replace(".", "_")
+        key = parse(f"lora_unet_{flat}.lora_down.weight")
+        assert key is not None and key.path == path
+    assert parse("lora_unet_double_blocks_0_img_attn.lora_down.weight") is None
+    assert all(re.compile(pattern) for pattern, _ in FLAT_PATHS)
+
+
+# Bad files --------------------------------------------------------------------------------------------------
+
+
+def good() -> dict[str, np.ndarray]:
+    return {f"{PATH}.lora_A.weight": A.copy(), f"{PATH}.lora_B.weight": B.copy()}
+
+
+BAD = {
+    "nothing": ({}, {}, "holds no tensors"),
+    "NaN": ({**good(), f"{PATH}.lora_B.weight": B * np.nan}, {}, f"NaN or infinite weights in '{PATH}'"),
+    "infinity": ({**good(), f"{PATH}.lora_A.weight": A + np.inf}, {}, "NaN or infinite"),
+    "rank 0": ({f"{PATH}.lora_A.weight": A[:0], f"{PATH}.lora_B.weight": B[:, :0]}, {}, "rank 0"),
+    "ranks differ": ({**good(), f"{PATH}.lora_B.weight": B[:, :3]}, {}, "ranks of .* differ"),
+    "no B": ({f"{PATH}.lora_A.weight": A}, {}, r"has no B \(up\)"),
+    "no A": ({f"{PATH}.lora_B.weight": B}, {}, r"has no A \(down\)"),
+    "alpha alone": ({**good(), "transformer_blocks.0.attn.to_q.alpha": alpha(4)}, {}, "has no A .* and no B"),
+    "alpha 0": ({**good(), f"{PATH}.alpha": alpha(0)}, {}, "would do nothing"),
+    "alpha NaN": ({**good(), f"{PATH}.alpha": alpha(np.nan)}, {}, "scale"),
+    "alpha of many": ({**good(), f"{PATH}.alpha": np.ones(3, np.float32)}, {}, "not one number"),
+    "alpha 0 in metadata": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(lora_alpha=0))}, "would do nothing",
+    ),
+    "unknown key": ({**good(), f"{PATH}.lora_C.weight": A}, {}, f"1 keys.*'{PATH}.lora_C.weight'"),
+    "a checkpoint": ({"transformer_blocks.0.attn.to_q.weight": B}, {}, "no known LoRA format"),
+    "LoKr": ({"lycoris_x.lokr_w1": A}, {}, "LoKr is not supported"),
+    "another model, kohya": ({"lora_unet_input_blocks_1.lora_down.weight": A}, {}, "lora_unet_input_bl"),
+    "two adapters": (
+        {f"{PATH}.lora_A.one.weight": A, f"{PATH}.lora_B.two.weight": B}, {}, "more than one adapter",
+    ),
+    "twice": ({**good(), f"transformer.{PATH}.lora_A.weight": A}, {}, "more than one adapter"),
+    "a real convolution": ({**good(), f"{PATH}.lora_A.weight": np.ones((4, 64, 3), np.float32)}, {}, "1×1"),
+    "vectors": ({**good(), f"{PATH}.lora_A.weight": A[0]}, {}, "no linear layer"),
+    "integers": ({**good(), f"{PATH}.lora_A.weight": A.astype(np.int32)}, {}, "must be floats"),
+    "magnitudes of another size": ({**good(), f"{PATH}.lora_magnitude_vector": M[:5]}, {}, "5 magnitudes"),
+    "DoRA without magnitudes": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(use_dora=True))}, "no magnitudes",
+    ),
+    "rank said otherwise": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(r=16))}, "says rank 16 .* have rank 4",
+    ),
+    "scales that disagree": (
+        {**good(), f"{PATH}.alpha": alpha(4)},
+        {"lora_adapter_metadata": json.dumps(peft_config())},
+        "contradictory: .alpha says 1 and lora_adapter_metadata says 2.5",
+    ),
+    "metadata that is no JSON": (good(), {"lora_adapter_metadata": "{"}, "cannot be used"),
+    "metadata that is a list": (good(), {"lora_adapter_metadata": "[1]"}, "JSON object"),
+    "metadata with nonsense": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(r="many"))}, "must be numbers",
+    ),
+    "patterns with nonsense": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(alpha_pattern=["x"]))}, "alpha_pattern",
+    ),
+    "our metadata, damaged": (good(), {METADATA_KEY: "[]"}, "damaged"),
+    "our own form without its scale": (
+        {f"{PATH}.lora_a": A.T.copy(), f"{PATH}.lora_b": B.T.copy()},
+        {METADATA_KEY: '{"baked": false}'},
+        "no scale",
+    ),
+    "only a lyrics embedder": ({"lyric_proj.weight": B}, {}, "no LoRA modules"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_one_line(name, tmp_path):
+    tensors, metadata, says = BAD[name]
+    path = tmp_path / "x.safetensors"
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata or None)
+    with pytest.raises(CheckpointError, match=says) as error:
+        read_lora(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_files_that_are_not_whole(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(good(), path)
+    whole = path.read_bytes()
+    for broken in (
+        b"", b"\0" * 7, whole[:-1], whole[:100], b"\xff" * 8 + whole[8:], whole + b"x",
+        (10**9).to_bytes(8, "little") + whole[8:], whole.replace(b'"F32"', b'"F99"'), b"PK" + bytes(200),
+    ):  # fmt: skip
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError) as error:
+            read_lora(path)
+        assert "\n" not in str(error.value)
+
+
+def test_paths_that_are_no_lora(tmp_path):
+    for name, says in (("none.safetensors", "no such"), (".", "holds no LoRA")):
+        with pytest.raises(CheckpointError, match=says):
+            read_lora(tmp_path / name)
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    for path in (tmp_path, tmp_path / "adapter_model.bin"):
+        with pytest.raises(CheckpointError, match="pickle"):
+            read_lora(path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"not a \.safetensors"):
+        read_lora(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc.lora_A.weight", "__class__.lora_A.weight", ".lora_A.weight", "x" * 5000]
+)
+def test_hostile_names_reach_nothing(name, tmp_path):
+    other = name.replace("lora_A", "lora_B")
+    save_file({name: A, other: B} if name != other else {name: A}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        read_lora(tmp_path / "x.safetensors").check_against(make())
+    assert len(str(error.value)) < 1000
+
+
+def test_a_lora_for_another_model_names_its_keys(tmp_path):
+    other = trained(LoRASpec(rank=4), "float32")
+    weights = from_model(other, LoRASpec(rank=4))
+    weights.modules = {f"single_{path}": module for path, module in weights.modules.items()}
+    weights = read_lora(write_lora(tmp_path / "x.safetensors", weights))
+    with pytest.raises(
+        CheckpointError, match=r"another model: 19 of its 19 .*'single_lyric_encoder\.encoders\.0"
+    ):
+        weights.check_against(make())
+    with pytest.raises(CheckpointError, match=r"another size: .* is 64×64 there and 32×32 here"):
+        from_model(other, LoRASpec(rank=4)).check_against(make(width=32))
+
+
+def test_writing_where_it_cannot_be(tmp_path):
+    weights = from_model(trained(SPECS["dora"]), SPECS["dora"])
+    for arguments, says in (
+        ((tmp_path / "x.bin", weights), "must end in .safetensors"),
+        ((tmp_path / "x.safetensors", weights, "kohya"), "format must be one of"),
+        ((tmp_path / "x.safetensors", weights, "comfyui"), "--model"),
+        ((tmp_path / "x.safetensors", weights, "peft", mx.int8), "dtype must be one of"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            write_lora(*arguments)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_lora(tmp_path / "file" / "x.safetensors", weights)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# The lyrics embedder ----------------------------------------------------------------------------------------
+
+
+def with_embedder() -> tuple[StandIn, StandIn, LoRAWeights]:
+    """A base, a model whose lyrics embedder was trained under its LoRA, and both as weights."""
+    base, model = make(), trained(SPECS["lora"])
+    changed = {
+        name: value + 0.05 * mx.random.normal(value.shape, key=mx.random.key(i))
+        for i, (name, value) in enumerate(embedder_parameters(model).items())
+    }
+    set_embedder(model, changed)
+    weights = from_model(model, SPECS["lora"])
+    weights.lyrics_embedder = embedder_parameters(model)
+    return base, model, weights
+
+
+def test_embedder_parameters_have_upstream_names_under_lora():
+    plain, injected = make(), trained(SPECS["lora"])
+    assert embedder_parameters(plain).keys() == embedder_parameters(injected).keys()
+    assert len(embedder_parameters(plain)) == 1 + 3 * 2 + 1 + 2 + 2
+    quantised = make("q8")
+    names = {n for n, _ in embedder_parameters(quantised).items()}
+    assert names == set(embedder_parameters(plain))
+    for name, value in embedder_parameters(quantised).items():
+        assert value.shape == embedder_parameters(plain)[name].shape
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "q8"])
+def test_saved_embedder_goes_back_into_any_base(kind, tmp_path):
+    _, _, weights = with_embedder()
+    write_lora(tmp_path / FILE_NAME, weights)
+    save_lyrics_embedder(tmp_path, weights.lyrics_embedder)
+    again = read_lora(tmp_path)
+    assert again.lyrics_embedder.keys() == weights.lyrics_embedder.keys()
+    target = make(kind)
+    inject(target, SPECS["lora"])
+    set_embedder(target, again.lyrics_embedder)
+    for name, value in embedder_parameters(target).items():
+        wanted = weights.lyrics_embedder[name]
+        assert mx.allclose(value.astype(mx.float32), wanted, rtol=1e-2 if kind != "float32" else 0), name
+
+
+def test_the_file_for_each_loader_carries_the_embedder(tmp_path):
+    base_model, model, weights = with_embedder()
+    base = upstream_weights(base_model)
+    wanted = adapted(model, upstream_weights(model))
+    write_lora(tmp_path / FILE_NAME, weights, with_lyrics_embedder=True)
+    got, unused = readers.original_pipeline(tmp_path, base)
+    assert unused == []
+    assert_same(got, wanted)
+
+    path = tmp_path / "comfyui.safetensors"
+    write_lora(path, weights, "comfyui", base=base_model, with_lyrics_embedder=True)
+    got, unused = readers.comfyui(path, base)
+    assert unused == []
+    lost = ignored_by_comfyui(weights.lyrics_embedder)
+    assert lost == ["lyric_encoder.encoders.0.self_attn.pos_bias_u"]
+    assert_same({**got, **{n: wanted[n] for n in lost}}, wanted)
+
+    again = read_lora(path)
+    assert again.diffs and again.modules.keys() < weights.modules.keys()
+    write_lora(tmp_path / "back" / FILE_NAME, again, base=base_model, with_lyrics_embedder=True)
+    got, _ = readers.original_pipeline(tmp_path / "back", base)
+    assert_same({**got, **{n: wanted[n] for n in lost}}, wanted)
+
+
+def test_embedder_exports_that_cannot_be(tmp_path):
+    base, _, weights = with_embedder()
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(ConfigError, match="SimpleTuner"):
+        write_lora(path, weights, "simpletuner", with_lyrics_embedder=True)
+    with pytest.raises(ConfigError, match="--model"):
+        write_lora(path, weights, "comfyui", with_lyrics_embedder=True)
+    weights.lyrics_embedder = None
+    with pytest.raises(ConfigError, match="has no lyrics embedder"):
+        write_lora(path, weights, "comfyui", base=base, with_lyrics_embedder=True)
+    assert not path.exists()
+
+
+def test_bad_embedders(tmp_path):
+    tensors = embedder_parameters(make())
+    with pytest.raises(CheckpointError, match=r"lyric_proj\.bias is missing"):
+        set_embedder(make(), {k: v for k, v in tensors.items() if k != "lyric_proj.bias"})
+    with pytest.raises(CheckpointError, match="has shape"):
+        set_embedder(make(width=32), tensors)
+    folder = tmp_path / "lyrics_embedder"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="found 0"):
+        read_lyrics_embedder(tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    with pytest.raises(CheckpointError, match="pickle"):
+        read_lyrics_embedder(tmp_path)
+    save_file({"something.weight": A}, folder / "x.safetensors")
+    with pytest.raises(CheckpointError, match="no lyrics embedder"):
+        read_lyrics_embedder(tmp_path)
+
+
+# Properties -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ranks=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    scale=st.floats(1e-3, 1e3),
+    kind=st.sampled_from(sorted(FORMATS)),
+    dtype=st.sampled_from([mx.float32, mx.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_lora_survives_any_format(ranks, scale, kind, dtype, seed, tmp_path):
+    keys = iter(mx.random.split(mx.random.key(seed), 2 * len(ranks)))
+    modules = {
+        f"transformer_blocks.{i}.attn.to_q": LoRAModule(
+            mx.random.normal((rank, 5), key=next(keys)), mx.random.normal((7, rank), key=next(keys)), scale
+        )
+        for i, rank in enumerate(ranks)
+    }
+    again = read_lora(write_lora(tmp_path / "x.safetensors", LoRAWeights(modules), kind, dtype))
+    for path, module in modules.items():
+        wanted, got = module.delta(), again.modules[path].delta()
+        error = mx.linalg.norm(got - wanted) / mx.linalg.norm(wanted)
+        assert error < 4 * TOLERANCES[dtype]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_parsing_any_key_ends(text):
+    for name in (
+        text,
+        f"lora_unet_{text}.alpha",
+        f"transformer.{text}.lora_A.weight",
+        f"{text}.lora_A.{text}.weight",
+    ):
+        key = parse(name)
+        assert key is None or key.path
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused_in_one_line(tmp_path, data):
+    path = Path(tmp_path) / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError):
+        read_lora(path)
+    path.write_bytes(len(data).to_bytes(8, "little") + data)
+    with pytest.raises(CheckpointError):
+        read_lora(path)
