@@ -158,6 +158,7 @@ class Trainer:
 
         Raises AceStepError after MAX_SKIPPED updates in a row without a finite batch.
         """
+        self._restart_clock()
         with stop or StopRequest() as stop:
             while self.counters.step < self.total:
                 self._micro_step(stop)
@@ -214,7 +215,12 @@ class Trainer:
             for act, wanted in due.items():
                 if wanted:
                     act()
-            self._times.clear()
+            self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        """Rates are of the last 20 updates, without the pauses between them."""
+        self._times.clear()
+        self._times.append((time.perf_counter(), self._audio))
 
     def _checkpoint(self) -> None:
         path, removed = self.save()
