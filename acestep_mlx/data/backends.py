@@ -217,7 +217,8 @@ def _backend(
     high = audio["max_duration_seconds"] or config.audio_max_duration_seconds
     if low > high:
         raise ConfigError(f"{here}: min_duration_seconds={low:g} is above max_duration_seconds={high:g}")
-    fields = columns["audio_caption_fields"] or entry["caption_column"]
+    fields = columns["audio_caption_fields"]
+    fields = entry["caption_column"] if fields is None else fields
     cache = entry["cache_dir_vae"] or entry["cache_dir"] or config.cache_dir_vae
     disable, ondemand = (
         getattr(config, name) or bool(entry[name]) for name in ("vae_cache_disable", "vae_cache_ondemand")

@@ -64,11 +64,10 @@ def _decode(data: bytes, name: str) -> tuple[str, str | None]:
 def _looks_western(data: bytes) -> bool:
     """Mostly ASCII, with accented letters or typographic marks that stand alone or in pairs inside words."""
     high = [byte for byte in data if byte >= 0x80]
-    letters = sum(
-        byte >= 0xC0 or byte in b"\x85\x91\x92\x93\x94\x96\x97\xa1\xab\xb0\xb4\xb7\xbb\xbf" for byte in high
-    )
-    runs = re.findall(rb"[\x80-\xff]{3,}", data)
-    return len(high) <= 0.25 * max(1, len(data)) + 1 and letters == len(high) and not runs
+    letters = sum(byte >= 0xC0 for byte in high)
+    marks = sum(byte in b"\x80\x85\x91\x92\x93\x94\x96\x97\xa1\xa3\xab\xb0\xb4\xb7\xbb\xbf" for byte in high)
+    runs = re.search(rb"[\x80-\xff]{3,}", data)
+    return letters + marks == len(high) and letters <= 0.25 * len(data) + 1 and not runs
 
 
 def caption_lines(text: str, multiline: bool) -> list[str]:

@@ -1,0 +1,200 @@
+"""multidatabackend.json: every key, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_mlx.config import load_config
+from acestep_mlx.data.backend_options import TABLES
+from acestep_mlx.data.backends import Backend, Backends, read_backends
+from acestep_mlx.errors import ConfigError
+
+SPEC = """[{"id": "my-audio-dataset", "type": "local", "dataset_type": "audio",
+  "instance_data_dir": "datasets/my_audio_files", "caption_strategy": "textfile",
+  "metadata_backend": "discovery", "disabled": false},
+ {"id": "text-embeds", "dataset_type": "text_embeds", "default": true, "type": "local",
+  "cache_dir": "cache/text/{model_family}"}]"""
+SPEC_HUB = """[{"id": "acestep-demo-data", "type": "huggingface", "dataset_type": "audio",
+ "dataset_name": "Yi3852/ACEStep-Songs", "metadata_backend": "huggingface",
+ "caption_strategy": "huggingface", "cache_dir_vae": "cache/vae/{model_family}/acestep-demo-data"%s}]"""
+COLUMNS = '{"audio_caption_fields": ["tags"], "lyrics_column": "norm_lyrics"}'
+
+
+def read(*entries: dict[str, Any], **options: Any) -> Backends:
+    full = [{"id": "set", "instance_data_dir": "songs", **entry} for entry in entries]
+    return read_backends(load_config({"data_backend_config": full, **options}))
+
+
+def one(entry: dict[str, Any], **options: Any) -> Backend:
+    return read(entry, **options).audio[0]
+
+
+def test_spec_local_file_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "multidatabackend.json").write_text(SPEC)
+    (tmp_path / "config.json").write_text("{}")
+    found = read_backends(load_config("config.json"))
+    backend = found.audio[0]
+    assert backend.folder == tmp_path / "datasets" / "my_audio_files"
+    assert backend.caption_strategy == "textfile" and backend.interval == 3.0 and backend.max_duration == 240
+    assert found.text_dir == backend.text_dir == tmp_path / "cache" / "text" / "ace_step"
+    assert [(label, key) for label, key, _ in found.ignored] == [("my-audio-dataset", "metadata_backend")]
+
+
+@pytest.mark.parametrize("block", ["", f', "config": {COLUMNS}', f', "huggingface": {COLUMNS}'])
+def test_spec_hub_file_word_for_word(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "multidatabackend.json").write_text(SPEC_HUB % block)
+    backend = read_backends(load_config({})).audio[0]
+    assert backend.dataset_name == "Yi3852/ACEStep-Songs" and backend.split == "train"
+    assert backend.latent_dir == tmp_path / "cache" / "vae" / "ace_step" / "acestep-demo-data"
+    wanted = (("tags",), "norm_lyrics") if block else (None, None)
+    assert (backend.caption_fields, backend.lyrics_column) == wanted
+
+
+GOOD: list[tuple[dict[str, Any], str, Any]] = [
+    ({"repeats": 9}, "repeats", 9),
+    ({"probability": 0.25}, "probability", 0.25),
+    ({"max_num_samples": 5}, "max_num_samples", 5),
+    ({"instance_prompt": "zyx", "prepend_instance_prompt": True}, "prepend_instance_prompt", True),
+    ({"instance_prompt": "zyx", "caption_strategy": "instanceprompt"}, "only_instance_prompt", True),
+    ({"disable_multiline_split": True}, "multiline", False),
+    ({"vae_cache_disable": True}, "cache_latents", False),
+    ({"vae_cache_ondemand": True}, "ondemand", True),
+    ({"audio": {"max_duration_seconds": 90}}, "max_duration", 90.0),
+    ({"audio": {"min_duration_seconds": 5}}, "min_duration", 5.0),
+    ({"audio": {"duration_interval": 15}}, "interval", 15.0),
+    ({"audio": {"truncation_mode": "random"}}, "truncation", "random"),
+    (
+        {"audio": {"lyrics_filename_format": "{filename}_lyrics.txt"}},
+        "lyrics_format",
+        "{filename}_lyrics.txt",
+    ),
+    ({"audio": {"lyrics_suffix": "_l.txt"}}, "lyrics_format", "{stem}_l.txt"),
+    ({"audio": {"lyrics_extension": ".lrc"}}, "lyrics_format", "{stem}.lrc"),
+    ({"caption_shuffle": {"enable": True, "count": 2}}, "shuffle", None),
+    ({"instance_data_dir": None, "instance_data_root": "other"}, "folder", None),
+]
+
+
+@pytest.mark.parametrize(("entry", "name", "value"), GOOD, ids=lambda v: str(v)[:40])
+def test_keys_that_are_understood(entry: dict[str, Any], name: str, value: Any) -> None:
+    found = getattr(one(entry), name)
+    assert found == value if value is not None else found
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"repeats": -1}, "repeats"),
+    ({"repeats": "often"}, "repeats"),
+    ({"repeats": 1.5}, "repeats"),
+    ({"probability": 0}, "probability"),
+    ({"probability": "half"}, "probability"),
+    ({"max_num_samples": 0}, "max_num_samples"),
+    ({"disabled": "perhaps"}, "disabled"),
+    ({"id": ""}, "id"),
+    ({"id": "a/b"}, "folder's name"),
+    ({"id": ".."}, "folder's name"),
+    ({"id": 3}, "id"),
+    ({"type": "aws"}, "not supported"),
+    ({"type": "ftp"}, "type"),
+    ({"dataset_type": "image"}, "not supported"),
+    ({"caption_strategy": "parquet"}, "huggingface"),
+    ({"caption_strategy": "guess"}, "caption_strategy"),
+    ({"caption_strategy": "huggingface"}, "type=huggingface"),
+    ({"caption_strategy": "instanceprompt"}, "instance_prompt is missing"),
+    ({"prepend_instance_prompt": True}, "instance_prompt is missing"),
+    ({"caption_strategy": "csv"}, "csv_file is missing"),
+    ({"type": "csv"}, "csv_file is missing"),
+    ({"type": "huggingface"}, "dataset_name is missing"),
+    ({"instance_data_dir": None}, "instance_data_dir is missing"),
+    ({"instance_data_dir": 3}, "instance_data_dir"),
+    ({"text_embeds": "nowhere"}, "text_embeds"),
+    ({"audio": []}, "audio"),
+    ({"audio": {"max_duration_seconds": 2}}, "max_duration_seconds"),
+    ({"audio": {"max_duration_seconds": 300}}, "max_duration_seconds"),
+    ({"audio": {"min_duration_seconds": 50, "max_duration_seconds": 20}}, "min_duration_seconds=50"),
+    ({"audio": {"truncation_mode": "middle"}}, "truncation_mode"),
+    ({"audio": {"bucket_strategy": "pitch"}}, "bucket_strategy"),
+    ({"audio": {"duration_interval": 0}}, "duration_interval"),
+    ({"audio": {"lyrics_filename_format": "{song}.txt"}}, "unknown token"),
+    ({"audio": {"lyrics_filename_format": "../{stem}.txt"}}, "must stay"),
+    ({"audio": {"lyrics_filename_format": "/etc/{stem}"}}, "must stay"),
+    ({"audio": {"max_duration": 20, "max_duration_seconds": 30}}, "contradict"),
+    ({"audio": {"max_duraton_seconds": 20}}, "did you mean 'max_duration_seconds'"),
+    ({"caption_shuffle": {"enable": True, "count": 0}}, "count"),
+    ({"caption_shuffle": {"split_on": "semicolon"}}, "split_on"),
+    ({"caption_shuffle": 3}, "caption_shuffle"),
+    ({"config": {"audio_caption_fields": [1]}}, "audio_caption_fields"),
+    ({"config": {"audio_caption_fields": []}}, "audio_caption_fields"),
+    ({"huggingface": {"filter_func": {"a": 1}}}, "filter"),
+    ({"caption_stratgy": "textfile"}, "did you mean 'caption_strategy'"),
+    ({"train_batch_size": 4}, "train_batch_size"),
+    ({"start_step": 100}, "start_step"),
+    ({"is_regularisation_data": True}, "regularisation"),
+    ({"disabled": True}, "disabled"),
+]
+
+
+@pytest.mark.parametrize(("entry", "part"), BAD, ids=lambda v: str(v)[:50])
+def test_what_is_refused_says_where(entry: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(entry)
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[", "3", '"x"', "[3]", "[[]]", "[]", "{}", '[{"type": "local"}]', '[{"id": 1, "id": 2}]']
+)
+def test_malformed_files_are_one_line(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_backends(load_config({"data_backend_config": str(file)}))
+    assert "data.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no data set file"):
+        read_backends(load_config({"data_backend_config": str(tmp_path / "absent.json")}))
+
+
+@pytest.mark.parametrize("name", [n for n, o in TABLES["entry"].items() if o.status == "ignored"])
+def test_ignored_keys_have_reasons(name: str) -> None:
+    found = read({name: "x"})
+    assert found.ignored == (("set", name, TABLES["entry"][name].reason),)
+
+
+@pytest.mark.parametrize("name", [n for n, o in TABLES["entry"].items() if o.status == "refused"])
+def test_refused_keys_may_be_off(name: str) -> None:
+    read({name: 1 if name == "start_epoch" else 0})
+    with pytest.raises(ConfigError, match=name):
+        read({name: 7})
+
+
+def test_several_sets_defaults_and_disabled() -> None:
+    found = read(
+        {"id": "a"},
+        {"id": "b", "disabled": True},
+        {"id": "c", "text_embeds": "t2"},
+        {"id": "t1", "dataset_type": "text_embeds", "cache_dir": "texts/{id}"},
+        {"id": "t2", "dataset_type": "text_embeds", "cache_dir": "texts/{id}"},
+        audio_max_duration_seconds=60,
+        caption_strategy="filename",
+        cache_dir_vae="latents/{id}",
+    )
+    a, c = found.audio
+    assert found.disabled == ("b",) and (a.id, c.id) == ("a", "c")
+    assert (a.max_duration, a.caption_strategy, a.latent_dir.name) == (60.0, "filename", "a")
+    assert (a.text_dir.name, c.text_dir.name) == ("t1", "t2")
+    with pytest.raises(ConfigError, match="two data sets have the id"):
+        read({"id": "a"}, {"id": "a"})
+
+
+def test_a_single_entry_without_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps({"id": "x", "instance_data_dir": "songs"}))
+    assert read_backends(load_config({"data_backend_config": str(file)})).audio[0].id == "x"
