@@ -299,14 +299,14 @@ def from_model(transformer: nn.Module, spec: LoRASpec, **facts: Any) -> LoRAWeig
     return LoRAWeights(modules, spec.facts | facts)
 
 
-def load_adapters(transformer: nn.Module, weights: LoRAWeights) -> None:
+def load_adapters(transformer: nn.Module, weights: LoRAWeights, where: str | None = None) -> None:
     """Start the injected adapters from a LoRA, rescaled to their own alpha and rank: the same ΔW.
 
     Rows of A beyond the file's rank keep their random start (with zeros in B), so that they can learn.
     Raises CheckpointError for another model's LoRA, ConfigError where modules, rank or kind do not fit.
     """
-    weights.check_against(transformer)
-    where = weights.source
+    where = where or weights.source
+    weights.check_against(transformer, where)
     layers = adapter_modules(transformer)
     extra = [path for path in weights.modules if path not in layers]
     if extra:
