@@ -286,11 +286,12 @@ def prepare(
 ) -> LoRAWeights:
     """The same LoRA in the form that `format` stores: scale baked into b, one rank, magnitudes its way."""
     spec = FORMATS[format]
-    modules = (
-        {p: m.baked(weights.rank) for p, m in weights.modules.items()}
-        if spec.baked
-        else dict(weights.modules)
-    )
+    prepared = replace(weights, lyrics_embedder=None, diffs={})
+    if with_lyrics_embedder:  # first, because it may merge modules whose magnitudes are the trained ones
+        prepared = for_format(weights, format, base)
+    modules = dict(prepared.modules)
+    if spec.baked:
+        modules = {path: module.baked(weights.rank) for path, module in modules.items()}
     wanted = "base" if spec.magnitude == "dora_scale" else "adapted"
     linears = base_linears(base) if base is not None else {}
     for path, module in modules.items():
@@ -304,11 +305,8 @@ def prepare(
         adapted = module.adapted_norms(linears[path])
         plain = mx.sqrt(mx.maximum(row_norms_squared(linears[path]), 1e-30))
         ratio = plain / adapted if wanted == "base" else adapted / plain
-        modules[path] = LoRAModule(module.a, module.b, module.scale, module.magnitude * ratio, wanted)
-    prepared = replace(weights, modules=modules)
-    if with_lyrics_embedder:
-        return for_format(prepared, format, base)
-    return replace(prepared, lyrics_embedder=None, diffs={})
+        modules[path] = replace(module, magnitude=module.magnitude * ratio, magnitude_over=wanted)
+    return replace(prepared, modules=modules)
 
 
 def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:

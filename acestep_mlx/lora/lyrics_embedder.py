@@ -165,8 +165,8 @@ def read_lyrics_embedder(folder: str | Path) -> dict[str, mx.array]:
     return {key.path: tensors[name] for name, key in keys.items() if key is not None}
 
 
-def for_format(prepared: LoRAWeights, format: str, base: nn.Module | None) -> LoRAWeights:
-    """`prepared` with the lyrics embedder in the form that `format`'s loader applies.
+def for_format(weights: LoRAWeights, format: str, base: nn.Module | None) -> LoRAWeights:
+    """`weights` with the lyrics embedder in the form that `format`'s loader applies.
 
     peft (the original pipeline) and mlx: plain values, which replace the base's. ComfyUI: differences from
     the base, with the LoRA of the same module merged into them, because one patch per module is all it keeps.
@@ -176,25 +176,25 @@ def for_format(prepared: LoRAWeights, format: str, base: nn.Module | None) -> Lo
             "SimpleTuner takes a lyrics embedder from a pickle beside the LoRA, not from the LoRA file; "
             "export without it"
         )
-    if prepared.lyrics_embedder is None and not prepared.diffs:
+    if weights.lyrics_embedder is None and not weights.diffs:
         raise ConfigError("this LoRA has no lyrics embedder to export")
-    if format != "comfyui" and not prepared.diffs:
-        return prepared
+    if format != "comfyui" and not weights.diffs:
+        return weights
     if base is None:
         raise ConfigError(
             f"the lyrics embedder in format {format!r} is relative to the base model: "
             "give it too (--model MLX_FOLDER)"
         )
     here = embedder_parameters(base)
-    given = prepared.lyrics_embedder or {}
+    given = weights.lyrics_embedder or {}
     check_embedder(here, given, "the lyrics embedder", complete=False)
-    check_embedder(here, prepared.diffs, "the lyrics embedder", complete=False)
+    check_embedder(here, weights.diffs, "the lyrics embedder", complete=False)
     values = {name: value.astype(mx.float32) for name, value in given.items()}
-    for name, diff in prepared.diffs.items():
+    for name, diff in weights.diffs.items():
         values[name] = values.get(name, here[name].astype(mx.float32)) + diff
     if format != "comfyui":
-        return replace(prepared, lyrics_embedder=values, diffs={})
-    modules = dict(prepared.modules)
+        return replace(weights, lyrics_embedder=values, diffs={})
+    modules = dict(weights.modules)
     diffs = {}
     for name, value in values.items():
         module, _, leaf = name.rpartition(".")
@@ -203,7 +203,7 @@ def for_format(prepared: LoRAWeights, format: str, base: nn.Module | None) -> Lo
         if leaf == "weight" and module in modules:
             value = _merged(modules.pop(module), value)
         diffs[name] = value - here[name].astype(mx.float32)
-    return replace(prepared, modules=modules, lyrics_embedder=None, diffs=diffs)
+    return replace(weights, modules=modules, lyrics_embedder=None, diffs=diffs)
 
 
 def _merged(module: LoRAModule, weight: mx.array) -> mx.array:
