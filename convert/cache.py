@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..errors import CheckpointError
 from ..models.files import read_json
-from ..models.load import Quantization
+from ..models.load import LYRIC_VOCAB, Quantization
+from . import lyric_vocab as vocabulary
 from .checkpoint import convert
 from .folder import exclusive
 from .source import Progress, hub_commit, is_repo, resolve, silent
 
 ENVIRONMENT = "ACESTEP_MLX_CACHE"
+LYRIC_IDS = 6693  # of the released model
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
@@ -104,3 +107,19 @@ def _commits(models: Path, repo: str) -> list[str]:
 def is_mlx_folder(path: Path) -> bool:
     """Whether `path` looks like what `convert` writes (`ModelFolder.open` then checks it)."""
     return (path / "config.json").is_file() and (path / "transformer.safetensors").is_file()
+
+
+def lyric_vocabulary(progress: Progress = silent, cache_dir: str | Path | None = None) -> Path:
+    """Upstream's lyric vocabulary for work without a model; found as `convert` finds it, then cached."""
+    kept = cache_folder(cache_dir) / LYRIC_VOCAB
+    if kept.is_file():
+        return kept
+    found = vocabulary.find(None, kept.parent, LYRIC_IDS, progress)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+        partial.write_bytes(found.data)
+        partial.replace(kept)
+    except OSError as error:
+        raise CheckpointError(f"{kept}: {error.strerror or error}") from None
+    return kept

@@ -156,7 +156,7 @@ def convert(
     source = resolve(src, revision, tell)
     origin = named or (source.path_or_repo, source.revision)
     jobs = [
-        _plan_component(source, name, dtype, quantization if name in q_components else None)
+        plan_component(source, name, dtype, quantization if name in q_components else None)
         for name in COMPONENTS
     ]
     vocab = vocabulary.find(lyric_vocab, source.path, jobs[0].config["lyric_encoder_vocab_size"], tell)
@@ -203,7 +203,7 @@ def convert(
     return Report(dst, reports, vocab.source, time.monotonic() - started, notes)
 
 
-def _plan_component(source: Source, name: str, dtype: str | None, quantization: Quantization | None) -> _Job:
+def plan_component(source: Source, name: str, dtype: str | None, quantization: Quantization | None) -> _Job:
     component = source.component(name)
     config_class, module_class = COMPONENTS[name]
     config = dict(component.config)

@@ -1,0 +1,358 @@
+"""What a model, a LoRA, a checkpoint, a data set or a file is, as lines of text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AceStepError, CheckpointError
+
+if TYPE_CHECKING:
+    from ..lora.weights import LoRAWeights
+    from ..models.files import TensorInfo
+    from ..models.load import ModelFolder
+
+NAMES = 20  # names per list
+# How LoRA files end their keys, and what may stand before a module's path.
+SPELLINGS = {
+    "lora_A.weight": "peft's",
+    "lora_down.weight": "kohya's",
+    "lora.down.weight": "diffusers' old",
+    "lora_a": "mlx-lm's",
+}
+PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def number(count: int) -> str:
+    """A count of parameters for people."""
+    return f"{count / 1e6:.2f} M" if count >= 1e4 else str(count)
+
+
+def _dtypes(tensors: Iterable[TensorInfo]) -> str:
+    sizes: Counter[str] = Counter()
+    for info in tensors:
+        sizes[info.dtype] += info.stop - info.start
+    return ", ".join(name for name, _ in sizes.most_common())
+
+
+def pytorch_checkpoint(path: Path) -> list[str]:
+    """An upstream checkpoint: its components, and whether it would convert."""
+    from ..convert.checkpoint import plan_component
+    from ..convert.source import FOLDERS, resolve
+
+    source = resolve(path)
+    lines, problems, bytes_total = [f"{path}: ACE-Step checkpoint for PyTorch"], [], 0
+    for name in FOLDERS:
+        try:
+            part = source.component(name)
+            tensors = part.tensors.values()
+            stored = sum(info.stop - info.start for info in tensors)
+            bytes_total += stored
+            lines.append(
+                f"  {FOLDERS[name]:22} {number(sum(info.size for info in tensors)):>10} parameters, "
+                f"{_dtypes(tensors)}, {size(stored)}"
+            )
+            account = plan_component(source, name, None, None).account
+            unused = sum(part.tensors[tensor].size for tensor in account.dropped)
+            if unused:
+                lines.append(f"  {'':22} {number(unused):>10} of them are dropped by the conversion")
+        except CheckpointError as error:
+            problems.append(str(error))
+    lines.append(f"  {size(bytes_total)} in all")
+    if problems:
+        return [*lines, "it does not convert:", *(f"  {problem}" for problem in problems)]
+    return [*lines, f"to use it: acestep-mlx convert --hf-path {path} --mlx-path OUT"]
+
+
+def mlx_folder(path: Path) -> list[str]:
+    """An MLX folder: precision, components, source, and what fits this machine."""
+    from ..convert.lyric_vocab import SHA256
+    from ..models.load import COMPONENTS, ModelFolder
+
+    folder = ModelFolder.open(path)
+    config = folder.config
+    source = config["source"]
+    lines = [
+        f"{path}: MLX model of acestep-mlx, converter {config['converter_version']}",
+        f"  source: {source['path_or_repo']}{' at ' + source['revision'] if source.get('revision') else ''}",
+        f"  precision: {precision(folder)}",
+    ]
+    for name in COMPONENTS:
+        parameters, stored, quantized = component_size(folder, name)
+        layers = f", {quantized} layers quantised" if quantized else ""
+        lines.append(
+            f"  {name:13} {number(parameters):>10} parameters, {size(stored):>10}{layers}, "
+            f"fingerprint {folder.fingerprints[name][:16]}"
+        )
+        folder.component_config(name)  # refuses what it does not understand
+    vocab = config.get("lyric_vocab") or {}
+    whose = "upstream's" if vocab.get("sha256") == SHA256 else "another than upstream's"
+    lines.append(f"  lyric vocabulary: {whose}, from {vocab.get('source', 'unknown')}")
+    if config.get("fused"):
+        lines.append(f"  fused LoRAs: {json.dumps(config['fused'], ensure_ascii=False)}")
+    return lines + training_memory(folder)
+
+
+def precision(folder: ModelFolder) -> str:
+    """Dtype and quantisation in words."""
+    q = folder.quantization
+    if q is None:
+        return str(folder.config["dtype"])
+    kind = f"{q['bits']} bits ({q['mode']}, groups of {q['group_size']})"
+    return f"{kind}, the rest {folder.config['dtype']}"
+
+
+def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
+    """(parameters as before quantisation, bytes, quantised layers) of a component; reads its header only."""
+    from ..models.files import read_header
+
+    tensors = read_header(folder.file(name)).tensors
+    stored = sum(info.stop - info.start for info in tensors.values())
+    bits = (folder.quantization or {}).get("bits", 0)
+    parameters = quantized = 0
+    for key, info in tensors.items():
+        layer, _, leaf = key.rpartition(".")
+        packed = f"{layer}.scales" in tensors
+        if leaf in ("scales", "biases") and packed:
+            continue
+        quantized += packed and leaf == "weight"
+        parameters += info.size * 32 // bits if packed and leaf == "weight" else info.size
+    return parameters, stored, quantized
+
+
+def training_memory(folder: ModelFolder) -> list[str]:
+    """Whether training with default settings fits this machine."""
+    from importlib.util import find_spec
+
+    if find_spec("acestep_mlx.training.plan") is None:
+        return []
+    from ..config import load_config
+    from ..training import plan
+
+    return [
+        "training with default settings (rank 16, batch 1, 60 s):",
+        *plan.verdict(load_config({}), folder),
+    ]
+
+
+def lora(path: Path, against: ModelFolder | None) -> list[str]:
+    """A LoRA of any format: rank, alpha, targets, scale; with a model, whether it fits."""
+    from ..lora.formats import find_file, read_lora
+    from ..models.files import read_header
+
+    file = find_file(path)
+    weights = read_lora(path)
+    header = read_header(file)
+    lines = [
+        f"{file}: {'DoRA' if weights.is_dora else 'LoRA'}, {_spelling(weights, set(header.tensors))}",
+        f"  {len(weights.modules)} modules, {number(weights.parameter_count)} parameters, "
+        f"{_dtypes(header.tensors.values())}, {size(file.stat().st_size)}",
+    ]
+    lines += _lora_facts(weights)
+    if not weights.is_trained:
+        lines.append("  it is untrained: it changes nothing")
+    if against is not None:
+        lines += _fits(weights, against)
+    return lines
+
+
+def _spelling(weights: LoRAWeights, names: set[str]) -> str:
+    if "file_format" in weights.metadata:
+        made = weights.metadata.get("tool_version")
+        return f"format {weights.metadata['file_format']!r} of acestep-mlx {made}"
+    found = next((what for end, what in SPELLINGS.items() if any(n.endswith(end) for n in names)), "other")
+    prefix = next(
+        (
+            p
+            for p in ("base_model.model.", "diffusion_model.", "transformer.")
+            if any(n.startswith(p) for n in names)
+        ),
+        "",
+    )
+    return f"{found} keys{f' under {prefix!r}' if prefix else ''}"
+
+
+def _lora_facts(weights: LoRAWeights) -> list[str]:
+    facts = weights.metadata
+    ranks = Counter(module.rank for module in weights.modules.values())
+    scales = Counter(round(module.scale, 6) for module in weights.modules.values())
+    targets = Counter(_target(name) for name in weights.modules)
+    lines = [f"  rank: {_counted(ranks)}", f"  scale still to be applied: {_counted(scales)}"]
+    if "alpha" in facts:
+        kind = ", rsLoRA" if facts.get("use_rslora") else ""
+        lines.append(
+            f"  trained with rank {facts.get('rank')}, alpha {facts['alpha']:g}{kind} "
+            f"(scale {facts.get('scale', 0):g})"
+        )
+    lines.append(f"  targets: {', '.join(f'{name} × {n}' for name, n in targets.most_common())}")
+    if facts.get("targets"):
+        lines.append(f"  chosen as: {', '.join(facts['targets'])}")
+    if "step" in facts:
+        lines.append(f"  step: {facts['step']}")
+    if "base" in facts:
+        lines.append(
+            f"  base: {facts['base']}, fingerprint {str(facts.get('base_fingerprint', 'unknown'))[:16]}"
+        )
+    if weights.lyrics_embedder:
+        count = sum(value.size for value in weights.lyrics_embedder.values())
+        lines.append(f"  lyrics embedder: {len(weights.lyrics_embedder)} tensors, {number(count)} parameters")
+    return lines
+
+
+def _counted(counts: Counter[Any]) -> str:
+    if len(counts) == 1:
+        return f"{next(iter(counts)):g}"
+    return ", ".join(f"{value:g} ({n} modules)" for value, n in counts.most_common())
+
+
+def _target(name: str) -> str:
+    """`transformer_blocks.3.attn.to_out.0` → `attn.to_out.0`: a module without its block's number."""
+    parts = name.split(".")
+    last = max((i for i, part in enumerate(parts[:-1]) if part.isdigit()), default=-1)
+    return ".".join(parts[last + 1 :])
+
+
+def _fits(weights: LoRAWeights, folder: ModelFolder) -> list[str]:
+    from ..models.load import COMPONENTS
+
+    skeleton = COMPONENTS["transformer"][1](folder.component_config("transformer"))  # lazy: takes no memory
+    try:
+        weights.check_against(skeleton)
+    except CheckpointError as error:
+        return [f"  does not fit {folder.path}: {error}"]
+    recorded = weights.metadata.get("base_fingerprint")
+    same = recorded == folder.fingerprints["transformer"]
+    note = (
+        ""
+        if recorded is None
+        else ", the one it was trained on"
+        if same
+        else ", another than it was trained on"
+    )
+    return [f"  fits {folder.path}{note}"]
+
+
+def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
+    """A checkpoint of this trainer, verified: step, settings, and the LoRA in it."""
+    from ..training.checkpoint import LORA, verify
+
+    state = verify(path)
+    total = sum(entry["bytes"] for entry in state["files"].values())
+    settings = state.get("lora", {})
+    lines = [
+        f"{path}: training checkpoint, step {state['step']}, of acestep-mlx {state.get('tool_version')}",
+        f"  {len(state['files'])} files, {size(total)}, all as they were written",
+        f"  LoRA: rank {settings.get('rank')}, alpha {settings.get('alpha')}, targets "
+        f"{', '.join(settings.get('targets', []))}",
+    ]
+    base = (state.get("identity") or {}).get("transformer")
+    if base:
+        lines.append(f"  base fingerprint: {str(base)[:16]}")
+    lines.append(f"go on with: acestep-mlx train CONFIG --resume_from_checkpoint={path}")
+    if (path / LORA).is_file():
+        lines += lora(path, against)
+    return lines
+
+
+def training_output(path: Path) -> list[str]:
+    """An output folder of training: its checkpoints and how far it came."""
+    from ..training.checkpoint import checkpoints, verify
+
+    lines = [f"{path}: output of training"]
+    for folder in checkpoints(path):
+        try:
+            step = f"step {verify(folder)['step']}"
+        except AceStepError as error:
+            step = f"damaged: {error}"
+        lines.append(f"  {folder.name}: {step}")
+    for name in ("pytorch_lora_weights.safetensors", "report.html", "metrics.jsonl"):
+        if (path / name).is_file():
+            lines.append(f"  {name}: {size((path / name).stat().st_size)}")
+    return lines
+
+
+def weights_file(path: Path) -> list[str]:
+    """A safetensors file that is no LoRA."""
+    from ..models.files import read_header
+
+    header = read_header(path)
+    tensors = header.tensors.values()
+    stored = sum(info.stop - info.start for info in tensors)
+    lines = [
+        f"{path}: safetensors, {len(header.tensors)} tensors, "
+        f"{number(sum(info.size for info in tensors))} parameters, {_dtypes(tensors)}, {size(stored)}",
+    ]
+    lines += [
+        f"  {name} {list(info.shape)} {info.dtype}" for name, info in list(header.tensors.items())[:NAMES]
+    ]
+    if len(header.tensors) > NAMES:
+        lines.append(f"  and {len(header.tensors) - NAMES} more")
+    return lines
+
+
+def data_set(path: Path, kind: str) -> list[str]:
+    """A folder of songs (`local`) or a Hugging Face data set (`huggingface`), as training would see it."""
+    from ..config import load_config
+    from ..data.manifest import build_manifest
+    from .counts import CountProgress
+
+    entry: dict[str, Any] = {"id": path.resolve().name or "songs", "type": kind, "dataset_type": "audio"}
+    if kind == "local":
+        entry |= {"instance_data_dir": str(path.resolve()), "caption_strategy": "textfile"}
+    else:
+        entry |= {"dataset_name": str(path.resolve()), "caption_strategy": "huggingface"}
+    config = load_config({"data_backend_config": [entry], "vae_cache_disable": True})
+    with CountProgress() as progress:
+        manifest = build_manifest(config, progress)
+    return [f"{path}: data set", *manifest.report.lines(NAMES)]
+
+
+def configuration(path: str | Path) -> list[str]:
+    """A run configuration: what is set, and what is ignored."""
+    from ..config import load_config
+
+    config = load_config(path)
+    changed = {k: v for k, v in config.to_dict().items() if config.origin(k) != "default"}
+    lines = [f"{config.source or path}: training configuration"]
+    lines += [f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
+    lines += [f"  ignored: {key} ({reason})" for key, reason in config.ignored]
+    return [*lines, f"for data, memory and length: acestep-mlx train {path} --dry-run"]
+
+
+def audio_file(path: Path) -> list[str]:
+    """A sound file, and how long it is for the model."""
+    from ..audio import probe
+    from ..models.codec import latent_frames
+
+    found = probe(path)
+    frames = latent_frames(round(found.duration * 44100))
+    return [
+        f"{path}: {found.format} audio, {found.duration:.2f} s, {found.sample_rate} Hz, "
+        f"{found.channels} channel(s), {frames} latent frames",
+    ]
+
+
+def lyrics(path: Path, vocab: Path, language: str | None) -> list[str]:
+    """Lyrics line by line, as the tokenizer reads them."""
+    from ..text.lyrics import LyricTokenizer
+    from ..text.report import lyrics_report, read_lyrics
+
+    text = read_lyrics(path)
+    return [f"{path}: lyrics", *lyrics_report(text, LyricTokenizer(vocab), language).splitlines()]
+
+
+def song_record(path: Path, content: dict[str, Any]) -> list[str]:
+    """The JSON beside a generated song."""
+    lines = [f"{path}: how a song was made (repeat it with acestep-mlx generate --from-json {path})"]
+    return lines + [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]

@@ -1,0 +1,154 @@
+"""`acestep-mlx info`: what is this file or folder?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import AceStepError, CheckpointError
+
+if TYPE_CHECKING:
+    from ..models.load import ModelFolder
+
+LYRICS_SUFFIXES = (".lyrics", ".lrc")
+LYRICS_ENDINGS = ("_lyrics.txt", ".lyrics.txt")
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+
+
+@click.command("info")
+@click.argument("path")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="MLX folder: does the LoRA fit it; its lyric vocabulary."
+)
+@click.option("--lyric-vocab", type=click.Path(path_type=Path), help="Lyric vocabulary file, for lyrics.")
+@click.option("--lyrics-language", help="Language of the lyrics (default: found line by line).")
+def command(path: str, model: Path | None, lyric_vocab: Path | None, lyrics_language: str | None) -> None:
+    """Say what PATH is: a PyTorch checkpoint, MLX folder, LoRA, training checkpoint or output, data set,
+    configuration (also env=NAME, example=NAME), lyrics or sound file. Nothing is changed.
+    """
+    from ..models.load import ModelFolder
+
+    folder = ModelFolder.open(model) if model is not None else None
+    for line in _describe(path, folder, lyric_vocab, lyrics_language):
+        click.echo(line)
+
+
+def _describe(
+    text: str, model: ModelFolder | None, lyric_vocab: Path | None, language: str | None
+) -> list[str]:
+    from . import describe
+
+    if text.startswith(("env=", "example=")):
+        return describe.configuration(text)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _folder(path, model)
+    if not path.exists():
+        hub = text.count("/") == 1 and not text.startswith((".", "/", "~"))
+        hint = f"; a hub repository is fetched by `acestep-mlx convert --hf-path {text}`" if hub else ""
+        raise AceStepError(f"{text}: no such file or folder{hint}")
+    return _file(path, model, lyric_vocab, language)
+
+
+def _folder(path: Path, model: ModelFolder | None) -> list[str]:
+    from ..convert.source import FOLDERS
+    from . import describe
+
+    names = {entry.name for entry in path.iterdir()}
+    if "config.json" in names and "transformer.safetensors" in names:
+        return describe.mlx_folder(path)
+    if names & set(FOLDERS.values()):
+        return describe.pytorch_checkpoint(path)
+    if path.name in FOLDERS.values() and "config.json" in names:
+        return [f"{path}: one component of a PyTorch checkpoint; give its parent folder"]
+    if "training_state.json" in names:
+        return describe.training_checkpoint(path, model)
+    if any(name.startswith("checkpoint-") for name in names) or "metrics.jsonl" in names:
+        return describe.training_output(path)
+    if names & set(LORA_FILES):
+        return describe.lora(path, model)
+    if names & {"state.json", "dataset_info.json", "dataset_dict.json"} or any(path.rglob("*.parquet")):
+        return describe.data_set(path, "huggingface")
+    if "config.json" in names and "multidatabackend.json" in names:
+        return describe.configuration(path / "config.json")
+    if _has_audio(path):
+        return describe.data_set(path, "local")
+    if "config.json" in names:
+        return describe.configuration(path / "config.json")
+    raise AceStepError(f"{path}: not a model, LoRA, checkpoint, configuration or folder of songs")
+
+
+def _has_audio(path: Path) -> bool:
+    from ..audio import SUFFIXES
+
+    return any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in path.rglob("*"))
+
+
+def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, language: str | None) -> list[str]:
+    from ..audio import SUFFIXES
+    from ..models.files import PICKLES, refuse_pickle
+    from . import describe
+
+    suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        refuse_pickle(path)
+    if suffix == ".safetensors":
+        return _weights(path, model)
+    if suffix in LYRICS_SUFFIXES or path.name.endswith(LYRICS_ENDINGS):
+        return describe.lyrics(path, _vocabulary(model, lyric_vocab), language)
+    if suffix == ".json":
+        return _json(path)
+    if suffix in SUFFIXES:
+        return describe.audio_file(path)
+    if suffix == ".txt":
+        return describe.lyrics(path, _vocabulary(model, lyric_vocab), language)
+    raise AceStepError(f"{path}: not a file that acestep-mlx knows")
+
+
+def _weights(path: Path, model: ModelFolder | None) -> list[str]:
+    from ..lora.keys import parse
+    from ..models.files import read_header
+    from . import describe
+
+    names = read_header(path).tensors
+    roles = {key.role for key in map(parse, names) if key is not None}
+    if roles & {"a", "b", "a_in_r", "b_r_out"}:
+        return describe.lora(path, model)
+    return describe.weights_file(path)
+
+
+def _json(path: Path) -> list[str]:
+    from . import describe
+
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise AceStepError(f"{path}: not JSON: {error}") from None
+    if isinstance(content, list):
+        from ..config import load_config
+        from ..data.backends import read_backends
+
+        backends = read_backends(load_config({"data_backend_config": str(path.resolve())}))
+        sets = [f"  {one.id}: {one.type}, {one.folder or one.dataset_name}" for one in backends.audio]
+        return [f"{path}: data sets for training", *sets]
+    if isinstance(content, dict) and content.get("format") == "acestep-mlx":
+        return describe.mlx_folder(path.parent)
+    if isinstance(content, dict) and {"prompt", "seed"} <= set(content):
+        return describe.song_record(path, content)
+    return describe.configuration(path)
+
+
+def _vocabulary(model: ModelFolder | None, given: Path | None) -> Path:
+    """The lyric vocabulary to read lyrics with: given, the model's, or wherever `convert` would find it."""
+    if given is not None:
+        if not given.is_file():
+            raise CheckpointError(f"{given}: no such file")
+        return given
+    if model is not None:
+        return model.lyric_vocab()
+    from ..convert.cache import lyric_vocabulary
+
+    return lyric_vocabulary(lambda text, done, total: click.echo(text, err=True))

@@ -1,0 +1,210 @@
+"""`acestep-mlx info` on everything that the product reads or writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import save_file
+
+from acestep_mlx.cli import main
+from acestep_mlx.lora.formats import FORMATS, write_lora
+from acestep_mlx.lora.inject import LoRASpec, from_model, inject
+from acestep_mlx.models.load import ModelFolder
+
+
+def info(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What the command prints; it must end well."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["info", *map(str, arguments)])
+    output = capsys.readouterr()
+    assert caught.value.code == 0, output.err
+    return output.out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of an error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["info", *map(str, arguments)])
+    errors = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and len(errors) == 1 and errors[0].startswith("error: "), errors
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def loras(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same trained LoRA in every format."""
+    folder = tmp_path_factory.mktemp("loras")
+    model = ModelFolder.open(tiny_model)
+    transformer = model.load("transformer")
+    spec = LoRASpec(rank=4, alpha=8.0, targets=("to_q", "to_v"))
+    for path in inject(transformer, spec, seed=0):
+        layer = transformer
+        for part in path.split("."):
+            layer = layer[int(part)] if isinstance(layer, list) else layer[part]
+        layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(0))
+    weights = from_model(
+        transformer, spec, step=20, base_fingerprint=model.fingerprints["transformer"], base="songs"
+    )
+    for name in FORMATS:
+        write_lora(folder / f"{name}.safetensors", weights, name, base=transformer)
+    return folder
+
+
+def test_pytorch_checkpoint(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = info(capsys, tiny_checkpoint)
+    assert "ACE-Step checkpoint for PyTorch" in out and "F32" in out
+    assert "2.09 M parameters" in out and "0.34 M of them are dropped" in out
+    assert f"acestep-mlx convert --hf-path {tiny_checkpoint}" in out
+    assert "give its parent folder" in info(capsys, tiny_checkpoint / "music_vocoder")
+
+
+def test_a_damaged_checkpoint_says_what_is_wrong(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shutil.copytree(tiny_checkpoint, tmp_path / "source")
+    (source / "music_vocoder" / "config.json").unlink()
+    out = info(capsys, source)
+    assert "it does not convert:" in out and "music_vocoder/config.json: No such file" in out
+
+
+def test_mlx_folder(
+    tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from acestep_mlx.convert.checkpoint import convert
+
+    out = info(capsys, tiny_model)
+    assert "precision: float32" in out and "1.75 M parameters" in out
+    assert ModelFolder.open(tiny_model).fingerprints["dcae"][:16] in out
+    assert info(capsys, tiny_model / "config.json") == out
+    convert(tiny_checkpoint, tmp_path / "q", quantize=True, q_bits=4)
+    out = info(capsys, tmp_path / "q")
+    assert "4 bits (affine, groups of 64), the rest float32" in out
+    assert "1.75 M parameters" in out, "counted as before quantisation"
+    assert "35 layers quantised" in out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_lora(name: str, loras: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = info(capsys, loras / f"{name}.safetensors", "--model", tiny_model)
+    assert f"format {name!r} of acestep-mlx" in out and "rank: 4" in out
+    assert "trained with rank 4, alpha 8 (scale 2)" in out
+    assert "scale still to be applied: " + ("2" if name == "mlx" else "1") in out
+    assert "attn.to_q × 2" in out and "cross_attn.to_v × 2" in out and "step: 20" in out
+    assert f"fits {tiny_model}, the one it was trained on" in out
+
+
+def test_a_foreign_lora_and_one_for_another_model(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "base_model.model.transformer_blocks.0.attn.to_q"
+    tensors = {
+        f"{path}.lora_A.weight": np.ones((8, 128), np.float32),
+        f"{path}.lora_B.weight": np.ones((96, 8), np.float32),
+    }
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    out = info(capsys, tmp_path, "--model", tiny_model)  # a folder with a LoRA in it
+    assert "peft's keys under 'base_model.model.'" in out and "rank: 8" in out
+    assert f"does not fit {tiny_model}" in out
+
+
+def test_training_checkpoint_and_output(
+    loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from acestep_mlx.training import checkpoint
+
+    def extra(folder: Path) -> None:
+        shutil.copy(loras / "peft.safetensors", folder / checkpoint.LORA)
+
+    arrays = {"x": mx.zeros((2,))}
+    state = {
+        "tool_version": "9.9",
+        "lora": {"rank": 4, "alpha": 8.0, "targets": ["to_q"]},
+        "identity": {"transformer": "fingerprint-of-the-base"},
+    }
+    path = checkpoint.save(
+        tmp_path, 20, state=state, adapter=arrays, optimizer=arrays, sampler=arrays, config={}, extra=extra
+    )
+    out = info(capsys, path)
+    assert "training checkpoint, step 20" in out and "rank 4, alpha 8.0, targets to_q" in out
+    assert "fingerprint-of-t" in out and "attn.to_q × 2" in out
+    (path / checkpoint.ADAPTER).write_bytes(b"")
+    assert "is damaged: adapter.safetensors" in refused(capsys, path)
+    assert "checkpoint-20: damaged" in info(capsys, tmp_path)
+
+
+def test_folder_of_songs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tone = 0.1 * np.sin(np.arange(4 * 44100) / 50)
+    soundfile.write(tmp_path / "one.wav", tone, 44100)
+    (tmp_path / "one.txt").write_text("slow ballad")
+    (tmp_path / "two.flac").write_bytes(b"not sound")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    out = info(capsys, tmp_path)
+    assert "1 of 2 songs" in out and "two.flac" in out and "without lyrics: 1" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == before, "nothing is written"
+    out = info(capsys, tmp_path / "one.wav")
+    assert "wav audio, 4.00 s, 44100 Hz, 1 channel(s), 44 latent frames" in out
+
+
+def test_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"--model_family": "ace_step", "--lora_rank": 7}))
+    out = info(capsys, tmp_path / "config.json")
+    assert "training configuration" in out and "lora_rank = 7" in out
+    assert info(capsys, tmp_path) == out
+    sets = [{"id": "mine", "type": "local", "dataset_type": "audio", "instance_data_dir": str(tmp_path)}]
+    (tmp_path / "multidatabackend.json").write_text(json.dumps(sets))
+    assert "mine: local" in info(capsys, tmp_path / "multidatabackend.json")
+    assert "lora_rank" in refused(capsys, _config(tmp_path, lora_rank=-1))
+    assert "did you mean" in refused(capsys, _config(tmp_path, lora_rnk=4))
+
+
+def _config(folder: Path, **values: object) -> Path:
+    path = folder / "other.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_lyrics(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "song.lyrics").write_text("[verse]\nHarbour lights are turning low\n\nGuten Abend\n")
+    out = info(capsys, tmp_path / "song.lyrics", "--model", tiny_model)
+    assert "harbour lights are turning low" in out and " de " in out
+    forced = info(
+        capsys,
+        tmp_path / "song.lyrics",
+        "--lyric-vocab",
+        tiny_model / "lyric_vocab.json",
+        "--lyrics-language",
+        "en",
+    )
+    assert " de " not in forced
+    (tmp_path / "bad.lyrics").write_bytes(b"\xff\xff\xff")
+    assert "UTF-8" in refused(capsys, tmp_path / "bad.lyrics", "--model", tiny_model)
+
+
+def test_component_weights(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = info(capsys, tiny_model / "dcae.safetensors")
+    assert "safetensors, 82 tensors" in out and "and 62 more" in out
+
+
+def test_what_it_cannot_know(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such file or folder" in refused(capsys, tmp_path / "nothing")
+    assert "acestep-mlx convert --hf-path someone/songs" in refused(capsys, "someone/songs")
+    assert "not a model, LoRA, checkpoint" in refused(capsys, tmp_path)
+    (tmp_path / "x.pt").write_bytes(b"")
+    assert "a pickle can run code" in refused(capsys, tmp_path / "x.pt")
+    (tmp_path / "x.bmp").write_bytes(b"")
+    assert "not a file that acestep-mlx knows" in refused(capsys, tmp_path / "x.bmp")
+    (tmp_path / "x.json").write_text("{")
+    assert "not JSON" in refused(capsys, tmp_path / "x.json")
+    (tmp_path / "x.safetensors").write_bytes(b"12345678901234567890")
+    assert "not a whole safetensors file" in refused(capsys, tmp_path / "x.safetensors")
+    broken = shutil.copytree(tiny_model, tmp_path / "model")
+    (broken / "vocoder.safetensors").unlink()
+    assert "is incomplete: vocoder.safetensors" in refused(capsys, broken)
