@@ -1,0 +1,189 @@
+"""The run that was interrupted and resumed is the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import mlx.core as mx
+import pytest
+
+from acestep_mlx.errors import CheckpointError, ConfigError
+from acestep_mlx.training.events import CheckpointSaved, Notice, StepDone
+from acestep_mlx.training.interrupts import StopRequest
+
+from . import runs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("resume")
+
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 3, "max_train_steps": 4},
+    "dropout": {"lora_dropout": 0.3, "train_batch_size": 2, "caption_dropout_probability": 0.5},
+    "dora": {"use_dora": True, "optimizer": "lion"},
+    "lyrics embedder": {"lyrics_embedder_train": True, "lyrics_embedder_lr": 1e-4, "lyrics_embedder_optimizer": "sgd"},
+    "quantised": {"base_model_precision": "int8-quanto", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
+    "two data sets": {
+        "optimizer": "adafactor",
+        "backends": [
+            {"id": "a", "instance_data_dir": "songs", "repeats": 1},
+            {"id": "b", "instance_data_dir": "songs", "max_num_samples": 2, "probability": 0.5},
+        ],
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stopped_at_any_micro_step_and_resumed(root, tiny_model, variant):
+    options = dict(VARIANTS[variant])
+    for backend in options.get("backends", []):
+        backend["instance_data_dir"] = str(root / backend["instance_data_dir"])
+    name = variant.replace(" ", "-")
+    straight = runs.configuration(root, tiny_model, f"{name}-straight", **options)
+    done, _ = runs.run(straight)
+    broken = runs.configuration(root, tiny_model, f"{name}-broken", resume_from_checkpoint="latest", **options)
+    last = done.step
+    stop = StopRequest()
+    after = 4 if variant == "accumulation" else 2  # micro-steps; 4 of 3 is in the middle of an update
+    batches = []
+
+    def count(self, batch, **kwargs):
+        batches.append(1)
+        if len(batches) == after:
+            stop.request()
+        return original(self, batch, **kwargs)
+
+    from acestep_mlx.training.step import TrainStep
+
+    original = TrainStep.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", count)
+        halted, _ = runs.run(broken, stop=stop)
+    assert not halted.finished and halted.step < last
+    resumed, _ = runs.run(broken)
+    assert resumed.finished and resumed.step == last
+    runs.assert_identical(done.checkpoint, resumed.checkpoint)
+    assert runs.losses(root / f"{name}-straight") == runs.losses(root / f"{name}-broken")
+    with open(done.lora, "rb") as a, open(resumed.lora, "rb") as b:
+        assert a.read() == b.read()
+
+
+def test_sigterm_ends_with_a_complete_checkpoint(root, tiny_model):
+    config = runs.configuration(root, tiny_model, "sigterm", max_train_steps=50)
+    result, seen = runs.run(
+        config, lambda e: os.kill(os.getpid(), signal.SIGTERM) if isinstance(e, StepDone) and e.step == 2 else None
+    )
+    assert not result.finished and 2 <= result.step <= 4
+    assert seen.of(CheckpointSaved)[-1].path == str(result.checkpoint)
+    assert not (root / "sigterm" / "pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(root, tiny_model):
+    """A finished run with a checkpoint at every second step."""
+    config = runs.configuration(root, tiny_model, "finished", checkpointing_steps=2, checkpoints_total_limit=2)
+    result, seen = runs.run(config)
+    return config, result, seen
+
+
+def test_limit_deletes_the_oldest_after_the_new_one_is_complete(finished, root):
+    _, result, seen = finished
+    saved = seen.of(CheckpointSaved)
+    assert [e.step for e in saved] == [2, 4, 6]
+    assert [len(e.removed) for e in saved] == [0, 0, 1]
+    left = sorted(p.name for p in (root / "finished").iterdir() if "checkpoint" in p.name)
+    assert left == ["checkpoint-4", "checkpoint-6"] and result.checkpoint.name == "checkpoint-6"
+
+
+def test_checkpoint_holds_what_the_readme_says(finished):
+    _, result, _ = finished
+    names = {p.name for p in result.checkpoint.iterdir()}
+    assert names == {
+        "pytorch_lora_weights.safetensors",
+        "adapter.safetensors",
+        "optimizer.safetensors",
+        "sampler.safetensors",
+        "config.json",
+        "training_state.json",
+    }
+    from acestep_mlx.config import load_config
+    from acestep_mlx.lora.formats import read_lora
+
+    assert load_config(result.checkpoint / "config.json").lora_rank == 2
+    baked = read_lora(result.checkpoint / "pytorch_lora_weights.safetensors")
+    trained = mx.load(str(result.checkpoint / "adapter.safetensors"))
+    for path, module in baked.modules.items():
+        ours = trained[f"{path}.lora_a"] @ trained[f"{path}.lora_b"]  # alpha = rank: scale 1
+        assert mx.abs(module.delta() - ours.T).max().item() < 1e-7
+
+
+def test_resuming_a_finished_run_writes_the_lora_again(finished, root):
+    config, first, _ = finished
+    first.lora.unlink()
+    result, seen = runs.run({**config, "resume_from_checkpoint": "latest"})
+    assert result.finished and result.lora.is_file() and not seen.of(StepDone)
+
+
+def test_latest_skips_a_damaged_checkpoint_and_says_so(finished, root, tiny_model, tmp_path):
+    import shutil
+
+    config, _, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(root / "finished", copy)
+    target = copy / "checkpoint-6" / "optimizer.safetensors"
+    data = bytearray(target.read_bytes())
+    data[-3] ^= 0xFF
+    target.write_bytes(bytes(data))
+    config = {**config, "output_dir": str(copy), "resume_from_checkpoint": "latest"}
+    result, seen = runs.run(config)
+    warnings = [e.text for e in seen.of(Notice) if e.level == "warning"]
+    assert any("checkpoint-6" in w and "optimizer.safetensors" in w for w in warnings)
+    assert [e.step for e in seen.of(StepDone)] == [5, 6]
+    runs.assert_identical(result.checkpoint, root / "finished" / "checkpoint-6")
+    for path in copy.glob("checkpoint-*"):
+        (path / "training_state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="all 2 checkpoints"):
+        runs.run(config)
+    with pytest.raises(CheckpointError, match=r"checkpoint-4.*JSON"):
+        runs.run({**config, "resume_from_checkpoint": str(copy / "checkpoint-4")})
+
+
+@pytest.mark.parametrize(
+    "change", [{"lora_rank": 4}, {"optimizer": "lion"}, {"seed": 1}, {"gradient_accumulation_steps": 2}]
+)
+def test_a_contradicting_configuration_is_refused_with_the_difference(finished, change):
+    config, _, _ = finished
+    ((name, value),) = change.items()
+    with pytest.raises(ConfigError, match=rf"{name}: checkpoint .*, now .*{value}"):
+        runs.run({**config, "resume_from_checkpoint": "latest", **change})
+
+
+def test_metrics_of_steps_that_are_done_again_are_not_there_twice(finished, root, tmp_path):
+    import shutil
+
+    config, _, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(root / "finished", copy)
+    shutil.rmtree(copy / "checkpoint-6")  # as if killed before it was written
+    runs.run({**config, "output_dir": str(copy), "resume_from_checkpoint": "latest"})
+    assert [s for s, _ in runs.losses(copy)] == [1, 2, 3, 4, 5, 6]
+    assert runs.losses(copy) == runs.losses(root / "finished")
+
+
+def test_longer_run_may_go_on_from_a_checkpoint(finished, root, tmp_path):
+    import shutil
+
+    config, _, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(root / "finished", copy)
+    result, seen = runs.run(
+        {**config, "output_dir": str(copy), "resume_from_checkpoint": "latest", "max_train_steps": 7}
+    )
+    assert result.finished and [e.step for e in seen.of(StepDone)] == [7]
+    assert json.loads((result.checkpoint / "training_state.json").read_text())["step"] == 7
