@@ -345,6 +345,10 @@ def _facts(prepared: LoRAWeights, format: str) -> str:
     facts = dict(prepared.metadata)
     for stale in ("baked", "scales", "file_format"):
         facts.pop(stale, None)
+    if isinstance(facts.get("base"), str) and Path(facts["base"]).is_absolute():
+        facts["base"] = Path(
+            facts["base"]
+        ).name  # LoRAs are shared: where a home folder is, is nobody's business
     facts |= {"file_format": format, "baked": FORMATS[format].baked, "tool_version": __version__}
     if not FORMATS[format].baked:
         scales = {path: module.scale for path, module in prepared.modules.items()}

@@ -1,0 +1,291 @@
+"""`fuse` and `export` as commands: new folders and files that are right, whole, and say what they are."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from acestep_mlx import cli
+from acestep_mlx.convert.checkpoint import convert
+from acestep_mlx.convert.fuse import fuse
+from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
+from acestep_mlx.lora import formats
+from acestep_mlx.lora.apply import apply_loras
+from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
+from acestep_mlx.lora.inject import LoRASpec, from_model, inject
+from acestep_mlx.lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
+from acestep_mlx.models.load import ModelFolder
+
+from .standin import disturb
+
+SPEC = LoRASpec(rank=4, alpha=10)
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("q8") / "model"
+    convert(tiny_checkpoint, folder, dtype="bfloat16", quantize=True, q_bits=8, q_group_size=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loras(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a LoRA, a DoRA, and a LoRA with a trained lyrics embedder."""
+    root = tmp_path_factory.mktemp("loras")
+    for name, spec in (("lora", SPEC), ("dora", LoRASpec(rank=3, use_dora=True)), ("embedder", SPEC)):
+        model = ModelFolder.open(tiny_model).load("transformer")
+        inject(model, spec)
+        disturb(model, len(name))
+        write_lora(root / name / FILE_NAME, from_model(model, spec))
+        if name == "embedder":
+            values = embedder_parameters(model).items()
+            trained = {
+                n: v + 0.1 * mx.random.normal(v.shape, key=mx.random.key(i))
+                for i, (n, v) in enumerate(values)
+            }
+            save_lyrics_embedder(root / name, trained)
+    return {path.name: path for path in root.iterdir()}
+
+
+def inputs(folder: Path) -> dict[str, mx.array]:
+    config = ModelFolder.open(folder).component_config("transformer")
+    key = mx.random.key(0)
+    return {
+        "hidden_states": mx.random.normal((1, 8, 16, 12), key=key),
+        "attention_mask": mx.ones((1, 12)),
+        "encoder_text_hidden_states": mx.random.normal((1, 4, config.text_embedding_dim), key=key),
+        "text_attention_mask": mx.ones((1, 4)),
+        "speaker_embeds": mx.zeros((1, config.speaker_embedding_dim)),
+        "lyric_token_idx": mx.array([[3, 5, 7, 2]]),
+        "lyric_mask": mx.ones((1, 4)),
+        "timestep": mx.array([500.0]),
+    }
+
+
+def velocity(folder: Path, *used: tuple[Path, float]) -> mx.array:
+    transformer = ModelFolder.open(folder).load("transformer")
+    apply_loras(transformer, [(read_lora(path), strength) for path, strength in used])
+    return transformer(**inputs(folder)).astype(mx.float32)
+
+
+def distance(a: mx.array, b: mx.array) -> float:
+    return float(mx.linalg.norm(a - b) / mx.linalg.norm(b))
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "acestep_mlx", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_fused_folder_is_the_model_with_its_loras(tiny_model, loras, tmp_path):
+    before = {p.name: p.read_bytes() for p in tiny_model.iterdir()}
+    used = [(loras["embedder"], 1.0), (loras["dora"], 0.5)]
+    report = fuse(tiny_model, used, tmp_path / "new")
+    assert report.layers == 8 * 2 + 3 * 2 and report.parameters > 20
+    assert distance(velocity(tmp_path / "new"), velocity(tiny_model, *used)) < 1e-5
+    assert distance(velocity(tmp_path / "new"), velocity(tiny_model)) > 1e-2
+    assert {p.name: p.read_bytes() for p in tiny_model.iterdir()} == before
+    for path in (tmp_path / "new").iterdir():
+        if path.name not in ("config.json", "transformer.safetensors"):
+            assert path.read_bytes() == before[path.name], path.name
+    old, new = (ModelFolder.open(p) for p in (tiny_model, tmp_path / "new"))
+    assert new.fingerprints["transformer"] != old.fingerprints["transformer"]
+    assert {k: v for k, v in new.fingerprints.items() if k != "transformer"} == {
+        k: v for k, v in old.fingerprints.items() if k != "transformer"
+    }
+    assert [(e["lora"], e["scale"]) for e in new.config["fused"]] == [("embedder", 1.0), ("dora", 0.5)]
+
+
+def test_fusing_twice_adds_to_the_record_and_equals_both_at_once(tiny_model, loras, tmp_path):
+    fuse(tiny_model, [(loras["lora"], 1.0)], tmp_path / "one")
+    fuse(tmp_path / "one", [(loras["embedder"], 1.0)], tmp_path / "two")
+    assert len(ModelFolder.open(tmp_path / "two").config["fused"]) == 2
+
+
+def test_a_quantised_folder_stays_quantised_and_says_what_it_lost(quantised, loras, tmp_path):
+    report = fuse(quantised, [(loras["lora"], 1.0)], tmp_path / "new")
+    new = ModelFolder.open(tmp_path / "new")
+    assert new.quantization == ModelFolder.open(quantised).quantization
+    shapes = [
+        {
+            name: (v.shape, v.dtype)
+            for name, v in tree_flatten(ModelFolder.open(p).load("transformer").parameters())
+        }
+        for p in (quantised, tmp_path / "new")
+    ]
+    assert shapes[0] == shapes[1]
+    assert len(report.errors) == report.layers == 22
+    assert 0 < report.mean.weight <= report.worst[1].weight < 0.02
+    assert report.mean.update > report.mean.weight
+    assert distance(velocity(tmp_path / "new"), velocity(quantised, (loras["lora"], 1.0))) < 0.05
+    transformer = ModelFolder.open(quantised).load("transformer")
+    apply_loras(transformer, [(read_lora(loras["lora"]), 1.0)], fused=True)
+    expected = dict(tree_flatten(transformer.parameters()))
+    for name, value in tree_flatten(new.load("transformer").parameters()):
+        assert mx.array_equal(value, expected[name]), name  # the folder holds what fusing in memory gives
+
+
+def test_strength_zero_copies_the_model(quantised, loras, tmp_path):
+    report = fuse(quantised, [(loras["embedder"], 0.0)], tmp_path / "new")
+    assert report.layers == report.parameters == 0
+    old, new = (ModelFolder.open(p) for p in (quantised, tmp_path / "new"))
+    assert old.fingerprints == new.fingerprints
+    assert old.file("transformer").read_bytes() == new.file("transformer").read_bytes()
+
+
+def test_nothing_is_left_of_a_fuse_that_failed(tiny_model, loras, tmp_path, monkeypatch):
+    other = read_lora(loras["lora"])
+    other.modules = {f"other.{path}": module for path, module in other.modules.items()}
+    write_lora(tmp_path / "other.safetensors", other)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for arguments, says in (
+        ((tiny_model, [(tmp_path / "other.safetensors", 1.0)], tmp_path / "new"), "another model"),
+        ((tiny_model, [(loras["lora"], float("nan"))], tmp_path / "new"), "must be a number"),
+        ((tiny_model, [], tmp_path / "new"), "at least one"),
+        ((tmp_path / "none", [(loras["lora"], 1.0)], tmp_path / "new"), "no such"),
+        ((tiny_model, [(loras["lora"], 1.0)], tmp_path / "full"), "exists already"),
+    ):
+        with pytest.raises(AceStepError, match=says) as error:
+            fuse(*arguments)
+        assert "\n" not in str(error.value)
+    from acestep_mlx.convert import fuse as module
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.SafetensorsWriter, "write", full)
+    with pytest.raises(CheckpointError, match="disk is full"):
+        fuse(tiny_model, [(loras["lora"], 1.0)], tmp_path / "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "other.safetensors"]
+
+
+def test_the_fuse_command(quantised, loras, tmp_path):
+    code, out, _ = run(
+        "fuse", "--model", quantised, "--lora", loras["lora"], "--lora", loras["dora"], "--lora-scale", 0.5,
+        "-o", tmp_path / "new",
+    )  # fmt: skip
+    assert code == 0
+    assert "2 LoRA(s) in 22 layers" in out and "quantising again moved the fused weights by" in out
+    code, _, err = run(
+        "fuse",
+        "--model",
+        quantised,
+        "--lora",
+        loras["lora"],
+        "--lora-scale",
+        1,
+        "--lora-scale",
+        2,
+        "-o",
+        tmp_path / "x",
+    )
+    assert code == 2 and "2 --lora-scale for 1 --lora" in err
+    code, _, err = run("fuse", "--model", quantised, "--lora", loras["lora"], "-o", tmp_path / "new")
+    assert code == 1 and err.count("\n") == 1 and "exists already" in err
+
+
+def export(*arguments: object) -> None:
+    cli.cli.main(["export", *map(str, arguments)], standalone_mode=False)
+
+
+def test_the_export_command(loras, tiny_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(loras["lora"])
+    path = tmp_path / "lora-peft" / FILE_NAME
+    assert path.is_file()
+    export(path, "--format", "mlx", "--dtype", "bfloat16")
+    export(loras["dora"], "--format", "comfyui", "--model", tiny_model, "-o", "out/x.safetensors")
+    export(loras["lora"], "--format", "simpletuner", "-o", "folder")
+    export(loras["lora"], "-o", "peft.safetensors")
+    out = capsys.readouterr().out
+    assert out.count("read back and compared") == 5
+    assert "LoRA of 22 modules, rank 4, float32" in out and "DoRA of 22 modules, rank 3" in out
+    assert "wants a folder" in out
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")) == [
+        f"folder/{FILE_NAME}", "lora-peft-mlx.safetensors", f"lora-peft/{FILE_NAME}", "out/x.safetensors",
+        "peft.safetensors",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="--force"):
+        export(loras["lora"])
+    export(loras["lora"], "--force")
+    with pytest.raises(ConfigError, match="is the LoRA itself"):
+        export(path, "-o", path, "--force")
+
+
+def test_exporting_a_lyrics_embedder(loras, tiny_model, tmp_path, capsys):
+    export(loras["embedder"], "-o", tmp_path / "a.safetensors")
+    assert "--with-lyrics-embedder adds it" in capsys.readouterr().out
+    export(loras["embedder"], "-o", tmp_path / "b.safetensors", "--with-lyrics-embedder")
+    assert read_lora(tmp_path / "a.safetensors").lyrics_embedder is None
+    assert read_lora(tmp_path / "b.safetensors").lyrics_embedder
+    options = ("--with-lyrics-embedder", "--format", "comfyui")
+    export(loras["embedder"], "-o", tmp_path / "c.safetensors", *options, "--model", tiny_model)
+    assert "4 of the lyrics embedder's tensors (pos_bias_u/v)" in capsys.readouterr().out
+    for path in (tmp_path / "b.safetensors", tmp_path / "c.safetensors"):
+        assert velocity(tiny_model, (path, 1.0)).shape == (1, 8, 16, 12)
+    same = distance(
+        velocity(tiny_model, (tmp_path / "b.safetensors", 1.0)),
+        velocity(tiny_model, (loras["embedder"], 1.0)),
+    )
+    assert same < 1e-6
+
+
+def test_an_untrained_lora_is_exported_with_a_word(tiny_model, tmp_path, capsys):
+    model = ModelFolder.open(tiny_model).load("transformer")
+    inject(model, SPEC)
+    write_lora(tmp_path / "x.safetensors", from_model(model, SPEC))
+    export(tmp_path / "x.safetensors", "-o", tmp_path / "y.safetensors")
+    assert "untrained" in capsys.readouterr().out
+
+
+def test_a_file_that_does_not_read_back_is_no_file(loras, tmp_path, monkeypatch):
+    """The check before "done" catches a writer that spoils a tensor."""
+    save = mx.save_safetensors
+
+    def spoil(path, tensors, metadata):
+        name = next(iter(tensors))
+        save(path, {**tensors, name: tensors[name] * 1.001}, metadata)
+
+    monkeypatch.setattr(formats.mx, "save_safetensors", spoil)
+    with pytest.raises(CheckpointError, match="reads back differently"):
+        export(loras["lora"], "-o", tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_exports_are_one_line(tmp_path, loras):
+    for arguments, says in (
+        ((tmp_path / "none",), "no such LoRA"),
+        ((tmp_path,), "holds no LoRA"),
+        ((loras["dora"], "--format", "comfyui", "-o", tmp_path / "x.safetensors"), "--model"),
+        ((loras["lora"], "-o", tmp_path / "x.txt"), "must end in .safetensors"),
+        ((loras["lora"], "-o", tmp_path / "x.safetensors", "--model", tmp_path), "not an MLX folder"),
+    ):
+        with pytest.raises(AceStepError, match=says) as error:
+            export(*arguments)
+        assert "\n" not in str(error.value)
+    code, _, err = run("export", loras["lora"], "--format", "kohya")
+    assert code == 2 and "kohya" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shared_files_do_not_tell_where_home_is(tiny_model, tmp_path):
+    model = ModelFolder.open(tiny_model).load("transformer")
+    inject(model, SPEC)
+    path = write_lora(tmp_path / "x.safetensors", from_model(model, SPEC, base=str(tiny_model)))
+    assert str(tiny_model.parent) not in path.read_bytes()[:20000].decode(errors="replace")
+    facts = json.loads(mx.load(str(path), return_metadata=True)[1][formats.METADATA_KEY])
+    assert facts["base"] == tiny_model.name
