@@ -74,7 +74,8 @@ def test_lyrics() -> None:
 @pytest.mark.parametrize(
     ("template", "name"),
     [("{filename}_lyrics.txt", "my.song_lyrics.txt"), ("{stem}.l", "my.song.l"),
-     ("{name}.lrc", "my.song.mp3.lrc"), ("{stem}.{ext}.txt", "my.song.mp3.txt"), ("lyrics/{parent}-{stem}.txt", "lyrics/album-my.song.txt")],
+     ("{name}.lrc", "my.song.mp3.lrc"), ("{stem}.{ext}.txt", "my.song.mp3.txt"),
+     ("lyrics/{parent}-{stem}.txt", "lyrics/album-my.song.txt")],
 )  # fmt: skip
 def test_lyrics_names(template: str, name: str) -> None:
     assert lyrics_name(template, Path("x/album/my.song.mp3")) == name

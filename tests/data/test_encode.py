@@ -1,0 +1,286 @@
+"""Caches: what is computed, when it is computed again, and that nothing wrong is ever trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from acestep_mlx.audio import read_audio
+from acestep_mlx.data.encode import Cache, encode_dataset, load_part
+from acestep_mlx.data.manifest import build_manifest
+from acestep_mlx.data.store import Store, cache_key, write_atomic
+from acestep_mlx.errors import DataError
+from acestep_mlx.models.load import ModelFolder
+
+from .songs import config, song, write
+
+
+class Watch:
+    """A progress callback that remembers what was computed."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def __call__(self, stage: str, done: int, total: int, name: str) -> None:
+        if stage != "looking at songs":
+            self.done.append(stage)
+
+    def take(self) -> list[str]:
+        done, self.done = self.done, []
+        return done
+
+
+def encode(root: Path, model: Path, watch: Watch | None = None, *entries: dict, **options) -> Cache:
+    settings = config(root, *entries, **options)
+    return encode_dataset(build_manifest(settings), settings, ModelFolder.open(model), watch or Watch())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "songs").mkdir()
+    song(tmp_path / "songs", "a", 3.0, caption="pop\nrock", lyrics="[verse]\nla la la")
+    song(tmp_path / "songs", "b", 4.0, caption="pop")
+    return tmp_path
+
+
+def cache_files(root: Path) -> list[Path]:
+    return sorted((root / "cache").rglob("*.cache"))
+
+
+def test_what_is_stored_is_what_the_models_say(root: Path, tiny_model: Path) -> None:
+    cache = encode(root, tiny_model)
+    folder = ModelFolder.open(tiny_model)
+    a, b = cache.samples
+    found = cache.read(a, 1)
+    from acestep_mlx.models.codec import Codec
+    from acestep_mlx.text.lyrics import LyricTokenizer
+
+    codec = Codec(folder.load("dcae", dtype=mx.float32), folder.load("vocoder", dtype=mx.float32))
+    sound = read_audio(root / "songs" / "a.wav")
+    latents = np.array(codec.encode(sound[None])[0])
+    assert found["latents"] is not None and found["latents"].dtype == np.float16
+    np.testing.assert_allclose(found["latents"], latents, atol=2e-3, rtol=1e-3)
+    assert found["latents"].shape[-1] == a.frames == 33
+    ids, mask = folder.prompt_tokenizer()(["rock"])
+    states = np.array(folder.load("text_encoder", dtype=mx.float32)(ids, mask)[0])
+    np.testing.assert_allclose(found["text"], states, atol=2e-3, rtol=1e-3)
+    assert found["lyrics"] is not None
+    assert found["lyrics"].tolist() == LyricTokenizer(folder.lyric_vocab()).tokenize("[verse]\nla la la")
+    assert cache.read(b, 0)["lyrics"].shape == (0,)  # type: ignore[union-attr]
+    assert (cache.lyric_length(a), cache.lyric_length(b)) == (len(found["lyrics"]), 0)
+
+
+def test_a_second_start_computes_nothing(root: Path, tiny_model: Path) -> None:
+    watch = Watch()
+    encode(root, tiny_model, watch)
+    assert sorted(watch.take()) == ["captions"] * 2 + ["latents"] * 2 + ["lyrics"]
+    before = {path: path.stat().st_mtime_ns for path in cache_files(root)}
+    start = time.perf_counter()
+    encode(root, tiny_model, watch)
+    assert watch.take() == [] and time.perf_counter() - start < 1.0
+    assert {path: path.stat().st_mtime_ns for path in cache_files(root)} == before
+
+
+def test_only_what_changed_is_computed_again(root: Path, tiny_model: Path) -> None:
+    watch = Watch()
+    songs = root / "songs"
+    encode(root, tiny_model, watch)
+    watch.take()
+    (songs / "b.txt").write_text("jazz")
+    encode(root, tiny_model, watch)
+    assert watch.take() == ["captions"]
+    (songs / "a.lyrics").write_text("la")
+    encode(root, tiny_model, watch)
+    assert watch.take() == ["lyrics"]
+    song(songs, "b", 5.0, caption="jazz")
+    encode(root, tiny_model, watch)
+    assert watch.take() == ["latents"]
+    (songs / "b.wav").rename(songs / "renamed.wav")  # content counts, not names
+    encode(root, tiny_model, watch)
+    assert watch.take() == ["captions"]  # renamed.wav has no caption: the empty one
+    encode(root, tiny_model, watch, {"audio": {"max_duration_seconds": 4}})
+    assert watch.take() == ["latents"]
+    encode(root, tiny_model, watch, {"repeats": 3}, learning_rate=1e-5, seed=1)
+    assert watch.take() == []
+
+
+@pytest.mark.parametrize("component", ["dcae", "text_encoder"])
+def test_another_model_invalidates_its_own_results(component: str, root: Path, tiny_model: Path) -> None:
+    watch = Watch()
+    encode(root, tiny_model, watch)
+    watch.take()
+    other = root / "model"
+    shutil.copytree(tiny_model, other)
+    settings = json.loads((other / "config.json").read_text())
+    settings["fingerprints"][component] = "0" * 64
+    (other / "config.json").write_text(json.dumps(settings))
+    encode(root, other, watch)
+    assert set(watch.take()) == {"latents" if component == "dcae" else "captions"}
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "other"])
+def test_damaged_cache_files_are_computed_again(damage: str, root: Path, tiny_model: Path) -> None:
+    watch = Watch()
+    first = encode(root, tiny_model, watch).read
+    cache = encode(root, tiny_model, watch)
+    whole = {s.id: first(s, 0) for s in cache.samples}
+    watch.take()
+    for path in cache_files(root):
+        data = bytearray(path.read_bytes())
+        if damage == "truncate":
+            data = data[:-1]
+        elif damage == "flip":
+            data[-1] ^= 1
+        elif damage == "empty":
+            data = bytearray()
+        else:
+            data = bytearray(b"something else")
+        path.write_bytes(bytes(data))
+    again = encode(root, tiny_model, watch)
+    assert len(watch.take()) == 5
+    for sample in again.samples:
+        for name, array in again.read(sample, 0).items():
+            np.testing.assert_array_equal(array, whole[sample.id][name])
+
+
+def test_an_interrupted_run_loses_one_item(root: Path, tiny_model: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_at_first_latent(stage: str, done: int, total: int, name: str) -> None:
+        if stage == "latents":
+            raise Stop
+
+    settings = config(root)
+    with pytest.raises(Stop):
+        encode_dataset(build_manifest(settings), settings, ModelFolder.open(tiny_model), stop_at_first_latent)
+    assert not list((root / "cache").rglob("*.tmp"))
+    watch = Watch()
+    encode(root, tiny_model, watch)
+    assert watch.take() == ["latents"]
+
+
+def test_size_on_disk(root: Path, tiny_model: Path) -> None:
+    song(root / "songs", "long", 20.0)
+    cache = encode(root, tiny_model)
+    minutes = sum(s.seconds for s in cache.samples) / 60
+    latents = sum(cache._store(s, "latents").path(cache.latent_key(s)).stat().st_size for s in cache.samples)
+    assert latents / minutes < 0.2e6
+    assert cache.disk_usage() == sum(path.stat().st_size for path in cache_files(root))
+
+
+def test_compressed_caches_hold_the_same(root: Path, tiny_model: Path) -> None:
+    plain = encode(root, tiny_model)
+    arrays = {s.id: plain.read(s, 0) for s in plain.samples}
+    shutil.rmtree(root / "cache")
+    packed = encode(root, tiny_model, None, compress_disk_cache=True)
+    for sample in packed.samples:
+        for name, array in packed.read(sample, 0).items():
+            np.testing.assert_array_equal(array, arrays[sample.id][name])
+    mixed = Watch()
+    encode(root, tiny_model, mixed, compress_disk_cache=False)  # either kind is read
+    assert mixed.take() == []
+
+
+def test_without_disk(root: Path, tiny_model: Path) -> None:
+    watch = Watch()
+    on_disk = encode(root, tiny_model)
+    shutil.rmtree(root / "cache")
+    cache = encode(root, tiny_model, watch, vae_cache_disable=True)
+    assert "latents" not in watch.take() and not (root / "cache").exists()
+    for sample in cache.samples:
+        assert cache.read(sample, 0)["latents"] is None
+        made = cache.make(sample, 0)
+        assert cache.read(sample, 0)["latents"] is not None
+        shutil.rmtree(root / "cache", ignore_errors=True)
+    cache.release()
+    assert cache._codec is None and cache.complete and not (root / "cache").exists()
+    assert made["latents"].dtype == np.float16 and len(on_disk.samples) == 2
+
+
+def test_on_demand_gives_the_same_bits_and_keeps_them(root: Path, tiny_model: Path) -> None:
+    eager = encode(root, tiny_model)
+    expected = {s.id: eager.read(s, 0)["latents"] for s in eager.samples}
+    shutil.rmtree(root / "cache" / "vae")
+    watch = Watch()
+    lazy = encode(root, tiny_model, watch, vae_cache_ondemand=True)
+    assert watch.take() == [] and not (root / "cache" / "vae").exists()
+    for sample in lazy.samples:
+        np.testing.assert_array_equal(lazy.make(sample, 0)["latents"], expected[sample.id])
+    assert encode(root, tiny_model, watch).complete and watch.take() == []
+
+
+def test_caches_that_vanish_during_a_run_are_made_again(root: Path, tiny_model: Path) -> None:
+    cache = encode(root, tiny_model)
+    sample = cache.samples[0]
+    before = cache.read(sample, 0)
+    shutil.rmtree(root / "cache")
+    assert cache.read(sample, 0)["latents"] is None
+    for name, array in cache.make(sample, 0).items():
+        np.testing.assert_array_equal(array, before[name])
+    assert cache._codec is None
+
+
+def test_a_song_that_changes_or_vanishes_is_skipped_and_named(root: Path, tiny_model: Path) -> None:
+    settings = config(root)
+    manifest = build_manifest(settings)
+    write(root / "songs" / "a.wav", 3.0, 999.0)
+    cache = encode_dataset(manifest, settings, ModelFolder.open(tiny_model))
+    assert [s.id for s in cache.samples] == ["set/b.wav"]
+    assert cache.skipped[0][0] == "set/a.wav" and "changed" in cache.skipped[0][1]
+    (root / "songs" / "b.wav").unlink()
+    shutil.rmtree(root / "cache")
+    with pytest.raises(DataError, match="nothing left to train on: 2 songs"):
+        encode_dataset(manifest, settings, ModelFolder.open(tiny_model))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="cannot write the cache file"):
+        write_atomic(tmp_path / "file" / "below", b"x")
+
+
+def test_parts_have_their_exact_length(root: Path) -> None:
+    song(root / "songs", "long", 9.0)
+    settings = config(root, {"audio": {"max_duration_seconds": 4.123, "truncation_mode": "end"}})
+    found = next(s for s in build_manifest(settings).samples if s.id == "set/long.wav")
+    sound = load_part(found)
+    whole = read_audio(root / "songs" / "long.wav")
+    assert sound.shape == (round(4.123 * 44100), 2)
+    first = round(found.start * 44100)
+    middle = slice(2000, -2000)
+    np.testing.assert_allclose(sound[middle], whole[first : first + len(sound)][middle], atol=0.02)
+
+
+def test_remarks_about_texts_reach_the_report_every_time(root: Path, tiny_model: Path) -> None:
+    (root / "songs" / "b.txt").write_text("word " * 400)
+    for _ in range(2):
+        notes = encode(root, tiny_model).report.sets[0].notes
+        assert [note for name, note in notes if name == "b.wav" and "cut to 256 of" in note]
+
+
+def test_prune_deletes_only_what_is_not_used(root: Path, tiny_model: Path) -> None:
+    encode(root, tiny_model)
+    (root / "songs" / "b.txt").write_text("jazz")
+    cache = encode(root, tiny_model)
+    assert cache.prune() == (0, 0)  # "pop" is still a's caption
+    (root / "songs" / "a.txt").write_text("rock")
+    cache = encode(root, tiny_model)
+    assert cache.prune()[0] == 1 and set(cache_files(root)) == cache.files()
+    watch = Watch()
+    encode(root, tiny_model, watch)
+    assert watch.take() == []
+
+
+def test_store_in_memory_and_keys() -> None:
+    store = Store(None)
+    store.put("k", {"a": np.arange(3)})
+    assert store.has("k") and not store.has("other")
+    assert cache_key(a=1, b="x") == cache_key(b="x", a=1) != cache_key(a=2, b="x")
+    assert cache_key(a="\ud800") != cache_key(a="")

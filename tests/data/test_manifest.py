@@ -1,0 +1,371 @@
+"""What is found in folders and lists, what is left out, and that every omission is counted and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from acestep_mlx.data.audio_facts import FileAudio, examine
+from acestep_mlx.data.manifest import build_manifest, index_path
+from acestep_mlx.errors import ConfigError, DataError
+
+from .songs import RATE, config, manifest, song, tone, write
+
+
+@pytest.fixture
+def songs(tmp_path: Path) -> Path:
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    return folder
+
+
+def captions(root: Path, **entry: object) -> dict[str, tuple[str, ...]]:
+    return {s.id.removeprefix("set/"): s.captions for s in manifest(root, dict(entry)).samples}
+
+
+def test_textfile_captions_and_lyrics(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", caption="pop\n\n rock \n", lyrics="[verse]\nla la")
+    song(songs, "b", caption=None)
+    song(songs / "sub", "c", caption="jazz") if (songs / "sub").mkdir() is None else None
+    found = manifest(tmp_path)
+    assert [s.id for s in found.samples] == ["set/a.wav", "set/b.wav", "set/sub/c.wav"]
+    assert [s.captions for s in found.samples] == [("pop", "rock"), ("",), ("jazz",)]
+    assert [s.lyrics for s in found.samples] == ["[verse]\nla la", None, None]
+    report = found.report.sets[0]
+    assert report.no_caption == ["b.wav"] and report.no_lyrics == ["b.wav", "sub/c.wav"]
+    assert report.captions == 4 and found.report.songs == 3
+
+
+def test_upstream_names(tmp_path: Path, songs: Path) -> None:
+    write(songs / "track.wav")
+    (songs / "track_prompt.txt").write_text("rap, 90 bpm")
+    (songs / "track_lyrics.txt").write_text("[verse]\nyo")
+    (sample,) = manifest(tmp_path).samples
+    assert sample.captions == ("rap, 90 bpm",) and sample.lyrics == "[verse]\nyo"
+    (songs / "track.txt").write_text("ours wins")
+    assert manifest(tmp_path).samples[0].captions == ("ours wins",)
+
+
+def test_lyrics_filename_format(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", lyrics="not this")
+    (songs / "words").mkdir()
+    (songs / "words" / "songs-a.wav.txt").write_text("but this")
+    (sample,) = manifest(tmp_path, {"audio": {"lyrics_filename_format": "words/{parent}-{name}.txt"}}).samples
+    assert sample.lyrics == "but this"
+
+
+def test_filename_and_instanceprompt(tmp_path: Path, songs: Path) -> None:
+    song(songs, "slow_jazz__ballad", caption="ignored")
+    assert captions(tmp_path, caption_strategy="filename") == {"slow_jazz__ballad.wav": ("slow jazz ballad",)}
+    found = captions(tmp_path, caption_strategy="instanceprompt", instance_prompt="zyx style")
+    assert found == {"slow_jazz__ballad.wav": ("zyx style",)}
+
+
+def test_trigger_words_and_shuffles(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", caption="pop, fast, loud\nrock")
+    assert captions(tmp_path, instance_prompt="zyx", prepend_instance_prompt=True)["a.wav"] == (
+        "zyx pop, fast, loud", "zyx rock",
+    )  # fmt: skip
+    assert captions(tmp_path, instance_prompt="zyx", only_instance_prompt=True)["a.wav"] == ("zyx",)
+    shuffled = captions(tmp_path, caption_shuffle={"enable": True, "count": 3})["a.wav"]
+    assert shuffled[0] == "pop, fast, loud" and "rock" in shuffled and len(shuffled) > 2
+    assert captions(tmp_path, disable_multiline_split=True)["a.wav"] == ("pop, fast, loud rock",)
+
+
+CSV = """file_name,caption,lyrics
+a.wav,calm piano,la la
+sub/b.wav,metal,
+absent.wav,x,
+../out.wav,x,
+/etc/passwd,x,
+"""
+
+
+def test_csv_list(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", lyrics="beside")
+    (songs / "sub").mkdir()
+    song(songs / "sub", "b", lyrics="beside b")
+    song(tmp_path, "out")
+    song(songs, "unlisted")
+    (songs / "list.csv").write_bytes(CSV.encode("utf-8-sig"))
+    found = manifest(tmp_path, {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"})
+    assert {s.id: (s.captions, s.lyrics) for s in found.samples} == {
+        "set/a.wav": (("calm piano",), "la la"),
+        "set/sub/b.wav": (("metal",), "beside b"),
+    }
+    reasons = dict(found.skipped)
+    assert reasons["set/absent.wav"] == "no such file"
+    assert "out of" in reasons["set/../out.wav"] and "out of" in reasons["set//etc/passwd"]
+    local = manifest(tmp_path, {"csv_file": "list.csv", "caption_strategy": "csv"})
+    assert [s.captions for s in local.samples] == [("calm piano",), ("metal",), ("",)]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("", "no filename column"), ("a;b\n1;2\n", "no filename column"), ("file,caption\n", "lists no songs"),
+     ("file,words\na.wav,x\n", "no caption column"), ('file,caption\n"a.wav,x\n', "no such file"),
+     ("file,caption\n" + "x" * 200_000 + ",y\n", "not a CSV list")],
+)  # fmt: skip
+def test_broken_csv_lists_are_one_line(content: str, part: str, tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    (songs / "list.csv").write_text(content)
+    with pytest.raises((DataError, ConfigError), match=part) as error:
+        manifest(tmp_path, {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"})
+    assert "\n" not in str(error.value)
+
+
+def test_columns_that_do_not_exist(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    (songs / "list.csv").write_text("file,caption\na.wav,x\n")
+    entry = {
+        "type": "csv",
+        "csv_file": "list.csv",
+        "caption_strategy": "csv",
+        "csv_caption_column": "captoin",
+    }
+    with pytest.raises(ConfigError, match="did you mean 'caption'"):
+        manifest(tmp_path, entry)
+    with pytest.raises(DataError, match=r"no list absent\.csv"):
+        manifest(tmp_path, {**entry, "csv_file": "absent.csv"})
+
+
+# ── sound ────────────────────────────────────────────────────────────────────────────────────────────
+def damaged(folder: Path) -> dict[str, str]:
+    """Files that cannot be trained on → part of the reason that must be given."""
+    folder.mkdir(exist_ok=True)
+    whole = write(folder / "whole.wav", 6.0).read_bytes()
+    sf.write(folder / "whole.flac", tone(6.0), RATE)
+    flac = (folder / "whole.flac").read_bytes()
+    (folder / "whole.flac").unlink()
+    sf.write(folder / "silent.wav", np.zeros((4 * RATE, 2)), RATE)
+    sf.write(folder / "nearly_silent.wav", np.full((4 * RATE, 1), 3e-5), RATE, subtype="FLOAT")
+    mostly = np.zeros((40 * RATE, 1), np.float32)
+    mostly[: RATE // 2] = tone(0.5)
+    sf.write(folder / "mostly_zero.wav", mostly, RATE)
+    sf.write(folder / "not_finite.wav", np.full((4 * RATE, 1), np.nan, np.float32), RATE, subtype="FLOAT")
+    sf.write(folder / "no_samples.wav", np.zeros((0, 2)), RATE)
+    files = {
+        "empty.wav": b"",
+        "text.mp3": b"this is not sound\n" * 20,
+        "truncated.wav": whole[: len(whole) // 2],
+        "truncated.flac": flac[: len(flac) // 3],
+        "header_only.wav": whole[:44],
+        "junk.ogg": bytes(range(256)) * 8,
+        "junk.m4a": b"\x00\x00\x00\x20ftypM4A " + bytes(100),
+        "junk.opus": b"OggS" + bytes(60),
+        "zeros.flac": bytes(4096),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "folder.wav").mkdir()
+    (folder / "broken_link.wav").symlink_to(folder / "nowhere.wav")
+    reasons = {
+        "empty.wav": "empty", "silent.wav": "silent", "nearly_silent.wav": "silent",
+        "mostly_zero.wav": "silent",
+        "not_finite.wav": "finite", "truncated.wav": "truncated", "truncated.flac": "", "text.mp3": "",
+        "header_only.wav": "", "junk.ogg": "", "junk.m4a": "", "junk.opus": "", "zeros.flac": "",
+        "no_samples.wav": "", "broken_link.wav": "broken link",
+    }  # fmt: skip
+    return reasons
+
+
+def test_damaged_files_are_skipped_counted_and_named(tmp_path: Path, songs: Path) -> None:
+    reasons = damaged(songs)
+    if os.geteuid():
+        write(songs / "locked.wav").chmod(0)
+        reasons["locked.wav"] = "cannot be read"
+    found = manifest(tmp_path)
+    assert [s.id for s in found.samples] == ["set/whole.wav"]
+    skipped = {name.removeprefix("set/"): reason for name, reason in found.skipped}
+    assert set(skipped) == set(reasons)
+    for name, part in reasons.items():
+        assert part in skipped[name] and "\n" not in skipped[name] and skipped[name], name
+    text = "\n".join(found.report.lines(0))
+    assert f"skipped: {len(reasons)}" in text and all(name in text for name in reasons)
+
+
+def test_nothing_left_is_one_line(tmp_path: Path, songs: Path) -> None:
+    (songs / "empty.wav").write_bytes(b"")
+    with pytest.raises(DataError, match=r"nothing left.*set/empty\.wav: empty file") as error:
+        manifest(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "part"), [("absent", "does not exist"), ("file", "not a folder"), ("bare", "no audio files")]
+)
+def test_folders_that_cannot_be_used(make: str, part: str, tmp_path: Path) -> None:
+    if make == "file":
+        (tmp_path / "songs").write_text("x")
+    elif make == "bare":
+        (tmp_path / "songs").mkdir()
+        (tmp_path / "songs" / "cover.jpg").write_bytes(b"x")
+        (tmp_path / "songs" / "._hidden.wav").write_bytes(b"x")
+    with pytest.raises(DataError, match=part):
+        manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bad_caption.txt", "bad_caption.lyrics"])
+def test_texts_that_cannot_be_read_skip_the_song(name: str, tmp_path: Path, songs: Path) -> None:
+    song(songs, "good")
+    song(songs, "bad_caption")
+    (songs / name).write_bytes("夜に駆ける、静かな歌".encode("shift_jis"))
+    found = manifest(tmp_path)
+    assert len(found.samples) == 1 and name in found.skipped[0][1]
+
+
+def test_a_text_in_windows_1252_is_read_and_noted(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    (songs / "a.txt").write_bytes("café, naïve".encode("cp1252"))
+    found = manifest(tmp_path)
+    assert found.samples[0].captions == ("café, naïve",)
+    assert "Windows-1252" in found.report.sets[0].notes[0][1]
+
+
+def test_links(tmp_path: Path, songs: Path) -> None:
+    """Links that the user made are followed, loops end, and lists may not lead out through a link."""
+    outside = tmp_path / "outside"
+    song(outside, "far") if outside.mkdir() is None else None
+    song(songs, "near")
+    (songs / "linked").symlink_to(outside)
+    (songs / "loop").symlink_to(songs)
+    (songs / "one.wav").symlink_to(outside / "far.wav")
+    names = [s.id for s in manifest(tmp_path).samples]
+    assert names == ["set/linked/far.wav", "set/near.wav", "set/one.wav"]
+    (songs / "list.csv").write_text("file,caption\none.wav,x\nnear.wav,y\nlinked/far.wav,z\n")
+    found = manifest(tmp_path, {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"})
+    assert [s.id for s in found.samples] == ["set/near.wav"] and len(found.skipped) == 2
+
+
+@pytest.mark.parametrize(("mode", "start"), [("beginning", 0.0), ("end", 6.0), ("random", None)])
+def test_truncation(mode: str, start: float | None, tmp_path: Path, songs: Path) -> None:
+    song(songs, "long", 10.0)
+    song(songs, "short", 2.0)
+    entry = {"audio": {"max_duration_seconds": 4, "truncation_mode": mode}}
+    long, short = manifest(tmp_path, entry).samples
+    assert long.seconds == 4.0 and (
+        long.start == pytest.approx(start) if start is not None else 0 <= long.start <= 6
+    )
+    assert long.start == manifest(tmp_path, entry).samples[0].start
+    if mode == "random":
+        assert long.start != manifest(tmp_path, entry, seed=43).samples[0].start
+    assert (short.seconds, short.samples, short.frames) == (2.0, 3 * 44100, 33)
+    report = manifest(tmp_path, entry).report.sets[0]
+    assert [name for name, _ in report.cut] == ["long.wav"] and [n for n, _ in report.padded] == ["short.wav"]
+
+
+def test_minimum_and_buckets(tmp_path: Path, songs: Path) -> None:
+    for name, seconds in (("a", 2.0), ("b", 3.0), ("c", 3.1), ("d", 6.0), ("e", 8.9)):
+        song(songs, name, seconds)
+    found = manifest(tmp_path, {"audio": {"min_duration_seconds": 2.5}})
+    assert [s.bucket for s in found.samples] == [33, 65, 65, 97]
+    assert "shorter than min_duration_seconds" in found.skipped[0][1]
+    assert all(s.frames <= s.bucket for s in found.samples)
+    wide = manifest(tmp_path, {"audio": {"duration_interval": 15}})
+    assert {s.bucket for s in wide.samples} == {162}
+
+
+def test_max_num_samples_is_a_fixed_subset(tmp_path: Path, songs: Path) -> None:
+    for i in range(8):
+        song(songs, f"s{i}", 3.0)
+    (songs / "s3.wav").write_bytes(b"")
+    first = [s.id for s in manifest(tmp_path, {"max_num_samples": 3}).samples]
+    assert len(first) == 3 and first == [s.id for s in manifest(tmp_path, {"max_num_samples": 3}).samples]
+    assert first != [s.id for s in manifest(tmp_path, {"id": "other", "max_num_samples": 3}).samples]
+    assert manifest(tmp_path, {"max_num_samples": 3}).report.sets[0].left_out >= 4
+    assert len(manifest(tmp_path, {"max_num_samples": 100}).samples) == 7
+
+
+def test_several_sets(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    other = tmp_path / "other"
+    other.mkdir()
+    song(other, "a")
+    found = manifest(tmp_path, {"id": "one"}, {"id": "two", "instance_data_dir": str(other)},
+                     {"id": "off", "disabled": True, "instance_data_dir": "nowhere"})  # fmt: skip
+    assert [s.id for s in found.samples] == ["one/a.wav", "two/a.wav"]
+    assert "disabled: off" in found.report.lines()
+
+
+# ── index ────────────────────────────────────────────────────────────────────────────────────────────
+def test_files_are_decoded_once_until_they_change(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    song(songs, "b")
+    settings = config(tmp_path)
+    seen: list[str] = []
+
+    def progress(stage: str, done: int, total: int, name: str) -> None:
+        seen.append(Path(name).name)
+
+    before = build_manifest(settings, progress)
+    assert seen == ["a.wav", "b.wav"]
+    build_manifest(settings, progress)
+    assert len(seen) == 2
+    song(songs, "b", 5.0)
+    after = build_manifest(settings, progress)
+    assert seen[2:] == ["b.wav"] and after.samples[1].seconds == 5.0
+    assert before.signature != after.signature and before.samples[0] == after.samples[0]
+
+
+def test_a_damaged_index_is_built_again(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    settings = config(tmp_path)
+    path = index_path(settings)
+    assert path is not None
+    for content in (
+        b"",
+        b"{",
+        b"[]",
+        b'{"version": 99}',
+        b'{"version": 1, "facts": {"x": {"y": 1}}}',
+        b"\xff\xfe",
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        assert len(build_manifest(settings).samples) == 1
+        assert json.loads(path.read_text())["facts"]
+
+
+def test_nothing_is_written_without_caches(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    manifest(tmp_path, vae_cache_disable=True)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    facts = examine(FileAudio(tmp_path / "gone.wav"))
+    assert facts.problem and facts.content == ""
+
+
+def test_the_report_in_words(tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", lyrics="[verse]\nHello darkness my old friend\nI have come to talk with you again")
+    song(songs, "b", 2.0, caption=None)
+    (songs / "c.mp3").write_bytes(b"junk")
+    text = "\n".join(manifest(tmp_path, {"repeats": 2}).report.lines())
+    for part in ("2 of 3 songs", "3 times per epoch", "skipped: 1", "c.mp3", "padded: 1",
+                 "without caption: 1", "without lyrics: 1", "lines by language: en 2"):  # fmt: skip
+        assert part in text, text
+    assert json.loads(json.dumps(manifest(tmp_path).report.to_dict()))["songs"] == 2
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs FFmpeg")
+def test_formats_of_every_kind(tmp_path: Path, songs: Path) -> None:
+    import subprocess
+
+    source = write(tmp_path / "source.wav", 4.0, rate=44100)
+    for ending in ("wav", "flac", "aiff", "mp3", "ogg", "opus", "m4a", "aac", "wma"):
+        command = ["ffmpeg", "-loglevel", "error", "-i", str(source)]
+        command += ["-strict", "-2"] if ending == "opus" else []
+        subprocess.run([*command, str(songs / f"s.{ending}")], check=True)
+    found = manifest(tmp_path)
+    assert not found.skipped
+    assert {Path(s.id).suffix for s in found.samples} == {
+        ".wav", ".flac", ".aiff", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma",
+    }  # fmt: skip
+    assert all(abs(s.seconds - 4.0) < 0.15 for s in found.samples)
