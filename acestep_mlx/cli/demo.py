@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def _type(*arguments: str) -> None:
     """Show a command and run it in this process."""
     from . import cli
 
-    click.secho(f"\n$ acestep-mlx {' '.join(arguments)}", bold=True)
+    click.secho(f"\n$ acestep-mlx {shlex.join(arguments)}", bold=True)
     result = cli.main(list(arguments), prog_name="acestep-mlx", standalone_mode=False)
     if isinstance(result, int) and result:
         raise AceStepError(f"the command above ended with exit code {result}")

@@ -1,0 +1,112 @@
+"""The wheel, installed elsewhere, does the whole job: the demo is the end-to-end test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ["demo", "convert", "train", "generate", "export", "fuse", "info", "cache"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel. Built from a copy, so that no build folder is left in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    names = listed.stdout.split("\n") if listed.returncode == 0 else [str(p) for p in _plain_files()]
+    for name in filter(None, names):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            target.symlink_to((ROOT / name).readlink())
+        elif (ROOT / name).is_file():
+            target.write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"]
+    subprocess.run([*command, str(folder), str(source)], check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def _plain_files() -> list[Path]:
+    """Files of an unpacked source archive, where there is no git."""
+    rooms = ("acestep_mlx", "convert")
+    files = [p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix != ".pyc"]
+    return [p.relative_to(ROOT) for p in [*files, *(ROOT / n for n in ("pyproject.toml", "README.md", "LICENSE"))]]
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which Python imports the installed wheel and not this checkout."""
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    where = subprocess.run(
+        [sys.executable, "-c", "import acestep_mlx.convert; print(acestep_mlx.convert.__file__)"],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(where.stdout.strip()).is_relative_to(site)
+    return environment
+
+
+def test_what_the_wheel_installs(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"acestep_mlx", next(t for t in tops if t.endswith(".dist-info"))}
+    assert "acestep_mlx/convert/checkpoint.py" in names
+    assert any(name.startswith("acestep_mlx/examples/") and name.endswith("config.json") for name in names)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_from_anywhere(installed: dict[str, str], command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "acestep_mlx", command, "--help"],
+        cwd="/",
+        env=installed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: acestep-mlx {command}")
+
+
+@pytest.mark.slow
+def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) -> None:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "acestep_mlx", "demo", str(tmp_path / "demo")],
+        cwd="/",
+        env=installed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert time.perf_counter() - start < 240, "the demo must stay under four minutes on two cores"
+    demo = tmp_path / "demo"
+    assert "going on from" in done.stdout + done.stderr, "the second training run did not resume"
+    steps = [json.loads(line) for line in (demo / "output" / "metrics.jsonl").read_text().splitlines()]
+    trained = [entry["step"] for entry in steps if "grad_norm" in entry]
+    assert trained == list(range(1, 21)), "every step once, over both runs"
+    plain, _ = sf.read(demo / "without_lora.wav")
+    with_lora, rate = sf.read(demo / "with_lora.wav")
+    assert rate == 44100
+    assert plain.shape == with_lora.shape
+    assert abs(with_lora).max() > 1e-3, "silence"
+    assert abs(with_lora - plain).max() > 0, "the LoRA cannot be heard"
+    assert (demo / "demo_lora.safetensors").is_file()
+    assert (demo / "output" / "report.html").is_file()
