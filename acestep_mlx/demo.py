@@ -1,4 +1,4 @@
-"""A few seconds of made-up songs with captions and lyrics, so that the whole line can run without a download."""
+"""A few seconds of made-up songs with captions and lyrics, for a run without a download."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
 
 def require(program: str) -> str:
-    """The path of `program`; the test is skipped without it, or fails where CI says everything must be there."""
+    """The path of `program`; without it the test is skipped, or fails in CI, which must have all."""
     found = shutil.which(program)
     if found is None:
         if os.environ.get("CI"):

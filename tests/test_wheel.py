@@ -40,7 +40,8 @@ def _plain_files() -> list[Path]:
     """Files of an unpacked source archive, where there is no git."""
     rooms = ("acestep_mlx", "convert")
     files = [p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix != ".pyc"]
-    return [p.relative_to(ROOT) for p in [*files, *(ROOT / n for n in ("pyproject.toml", "README.md", "LICENSE"))]]
+    files += [ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")]
+    return [p.relative_to(ROOT) for p in files]
 
 
 @pytest.fixture(scope="module")

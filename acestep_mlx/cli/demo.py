@@ -51,8 +51,10 @@ def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
 @click.command("demo")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path("acestep-demo"))
 def command(directory: Path) -> None:
-    """Make a miniature checkpoint and three short songs in DIRECTORY (default: acestep-demo), then convert,
-    train, resume, export, check and generate. The weights are random: the result is noise, the way there is real.
+    """Run the whole job on a miniature model in DIRECTORY (default: acestep-demo).
+
+    Makes a checkpoint with random weights and three short songs, then converts, trains, resumes, exports,
+    checks and generates. The result is noise; the way there is real.
     """
     from ..convert.miniature import write_checkpoint
     from ..demo import write_configs, write_songs
