@@ -27,6 +27,19 @@ class Length:
     batches_per_epoch: int
 
 
+def show(config: TrainConfig) -> None:
+    """Print what training with `config` would do. Raises the same errors as training would."""
+    import click
+
+    from ..data.manifest import build_manifest
+    from .counts import CountProgress
+
+    with CountProgress() as progress:
+        manifest = build_manifest(config, progress)
+    for line in report_lines(config, manifest):
+        click.echo(line)
+
+
 def run_length(config: TrainConfig, songs_per_epoch: int, world: int = 1) -> Length:
     """Steps and epochs of a run over so many songs per epoch on `world` ranks."""
     batches = math.ceil(songs_per_epoch / (config.train_batch_size * world))

@@ -170,6 +170,7 @@ class Cache:
         used = self.files()
         folders = {store.folder for store in self._stores.values() if store.folder is not None}
         unused = [p for folder in folders for p in folder.glob("??/*.cache") if p not in used]
+        unused += [p for folder in folders for p in folder.glob("??/.*.tmp")]  # of runs that were killed
         size = sum(path.stat().st_size for path in unused)
         for path in unused:
             path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,11 @@ def _audio_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
+def _nfc(name: str) -> str:
+    """Composed Unicode: a Mac may hand out "é" as two characters, a list has one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _found(backend: Backend, folder: Path, path: Path, rows: Mapping[str, dict[str, str]] | None) -> Song:
     name = path.relative_to(folder).as_posix()
     song = Song(name, FileAudio(path), [], None)
@@ -83,13 +89,15 @@ def _found(backend: Backend, folder: Path, path: Path, rows: Mapping[str, dict[s
         return song
     row = None
     if rows is not None:
-        row = rows.get(name) or rows.get(path.name) or rows.get(path.stem)
+        row = next((rows[key] for key in map(_nfc, (name, path.name, path.stem)) if key in rows), None)
     _describe(backend, path, song, row)
     return song
 
 
 def _listed(backend: Backend, folder: Path, name: str, row: dict[str, str]) -> Song:
     """A song named by a CSV row; the name may not lead out of the folder."""
+    decomposed = unicodedata.normalize("NFD", name)
+    name = decomposed if not (folder / name).exists() and (folder / decomposed).exists() else name
     path = folder / name
     song = Song(name, FileAudio(path), [], None)
     song.problem = path_problem(folder, name)
@@ -181,7 +189,7 @@ def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
             name = (row.get(columns["filename"] or "") or "").strip()
             if name:
                 fields = {kind: row.get(column or "") or "" for kind, column in columns.items()}
-                rows[Path(name).as_posix()] = fields
+                rows[_nfc(Path(name).as_posix())] = fields
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: not a CSV list ({error})") from None
     if not rows:

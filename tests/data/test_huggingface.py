@@ -112,7 +112,8 @@ def test_fallback_and_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "part"),
-    [({"split": "test"}, "no split 'test'"), ({"config": {"lyrics_column": "lyric"}}, "did you mean 'lyrics'"),
+    [({"split": "test"}, "no split 'test'"),
+     ({"config": {"lyrics_column": "lyric"}}, "did you mean 'lyrics'"),
      ({"config": {"audio_caption_fields": ["promt"]}}, "did you mean 'prompt'"),
      ({"audio_column": "sound"}, "no column 'sound'"),
      ({"config": {"fallback_caption_column": "nope"}}, "no column 'nope'")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,15 @@ def test_several_sets(tmp_path: Path, songs: Path) -> None:
                      {"id": "off", "disabled": True, "instance_data_dir": "nowhere"})  # fmt: skip
     assert [s.id for s in found.samples] == ["one/a.wav", "two/a.wav"]
     assert "disabled: off" in found.report.lines()
+
+
+def test_decomposed_names_of_macs_meet_composed_lists(tmp_path: Path, songs: Path) -> None:
+    write(songs / unicodedata.normalize("NFD", "é.wav"))
+    write(songs / unicodedata.normalize("NFC", "ü.wav"))
+    (songs / "list.csv").write_text(unicodedata.normalize("NFC", "file,caption\né.wav,one\nü.wav,two\n"))
+    for kind in ("csv", "local"):
+        found = manifest(tmp_path, {"type": kind, "csv_file": "list.csv", "caption_strategy": "csv"})
+        assert sorted(s.captions[0] for s in found.samples) == ["one", "two"], found.skipped
 
 
 # ── index ────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,94 @@
+"""`cache` and `train --dry-run` as a user sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acestep_mlx.cli.dry_run import Length, config_lines, run_length
+from acestep_mlx.config import load_config
+
+from .songs import song
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Path:
+    (tmp_path / "songs").mkdir()
+    song(tmp_path / "songs", "a", 3.0, lyrics="[verse]\nla")
+    song(tmp_path / "songs", "b", 2.0, caption=None)
+    (tmp_path / "songs" / "c.mp3").write_bytes(b"")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"pretrained_model_name_or_path": str(tiny_model), "max_train_steps": 4, "resolution": 0,
+                    "lora_rank": 4, "cache_dir": "cache"})
+    )  # fmt: skip
+    (tmp_path / "multidatabackend.json").write_text(
+        json.dumps([{"id": "mine", "instance_data_dir": "songs"}])
+    )
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "acestep_mlx", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_cache_fills_once_and_reports(project: Path) -> None:
+    first = run(project, "cache", "config.json", "--seed=1")
+    assert first.returncode == 0, first.stderr
+    assert "2 songs" in first.stdout and "1 skipped" in first.stdout and "c.mp3: empty file" in first.stdout
+    assert "latents: 2 of 2" in first.stderr
+    second = run(project, "cache", "config.json", "--prune")
+    assert "latents" not in second.stderr and "deleted 0 cache files" in second.stdout
+    assert len(list((project / "cache").rglob("*.cache"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [(["absent.json"], 1, "no configuration found"), (["config.json", "--lora_rnk=4"], 1, "did you mean"),
+     (["config.json", "--vae_cache_disable"], 2, "vae_cache_disable"), ([], 2, "CONFIG"),
+     (["config.json", "--data_backend_config=absent.json"], 1, "no data set file"),
+     (["config.json", "--pretrained_model_name_or_path=songs"], 1, "songs")],
+)  # fmt: skip
+def test_problems_are_one_line(arguments: list[str], code: int, part: str, project: Path) -> None:
+    done = run(project, "cache", *arguments)
+    assert done.returncode == code and part in done.stderr and "Traceback" not in done.stderr
+    if code == 1:
+        assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_dry_run(project: Path) -> None:
+    done = run(
+        project, "train", "config.json", "--dry-run", "--learning_rate=2e-5", "--save-total-limit", "3"
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("lora_rank = 4  (config.json)", "learning_rate = 2e-05  (command line)",
+                 "seed = 42  (default)", "lora_alpha = 4.0  (as lora_rank)",
+                 "checkpoints_total_limit = 3  (command line)", "resolution:", "2 of 3 songs", "c.mp3: empty file", "padded: 1", "without caption: 1", "without lyrics: 1",
+                 "4 steps of 1 song, 2 epochs (2 songs, 2 batches per epoch)"):  # fmt: skip
+        assert part in done.stdout, done.stdout
+    assert not (project / "output").exists() and not list(project.rglob("*.cache"))
+
+
+def test_dry_run_shows_every_supported_option() -> None:
+    from acestep_mlx.options import SUPPORTED
+
+    lines = config_lines(load_config({"resolution": 1}))
+    assert {line.split(" = ")[0].strip() for line in lines if " = " in line} == set(SUPPORTED)
+    assert lines[-2:] == ["ignored keys:", f"  resolution: {load_config({'resolution': 1}).ignored[0][1]}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "songs", "world", "want"),
+    [({"max_train_steps": 100}, 10, 1, Length(100, 10.0, 10, 10)),
+     ({"num_train_epochs": 3}, 10, 1, Length(30, 3.0, 10, 10)),
+     ({"num_train_epochs": 3, "train_batch_size": 4}, 10, 1, Length(9, 3.0, 10, 3)),
+     ({"num_train_epochs": 3, "gradient_accumulation_steps": 4}, 10, 1, Length(8, 3.0, 10, 10)),
+     ({"max_train_steps": 6, "gradient_accumulation_steps": 5}, 10, 3, Length(6, 7.5, 10, 4)),
+     ({}, 1, 1, Length(1, 1.0, 1, 1))],
+)  # fmt: skip
+def test_run_length(options: dict[str, int], songs: int, world: int, want: Length) -> None:
+    assert run_length(load_config(options), songs, world) == want
