@@ -15,9 +15,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from . import geometry as sizes
-from .geometry import Geometry, Spec
+from . import specs as tensors_of
+from .geometry import SIZES, Geometry
 from .miniature_text import miniature_vocabulary, write_prompt_tokenizer
+from .specs import Spec
 from .tensors import SafetensorsWriter, dtype_name
 
 FILES = {
@@ -46,12 +47,12 @@ def write_checkpoint(
     progress is told how many elements were written since the last call. Same seed, same bytes.
     """
     folder = Path(folder)
-    geometry = sizes.SIZES[size] if isinstance(size, str) else size
+    geometry = SIZES[size] if isinstance(size, str) else size
     components = {
-        "ace_step_transformer": (geometry.transformer, list(sizes.transformer(geometry))),
-        "music_dcae_f8c8": (geometry.dcae, list(sizes.dcae(geometry))),
-        "music_vocoder": (geometry.vocoder, list(sizes.vocoder(geometry, new_weight_norm))),
-        "umt5-base": (geometry.text_encoder, list(sizes.text_encoder(geometry))),
+        "ace_step_transformer": (geometry.transformer, list(tensors_of.transformer(geometry))),
+        "music_dcae_f8c8": (geometry.dcae, list(tensors_of.dcae(geometry))),
+        "music_vocoder": (geometry.vocoder, list(tensors_of.vocoder(geometry, new_weight_norm))),
+        "umt5-base": (geometry.text_encoder, list(tensors_of.text_encoder(geometry))),
     }
     for name, (config, specs) in components.items():
         target = folder / name

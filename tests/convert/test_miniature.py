@@ -42,13 +42,13 @@ def test_same_seed_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_true_geometry_is_the_released_one() -> None:
-    from acestep_mlx.convert import geometry
+    from acestep_mlx.convert import specs
 
     sizes = {
-        "transformer": sum(int(np.prod(s.shape)) for s in geometry.transformer(TRUE)),
+        "transformer": sum(int(np.prod(s.shape)) for s in specs.transformer(TRUE)),
         "unused": sum(
             int(np.prod(s.shape))
-            for s in geometry.transformer(TRUE)
+            for s in specs.transformer(TRUE)
             if "cross_attn" in s.name and ("add_" in s.name)
         ),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.convert import geometry
+from acestep_mlx.convert import specs as written
 from acestep_mlx.convert.geometry import SIZES
 
 from . import reference
@@ -46,7 +46,7 @@ def test_transformer(size: str, torch: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "LyricEncoder", lyric_encoder)
     with torch.device("meta"):
         model = module.ACEStepTransformer2DModel(**public(wanted.transformer))
-    assert shapes(geometry.transformer(wanted)) == {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    assert shapes(written.transformer(wanted)) == {k: tuple(v.shape) for k, v in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -56,7 +56,7 @@ def test_text_encoder(size: str, torch: Any) -> None:
     with torch.device("meta"):
         model = UMT5EncoderModel(UMT5Config(**SIZES[size].text_encoder))
     saved = {k: tuple(v.shape) for k, v in model.state_dict().items() if k != "encoder.embed_tokens.weight"}
-    assert shapes(geometry.text_encoder(SIZES[size])) == saved
+    assert shapes(written.text_encoder(SIZES[size])) == saved
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -65,7 +65,7 @@ def test_dcae(size: str, torch: Any) -> None:
 
     with torch.device("meta"):
         model = AutoencoderDC(**public(SIZES[size].dcae))
-    assert shapes(geometry.dcae(SIZES[size])) == {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    assert shapes(written.dcae(SIZES[size])) == {k: tuple(v.shape) for k, v in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -78,4 +78,4 @@ def test_vocoder(size: str, new: bool, torch: Any, monkeypatch: pytest.MonkeyPat
         warnings.simplefilter("ignore", FutureWarning)
         model = module.ADaMoSHiFiGANV1(**public(SIZES[size].vocoder))
     saved = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    assert shapes(geometry.vocoder(SIZES[size], new_weight_norm=new)) == saved
+    assert shapes(written.vocoder(SIZES[size], new_weight_norm=new)) == saved
