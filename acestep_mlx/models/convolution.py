@@ -7,16 +7,38 @@ but unfolds the whole input for a convolution, has no fast dilated, depthwise or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 
 import mlx.core as mx
 import mlx.nn as nn
 
+KEPT_BYTES = 1 << 30
+
 
 def on_cpu() -> bool:
     """Whether work goes to the CPU backend."""
     return mx.default_device().type == mx.DeviceType.cpu
+
+
+@contextmanager
+def kept_buffers() -> Iterator[None]:
+    """On the CPU, let MLX keep up to KEPT_BYTES of freed memory for reuse while this lasts.
+
+    By default it keeps 32 MB there, so that every large array comes fresh from the system, page by page:
+    that costs several times as much as adding two of them.
+    """
+    if not on_cpu():
+        yield
+        return
+    before = mx.set_cache_limit(KEPT_BYTES)
+    if before > KEPT_BYTES:
+        mx.set_cache_limit(before)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
 
 
 def silu(x: mx.array) -> mx.array:
@@ -114,14 +136,21 @@ class DepthwiseConv2d(nn.Conv2d):
     def __call__(self, x: mx.array) -> mx.array:
         if not on_cpu():
             return super().__call__(x)
-        _, H, W, _ = x.shape
+        # As in `_convolve_rows`, with a border of K // 2.
+        B, H, W, C = x.shape
         K, P = self.weight.shape[1], self.weight.shape[1] // 2
-        x = mx.pad(x, [(0, 0), (P, P), (P, P), (0, 0)])
-        y = self.bias if "bias" in self else mx.array(0, x.dtype)
-        for i in range(K):
-            for j in range(K):
-                y = y + x[:, i : i + H, j : j + W] * self.weight[:, i, j, 0]
-        return y
+        weight = mx.contiguous(self.weight.reshape(C, K * K).T)
+        rows = mx.pad(x, [(0, 0), (P, P + 1), (P, P), (0, 0)]).reshape(-1, C)
+        count = (B * (H + 2 * P + 1) - 2 * P - 1) * (W + 2 * P)
+        total = None
+        for tap in range(K * K):
+            offset = tap // K * (W + 2 * P) + tap % K
+            part = rows[offset : offset + count] * weight[tap]
+            total = part if total is None else total + part
+        if B > 1:
+            total = mx.pad(total, [(0, (2 * P + 1) * (W + 2 * P)), (0, 0)])
+        y = total.reshape(B, -1, W + 2 * P, C)[:, :H, :W]
+        return y + self.bias if "bias" in self else y
 
 
 class Conv1d(nn.Conv1d):

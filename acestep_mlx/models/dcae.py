@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
-from .convolution import Conv2d, DepthwiseConv2d, UpsampledConv2d, silu
-from .windows import reach, windowed, windows
+from .convolution import Conv2d, UpsampledConv2d, silu
+from .efficientvit import NORMS, EfficientViTBlock, RMSNorm
+from .windows import reach, windowed
 
 TIME = 2  # the axis of (B, height, width, channels) that may be cut into windows
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
@@ -121,50 +121,6 @@ class DCAEConfig:
         )
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the channels with weight *and* bias, computed in float32."""
-
-    def __init__(self, dims: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = mx.ones((dims,))
-        self.bias = mx.zeros((dims,))
-        self.eps = eps
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, self.weight, self.eps) + self.bias
-
-
-class BatchNorm(nn.Module):
-    """Batch norm with its stored statistics, as in evaluation."""
-
-    def __init__(self, dims: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight, self.bias = mx.ones((dims,)), mx.zeros((dims,))
-        self.running_mean, self.running_var = mx.zeros((dims,)), mx.ones((dims,))
-        self.eps = eps
-
-    def __call__(self, x: mx.array) -> mx.array:
-        scale = self.weight * mx.rsqrt(self.running_var + self.eps)
-        return x * scale + (self.bias - self.running_mean * scale)
-
-
-NORMS: dict[str, Callable[[int], nn.Module]] = {"rms_norm": RMSNorm, "batch_norm": BatchNorm}
-
-
-class GroupedLinear(nn.Linear):
-    """A 1×1 convolution in groups: weight (O, I / groups), applied to each group of channels on its own."""
-
-    def __init__(self, dims: int, groups: int) -> None:
-        super().__init__(dims // groups, dims, bias=False)
-        self.groups = groups
-
-    def __call__(self, x: mx.array) -> mx.array:
-        G = self.groups
-        w = self.weight.reshape(G, -1, self.weight.shape[-1]).swapaxes(1, 2)  # (G, I/G, O/G)
-        y = x.reshape(*x.shape[:-1], G, 1, -1) @ w
-        return y.reshape(*x.shape[:-1], -1)
-
-
 class ResBlock(nn.Module):
     """conv → activation → conv → norm, added to the input."""
 
@@ -179,95 +135,6 @@ class ResBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return x + self.norm(self.conv2(self._act(self.conv1(x))))
-
-
-class MultiscaleProjection(nn.Module):
-    """Queries, keys and values of a neighbourhood: depthwise convolution, then a linear map per head."""
-
-    def __init__(self, dims: int, heads: int, kernel_size: int) -> None:
-        super().__init__()
-        self.proj_in = DepthwiseConv2d(3 * dims, kernel_size, bias=False)
-        self.proj_out = GroupedLinear(3 * dims, groups=3 * heads)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.proj_out(self.proj_in(x))
-
-
-class MultiscaleLinearAttention(nn.Module):
-    """ReLU linear attention over all positions of (B, H, W, C), in float32.
-
-    The keys and values of all positions meet in one matrix per head (`context`), so that a long input can
-    be summed up window by window first and attended to window by window afterwards.
-    """
-
-    def __init__(self, channels: int, head_dim: int, kernel_sizes: Sequence[int], norm_type: str) -> None:
-        super().__init__()
-        heads = channels // head_dim
-        inner = heads * head_dim
-        self.to_q = nn.Linear(channels, inner, bias=False)
-        self.to_k = nn.Linear(channels, inner, bias=False)
-        self.to_v = nn.Linear(channels, inner, bias=False)
-        self.to_qkv_multiscale = [MultiscaleProjection(inner, heads, k) for k in kernel_sizes]
-        self.to_out = nn.Linear(inner * (1 + len(kernel_sizes)), channels, bias=False)
-        self.norm_out = NORMS[norm_type](channels)
-        self.head_dim = head_dim
-        self.halo = max((k // 2 for k in kernel_sizes), default=0)
-
-    def _heads(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """q, k ≥ 0 and v, each (B, G, H, W, head_dim) float32; a group G is 3·head_dim channels in a row."""
-        qkv = mx.concatenate([self.to_q(x), self.to_k(x), self.to_v(x)], axis=-1)
-        qkv = mx.concatenate([qkv] + [scale(qkv) for scale in self.to_qkv_multiscale], axis=-1)
-        B, H, W, _ = qkv.shape
-        qkv = qkv.astype(mx.float32).reshape(B, H, W, -1, 3, self.head_dim).transpose(4, 0, 3, 1, 2, 5)
-        return nn.relu(qkv[0]), nn.relu(qkv[1]), qkv[2]
-
-    def context(self, x: mx.array, first: int, last: int) -> mx.array:
-        """Σ kᵀ[v, 1] over the positions with first ≤ w < last: (B, G, head_dim, head_dim + 1) float32."""
-        _, k, v = self._heads(x)
-        B, G, *_, D = k.shape
-        k, v = (a[:, :, :, first:last].reshape(B, G, -1, D) for a in (k, v))
-        return mx.concatenate([k.swapaxes(2, 3) @ v, k.sum(axis=2)[..., None]], axis=-1)
-
-    def __call__(self, x: mx.array, context: mx.array) -> mx.array:
-        q, _, _ = self._heads(x)
-        B, G, H, W, D = q.shape
-        y = q.reshape(B, G, H * W, D) @ context  # the last column is the normaliser
-        y = y[..., :D] / (y[..., D:] + 1e-15)
-        y = y.reshape(B, G, H, W, D).transpose(0, 2, 3, 1, 4).reshape(B, H, W, G * D)
-        return x + self.norm_out(self.to_out(y.astype(x.dtype)))
-
-
-class GLUMBConv(nn.Module):
-    """Gated feed-forward with a depthwise 3×3 convolution, added to the input."""
-
-    halo, rate = 1, Fraction(1)
-
-    def __init__(self, channels: int, expand_ratio: int = 4) -> None:
-        super().__init__()
-        hidden = expand_ratio * channels
-        self.conv_inverted = nn.Linear(channels, 2 * hidden)
-        self.conv_depth = DepthwiseConv2d(2 * hidden, 3)
-        self.conv_point = nn.Linear(hidden, channels, bias=False)
-        self.norm = RMSNorm(channels)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        h, gate = mx.split(self.conv_depth(silu(self.conv_inverted(x))), 2, axis=-1)
-        return x + self.norm(self.conv_point(h * silu(gate)))
-
-
-class EfficientViTBlock(nn.Module):
-    """Global linear attention, then a local feed-forward. Its activation is SiLU whatever the config says."""
-
-    rate = Fraction(1)
-
-    def __init__(self, channels: int, head_dim: int, kernel_sizes: Sequence[int], norm_type: str) -> None:
-        super().__init__()
-        self.attn = MultiscaleLinearAttention(channels, head_dim, kernel_sizes, norm_type)
-        self.conv_out = GLUMBConv(channels)
-        self.halo = self.attn.halo + self.conv_out.halo
-
-    def __call__(self, x: mx.array, context: mx.array) -> mx.array:
-        return self.conv_out(self.attn(x, context))
 
 
 class Down(nn.Module):
@@ -441,7 +308,7 @@ def apply_layers(
 ) -> mx.array:
     """(B, H, W, C) through `layers`; `window` input frames at a time along W (None: all at once).
 
-    Attention sees all frames: it is summed up in a first pass over the windows. So the result does not
+    Attention sees all frames: they are surveyed in a first pass over the windows. So the result does not
     depend on the window, up to the order of float32 sums.
     """
     runs: list[list[Any]] = [[]]
@@ -453,29 +320,29 @@ def apply_layers(
     scale = Fraction(1)  # frames here per frame of the input
     for n, run in enumerate(runs):
         size = None if window is None else max(1, int(window * scale))
-        steps = list(run)
-        if isinstance(run[0], EfficientViTBlock):
-            steps[0] = partial(run[0], context=_context(run[0].attn, x, size))
-        halo, rate = reach(run)
-        x = windowed(partial(_chain, steps), x, axis=TIME, size=size, halo=halo, rate=rate)
-        scale *= rate
+        x = _apply_run(run, x, size)
+        scale *= reach(run)[1]
         if progress:
             progress((n + 1) / len(runs))
     return x
 
 
-def _chain(steps: Sequence[Callable[[mx.array], mx.array]], x: mx.array) -> mx.array:
-    for step in steps:
-        x = step(x)
-    return x
+def _apply_run(run: Sequence[Any], x: mx.array, size: int | None) -> mx.array:
+    """Local layers, the first of which may be an attention block."""
+    surveyed = run[0].attn.survey(x, size) if isinstance(run[0], EfficientViTBlock) else None
 
+    def piece(low: int, high: int) -> mx.array:
+        y = x[:, :, low:high]
+        for i, layer in enumerate(run):
+            if i == 0 and surveyed is not None:
+                queries, context = surveyed
+                y = layer(y, queries[:, :, :, low:high], context)
+            else:
+                y = layer(y)
+        return y
 
-def _context(attn: MultiscaleLinearAttention, x: mx.array, size: int | None) -> mx.array:
-    total: mx.array | float = 0.0
-    for w in windows(x.shape[TIME], size, attn.halo):
-        total = total + attn.context(x[:, :, w.low : w.high], w.start - w.low, w.stop - w.low)
-        mx.eval(total)
-    return total
+    halo, rate = reach(run)
+    return windowed(piece, x.shape[TIME], axis=TIME, size=size, halo=halo, rate=rate)
 
 
 class AutoencoderDC(nn.Module):

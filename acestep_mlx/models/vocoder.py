@@ -253,5 +253,13 @@ class Vocoder(nn.Module):
                 progress(done / total)
 
         halo, rate = reach(self.head.layers())
-        y = windowed(self.head, x, axis=TIME, size=window, halo=halo, rate=rate, progress=count)
+        y = windowed(
+            lambda low, high: self.head(x[:, low:high]),
+            total,
+            axis=TIME,
+            size=window,
+            halo=halo,
+            rate=rate,
+            progress=count,
+        )
         return y.swapaxes(1, 2)

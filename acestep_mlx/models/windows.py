@@ -48,8 +48,8 @@ def windows(length: int, size: int | None, halo: int, align: int = 1) -> Iterato
 
 
 def windowed(
-    fn: Callable[[mx.array], mx.array],
-    x: mx.array,
+    fn: Callable[[int, int], mx.array],
+    length: int,
     *,
     axis: int,
     size: int | None,
@@ -57,24 +57,20 @@ def windowed(
     rate: Fraction,
     progress: Callable[[int], None] | None = None,
 ) -> mx.array:
-    """`fn(x)` for a local `fn`, window by window along `axis`; `progress` gets the input frames done.
+    """A local function of `length` frames, window by window: `fn(low, high)` is its value for these frames.
 
-    The length of `x` along `axis` must be a multiple of `rate.denominator`.
+    `axis` is the time axis of what `fn` gives. `progress` gets the frames done after each window. `length`
+    must be a multiple of `rate.denominator`.
     """
     pieces = []
-    for w in windows(x.shape[axis], size, halo, rate.denominator):
-        y = fn(_cut(x, axis, w.low, w.high))
-        y = _cut(y, axis, int((w.start - w.low) * rate), int((w.stop - w.low) * rate))
-        if w.stop - w.start < x.shape[axis]:
-            y = mx.contiguous(y)  # or the piece would keep its whole window alive
+    for w in windows(length, size, halo, rate.denominator):
+        y = fn(w.low, w.high)
+        start, stop = int((w.start - w.low) * rate), int((w.stop - w.low) * rate)
+        if stop - start < y.shape[axis]:
+            y = mx.contiguous(y[(slice(None),) * axis + (slice(start, stop),)])  # lets go of the overlap
+        if w.stop - w.start < length:
             mx.eval(y)
         pieces.append(y)
         if progress:
             progress(w.stop - w.start)
     return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=axis)
-
-
-def _cut(x: mx.array, axis: int, start: int, stop: int) -> mx.array:
-    if start == 0 and stop == x.shape[axis]:
-        return x
-    return x[(slice(None),) * axis + (slice(start, stop),)]

@@ -13,7 +13,15 @@ from mlx.utils import tree_flatten, tree_map
 
 from acestep_mlx.errors import CheckpointError, DataError
 from acestep_mlx.models import codec as module
+from acestep_mlx.models import convolution
 from acestep_mlx.models.codec import Codec, latent_frames
+from acestep_mlx.models.convolution import (
+    Conv1d,
+    Conv2d,
+    DepthwiseConv2d,
+    UpsampledConv2d,
+    UpsamplingConv1d,
+)
 from acestep_mlx.models.dcae import AutoencoderDC, DCAEConfig
 from acestep_mlx.models.vocoder import Vocoder, VocoderConfig
 from acestep_mlx.models.windows import reach, windowed, windows
@@ -132,7 +140,15 @@ def test_overlaps_cover_the_true_receptive_field() -> None:
 def test_windowed_refuses_nothing_and_reports() -> None:
     done: list[int] = []
     x = mx.arange(10.0)[None]
-    y = windowed(lambda v: 2 * v, x, axis=1, size=3, halo=1, rate=Fraction(1), progress=done.append)
+    y = windowed(
+        lambda low, high: 2 * x[:, low:high],
+        10,
+        axis=1,
+        size=3,
+        halo=1,
+        rate=Fraction(1),
+        progress=done.append,
+    )
     assert mx.array_equal(y, 2 * x)
     assert sum(done) == 10 and len(done) == 3
 
@@ -255,3 +271,49 @@ def test_refused_configs(config: type, changes: dict, why: str) -> None:
 def test_parts_that_do_not_fit() -> None:
     with pytest.raises(CheckpointError, match="8 frames per latent"):
         Codec(AutoencoderDC(NESTED), Vocoder(VocoderConfig.tiny()))
+
+
+CONVOLUTIONS = {
+    "conv2d": (lambda: Conv2d(6, 10), (2, 5, 7, 6)),
+    "conv2d without bias": (lambda: Conv2d(6, 10, bias=False), (1, 5, 7, 6)),
+    "upsampled": (lambda: UpsampledConv2d(6, 4), (2, 3, 5, 6)),
+    "depthwise 3": (lambda: DepthwiseConv2d(6, 3), (2, 5, 7, 6)),
+    "depthwise 5": (lambda: DepthwiseConv2d(6, 5, bias=False), (2, 5, 3, 6)),
+    "dilated": (lambda: Conv1d(6, 8, 7, dilation=3), (2, 20, 6)),
+    "dilated more than long": (lambda: Conv1d(6, 8, 3, dilation=5), (1, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_both_arrangements_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums arranged for the CPU against MLX's own kernels, which a GPU uses."""
+    make, shape = CONVOLUTIONS[name]
+    layer = shake(make())
+    x = mx.random.normal(shape, key=mx.random.key(1))
+    monkeypatch.setattr(convolution, "on_cpu", lambda: True)
+    ours = layer(x)
+    mx.eval(ours)
+    monkeypatch.setattr(convolution, "on_cpu", lambda: False)
+    assert difference(ours, layer(x)) < 1e-5
+
+
+@pytest.mark.parametrize(("kernel", "rate"), [(8, 4), (4, 2), (16, 8), (6, 2), (3, 1), (4, 4)])
+def test_transposed_convolution(kernel: int, rate: int) -> None:
+    layer = shake(UpsamplingConv1d(5, 3, kernel, rate))
+    x = mx.random.normal((2, 9, 5), key=mx.random.key(1))
+    expected = mx.conv_transpose1d(x, layer.weight, stride=rate, padding=(kernel - rate) // 2) + layer.bias
+    assert layer(x).shape == expected.shape == (2, 9 * rate, 3)
+    assert difference(layer(x), expected) < 1e-5
+
+
+def test_silu() -> None:
+    x = mx.linspace(-80, 80, 10001)
+    exact = np.array(x).astype(np.float64)
+    exact /= 1 + np.exp(-exact)
+    ours = np.array(convolution.silu(x))
+    assert np.abs(ours - exact).max() < 1e-5
+    assert np.abs(ours[exact != 0] / exact[exact != 0] - 1).max() < 1e-5
+    rest = convolution.silu(mx.array([0.0, -0.0, 1e30, -1e30, float("nan"), float("inf")]))
+    assert np.allclose(np.array(rest), [0, 0, 1e30, 0, np.nan, np.inf], atol=1e-6, equal_nan=True)
+    for dtype in (mx.float16, mx.bfloat16):
+        assert convolution.silu(mx.ones(3, dtype=dtype)).dtype == dtype
