@@ -69,7 +69,7 @@ def to_bytes(value: mx.array) -> memoryview:
     """The bytes of an evaluated array, row by row, little-endian."""
     if value.dtype == mx.bfloat16:
         value = value.view(mx.uint16) if value.ndim else value[None].view(mx.uint16)
-    return np.ascontiguousarray(np.array(value, copy=False)).data.cast("B")
+    return np.ascontiguousarray(np.asarray(value)).data.cast("B")
 
 
 class SafetensorsWriter:
