@@ -1,0 +1,282 @@
+"""train(): learns, survives faults, shows what it does."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
+from acestep_mlx.training import checkpoint, faults
+from acestep_mlx.training.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone, ValidationClip
+from acestep_mlx.training.step import TrainStep
+
+from . import runs, tiny
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def shown(root, tiny_model):
+    """A run with everything that a run can show."""
+    pytest.importorskip("tensorboard")
+    config = runs.configuration(
+        root,
+        tiny_model,
+        "shown",
+        max_train_steps=4,
+        checkpointing_steps=2,
+        eval_loss_disable=False,
+        num_eval_samples=2,
+        validation_disable=False,
+        validation_prompt="bright <house> & piano",
+        validation_lyrics="[verse]\nRound and round\n",
+        validation_audio_duration=3,
+        validation_num_inference_steps=2,
+        report_to="tensorboard",
+        tracker_run_name="my run",
+    )
+    return config, *runs.run(config)
+
+
+def test_events_tell_the_whole_run(shown):
+    _, result, seen = shown
+    assert result.finished and result.step == 4
+    assert [e.step for e in seen.of(StepDone)] == [1, 2, 3, 4]
+    assert [e.step for e in seen.of(Evaluated)] == [0, 2, 4]
+    assert [e.step for e in seen.of(CheckpointSaved)] == [2, 4]
+    clips = seen.of(ValidationClip)
+    assert [(e.step, e.with_lora) for e in clips] == [(0, False), (2, True), (4, True)]
+    assert len({e.seed for e in clips}) == 1
+    assert isinstance(seen.events[-1], Finished) and seen.events[-1].lora == str(result.lora)
+    for event in seen.of(StepDone):
+        assert event.steps_per_second > 0 and event.audio_seconds_per_second > 0 and event.peak_memory > 0
+
+
+def test_metrics_file_has_what_a_log_line_has(shown, root):
+    rows = [json.loads(line) for line in (root / "shown" / "metrics.jsonl").read_text().splitlines()]
+    step = next(r for r in rows if r["event"] == "step")
+    wanted = "step loss smoothed_loss learning_rate grad_norm steps_per_second audio_seconds_per_second peak_memory eta"
+    assert set(wanted.split()) <= set(step)
+    assert {"0-200", "200-400", "400-600", "600-800", "800-1000"} == set(
+        next(r for r in rows if r["event"] == "eval")["bins"]
+    )
+
+
+def test_evaluation_is_the_same_number_every_time(shown, root, tiny_model):
+    config, _, seen = shown
+    again, seen_again = runs.run({**config, "output_dir": str(root / "shown-again"), "report_to": "none"})
+    assert [e.loss for e in seen_again.of(Evaluated)] == [e.loss for e in seen.of(Evaluated)]
+    runs.assert_identical(again.checkpoint, root / "shown" / "checkpoint-4")
+
+
+def test_report_is_one_file_without_network(shown):
+    _, result, _ = shown
+    page = result.report.read_text()
+    assert page.count("<svg") >= 7 and page.count("data:audio/") == 3 and page.count("data:image/png;base64,") == 3
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+    assert "bright &lt;house&gt; &amp; piano" in page and "<house>" not in page
+    assert "my run" in page and "Without LoRA" in page
+
+
+def test_tensorboard_has_the_losses(shown, root):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(root / "shown" / "logs"))
+    reader.Reload()
+    assert [e.step for e in reader.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert reader.Scalars("eval/timestep_0-200")
+
+
+def test_wandb_gets_the_same_numbers(root, tiny_model, monkeypatch):
+    logged = []
+    fake = types.ModuleType("wandb")
+    run = types.SimpleNamespace(
+        log=lambda values, step=None: logged.append((step, values)), summary={}, finish=lambda: logged.append("end")
+    )
+    fake.init = lambda **given: logged.append(given["project"]) or run
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    runs.run(runs.configuration(root, tiny_model, "wandb", report_to="wandb", max_train_steps=2))
+    assert logged[0] == "acestep-mlx" and logged[-1] == "end"
+    assert [step for step, values in logged[1:-1] if "train/loss" in values] == [1, 2]
+
+
+def test_missing_tracker_says_what_to_install(root, tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"acestep-mlx\[wandb\]"):
+        runs.run(runs.configuration(root, tiny_model, "no-wandb", report_to="wandb"))
+
+
+@pytest.mark.slow
+def test_a_tiny_model_overfits_one_clip(tmp_path, tiny_model):
+    """The loss with fixed noise and timesteps falls at least fivefold."""
+    from dataclasses import replace
+
+    from acestep_mlx.audio import read_audio
+    from acestep_mlx.lora.inject import LoRASpec
+    from acestep_mlx.models.codec import Codec
+    from acestep_mlx.models.load import ModelFolder
+
+    from ..conftest import SHARED_AUDIO
+
+    clip = SHARED_AUDIO / "test_track_001.mp3"
+    if not clip.is_file():
+        runs.write_songs(tmp_path / "tones")
+        clip = tmp_path / "tones" / "low.wav"
+    folder = ModelFolder.open(tiny_model)
+    codec = Codec(folder.load("dcae"), folder.load("vocoder"))
+    latents = codec.encode(read_audio(clip, duration=3.0), 44100)
+    # wide enough that the frozen final layer can express any velocity (16 × 8 values a frame)
+    config = replace(tiny.CONFIG, attention_head_dim=40)
+    spec = LoRASpec(rank=32, targets=("to_q", "to_k", "to_v", "to_out.0", "inverted_conv.conv", "point_conv.conv"))
+    model = tiny.adapted(spec=spec, config=config)
+    batch = {**tiny.batch(0, T=latents.shape[-1]), "latents": latents}  # its key fixes noise and timestep
+    step = tiny.step(model, lr=5e-3)
+    losses = []
+    for i in range(120):
+        losses.append(step(batch, update=True, step=i).loss)
+        mx.eval(losses[-1], step.state)
+    assert losses[-1].item() * 5 <= losses[0].item(), (losses[0], losses[-1])
+
+
+def test_non_finite_steps_are_skipped_counted_and_end_the_run(root, tiny_model, monkeypatch):
+    original, calls = TrainStep.__call__, []
+
+    def poisoned(self, batch, **kwargs):
+        calls.append(1)
+        bad = len(calls) == 2 or len(calls) >= 5
+        factor = mx.array(float("nan") if bad else 1.0)
+        return original(self, {**batch, "latents": batch["latents"] * factor}, **kwargs)
+
+    monkeypatch.setattr(TrainStep, "__call__", poisoned)
+    config = runs.configuration(root, tiny_model, "nan", max_train_steps=50, checkpointing_steps=4)
+    recorder = runs.Recorder()
+    from acestep_mlx.training.loop import train
+
+    with pytest.raises(AceStepError, match=r"step 9: 5 steps in a row .* not\s+finite"):
+        train(config, on_event=recorder)
+    skipped = [e.step for e in recorder.of(StepDone) if e.skipped]
+    assert skipped == [2, 5, 6, 7, 8, 9]
+    kept = checkpoint.latest(root / "nan", lambda *_: None)
+    assert kept.step in (4, 8) and all(mx.isfinite(v).all().item() for v in kept.adapter.values())
+    rows = [json.loads(line) for line in (root / "nan" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["loss"] is None for r in rows if r["event"] == "step"][:3] == [False, True, False]
+
+
+def test_full_disk_leaves_the_previous_checkpoint(root, tiny_model, monkeypatch):
+    import errno
+
+    config = runs.configuration(root, tiny_model, "full", checkpointing_steps=2)
+    original = checkpoint.write_tensors
+
+    def failing(path, *rest):
+        if "checkpoint-4" in str(path) and path.name == "optimizer.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", failing)
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 could not be written: the disk is full"):
+        runs.run(config)
+    names = sorted(p.name for p in (root / "full").iterdir() if "checkpoint" in p.name)
+    assert names == ["checkpoint-2"]
+    checkpoint.verify(root / "full" / "checkpoint-2")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[metal::malloc] Unable to allocate 9126805504 bytes."),
+        RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (kIOGPUCommandBufferCallbackErrorOutOfMemory)"),
+        RuntimeError("cudaMalloc failed: out of memory"),
+        MemoryError(),
+    ],
+)  # fmt: skip
+def test_out_of_memory_says_what_to_lower_in_order(root, tiny_model, monkeypatch, error):
+    def fail(self, batch, **kwargs):
+        raise error
+
+    monkeypatch.setattr(TrainStep, "__call__", fail)
+    config = runs.configuration(root, tiny_model, "oom", gradient_checkpointing=False, train_batch_size=2)
+    with pytest.raises(faults.OutOfMemory) as caught:
+        runs.run(config)
+    text = str(caught.value)
+    order = ["gradient_checkpointing=true", "int8-quanto", "train_batch_size=1", "max_duration", "mixed_precision=bf16"]
+    places = [text.index(piece) for piece in order]
+    assert places == sorted(places) and "\n" not in text
+
+
+def test_other_errors_are_not_disguised(root, tiny_model, monkeypatch):
+    def fail(self, batch, **kwargs):
+        raise RuntimeError("[matmul] shapes do not agree")
+
+    monkeypatch.setattr(TrainStep, "__call__", fail)
+    with pytest.raises(RuntimeError, match="matmul"):
+        runs.run(runs.configuration(root, tiny_model, "bug"))
+
+
+def test_watchdog_points_to_the_display():
+    with pytest.raises(AceStepError, match="display"), faults.explained({}):
+        raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity")
+
+
+def test_init_lora_continues_from_any_lora_file(root, tiny_model):
+    first, _ = runs.run(runs.configuration(root, tiny_model, "first", max_train_steps=2, lora_alpha=4))
+    config = runs.configuration(root, tiny_model, "second", init_lora=str(first.lora), learning_rate=0, max_train_steps=1)
+    second, _ = runs.run(config)
+    from acestep_mlx.lora.formats import read_lora
+
+    a, b = read_lora(first.lora), read_lora(second.lora)
+    for path, module in a.modules.items():
+        assert mx.abs(module.delta() - b.modules[path].delta()).max().item() < 1e-6
+
+
+def test_epochs_give_the_length_and_checkpoints(root, tiny_model):
+    config = runs.configuration(
+        root, tiny_model, "epochs", max_train_steps=0, num_train_epochs=2, checkpoint_epoch_interval=1
+    )
+    result, seen = runs.run(config)
+    assert result.step == 6 and [e.step for e in seen.of(CheckpointSaved)] == [3, 6]
+    assert [e.epoch for e in seen.of(StepDone)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_unwritable_output_is_one_line(root, tiny_model, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    config = runs.configuration(root, tiny_model, "x")
+    with pytest.raises(ConfigError, match="not writable"):
+        runs.run({**config, "output_dir": str(blocker / "run")})
+
+
+def test_skipped_songs_are_named(root, tiny_model, tmp_path):
+    songs = tmp_path / "songs"
+    runs.write_songs(songs)
+    (songs / "broken.wav").write_bytes(b"RIFF nonsense")
+    backends = [{"id": "s", "instance_data_dir": str(songs)}]
+    _, seen = runs.run(runs.configuration(root, tiny_model, "skips", max_train_steps=1, backends=backends))
+    assert any("broken" in e.text for e in seen.of(Notice) if e.level == "warning")
+
+
+def test_mixed_lengths_trace_once_per_shape():
+    model = tiny.adapted()
+    step = tiny.step(model, accumulate=2)
+    for i, T in enumerate([12, 12, 18, 18, 12, 12, 18, 18] * 2):
+        step(tiny.batch(i, T=T), update=i % 2 == 1)
+    assert step.traces == 4  # two lengths, with and without an update
+
+
+def test_spectrogram_is_a_valid_picture(tmp_path):
+    import zlib
+
+    from acestep_mlx.training.charts import spectrogram
+
+    data = spectrogram(np.random.default_rng(0).standard_normal((128, 700)))
+    assert data.startswith(b"\x89PNG") and zlib.crc32(data[12:29]).to_bytes(4, "big") == data[29:33]
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    assert (width, height) == (480, 128)
