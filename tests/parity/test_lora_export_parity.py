@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
 from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
@@ -173,3 +175,40 @@ def test_the_lyrics_embedder_in_a_file_overwrites_the_base(
     assert relative_error(plain, expected_states) > 1e-2
     assert relative_error(states, expected_states) <= 1e-4
     assert relative_error(velocity, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["rsLoRA", "DoRA", "convolutions"])
+def test_gradients_equal_peft(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of A, B and the magnitudes, from the same loss on the same file."""
+    theirs = make_reference(CONFIG, monkeypatch)
+    ours = make_ours(CONFIG, theirs)
+    weights = train_a_little(ours, SPECS[name])
+    write_lora(tmp_path / FILE_NAME, weights)
+    layers = load(theirs, tmp_path)
+    inputs = make_inputs(CONFIG)
+    probe = np.random.default_rng(3).standard_normal(inputs["hidden_states"].shape, dtype=np.float32)
+
+    given = {k: mx.array(v) for k, v in inputs.items()}
+    grads = nn.value_and_grad(ours, lambda: (ours(**given) * mx.array(probe)).sum())()[1]
+    flat = dict(tree_flatten(grads))
+
+    for parameter in theirs.parameters():
+        parameter.requires_grad_(False)
+    for layer in layers.values():
+        for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
+            for module in getattr(layer, part).values():
+                module.requires_grad_(True)
+    velocity = theirs(**{k: torch.from_numpy(v) for k, v in inputs.items()}).sample
+    (velocity * torch.from_numpy(probe)).sum().backward()
+
+    scale = SPECS[name].scale  # B is stored as scale·B there
+    for path, layer in layers.items():
+        expected = {
+            f"{path}.lora_a": layer.lora_A["x"].weight.grad.flatten(1).T,
+            f"{path}.lora_b": scale * layer.lora_B["x"].weight.grad.flatten(1).T,
+        }
+        if SPECS[name].use_dora:
+            expected[f"{path}.m"] = layer.lora_magnitude_vector["x"].weight.grad.reshape(-1)
+        for key, value in expected.items():
+            assert relative_error(flat.pop(key), value) <= 1e-3, key
+    assert not flat
