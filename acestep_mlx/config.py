@@ -90,7 +90,10 @@ class TrainConfig:
         text = str(path).replace("{model_family}", self.model_family)
         for name, value in fields.items():
             text = text.replace("{" + name + "}", value)
-        target = Path(text).expanduser()
+        try:
+            target = Path(text).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{path}: there is no such user") from None
         if target.is_absolute():
             return target
         candidates = [Path.cwd() / target, self.folder / target]

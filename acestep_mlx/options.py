@@ -27,7 +27,7 @@ class Option:
     low, high: inclusive range; `above` is an exclusive lower bound.
     choices: accepted values; `spellings` maps further accepted spellings onto them.
     refused_values: values another trainer accepts and this one does not, each with reason and advice.
-    aliases: other accepted names of the key. reason: why it is ignored or refused. group: filled in by the table.
+    aliases: other accepted names of the key. reason: why it is ignored or refused. group: set by the table.
     """
 
     name: str

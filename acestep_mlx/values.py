@@ -95,6 +95,10 @@ def _parse(option: Option, value: Any, name: str, where: str) -> Any:
                 raise ConfigError(f"{name} must be a string, got {show(value)} ({where})")
             if option.kind == "path" and "\0" in text:
                 raise ConfigError(f"{name} holds a NUL character ({where})")
+            if option.kind == "path" and any(
+                len(part.encode(errors="replace")) > 255 for part in text.split("/")
+            ):
+                raise ConfigError(f"{name} is too long for a path ({where})")
             if option.kind == "path" and not text:
                 raise ConfigError(f"{name} is empty; give a path or leave it out ({where})")
             return text if option.kind == "path" or option.choices else value

@@ -47,7 +47,10 @@ def text() -> dict[str, Any]:
 
 
 def path() -> dict[str, Any]:
-    return {"good": [("some/where", "some/where"), (" a/b ", "a/b")], "bad": [3, True, ["x"], "a\0b"]}
+    return {
+        "good": [("some/where", "some/where"), (" a/b ", "a/b")],
+        "bad": [3, True, ["x"], "a\0b", "x" * 300],
+    }
 
 
 CASES: dict[str, Case] = {

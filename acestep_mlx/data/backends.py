@@ -129,7 +129,9 @@ def _entry(raw: Any, where: str, ignored: list[tuple[str, str, str]]) -> dict[st
         raise ConfigError(f'{where} needs an "id": a name for the data set')
     if label != label.strip() or any(c in label for c in "/\\\0") or label in (".", ".."):
         raise ConfigError(f"{where}: id {label!r} becomes a folder's name; use letters, digits, - and _")
-    return check_block("entry", raw, f"{where} ({label})", label, ignored)
+    if len(label.encode(errors="replace")) > 200:
+        raise ConfigError(f"{where}: the id is too long; it becomes a folder's name")
+    return {**check_block("entry", raw, f"{where} ({label})", label, ignored), "id": label}
 
 
 def check_block(
