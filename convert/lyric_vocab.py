@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +63,24 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
             progress(f"{path} is not the lyric vocabulary that the released model was trained with", 0, 0)
         return found
     for package, name in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        for folder in spec.submodule_search_locations or () if spec is not None else ():
-            path = Path(folder) / name
+        for folder in _folders(package):
+            path = folder / name
             if path.is_file():
                 found = _checked(_read(path), f"the installed package {package}", size)
                 if found.known:
                     return found
                 progress(f"{path} is not the lyric vocabulary that was expected; not used", 0, 0)
     return _download(size, progress)
+
+
+def _folders(package: str) -> list[Path]:
+    """Where a package is installed, found without importing it."""
+    try:
+        spec = importlib.util.find_spec(package)
+        found = spec.submodule_search_locations if spec is not None else None
+    except (ImportError, ValueError):  # imported already, by something that gave it no spec
+        found = getattr(sys.modules.get(package), "__path__", None)
+    return [Path(folder) for folder in found or ()]
 
 
 def _read(path: Path) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import types
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -78,6 +79,16 @@ def test_then_an_installed_package_which_is_not_imported(
     found = find(None, tmp_path, SIZE)
     assert found.source == "the installed package carrier_of_vocab" and found.known
     assert "carrier_of_vocab" not in sys.modules
+
+
+def test_a_package_that_somebody_registered_by_hand(
+    upstream: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("by_hand", tmp_path / "site", upstream, monkeypatch)
+    module = types.ModuleType("by_hand")
+    module.__path__ = [str(tmp_path / "site" / "by_hand")]
+    monkeypatch.setitem(sys.modules, "by_hand", module)
+    assert find(None, tmp_path, SIZE).source == "the installed package by_hand"
 
 
 def test_a_package_with_another_file_is_not_believed(
