@@ -9,6 +9,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import attend, relu
+
 Rope = tuple[mx.array, mx.array]
 
 
@@ -44,7 +46,7 @@ def linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     A query without a positive channel (a masked frame) gives zeros.
     """
     dtype = q.dtype
-    q, k, v = (mx.maximum(q, 0).astype(mx.float32), mx.maximum(k, 0).astype(mx.float32), v.astype(mx.float32))
+    q, k, v = relu(q), relu(k), v.astype(mx.float32)
     total = mx.sum(k, axis=-2, keepdims=True)  # (B, H, 1, Dh)
     weight = q @ total.swapaxes(-1, -2)  # (B, H, T, 1)
     values = q @ (k.swapaxes(-1, -2) @ v)
@@ -114,8 +116,7 @@ class CrossAttention(_Projections):
             q = q * query_scale
         q = apply_rope(self.split(q), rope)
         k, v = keys_values
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=states_mask)
-        out = self.merge(out)
+        out = self.merge(attend(q, k, v, states_mask))
         if mask is not None:  # upstream masks padding frames against every token, which leaves zeros
             out = out * mask[..., None].astype(out.dtype)
         return self.to_out[0](out)

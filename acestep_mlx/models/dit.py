@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
+from .activations import gated_conv
 from .attention import CrossAttention, LinearAttention, Rope, rope_table
 from .checkpointing import checkpointed
 from .lyric_encoder import LyricEncoder
@@ -187,9 +188,8 @@ class GatedConv(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, T, D) → (B, T, D)."""
-        x = nn.silu(self.inverted_conv.conv(x))  # (B, T, 2F)
-        value, gate = mx.split(self.depth_conv.conv(x), 2, axis=-1)
-        return self.point_conv.conv(value * nn.silu(gate))
+        depth = self.depth_conv.conv
+        return self.point_conv.conv(gated_conv(self.inverted_conv.conv(x), depth.weight, depth.bias))
 
 
 class Block(nn.Module):

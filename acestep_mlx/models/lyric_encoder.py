@@ -11,6 +11,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import masked, silu, softmax
 from .checkpointing import checkpointed
 
 
@@ -64,9 +65,7 @@ class RelativeAttention(nn.Module):
         content = ((q + self.pos_bias_u) * scale).swapaxes(1, 2) @ k  # (B, H, L, L)
         position = ((q + self.pos_bias_v) * scale).swapaxes(1, 2) @ p  # (B, H, L, 2L−1)
         scores = content + rel_shift(position)
-        if mask is not None:
-            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-        out = mx.softmax(scores, axis=-1, precise=True) @ v
+        out = softmax(masked(scores, mask)) @ v
         if mask is not None:  # nothing to attend to gives zeros, not the mean of the padding
             out = mx.where(mx.any(mask, axis=-1, keepdims=True), out, 0)
         return self.linear_out(out.swapaxes(1, 2).reshape(B, L, D))
@@ -81,7 +80,7 @@ class FeedForward(nn.Module):
         self.w_2 = nn.Linear(hidden, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.w_2(nn.silu(self.w_1(x)))
+        return self.w_2(silu(self.w_1(x)))
 
 
 class Layer(nn.Module):

@@ -1,0 +1,164 @@
+"""SiLU, softmax and the gated depthwise convolution: values in one pass, gradients by hand.
+
+The gradients keep only the inputs, so that a checkpointed block does not compute these functions a second
+time, and every array that is held is in the activations' dtype; float32 appears inside fused kernels only.
+
+MLX's CPU back end computes exp one element after the other, some twenty times slower than the arithmetic
+around it. For float32 there, and only there, exp and the sigmoid are made of multiplications and additions
+that a compiler turns into vector code (errors of 2e-6 and 2e-7).
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+# tanh(x) ≈ x·P(x²)/Q(x²) for |x| ≤ 7.905, the usual minimax coefficients (highest power first).
+_TANH_LIMIT = 7.90531110763549805
+_TANH_P = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+# 2^f for |f| ≤ 1/2: Taylor's ln(2)^k / k!, highest power first.
+_EXP2 = (1.53527169e-4, 1.33988717e-3, 9.61846724e-3, 5.55035681e-2, 0.240226507, 0.693147182, 1.0)
+
+
+def _polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
+    total = x * coefficients[0] + coefficients[1]
+    for c in coefficients[2:]:
+        total = total * x + c
+    return total
+
+
+def _float(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)
+
+
+def _by_arithmetic(x: mx.array) -> bool:
+    return x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+
+
+def _sigmoid(x: mx.array) -> mx.array:
+    """In float32."""
+    if not _by_arithmetic(x):
+        return mx.sigmoid(_float(x))
+    half = 0.5 * x
+    # Clipped without a comparison, which would not be vectorised.
+    half = 0.5 * (mx.abs(half + _TANH_LIMIT) - mx.abs(half - _TANH_LIMIT))
+    square = half * half
+    return 0.5 + 0.5 * (half * _polynomial(square, _TANH_P) / _polynomial(square, _TANH_Q))
+
+
+def _exp(x: mx.array) -> mx.array:
+    """Of float32 between −1e6 and 0, by arithmetic alone: 2^(whole + fraction)."""
+    x = x * 1.44269504
+    whole = (x + 12582912.0) - 12582912.0  # rounded: 1.5·2²³ leaves no place for a fraction
+    exponent = 0.5 * (whole - 126.0 + mx.abs(whole + 126.0))  # not below −126
+    power = ((exponent + 127.0).astype(mx.int32) << 23).view(mx.float32)
+    return _polynomial(x - whole, _EXP2) * power
+
+
+@mx.custom_function
+def silu(x: mx.array) -> mx.array:
+    """x · sigmoid(x) in x's dtype, computed in float32."""
+    return (_float(x) * _sigmoid(x)).astype(x.dtype)
+
+
+@silu.vjp
+def _silu_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
+    return (_float(cotangent) * _silu_slope(x)).astype(x.dtype)
+
+
+def _silu_slope(x: mx.array) -> mx.array:
+    s = _sigmoid(x)
+    return s + _float(x) * s * (1 - s)
+
+
+@mx.custom_function
+def relu(x: mx.array) -> mx.array:
+    """max(x, 0) as float32."""
+    wide = _float(x)
+    return 0.5 * (wide + mx.abs(wide))
+
+
+@relu.vjp
+def _relu_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
+    return ((x > 0) * cotangent).astype(x.dtype)
+
+
+def masked(scores: mx.array, mask: mx.array | None) -> mx.array:
+    """`scores` where the boolean mask is true, elsewhere so low that `softmax` gives nothing."""
+    if mask is None:
+        return scores
+    return mx.where(mask, scores, max(-1e5, mx.finfo(scores.dtype).min))
+
+
+@mx.custom_function
+def softmax(scores: mx.array) -> mx.array:
+    """Over the last axis, in scores' dtype, computed in float32."""
+    if not _by_arithmetic(scores):
+        return mx.softmax(scores, axis=-1, precise=True)
+    weights = _exp(scores - mx.max(scores, axis=-1, keepdims=True))
+    return weights / mx.sum(weights, axis=-1, keepdims=True)
+
+
+@softmax.vjp
+def _softmax_vjp(scores: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    inner = mx.sum(_float(output) * _float(cotangent), axis=-1, keepdims=True)
+    return (_float(output) * (_float(cotangent) - inner)).astype(scores.dtype)
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+    """Softmax attention, scale 1/√Dh: q (B, H, T, Dh); k, v (B, H, S, Dh); boolean mask → (B, H, T, Dh)."""
+    scale = q.shape[-1] ** -0.5
+    if not _by_arithmetic(q):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    return softmax(masked((q * scale) @ k.swapaxes(-1, -2), mask)) @ v
+
+
+def _taps(x: mx.array, weight: mx.array, bias: mx.array | float) -> mx.array:
+    """Depthwise convolution of width 3 without padding, (B, T + 2, C) → (B, T, C), summed in float32."""
+    w = _float(weight)[:, :, 0]  # (C, 3)
+    before, at, after = _float(x[:, :-2]), _float(x[:, 1:-1]), _float(x[:, 2:])
+    return (before * w[:, 0] + at * w[:, 1] + after * w[:, 2] + bias).astype(x.dtype)
+
+
+def _padded(x: mx.array, frames: int) -> mx.array:
+    return mx.pad(x, [(0, 0), (frames, frames), (0, 0)])
+
+
+@mx.custom_function
+def gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """value · silu(gate), the halves of a depthwise convolution of silu(x): (B, T, 2F) → (B, T, F).
+
+    weight (2F, 3, 1) and bias (2F,) as in `nn.Conv1d`; padding of one frame on each side.
+    """
+    value, gate = mx.split(_taps(_padded(silu(x), 1), weight, _float(bias)), 2, axis=-1)
+    return (_float(value) * _float(gate) * _sigmoid(gate)).astype(x.dtype)
+
+
+@gated_conv.vjp
+def _gated_conv_vjp(
+    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _output: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    x, weight, bias = primals
+    T = x.shape[1]
+    # One frame more on each side, where the cotangent is zero: so the gradient comes out padded.
+    s = _padded(silu(x), 2)
+    value, gate = mx.split(_taps(s, weight, _float(bias)), 2, axis=-1)
+    c = _padded(cotangent, 1)
+    d_value = (_float(c) * _float(gate) * _sigmoid(gate)).astype(x.dtype)
+    # `depends` keeps what two lines have in common from being held in float32 in between.
+    c, value, gate = mx.depends([c, value, gate], [d_value])
+    d_gate = (_float(c) * _float(value) * _silu_slope(gate)).astype(x.dtype)
+    d_conv = mx.concatenate([d_value, d_gate], axis=-1)  # (B, T + 2, 2F)
+    again = mx.depends([x], [d_conv])[0]
+    dx = (_float(_taps(d_conv, weight[:, ::-1], 0.0)) * _silu_slope(again)).astype(x.dtype)
+    inner = _float(d_conv[:, 1:-1])
+    d_weight = mx.stack([mx.sum(inner * _float(s[:, k : k + T]), axis=(0, 1)) for k in (1, 2, 3)], axis=-1)
+    return dx, d_weight[..., None].astype(weight.dtype), mx.sum(inner, axis=(0, 1)).astype(bias.dtype)
