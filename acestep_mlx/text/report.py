@@ -33,15 +33,16 @@ def lyrics_report(text: str, tokenizer: LyricTokenizer, language: str | None = N
 
 
 def _lines(report: LyricsReport) -> Iterator[str]:
-    width = len(str(len(report.lines)))
+    width = max(4, len(str(len(report.lines))))
+    yield f"{'line':>{width}}  in  tokens  text"
     for line in report.lines:
         number = f"{line.number:>{width}}"
         if line.language is None and not line.dropped:
-            yield f"{number}  --  {len(line.tokens):>4}  (blank)"
+            yield f"{number}  --  {len(line.tokens):>6}  (blank)"
             continue
         spoken = line.normalised if line.language else line.text.strip()
-        yield f"{number}  {line.language or '--'}  {len(line.tokens):>4}  {spoken}"
-        yield from (f"{'':{width}}            {remark}" for remark in _remarks(line))
+        yield f"{number}  {line.language or '--'}  {len(line.tokens):>6}  {spoken}"
+        yield from (f"{'':{width}}              {remark}" for remark in _remarks(line))
 
 
 def _remarks(line: LineReport) -> Iterator[str]:
@@ -63,14 +64,17 @@ def summary(report: LyricsReport) -> list[str]:
     out = [f"{sung} lines sung ({languages}), {len(report.ids)} of at most {MAX_TOKENS} tokens"]
     if report.cut_tokens:
         out.append(f"too long: {report.cut_tokens} tokens from line {report.cut_line} on are cut off")
+    together: dict[tuple[int, ...], list[str]] = {}  # a foreign line has many characters, and is one problem
     for character, numbers in report.unknown.items():
-        out.append(f"no token for {_shown(character)} in {_listed(numbers)}")
+        together.setdefault(tuple(numbers), []).append(_shown(character))
+    for numbers, characters in together.items():
+        out.append(f"no token for {' '.join(characters)} in {_listed(numbers)}")
     for line in report.dropped:
         out.append(f"line {line.number} dropped: {line.dropped}")
     return out
 
 
-def _listed(numbers: list[int], limit: int = 8) -> str:
+def _listed(numbers: tuple[int, ...], limit: int = 8) -> str:
     shown = ", ".join(map(str, numbers[:limit]))
     more = f" and {len(numbers) - limit} more" if len(numbers) > limit else ""
     return f"line{'s' * (len(numbers) > 1)} {shown}{more}"

@@ -13,6 +13,8 @@ from acestep_mlx.text.normalise.words import expand_abbreviations, expand_symbol
 
 _SPACES = re.compile(r"\s+")
 _DIGIT = re.compile(r"\d")
+_LONG = 1000  # characters
+_PIECE = re.compile(rf"(?s:.{{1,{_LONG}}}(?:\s|$)|.{{1,{_LONG}}})")
 # Python lower-cases İ to i + a combining dot, which is another token.
 _TURKISH_CAPITALS = str.maketrans("İÖÜ", "iöü")
 
@@ -21,7 +23,10 @@ def normalise(line: str, language: str) -> str:
     """`line` (NFC) in the spelling that the lyric vocabulary knows; `language` is a code of LANGUAGES.
 
     Never raises: what cannot be read aloud (a number with a thousand digits) stays as it is written.
+    A line beyond all singing is taken in pieces, so that its time grows no faster than its length.
     """
+    if len(line) > _LONG:
+        return " ".join(normalise(piece.strip(), language) for piece in _PIECE.findall(line))
     if language == "ja":
         from acestep_mlx.text.normalise.japanese import romaji
 

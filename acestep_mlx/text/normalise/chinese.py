@@ -124,7 +124,8 @@ def read_aloud(text: str) -> str:
             for match in pattern.finditer(text):
                 if match[1]:
                     text = text.replace(match[1], read(match[1]), 1)
-    text = _LETTER_TWO_LETTER.sub(r"\g<1>2\2", text)
+    if "二" in text:
+        text = _LETTER_TWO_LETTER.sub(r"\g<1>2\2", text)
     return text.lstrip("^").rstrip("$").translate(_TO_COMMA)
 
 

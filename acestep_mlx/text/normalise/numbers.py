@@ -29,7 +29,7 @@ _ORDINAL = {language: re.compile(f"([0-9]+)(?:{ends})") for language, ends in _O
 
 # Between the whole sum and "zero cents"; a round sum is cut there.
 _AND_CENTS = {"de": " und ", "es": " con ", "fr": " et ", "it": " e ", "pt": " e "}
-_AMOUNT = r"[0-9.,]*[0-9]+"
+_AMOUNT = "[0-9.,]*[0-9]"
 _CURRENCIES = {
     code: re.compile(f"{re.escape(sign)}{_AMOUNT}|{_AMOUNT}{re.escape(sign)}")
     for sign, code in (("£", "GBP"), ("$", "USD"), ("€", "EUR"))
