@@ -86,8 +86,7 @@ class _Job:
         return wanted
 
     def pack(self, entry: Entry, value: mx.array) -> dict[str, mx.array]:
-        """A tensor of ours as it is stored: in the wanted dtype, or quantised."""
-        value = value.astype(self.dtype)
+        """A tensor of ours, in the wanted dtype, as it is stored: itself or quantised."""
         layer = entry.target.removesuffix(".weight")
         if self.quantization is None or layer not in self.quantized or entry.leaf != "weight":
             return {entry.target: value}
@@ -276,8 +275,9 @@ def _sizes(outputs: dict[str, dict[str, tuple[str, tuple[int, ...]]]]) -> int:
 def _write(job: _Job, entry: Entry, writer: SafetensorsWriter) -> None:
     """Read, translate, cast or quantise, check and write one tensor."""
     for rows in job.slices(entry):
+        rows = rows.astype(job.dtype)
         parts = job.pack(entry, rows)
-        largest = mx.max(mx.abs(rows.astype(job.dtype))) if rows.size else mx.array(0.0)
+        largest = mx.max(mx.abs(rows)) if rows.size else mx.array(0.0)
         mx.eval(largest, *parts.values())
         if not mx.isfinite(largest).item():
             info = job.source.tensors[entry.sources[-1]]
