@@ -67,8 +67,8 @@ def summary(report: LyricsReport) -> list[str]:
     together: dict[tuple[int, ...], list[str]] = {}  # a foreign line has many characters, and is one problem
     for character, numbers in report.unknown.items():
         together.setdefault(tuple(numbers), []).append(_shown(character))
-    for numbers, characters in together.items():
-        out.append(f"no token for {' '.join(characters)} in {_listed(numbers)}")
+    for places, characters in together.items():
+        out.append(f"no token for {' '.join(characters)} in {_listed(places)}")
     for line in report.dropped:
         out.append(f"line {line.number} dropped: {line.dropped}")
     return out

@@ -284,7 +284,7 @@ def test_rendered_report_names_everything(tokenizer: LyricTokenizer) -> None:
         "dropped: LRC data, not sung",
         "removed 🎵",
         "unknown: ~",
-        "aishi teru",
+        "aishiteru",
         "(blank)",
         "Thai script",
         "time stamps removed",
