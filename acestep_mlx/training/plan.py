@@ -1,0 +1,215 @@
+"""How much memory a training step takes, before any weight is loaded, and what fits which Mac.
+
+Weights, LoRA and optimizer are counted exactly from the model's configuration. Activations follow a model with
+one term per kind of array that is alive at the worst moment, the backward pass of one block; its coefficients
+are fitted to measured peaks by `benchmarks/memory.py`, which prints them and their error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..config import TrainConfig
+from ..lora.inject import find_targets
+from ..lora.keys import LYRICS_EMBEDDER
+from ..models.dit import ACEStepTransformer, TransformerConfig
+from ..models.load import ModelFolder, quantizable
+from .setup import COMPUTE_DTYPES, lora_spec, machine_memory
+
+GB = 1e9
+MACS = (8, 16, 24, 36, 64)  # GB of unified memory
+SLOTS = {"adamw": 2.0, "adam": 2.0, "lion": 1.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.1}
+FRAMES_PER_SECOND = 44100 / 4096
+TEXT_TOKENS, LYRIC_TOKENS_PER_SECOND = 256, 3.2  # what a song has unless the data says
+
+#: Bytes of activations = Σ coefficient × feature (see `features`). Fitted by benchmarks/memory.py.
+COEFFICIENTS: dict[str, float] = {
+    "frames_wide": 8.0,
+    "frames_float": 8.0,
+    "tokens": 6.0,
+    "scores": 3.0,
+    "lyric_scores": 4.0,
+    "lyrics": 12.0,
+    "kept_blocks": 6.0,
+}
+FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
+
+
+@dataclass(frozen=True)
+class Load:
+    """One training step: B samples of T frames, L text and M lyric tokens."""
+
+    frames: int
+    batch: int = 1
+    text: int = TEXT_TOKENS
+    lyrics: int = 0
+
+    @classmethod
+    def of_seconds(cls, seconds: float, batch: int = 1, lyrics: int | None = None) -> Load:
+        """A song of so many seconds with as many lyrics as such a song tends to have."""
+        words = round(seconds * LYRIC_TOKENS_PER_SECOND) if lyrics is None else lyrics
+        return cls(round(seconds * FRAMES_PER_SECOND), batch, TEXT_TOKENS, words)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by part; `total` is the expected peak."""
+
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def features(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> dict[str, float]:
+    """What the coefficients multiply, in bytes. `size`: bytes of an activation; D width, F feed-forward width.
+
+    frames_wide: arrays of a block's feed-forward, B·T·2F in the activations' dtype; frames_float: of its linear
+    attention, B·T·D in float32; tokens: encoder sequence arrays, B·S·D; scores: cross-attention, B·H·T·S in
+    float32; lyric_scores, lyrics: the lyric encoder's; kept_blocks: what a block that is not checkpointed
+    keeps, B·T·(2F + 4D) each. The inputs of checkpointed blocks are counted exactly, elsewhere.
+    """
+    B, T, M = load.batch, load.frames, load.lyrics
+    S = 1 + load.text + M
+    D, F, H = config.dim, config.ff_dim, config.num_attention_heads
+    return {
+        "frames_wide": B * T * 2.0 * F * size,
+        "frames_float": B * T * D * 4.0,
+        "tokens": B * S * D * float(size),
+        "scores": B * H * T * S * 4.0,
+        "lyric_scores": B * config.lyric_encoder_heads * M * (2.0 * M) * 4.0,
+        "lyrics": B * M * config.lyric_hidden_size * 4.0 * size,
+        "kept_blocks": (config.num_layers - checkpointed) * B * T * (2.0 * F + 4 * D) * size,
+    }
+
+
+@lru_cache(maxsize=16)
+def weight_bytes(config: TransformerConfig, bits: int | None, group: int, size: int) -> float:
+    """Bytes of the frozen transformer: `bits` per weight in quantised layers (plus a scale and a bias per group)."""
+    model = ACEStepTransformer(config)  # its arrays stay lazy: only shapes are read
+    quantised = {
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if bits is not None and quantizable(path, module, group)
+    }
+    total = 0.0
+    for path, value in tree_flatten(model.parameters()):
+        if path in quantised:
+            assert bits is not None
+            total += value.size * bits / 8 + value.size / group * 2 * size
+        else:
+            total += value.size * size
+    return total
+
+
+@lru_cache(maxsize=16)
+def adapter_parameters(config: TransformerConfig, rank: int, targets: tuple[str, ...], dora: bool) -> tuple[int, int]:
+    """(LoRA parameters, lyrics embedder parameters)."""
+    model = ACEStepTransformer(config)
+    count = 0
+    for module in find_targets(model, targets).values():
+        out, inputs = module.weight.shape
+        count += rank * (out + inputs) + (out if dora else 0)
+    embedder = sum(v.size for k, v in tree_flatten(model.parameters()) if f"{k}.".startswith(LYRICS_EMBEDDER))
+    return count, embedder
+
+
+def estimate(
+    config: TrainConfig,
+    load: Load,
+    *,
+    model: TransformerConfig | None = None,
+    stored_bits: int | None = None,
+    checkpointed: int | None = None,
+) -> Estimate:
+    """Expected peak of training with `config` on batches like `load`.
+
+    model: sizes (default: the released 3.5B model). stored_bits: quantisation of the MLX folder, if any.
+    checkpointed: blocks that compute their activations again (default: all, or none if that is switched off).
+    """
+    model = model or TransformerConfig()
+    size = COMPUTE_DTYPES[config.mixed_precision].size
+    bits = stored_bits or (config.quantization or {}).get("bits")
+    if checkpointed is None:
+        checkpointed = model.num_layers if config.gradient_checkpointing else 0
+    spec = lora_spec(config)
+    lora, embedder = adapter_parameters(model, spec.rank, spec.targets, spec.use_dora)
+    embedder = embedder if config.lyrics_embedder_train else 0
+    accumulates = 1 if config.gradient_accumulation_steps > 1 else 0
+    slots = SLOTS[config.optimizer]
+    # masters, gradients (before and after clipping), moments (old and new while they are replaced)
+    per_parameter = 4.0 * (2 + 2 + 2 * slots + accumulates)
+    terms = features(model, load, size, checkpointed)
+    return Estimate(
+        {
+            "base weights": weight_bytes(model, bits, 64, size),
+            "LoRA, gradients, optimizer": (lora + embedder) * per_parameter,
+            "block inputs": checkpointed * load.batch * load.frames * model.dim * float(size),
+            "activations": sum(COEFFICIENTS[name] * value for name, value in terms.items()),
+            "program": FIXED,
+        }
+    )
+
+
+def usable(memory: float) -> float:
+    """What a Mac with so many bytes lets the GPU use: Metal's recommended working set."""
+    return memory * (2 / 3 if memory <= 36 * GB else 3 / 4)
+
+
+def choose_blocks(config: TrainConfig, load: Load, model: TransformerConfig, budget: float, stored_bits: int | None) -> int:
+    """The fewest checkpointed blocks with which the estimate stays within `budget` bytes; all if none suffices."""
+    for blocks in range(model.num_layers + 1):
+        if estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=blocks).total <= budget:
+            return blocks
+    return model.num_layers
+
+
+def verdict(config: TrainConfig, folder: ModelFolder | None = None, seconds: float = 60.0) -> list[str]:
+    """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits."""
+    model = folder.component_config("transformer") if folder else TransformerConfig()
+    stored = (folder.quantization or {}).get("bits") if folder else None
+    load = Load.of_seconds(seconds, config.train_batch_size)
+    expected = estimate(config, load, model=model, stored_bits=stored)
+    lines = [
+        f"about {expected.total / GB:.1f} GB at the worst step ({seconds:.0f} s of music × {load.batch}), estimated:",
+        *(f"  {name}: {size / GB:.2f} GB" for name, size in expected.parts.items()),
+    ]
+    here = machine_memory()
+    what = "fits" if expected.total <= usable(here) else "does not fit"
+    lines.append(f"this machine has {here / GB:.0f} GB, of which {usable(here) / GB:.1f} GB are usable: {what}")
+    macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]
+    lines.append(f"Macs: {', '.join(macs)}")
+    if expected.total > usable(min(here, MACS[-1] * GB)):
+        from .faults import memory_advice
+
+        lines.append("what would help, in order of effect: " + "; ".join(memory_advice(config.to_dict(), seconds)[:-1]))
+    return lines
+
+
+def quantised_model(config: TransformerConfig, bits: int | None, dtype: mx.Dtype) -> Any:
+    """A transformer with random weights in the given precision, made layer by layer (benchmarks)."""
+    model = ACEStepTransformer(config)
+    for path, module in model.named_modules():
+        own = {k: v for k, v in module.items() if isinstance(v, mx.array) and not k.startswith("_")}
+        for name, value in own.items():
+            module[name] = (mx.random.normal(value.shape) * 0.02).astype(dtype)
+        if bits is not None and quantizable(path, module):
+            parent: Any = model
+            *outer, leaf = path.split(".")
+            for part in outer:
+                parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+            key = int(leaf) if isinstance(parent, list) else leaf
+            parent[key] = module.to_quantized(group_size=64, bits=bits)
+            mx.eval(parent[key].parameters())
+        else:
+            mx.eval(own and [module[name] for name in own])
+    model.freeze()
+    model.eval()
+    return model

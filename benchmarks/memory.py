@@ -1,0 +1,174 @@
+"""Peak memory of training steps at the true width, and the fit that the memory estimate uses.
+
+    python benchmarks/memory.py                 fit on one and two blocks of the true width (minutes)
+    python benchmarks/memory.py --quick         a small geometry, seconds
+    python benchmarks/memory.py --full          the true 24 blocks; needs a machine that computes bfloat16 fast
+    python benchmarks/memory.py --full --bits 8 --seconds 60
+
+The peak is MLX's own (`mx.get_peak_memory`), which counts the same arrays on every backend. What is fitted are
+the activations; weights, LoRA and optimizer are counted exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from acestep_mlx.config import load_config
+from acestep_mlx.lora.inject import LoRASpec, adapter_modules, inject
+from acestep_mlx.models.dit import TransformerConfig
+from acestep_mlx.training import plan
+from acestep_mlx.training.optim import Group, Schedule, make_optimizer
+from acestep_mlx.training.step import StepSettings, TrainStep
+
+
+def batch(config: TransformerConfig, load: plan.Load, seed: int = 0) -> dict[str, mx.array]:
+    """Random arrays as data.batches makes them."""
+    keys = mx.random.split(mx.random.key(seed), load.batch + 2)
+    B, T, L, M = load.batch, load.frames, load.text, load.lyrics
+    made = {
+        "latents": mx.random.normal((B, 8, 16, T), key=keys[0]),
+        "latent_mask": mx.ones((B, T)),
+        "text": mx.random.normal((B, L, config.text_embedding_dim), key=keys[1]),
+        "text_mask": mx.ones((B, L)),
+        "lyric_ids": mx.ones((B, M), mx.int32),
+        "lyric_mask": mx.ones((B, M)),
+        "keys": keys[2:],
+    }
+    mx.eval(made)
+    return made
+
+
+def measure(
+    config: TransformerConfig,
+    load: plan.Load,
+    *,
+    bits: int | None,
+    dtype: mx.Dtype,
+    checkpointed: int,
+    rank: int = 16,
+    steps: int = 2,
+) -> tuple[float, float, float]:
+    """(peak bytes of a step, bytes that stay between steps, seconds of the last step)."""
+    gc.collect()
+    mx.clear_cache()
+    model = plan.quantised_model(config, bits, dtype)
+    inject(model, LoRASpec(rank=rank))
+    for layer in adapter_modules(model).values():
+        layer.train()
+    model.checkpoint_blocks = checkpointed
+    paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
+    group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1), paths)
+    step = TrainStep(model, [group], StepSettings(compute_dtype=dtype))
+    given = batch(config, load)
+    seconds = 0.0
+    for i in range(steps):
+        mx.eval(step.state)
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        result = step(given, update=True, step=i)
+        mx.eval(result, step.state)
+        seconds = time.perf_counter() - started
+    found = float(mx.get_peak_memory()), float(mx.get_active_memory()), seconds
+    del model, step, group, given, result
+    gc.collect()
+    mx.clear_cache()
+    return found
+
+
+def exact(config: TransformerConfig, load: plan.Load, bits: int | None, dtype: mx.Dtype, checkpointed: int) -> float:
+    """The parts of the estimate that need no fit."""
+    precision = {None: "no_change", 8: "int8-quanto", 4: "int4-quanto"}[bits]
+    mixed = {mx.float32: "no", mx.bfloat16: "bf16"}[dtype]
+    run = load_config({"base_model_precision": precision, "mixed_precision": mixed, "lora_rank": 16})
+    parts = plan.estimate(run, load, model=config, checkpointed=checkpointed).parts
+    return sum(v for k, v in parts.items() if k not in ("activations", "program"))
+
+
+def fit(config: TransformerConfig, frames: list[int], tokens: list[int], dtype: mx.Dtype) -> None:
+    """Measure a grid, fit the coefficients (not negative), print them and the error of each point."""
+    from itertools import product
+
+    rows, targets, names = [], [], []
+    cases = [(n, T, M, B, None) for n, T, M, B in product((1, 2), frames, tokens, (1,))]
+    cases += [(2, frames[0], tokens[0], 2, None), (2, frames[-1], tokens[-1], 1, 0), (2, frames[0], tokens[0], 1, 0)]
+    for blocks, T, M, B, checkpointed in cases:
+        checkpointed = blocks if checkpointed is None else checkpointed
+        geometry, load = replace(config, num_layers=blocks), plan.Load(T, B, 64, M)
+        peak, resident, seconds = measure(geometry, load, bits=None, dtype=dtype, checkpointed=checkpointed)
+        rows.append(list(plan.features(geometry, load, dtype.size, checkpointed).values()))
+        targets.append(peak - exact(geometry, load, None, dtype, checkpointed))
+        names.append(f"{blocks} blocks ({checkpointed} checkpointed), {T} frames, {M} lyrics, batch {B}")
+        print(f"{names[-1]}: peak {peak / 1e9:.3f} GB, resident {resident / 1e9:.3f} GB, {seconds:.1f} s", flush=True)
+    matrix, target = np.array(rows), np.array(targets)
+    solution = positive_least_squares(matrix, target)
+    for name, value in zip(plan.COEFFICIENTS, solution, strict=True):
+        print(f'    "{name}": {value:.2f},')
+    for name, a, b in zip(names, matrix @ solution, target, strict=True):
+        print(f"{name}: activations {b / 1e9:.3f} GB, fitted {a / 1e9:.3f} GB")
+    print(f"largest error {np.abs(matrix @ solution - target).max() / 1e9:.3f} GB")
+
+
+def positive_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """min ‖Ax − b‖ over x ≥ 0, rows weighted by 1/b, by dropping negative coefficients one after the other."""
+    weight = 1 / np.maximum(np.abs(target), 1e6)
+    columns = list(range(matrix.shape[1]))
+    while True:
+        found = np.linalg.lstsq(matrix[:, columns] * weight[:, None], target * weight, rcond=None)[0]
+        if (found >= 0).all():
+            break
+        columns.pop(int(found.argmin()))
+    solution = np.zeros(matrix.shape[1])
+    solution[columns] = found
+    return solution
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small geometry, seconds")
+    parser.add_argument("--full", action="store_true", help="24 blocks; one point, measured against the estimate")
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantised base")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60.0], help="lengths for --full")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--blocks", type=int, help="fewer blocks for --full")
+    parser.add_argument("--keep", type=int, default=0, help="blocks of --full that are not checkpointed")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of --full")
+    args = parser.parse_args()
+    dtype = getattr(mx, args.dtype)
+    config = TransformerConfig()
+    if args.full:
+        geometry = replace(config, num_layers=args.blocks or config.num_layers)
+        for seconds in args.seconds:
+            load = plan.Load.of_seconds(seconds, args.batch)
+            checkpointed = geometry.num_layers - args.keep
+            peak, resident, took = measure(geometry, load, bits=args.bits, dtype=dtype, checkpointed=checkpointed)
+            base = exact(geometry, load, args.bits, dtype, checkpointed)
+            terms = plan.features(geometry, load, dtype.size, checkpointed)
+            expected = base + sum(plan.COEFFICIENTS[k] * v for k, v in terms.items())
+            print(
+                f"{geometry.num_layers} blocks, {args.bits or dtype} base, {seconds:.0f} s ({load.frames} frames, "
+                f"{load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed: peak {peak / 1e9:.2f} GB, resident "
+                f"{resident / 1e9:.2f} GB, step {took:.2f} s; estimate {expected / 1e9:.2f} GB "
+                f"({100 * (expected / peak - 1):+.0f} %)",
+                flush=True,
+            )
+    elif args.quick:
+        small = replace(config, num_attention_heads=3, lyric_hidden_size=128, lyric_encoder_heads=4, lyric_encoder_ff=256)
+        fit(small, [64, 128], [32, 96], mx.float32)
+    else:
+        fit(config, [160, 480], [64, 320], mx.float32)
+
+
+if __name__ == "__main__":
+    main()
