@@ -113,7 +113,7 @@ class Batches:
         self._plan: list[list[Item]] = []
         self._planned = -1
         self._pool: ThreadPoolExecutor | None = None
-        self._waiting: tuple[int, int, Future[list[dict[str, np.ndarray | None]]]] | None = None
+        self._waiting: tuple[int, int, Future[Arrays | None]] | None = None
 
     # ── order ────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -219,14 +219,13 @@ class Batches:
         cannot be read any more.
         """
         epoch, position = self._epoch, self._position
-        group = self.plan(epoch)[position]
-        mine = group[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        found = self._take(epoch, position, mine)
-        arrays = [self._complete(item, one) for item, one in zip(mine, found, strict=True)]
-        batch = collate(mine, arrays, self.shape(group))
-        batch["ids"] = [self.samples[item.sample].id for item in mine]
+        items, shape = self._share(epoch, position)
+        arrays = self._take(epoch, position) or self._prepare(items, shape)
+        if arrays is None:  # something has to be encoded, and that needs MLX: on this thread
+            stored = [self.cache.make(self.samples[item.sample], item.variant) for item in items]
+            arrays = collate(items, stored, shape)
+        batch = to_batch(arrays, [self.samples[item.sample] for item in items])
         batch["epoch"], batch["position"] = epoch, position
-        batch["seconds"] = sum(self.samples[item.sample].seconds for item in mine)
         self._epoch, self._position = self._after(epoch, position)
         self._prefetch()
         return batch
@@ -240,28 +239,30 @@ class Batches:
     def _after(self, epoch: int, position: int) -> tuple[int, int]:
         return (epoch, position + 1) if position + 1 < self.batches_per_epoch else (epoch + 1, 0)
 
-    def _read(self, items: Sequence[Item]) -> list[dict[str, np.ndarray | None]]:
-        return [self.cache.read(self.samples[item.sample], item.variant) for item in items]
+    def _share(self, epoch: int, position: int) -> tuple[list[Item], Shape]:
+        """This rank's items of a global batch, and the padded lengths of the whole."""
+        group = self.plan(epoch)[position]
+        return group[self.rank * self.batch_size : (self.rank + 1) * self.batch_size], self.shape(group)
 
-    def _take(self, epoch: int, position: int, items: Sequence[Item]) -> list[dict[str, np.ndarray | None]]:
+    def _prepare(self, items: Sequence[Item], shape: Shape) -> Arrays | None:
+        """The batch from the caches, or None when something is missing there. NumPy and files only."""
+        stored = [self.cache.read(self.samples[item.sample], item.variant) for item in items]
+        complete = [{k: v for k, v in one.items() if v is not None} for one in stored]
+        if any(len(one) < len(full) for one, full in zip(complete, stored, strict=True)):
+            return None
+        return collate(items, complete, shape)
+
+    def _take(self, epoch: int, position: int) -> Arrays | None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting[:2] == (epoch, position):
             return waiting[2].result()
-        return self._read(items)
+        return None
 
     def _prefetch(self) -> None:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        epoch, position = self._epoch, self._position
-        group = self.plan(epoch)[position]
-        mine = group[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        self._waiting = (epoch, position, self._pool.submit(self._read, mine))
-
-    def _complete(self, item: Item, found: dict[str, np.ndarray | None]) -> Arrays:
-        arrays = {name: array for name, array in found.items() if array is not None}
-        if len(arrays) == len(found):
-            return arrays
-        return self.cache.make(self.samples[item.sample], item.variant)
+        items, shape = self._share(self._epoch, self._position)
+        self._waiting = (self._epoch, self._position, self._pool.submit(self._prepare, items, shape))
 
     def close(self) -> None:
         """Stop the reading thread and free the codec, if on-demand encoding holds one."""
@@ -271,18 +272,15 @@ class Batches:
         self.cache.release()
 
     def evaluation(self, count: int) -> list[Batch]:
-        """A fixed set of `count` songs, one per batch: first caption, nothing dropped, the same keys
-        always.
-        """
+        """A fixed set of `count` songs, one per batch: first caption, nothing dropped, always the same."""
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, _ORDER])))
         chosen = sorted(rng.permutation(len(self.samples))[:count].tolist())
         seeds = np.random.SeedSequence([self.seed, _NOISE]).generate_state(2 * len(chosen))
         batches = []
         for n, index in enumerate(chosen):
             item = Item(index, 0, False, False, (int(seeds[2 * n]), int(seeds[2 * n + 1])))
-            arrays = self._complete(item, self._read([item])[0])
-            batch = collate([item], [arrays], self.shape([item]))
-            batch["ids"], batch["seconds"] = [self.samples[index].id], self.samples[index].seconds
+            arrays = collate([item], [self.cache.make(self.samples[index], 0)], self.shape([item]))
+            batch = to_batch(arrays, [self.samples[index]])
             batches.append(batch)
         return batches
 
@@ -313,8 +311,16 @@ class Batches:
         )
 
 
-def collate(items: Sequence[Item], arrays: Sequence[Arrays], shape: Shape) -> Batch:
-    """Stored arrays of each song → padded MLX arrays; see `Batches.next`."""
+def to_batch(arrays: Arrays, samples: Sequence[Sample]) -> Batch:
+    """Padded arrays as MLX arrays, with the songs' names and their seconds of sound."""
+    batch: Batch = {name: mx.array(array) for name, array in arrays.items()}
+    batch["ids"] = [sample.id for sample in samples]
+    batch["seconds"] = sum(sample.seconds for sample in samples)
+    return batch
+
+
+def collate(items: Sequence[Item], arrays: Sequence[Arrays], shape: Shape) -> Arrays:
+    """Stored arrays of each song → padded arrays of a batch; see `Batches.next`."""
     B = len(items)
     width = arrays[0]["text"].shape[-1]
     channels, height = arrays[0]["latents"].shape[:2]
@@ -335,13 +341,13 @@ def collate(items: Sequence[Item], arrays: Sequence[Arrays], shape: Shape) -> Ba
             lyric_ids[b, :M] = one["lyrics"]
             lyric_mask[b, :M] = 1
     return {
-        "latents": mx.array(latents),
-        "latent_mask": mx.array(latent_mask),
-        "text": mx.array(text),
-        "text_mask": mx.array(text_mask),
-        "lyric_ids": mx.array(lyric_ids),
-        "lyric_mask": mx.array(lyric_mask),
-        "keys": mx.array(np.array([item.seed for item in items], np.uint32)),
+        "latents": latents,
+        "latent_mask": latent_mask,
+        "text": text,
+        "text_mask": text_mask,
+        "lyric_ids": lyric_ids,
+        "lyric_mask": lyric_mask,
+        "keys": np.array([item.seed for item in items], np.uint32),
     }
 
 

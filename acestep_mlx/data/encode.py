@@ -55,6 +55,7 @@ class Cache:
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
         self._codec: Codec | None = None
+        self._awaited: set[str] = set()  # latents that are still to be encoded on demand
 
     # ── keys and places ──────────────────────────────────────────────────────────────────────────────
     def latent_key(self, sample: Sample) -> str:
@@ -129,13 +130,12 @@ class Cache:
             self._encode_text([sample], None)
         if found["latents"] is None:
             self._put_latents(sample, load_part(sample))
+            self._awaited.discard(self.latent_key(sample))
+            if not self._awaited:
+                self.release()
         complete = {name: array for name, array in self.read(sample, variant).items() if array is not None}
         if len(complete) < len(found):
-            raise DataError(
-                f"{sample.id}: its cache files vanish or are damaged right after they are written"
-            )
-        if not sample.backend.ondemand:
-            self.release()
+            raise DataError(f"{sample.id}: its cache files vanish right after they are written")
         return complete
 
     def release(self) -> None:
@@ -181,7 +181,10 @@ class Cache:
         """Compute what is missing; latents of on-demand data sets only with `everything`."""
         self._encode_lyrics(self.samples, progress)
         self._encode_text(self.samples, progress)
+        lazy = [] if everything else [s for s in self.samples if s.backend.ondemand]
         self._encode_latents([s for s in self.samples if everything or not s.backend.ondemand], progress)
+        keys = {self.latent_key(sample): sample for sample in lazy}
+        self._awaited = {key for key, s in keys.items() if not self._store(s, "latents").has(key)}
         if not self.samples:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             raise DataError(f"nothing left to train on: {len(self.skipped)} songs skipped ({reasons})")

@@ -198,8 +198,7 @@ def test_without_disk(root: Path, tiny_model: Path) -> None:
         assert cache.read(sample, 0)["latents"] is None
         made = cache.make(sample, 0)
         assert cache.read(sample, 0)["latents"] is not None
-        shutil.rmtree(root / "cache", ignore_errors=True)
-    cache.release()
+    # after the last song the codec is freed
     assert cache._codec is None and cache.complete and not (root / "cache").exists()
     assert made["latents"].dtype == np.float16 and len(on_disk.samples) == 2
 
