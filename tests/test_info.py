@@ -63,6 +63,8 @@ def test_pytorch_checkpoint(tiny_checkpoint: Path, capsys: pytest.CaptureFixture
     assert "ACE-Step checkpoint for PyTorch" in out and "F32" in out
     assert "2.09 M parameters" in out and "0.34 M of them are dropped" in out
     assert f"acestep-mlx convert --hf-path {tiny_checkpoint}" in out
+    for precision in ("no_change", "int8-quanto", "int4-quanto"):
+        assert f"base_model_precision={precision}: about " in out
     assert "give its parent folder" in info(capsys, tiny_checkpoint / "music_vocoder")
 
 
@@ -89,6 +91,17 @@ def test_mlx_folder(
     assert "4 bits (affine, groups of 64), the rest float32" in out
     assert "1.75 M parameters" in out, "counted as before quantisation"
     assert "35 layers quantised" in out
+    assert "base_model_precision=no_change: about " in out and "int8-quanto" not in out
+
+
+def test_whether_training_fits_this_machine(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from acestep_mlx.training import setup
+
+    for memory, verdict in ((64e9, "MB, fits"), (100e6, "MB, does not fit")):
+        monkeypatch.setattr(setup, "machine_memory", lambda memory=memory: int(memory))
+        assert verdict in info(capsys, tiny_model)
 
 
 @pytest.mark.parametrize("name", FORMATS)

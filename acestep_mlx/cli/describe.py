@@ -12,10 +12,12 @@ from ..errors import AceStepError, CheckpointError
 
 if TYPE_CHECKING:
     from ..lora.weights import LoRAWeights
+    from ..models.dit import TransformerConfig
     from ..models.files import TensorInfo
     from ..models.load import ModelFolder
 
 NAMES = 20  # names per list
+SECONDS = 60  # of music, for the memory estimate
 # How LoRA files end their keys, and what may stand before a module's path.
 SPELLINGS = {
     "lora_A.weight": "peft's",
@@ -50,9 +52,11 @@ def pytorch_checkpoint(path: Path) -> list[str]:
     """An upstream checkpoint: its components, and whether it would convert."""
     from ..convert.checkpoint import plan_component
     from ..convert.source import FOLDERS, resolve
+    from ..models.dit import TransformerConfig
 
     source = resolve(path)
     lines, problems, bytes_total = [f"{path}: ACE-Step checkpoint for PyTorch"], [], 0
+    model: TransformerConfig | None = None
     for name in FOLDERS:
         try:
             part = source.component(name)
@@ -63,15 +67,18 @@ def pytorch_checkpoint(path: Path) -> list[str]:
                 f"  {FOLDERS[name]:22} {number(sum(info.size for info in tensors)):>10} parameters, "
                 f"{_dtypes(tensors)}, {size(stored)}"
             )
-            account = plan_component(source, name, None, None).account
-            unused = sum(part.tensors[tensor].size for tensor in account.dropped)
+            planned = plan_component(source, name, None, None)
+            if name == "transformer":
+                model = TransformerConfig.from_dict(planned.config)
+            unused = sum(part.tensors[tensor].size for tensor in planned.account.dropped)
             if unused:
                 lines.append(f"  {'':22} {number(unused):>10} of them are dropped by the conversion")
         except CheckpointError as error:
             problems.append(str(error))
     lines.append(f"  {size(bytes_total)} in all")
-    if problems:
+    if problems or model is None:
         return [*lines, "it does not convert:", *(f"  {problem}" for problem in problems)]
+    lines += training_memory(model, None)
     return [*lines, f"to use it: acestep-mlx convert --hf-path {path} --mlx-path OUT"]
 
 
@@ -101,7 +108,8 @@ def mlx_folder(path: Path) -> list[str]:
     lines.append(f"  lyric vocabulary: {whose}, from {vocab.get('source', 'unknown')}")
     if config.get("fused"):
         lines.append(f"  fused LoRAs: {json.dumps(config['fused'], ensure_ascii=False)}")
-    return lines + training_memory(folder)
+    bits = (folder.quantization or {}).get("bits")
+    return lines + training_memory(folder.component_config("transformer"), bits)
 
 
 def precision(folder: ModelFolder) -> str:
@@ -131,19 +139,24 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
     return parameters, stored, quantized
 
 
-def training_memory(folder: ModelFolder) -> list[str]:
-    """Whether training with default settings fits this machine."""
-    from importlib.util import find_spec
-
-    if find_spec("acestep_mlx.training.plan") is None:
-        return []
+def training_memory(model: TransformerConfig, stored_bits: int | None) -> list[str]:
+    """What training takes at each precision of the base, and whether this machine has it."""
     from ..config import load_config
-    from ..training import plan
+    from ..training.plan import Load, estimate, usable
+    from ..training.setup import machine_memory
 
-    return [
-        "training with default settings (rank 16, batch 1, 60 s):",
-        *plan.verdict(load_config({}), folder),
+    memory = machine_memory()
+    room = usable(memory)
+    lines = [
+        f"training (rank 16, batch 1, {SECONDS} s of music) on this machine, {size(memory)} "
+        f"of which {size(room)} are usable:"
     ]
+    for precision in ("no_change",) if stored_bits else ("no_change", "int8-quanto", "int4-quanto"):
+        config = load_config({"base_model_precision": precision})
+        need = estimate(config, Load.of_seconds(SECONDS), model=model, stored_bits=stored_bits).total
+        verdict = "fits" if need <= room else "does not fit"
+        lines.append(f"  base_model_precision={precision}: about {size(need)}, {verdict}")
+    return lines
 
 
 def lora(path: Path, against: ModelFolder | None) -> list[str]:
