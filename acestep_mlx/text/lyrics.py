@@ -7,7 +7,6 @@ spaces. Structure lines (`[verse] …`) are read as English. 4096 ids are the mo
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,22 +17,14 @@ from typing import Literal, NamedTuple
 from tokenizers import Tokenizer
 
 from acestep_mlx.errors import CheckpointError, ConfigError, DataError
-from acestep_mlx.text.clean import (
-    clean_line,
-    fit,
-    is_lrc_tag,
-    language_tag_of,
-    split_lines,
-    strip_stamps,
-)
-from acestep_mlx.text.detect import detect_lines, script_of
+from acestep_mlx.text.clean import clean_line
+from acestep_mlx.text.detect import script_of
 from acestep_mlx.text.languages import LANGUAGES, language_code, language_tag
+from acestep_mlx.text.lines import Line, read_lines
 from acestep_mlx.text.normalise import normalise
 
 MAX_TOKENS = 4096
 RULES_VERSION = 1  # part of cache keys: raise it when the ids of some line change
-_STRUCTURE = re.compile(r"\[.*?\]")
-_AUTOMATIC = ("auto", "")
 
 
 @dataclass(frozen=True)
@@ -83,19 +74,6 @@ class _Encoded(NamedTuple):
     ids: tuple[int, ...]
     normalised: str
     unknown: tuple[str, ...]
-
-
-@dataclass
-class _Line:
-    """A line on its way: what is left of it, in which language, and what has been done to it."""
-
-    number: int
-    raw: str
-    text: str
-    language: str | None
-    notes: list[str]
-    dropped: str | None = None
-    changed: bool = False  # characters were respelled or removed
 
 
 class LyricTokenizer:
@@ -148,8 +126,7 @@ class LyricTokenizer:
         """As `tokenize`, with what became of each line."""
         if not text:
             return LyricsReport((), ())
-        forced = None if language is None or language.lower() in _AUTOMATIC else language_code(language)
-        reports = [self._finish(line) for line in self._with_languages(text, forced)]
+        reports = [self._finish(line) for line in read_lines(text, language, self._known)]
         ids = [self.start_id]
         cut_line = None
         for line in reports:
@@ -158,47 +135,13 @@ class LyricTokenizer:
                 cut_line = line.number
         return LyricsReport(tuple(ids[:MAX_TOKENS]), tuple(reports), max(0, len(ids) - MAX_TOKENS), cut_line)
 
-    def _with_languages(self, text: str, forced: str | None) -> list[_Line]:
-        lines = list(self._cleaned(text, forced))
-        open_lines = [line for line in lines if line.language is None and line.text]
-        for line, guess in zip(open_lines, detect_lines([line.text for line in open_lines]), strict=True):
-            line.language = guess.language
-        return lines
-
-    def _cleaned(self, text: str, forced: str | None) -> Iterator[_Line]:
-        """Lines without marks, stamps and tags; `language` is set where it is not to be detected."""
-        for number, raw in enumerate(split_lines(text), start=1):
-            line = clean_line(raw).strip()
-            bare = strip_stamps(line)
-            notes = ["time stamps removed"] if bare != line else []
-            if is_lrc_tag(bare):
-                yield _Line(number, raw, "", None, notes, dropped="LRC data, not sung")
-                continue
-            if (tag := language_tag_of(bare)) is not None:
-                name, bare = tag
-                try:
-                    forced = None if name.lower() in _AUTOMATIC else language_code(name)
-                except ConfigError as error:
-                    yield _Line(number, raw, "", None, [str(error)], dropped="unknown language tag")
-                    continue
-                if not bare:
-                    yield _Line(
-                        number, raw, "", None, notes, dropped=f"sets the language: {forced or 'auto'}"
-                    )
-                    continue
-            fitted, changes = fit(bare, self._known)
-            language = "en" if _STRUCTURE.match(fitted) else forced
-            yield _Line(
-                number, raw, fitted, language if fitted else None, notes + changes, changed=bool(changes)
-            )
-
-    def _finish(self, line: _Line) -> LineReport:
+    def _finish(self, line: Line) -> LineReport:
         end = (self.end_of_line_id,)
         notes = tuple(line.notes)
         if line.dropped:
             return LineReport(line.number, line.raw, dropped=line.dropped, notes=notes)
         if line.language is None:
-            emptied = "nothing left to sing, read as a blank line" if line.changed else None
+            emptied = "nothing left to sing, read as a blank line" if line.mended else None
             return LineReport(line.number, line.raw, tokens=end, dropped=emptied, notes=notes)
         encoded = self._encode(clean_line(line.text, line.language), line.language)
         if encoded.unknown and (complaint := self._unsupported(line, encoded.unknown)):
@@ -210,7 +153,7 @@ class LyricTokenizer:
             line.number, line.raw, line.language, encoded.normalised, ids, encoded.unknown, notes=notes
         )
 
-    def _unsupported(self, line: _Line, unknown: tuple[str, ...]) -> str | None:
+    def _unsupported(self, line: Line, unknown: tuple[str, ...]) -> str | None:
         """A complaint when most letters of the line have no token, else None."""
         letters = [character for character in line.text if character.isalpha()]
         lost = [character for character in letters if character in unknown or character.lower() in unknown]

@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from acestep_mlx.errors import CheckpointError, ConfigError, DataError
 from acestep_mlx.text.detect import detect, detect_lines
 from acestep_mlx.text.languages import LANGUAGES, language_code
+from acestep_mlx.text.lines import line_languages
 from acestep_mlx.text.lyrics import MAX_TOKENS, LyricTokenizer
 from acestep_mlx.text.report import lyrics_report, read_lyrics, summary
 
@@ -200,8 +201,14 @@ def test_tag_line_sets_the_language_from_there_on(tokenizer: LyricTokenizer) -> 
         ("永远的爱", "zh"),
     ]
     assert tokenizer.tokenize(text) == plain(tokenizer, *expected)
-    assert tokenizer.tokenize("[lang:ja]永遠") == plain(tokenizer, ("永遠", "ja"))
+    assert tokenizer.tokenize("[lang:ja][00:01.00]永遠") == plain(tokenizer, ("永遠", "ja"))
     assert tokenizer.tokenize("[lang:zh-CN]\n永遠", language="ja") == plain(tokenizer, ("永遠", "zh"))
+
+
+def test_languages_of_a_text_need_no_vocabulary() -> None:
+    assert line_languages(SONG)["en"] == 7
+    assert line_languages("[verse]\n永遠\n\nlove", "ja") == {"ja": 2}
+    assert line_languages("[lang:ja]永遠\nlove\n[ti:x]\n[lang:auto]\nHello there") == {"ja": 2, "en": 1}
 
 
 def test_unknown_languages(tokenizer: LyricTokenizer) -> None:
@@ -389,6 +396,7 @@ def test_miniature_vocabulary_makes_unknown_tokens(miniature: LyricTokenizer) ->
 
 _IMPORT = """
 import time; start = time.process_time()
+from acestep_mlx.text.lines import line_languages
 from acestep_mlx.text.lyrics import LyricTokenizer
 tokenizer = LyricTokenizer({vocab!r}); tokenizer.encode_line("love me", "en")
 print(time.process_time() - start)
