@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -13,6 +15,9 @@ from .guidance import Guidance
 from .noise import NoiseSource, seeded
 from .request import Request
 from .schedulers import custom_timetable, timetable
+
+# Frames of all rows together in one evaluation: three branches of 240 s, or ten songs of 30 s with two.
+MAX_TOKENS = 8192
 
 
 def sample(
@@ -29,9 +34,12 @@ def sample(
 
     `source` (1, 8, 16, T) are the latents of the song that the task starts from, `target` what an edit
     leads to. `noise` replaces the numbers drawn from the seeds (purposes: initial, retake, left, right,
-    step, edit, edit-start).
+    step, edit, edit-start). Songs that do not fit into one evaluation (MAX_TOKENS) are made in groups.
     """
     songs = len(request.seeds)
+    group = _songs_at_once(request, source)
+    if songs > group and noise is None:
+        return _in_groups(transformer, prompt, request, group, source, target, progress)
     if noise is None:
         noise = _two_seeds(request)
     if request.needs_source:
@@ -126,6 +134,40 @@ def _edit(
         samples=request.edit_samples,
         progress=progress,
     )
+
+
+def _songs_at_once(request: Request, source: mx.array | None) -> int:
+    guidance = Guidance.of(request)
+    rows = (3 if guidance.double else 2) if guidance.enabled else 1
+    frames = tasks.frames_of(request.duration) if source is None else source.shape[-1]
+    frames += tasks.frames_of(request.extend_left) + tasks.frames_of(request.extend_right)
+    return max(MAX_TOKENS // (frames * rows * (2 if request.task == "edit" else 1)), 1)
+
+
+def _in_groups(
+    transformer: nn.Module,
+    prompt: Prompt,
+    request: Request,
+    group: int,
+    source: mx.array | None,
+    target: Prompt | None,
+    progress: Progress | None,
+) -> mx.array:
+    starts = range(0, len(request.seeds), group)
+    made = []
+    for i, start in enumerate(starts):
+        part = replace(
+            request,
+            seeds=request.seeds[start : start + group],
+            retake_seeds=request.other_seeds[start : start + group],
+        )
+        step = None if progress is None else _part_of(progress, i, len(starts))
+        made.append(sample(transformer, prompt, part, source=source, target=target, progress=step))
+    return mx.concatenate(made)
+
+
+def _part_of(progress: Progress, index: int, count: int) -> Progress:
+    return lambda done, total: progress(index * total + done, count * total)
 
 
 def _rows(branches: list[Encoded], songs: int) -> list[Encoded]:

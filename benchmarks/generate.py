@@ -1,0 +1,156 @@
+"""One guided step of the transformer: ours, the floor of its bare matrix products, and another MLX port.
+
+    python benchmarks/generate.py [--quick] [--port PATH] [--blocks 2] [--frames 645] [--tokens 364]
+
+`--port` is a checkout of github.com/jaddai0/mlx-music. Everything runs in one process, alternating, float32,
+random weights, so that all have the same machine and the same BLAS. A song's conditions are encoded before
+its first step; that time is given beside (the port encodes its simpler conditions again in every step).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.sampling.conditioning import Prompt, Velocity, encode_branches
+from acestep_mlx.sampling.denoise import Guided
+from acestep_mlx.sampling.guidance import Guidance
+from acestep_mlx.sampling.schedulers import move, omega_gain
+
+TEXT = 64  # of the conditioning tokens; one is the speaker's, the rest are lyrics
+
+
+def our_step(config: TransformerConfig, frames: int, tokens: int) -> tuple[Callable[[], mx.array], float]:
+    """A guided Euler step (APG) at batch 1, and the seconds that encoding a song's conditions took."""
+    transformer = ACEStepTransformer(config)
+    transformer.eval()
+    mx.eval(transformer.parameters())
+    lyrics = tokens - TEXT - 1
+    prompt = Prompt(
+        mx.random.normal((1, TEXT, config.text_embedding_dim)),
+        mx.ones((1, TEXT)),
+        mx.random.randint(1, 6000, (1, lyrics)),
+        mx.ones((1, lyrics)),
+    )
+    latents = mx.random.normal((1, 8, 16, frames))
+    start = time.perf_counter()
+    velocity = Velocity(transformer, encode_branches(transformer, prompt))
+    encoding = time.perf_counter() - start
+    guided = Guided(velocity, Guidance(interval=1.0), 1, 60, 60)
+
+    def step() -> mx.array:
+        return move(latents, guided(latents, 0.9, 30), -0.01, omega_gain(10.0))
+
+    return step, encoding
+
+
+def port_step(path: str, blocks: int, frames: int, tokens: int, compiled: bool) -> Callable[[], mx.array]:
+    """The port's guided step (its batched CFG) with its own classes, and the same Euler move."""
+    sys.path.insert(0, path)
+    from mlx_music.models.ace_step.model import ACEStep
+    from mlx_music.models.ace_step.transformer import ACEStepConfig
+    from mlx_music.models.ace_step.transformer import ACEStepTransformer as PortTransformer
+
+    model = object.__new__(ACEStep)
+    model.transformer = PortTransformer(ACEStepConfig(num_layers=blocks))
+    if compiled:
+        model.transformer.enable_compile()
+    else:
+        model.transformer.disable_compile()
+    lyrics = tokens - TEXT - 1
+    constants = model._prepare_batched_cfg_constants(
+        mx.random.normal((1, TEXT, 768)),
+        mx.ones((1, TEXT)),
+        mx.zeros((1, 512)),
+        mx.random.randint(1, 6000, (1, lyrics)),
+        mx.ones((1, lyrics)),
+    )
+    latents = mx.random.normal((1, 8, 16, frames))
+    mx.eval(constants, latents)
+
+    def step() -> mx.array:
+        return latents - 0.01 * model._batched_cfg_forward(latents, mx.array([900.0]), constants, 15.0)
+
+    return step
+
+
+def products(
+    config: TransformerConfig, frames: int, tokens: int, rows: int = 2
+) -> Callable[[], list[mx.array]]:
+    """The matrix products of one step and nothing else, on arrays of the right shapes."""
+    D, F, H, d = config.dim, config.ff_dim, config.num_attention_heads, config.attention_head_dim
+    L = rows * frames
+    shapes = [((L, 128), (128, 2048)), ((L, 2048), (2048, D)), ((L, D), (D, 128))]  # in, in, out
+    shapes += [((rows, 256), (256, D)), ((rows, D), (D, D)), ((rows, D), (D, 6 * D))]  # time
+    block = [((L, D), (D, D))] * 6  # self-attention q k v out, cross-attention q out
+    block += [((L, D), (D, 2 * F)), ((L, F), (F, D))]  # feed-forward
+    heads = (rows, H)
+    block += [((*heads, d, frames), (*heads, frames, d)), ((*heads, frames, d), (*heads, d, d))]  # linear
+    block += [((*heads, frames, d), (*heads, d, tokens)), ((*heads, frames, tokens), (*heads, tokens, d))]
+    shapes += block * config.num_layers
+    made = {shape: mx.random.normal(shape) for pair in shapes for shape in pair}
+    # As in the model, weights are stored transposed.
+    weights = {pair: made[pair[1]].swapaxes(-1, -2) for pair in shapes}
+    weights = {pair: mx.contiguous(w).swapaxes(-1, -2) for pair, w in weights.items()}
+    mx.eval(made, list(weights.values()))
+    return lambda: [made[pair[0]] @ weights[pair] for pair in shapes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small model, in seconds")
+    parser.add_argument("--port", help="checkout of github.com/jaddai0/mlx-music")
+    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=645)
+    parser.add_argument("--tokens", type=int, default=364)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    config = TransformerConfig(num_layers=args.blocks)
+    frames, rounds = args.frames, args.rounds
+    if args.quick:
+        config = TransformerConfig(
+            num_layers=1,
+            num_attention_heads=2,
+            lyric_hidden_size=64,
+            lyric_encoder_layers=1,
+            lyric_encoder_heads=2,
+            lyric_encoder_ff=64,
+        )
+        frames, rounds = 64, 3
+    ours, encoding = our_step(config, frames, args.tokens)
+    runs: dict[str, Callable[[], object]] = {
+        "ours": ours,
+        "matrix products": products(config, frames, args.tokens),
+    }
+    if args.port and not args.quick:
+        runs["port"] = port_step(args.port, args.blocks, frames, args.tokens, compiled=False)
+        runs["port, its compiled mode"] = port_step(
+            args.port, args.blocks, frames, args.tokens, compiled=True
+        )
+    for run in runs.values():  # compilation, pages
+        mx.eval(run())
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            mx.eval(run())
+            times[name].append(time.perf_counter() - start)
+    size = f"{config.num_layers} block(s) {config.dim} wide, {frames} frames, {args.tokens} tokens"
+    print(f"one guided step: {size}, float32, median of {rounds}")
+    for name, seconds in times.items():
+        print(f"  {name:24s} {statistics.median(seconds):7.3f} s   ({min(seconds):.3f} … {max(seconds):.3f})")
+    print(f"  {'conditions, once a song':24s} {encoding:7.3f} s")
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    print(f"  ours / matrix products   {median['ours'] / median['matrix products']:7.2f}")
+    for name in [n for n in median if n.startswith("port")]:
+        print(f"  {name + ' / ours':24s} {median[name] / median['ours']:7.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What is written beside a song and in it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from acestep_mlx.errors import ConfigError, DataError
+from acestep_mlx.sampling import record as r
+from acestep_mlx.sampling.request import Request
+from acestep_mlx.sampling.spectrogram import log_mel_picture, spectrogram_png
+
+SOUND = (0.1 * np.random.default_rng(0).standard_normal((22050, 2))).astype(np.float32)
+
+
+def story(**values: Any) -> dict[str, Any]:
+    return {"request": Request(prompt="Tür 雨", **values).to_dict(), "model": {}, "loras": []}
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg"])
+@pytest.mark.parametrize("lyrics", ["[verse]\nÄ 雨\n", "la la\n" * 2000])
+def test_the_sound_file_tells_how_it_was_made(tmp_path: Path, suffix: str, lyrics: str) -> None:
+    path = tmp_path / f"song{suffix}"
+    wanted = story(lyrics=lyrics, seeds=(5,))
+    r.write_song(path, SOUND, wanted, sample_rate=44100, facts={"seconds": 1.5})
+    assert r.read_record(path) == wanted
+    assert r.read_record(tmp_path / "song.json") == wanted
+    assert json.loads((tmp_path / "song.json").read_text())["seconds"] == 1.5
+    assert soundfile.info(str(path)).samplerate == 44100
+    assert {p.name for p in tmp_path.iterdir()} == {f"song{suffix}", "song.json"}
+
+
+def test_48_khz_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "song.wav"
+    r.write_song(path, SOUND, story(), sample_rate=48000, facts={})
+    info = soundfile.info(str(path))
+    assert info.samplerate == 48000 and info.frames == 24000
+    with pytest.raises(ConfigError, match="44100 or 48000"):
+        r.write_song(path, SOUND, story(), sample_rate=22050, facts={})
+
+
+def test_names(tmp_path: Path) -> None:
+    request = Request(prompt="Slow, warm: jazz!", seeds=(7, 9))
+    assert [p.name for p in r.output_paths(tmp_path, request)] == [
+        "slow-warm-jazz-7.wav",
+        "slow-warm-jazz-9.wav",
+    ]
+    assert [p.name for p in r.output_paths("a/x.mp3", request)] == ["x-7.mp3", "x-9.mp3"]
+    assert r.output_paths("a/x.mp3", Request(seeds=(7,))) == [Path("a/x.mp3")]
+    assert [p.name for p in r.output_paths(None, Request(seeds=(3, 3)))] == [
+        "text2music-3-1.wav",
+        "text2music-3-2.wav",
+    ]
+    with pytest.raises(DataError, match="suffix must be one of"):
+        r.output_paths("x.aac", request)
+    with pytest.raises(DataError, match="suffix"):
+        r.output_paths("x", request)
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.wav"
+    r.check_writable([path], force=False)
+    path.write_bytes(b"mine")
+    with pytest.raises(DataError, match="--force"):
+        r.check_writable([path], force=False)
+    r.check_writable([path], force=True)
+    with pytest.raises(DataError, match="cannot be written to"):
+        r.check_writable([path / "b.wav"], force=False)
+    with pytest.raises(DataError, match="is a folder"):
+        r.check_writable([tmp_path], force=True)
+
+
+def test_files_without_a_story(tmp_path: Path) -> None:
+    wav, text = tmp_path / "a.wav", tmp_path / "a.json"
+    soundfile.write(str(wav), SOUND, 44100)
+    for content in ("{}", "[]", "no json", '{"acestep_mlx": {"request": 3}}'):
+        text.write_text(content)
+        with pytest.raises(DataError, match="does not say how"):
+            r.read_record(text)
+    with pytest.raises(DataError, match="does not say how"):
+        r.read_record(wav)
+    for missing in ("no.wav", "no.json"):
+        with pytest.raises(DataError, match=missing):
+            r.read_record(tmp_path / missing)
+
+
+def test_spectrogram_shows_pitch_and_time() -> None:
+    t = np.arange(44100) / 44100
+    low, high = np.sin(2 * np.pi * 200 * t), np.sin(2 * np.pi * 5000 * t)
+    picture = log_mel_picture(np.concatenate([low, high]), 44100, 100, 80)
+    assert picture.shape == (80, 100) and picture.min() >= 0 and picture.max() == 1
+    first, second = picture[:, 20].argmax(), picture[:, 80].argmax()
+    assert first > second + 20  # rows count downwards
+
+
+def test_spectrogram_is_a_png() -> None:
+    for sound in (SOUND, np.zeros((100, 2), np.float32)):
+        data = spectrogram_png(sound, 44100, 50, 20)
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        assert struct.unpack(">II", data[16:24]) == (50, 20)
+        body = data[data.index(b"IDAT") + 4 : data.index(b"IEND") - 8]
+        assert len(zlib.decompress(body)) == 20 * (1 + 3 * 50)

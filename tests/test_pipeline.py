@@ -1,0 +1,264 @@
+"""The pipeline on the miniature model: what a song depends on, and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from acestep_mlx import ACEStepPipeline
+from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
+from acestep_mlx.lora.formats import write_lora
+from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
+from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.sampling.request import Request
+
+FAST = Request(prompt="slow jazz", lyrics="[verse]\nhello", duration=2.0, seeds=(3,), steps=3)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model: Path) -> ACEStepPipeline:
+    return ACEStepPipeline.from_pretrained(tiny_model)
+
+
+def latents(pipe: ACEStepPipeline, request: Request, source: mx.array | None = None) -> np.ndarray:
+    return np.array(pipe.sample(request, pipe.prepare(request), source))
+
+
+def song(seconds: float = 2.0) -> np.ndarray:
+    t = np.arange(int(seconds * 44100)) / 44100
+    return (0.3 * np.stack([np.sin(2 * np.pi * 220 * t), np.sin(2 * np.pi * 330 * t)], axis=1)).astype(
+        np.float32
+    )
+
+
+def save_lora(path: Path, width: int, *, seed: int = 0, module: str = "attn.to_q") -> Path:
+    """A LoRA of rank 2 on the miniature model's first block, strong enough to hear."""
+    a = mx.random.normal((2, width), key=mx.random.key(seed))
+    b = mx.random.normal((width, 2), key=mx.random.key(seed + 1))
+    write_lora(path, LoRAWeights({f"transformer_blocks.0.{module}": LoRAModule(a, b, 1.0)}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def width(tiny_model: Path) -> int:
+    return ModelFolder.open(tiny_model).component_config("transformer").dim
+
+
+def test_sound_has_the_shape_that_was_asked_for(pipe: ACEStepPipeline) -> None:
+    heard: list[tuple[str, float]] = []
+    audio = pipe.generate(
+        "jazz", "[verse]\nla", duration=2.5, seed=7, steps=2, progress=lambda *event: heard.append(event)
+    )
+    assert audio.shape == (int(2.5 * 44100 / 4096) * 4096, 2) and audio.dtype == np.float32
+    assert np.isfinite(audio).all() and np.abs(audio).max() > 1e-4
+    assert {stage for stage, _ in heard} == {"denoising", "decoding"}
+    assert heard[0] == ("denoising", 0.5) and heard[-1][1] == 1.0
+
+
+def test_everything_that_is_asked_for_matters(pipe: ACEStepPipeline) -> None:
+    # The miniature has fewer layers than ERG begins at, so that its weakened condition is the condition.
+    plain = replace(FAST, erg_tag=False, erg_lyric=False)
+    base = latents(pipe, plain)
+    assert np.array_equal(latents(pipe, plain), base)
+    changes: list[dict[str, Any]] = [
+        {"seeds": (4,)},
+        {"prompt": "fast rock"},
+        {"lyrics": "[verse]\ngoodbye"},
+        {"lyrics": ""},
+        {"negative_prompt": "noise"},
+        {"scheduler": "heun"},
+        {"scheduler": "pingpong"},
+        {"guidance": "cfg"},
+        {"guidance_scale": 2.0},
+        {"guidance_interval": 1.0},
+        {"omega": -50.0},
+        {"shift": 1.0},
+        {"oss_steps": (1, 2, 5)},
+        {"task": "retake"},
+        {"guidance_scale_text": 3.0, "guidance_scale_lyric": 2.0},
+        {"erg_tag": True, "erg_lyric": True},
+        {"steps": 4},
+    ]
+    for change in changes:
+        other = latents(pipe, replace(plain, **change))
+        assert other.shape == base.shape and not np.allclose(other, base, atol=1e-4), change
+
+
+def test_a_batch_is_so_many_single_songs(pipe: ACEStepPipeline) -> None:
+    for scheduler in ("euler", "pingpong"):
+        request = replace(FAST, seeds=(3, 11, 5, 8), scheduler=scheduler, guidance_interval=1.0)
+        batch = latents(pipe, request)
+        for i in range(4):
+            alone = latents(pipe, request.for_seed(i))[0]
+            assert np.linalg.norm(batch[i] - alone) / np.linalg.norm(alone) < 1e-5
+    assert np.linalg.norm(batch[0] - batch[1]) > 1
+
+
+def test_several_seeds_give_several_songs(pipe: ACEStepPipeline) -> None:
+    two = pipe.generate("jazz", duration=1, seed=[1, 2], steps=1)
+    one = pipe.generate("jazz", duration=1, seed=2, steps=1)
+    assert two.shape == (2, *one.shape)
+    assert np.allclose(two[1], one, atol=1e-5)
+
+
+def test_memory_of_a_big_batch_is_bounded(pipe: ACEStepPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More songs than fit are made group by group, and come out the same."""
+    from acestep_mlx.sampling import sample as module
+
+    request = replace(FAST, seeds=(1, 2, 3))
+    together = latents(pipe, request)
+    monkeypatch.setattr(module, "MAX_TOKENS", 2 * 21)  # one song of 21 frames with its unconditional pass
+    rows: list[int] = []
+    velocity = module.Velocity
+    monkeypatch.setattr(module, "Velocity", lambda t, r, *a: rows.append(len(r)) or velocity(t, r, *a))
+    assert np.allclose(latents(pipe, request), together, atol=1e-4)
+    assert rows == [2, 2, 2]
+
+
+def test_repaint_keeps_the_rest(pipe: ACEStepPipeline) -> None:
+    source = pipe.codec.encode(song())
+    request = replace(FAST, task="repaint", repaint_start=0.5, repaint_end=1.2, source="x")
+    made = latents(pipe, request, source)
+    assert made.shape == source.shape
+    assert np.array_equal(made[..., :5], np.array(source)[..., :5])
+    assert not np.allclose(made[..., 5:12], np.array(source)[..., 5:12])
+
+
+def test_repainting_nothing_returns_the_source(pipe: ACEStepPipeline) -> None:
+    source = pipe.codec.encode(song())
+    request = replace(FAST, task="repaint", repaint_end=1.0, variance=0.0, source="x")
+    assert np.array_equal(latents(pipe, request, source), np.array(source))
+
+
+def test_repainting_everything_is_a_retake(pipe: ACEStepPipeline) -> None:
+    source = pipe.codec.encode(song())
+    whole = latents(pipe, replace(FAST, task="repaint", source="x"), source)
+    frames = source.shape[-1]
+    retake = latents(pipe, replace(FAST, task="retake", duration=(frames + 0.5) * 4096 / 44100))
+    assert np.array_equal(whole, retake)
+
+
+@pytest.mark.parametrize(
+    ("values", "frames"),
+    [
+        ({"task": "extend", "extend_left": 1.0, "extend_right": 3.0}, 22 + 10 + 32),
+        ({"task": "edit", "edit_prompt": "rock"}, 22),
+        ({"task": "edit", "edit_lyrics": "other"}, 22),
+        ({"task": "audio2audio", "reference_strength": 0.3}, 22),
+    ],
+)
+def test_tasks_with_a_source(pipe: ACEStepPipeline, values: dict[str, Any], frames: int) -> None:
+    request = Request.from_dict({**FAST.to_dict(), **values})
+    sound = pipe.run(request, source_audio=song())
+    samples = frames * 4096 if request.task == "extend" else 88200
+    assert sound.shape == (1, samples, 2) and np.isfinite(sound).all()
+
+
+def test_an_edit_to_the_same_changes_nothing(pipe: ACEStepPipeline) -> None:
+    source = pipe.codec.encode(song())
+    request = replace(FAST, task="edit", edit_prompt=FAST.prompt, source="x", guidance_scale=1.0)
+    assert np.allclose(latents(pipe, request, source), np.array(source), atol=1e-5)
+
+
+def test_loras_add_up_and_come_off_bit_for_bit(pipe: ACEStepPipeline, width: int, tmp_path: Path) -> None:
+    one = save_lora(tmp_path / "1.safetensors", width)
+    two = save_lora(tmp_path / "2.safetensors", width, seed=9, module="attn.to_v")
+    bare = latents(pipe, FAST)
+    try:
+        pipe.load_lora(one, scale=0.0)
+        assert np.array_equal(latents(pipe, FAST), bare)
+        pipe.unload_loras()
+        pipe.load_lora(one)
+        first = latents(pipe, FAST)
+        pipe.load_lora(two, scale=0.5)
+        both = latents(pipe, FAST)
+        assert not np.allclose(first, bare, atol=1e-3) and not np.allclose(both, first, atol=1e-3)
+        assert [lora.scale for lora in pipe.loras] == [1.0, 0.5]
+    finally:
+        pipe.unload_loras()
+    assert np.array_equal(latents(pipe, FAST), bare)
+
+
+def test_fused_loras_sound_the_same(tiny_model: Path, width: int, tmp_path: Path) -> None:
+    lora = save_lora(tmp_path / "1.safetensors", width)
+
+    def made(**options: Any) -> np.ndarray:
+        pipe = ACEStepPipeline.from_pretrained(tiny_model, **options)
+        pipe.load_lora(lora, 0.7)
+        return latents(pipe, FAST)
+
+    assert np.allclose(made(), made(fuse_loras=True), atol=1e-3)
+
+
+def test_low_memory_makes_the_same_song(
+    tiny_model: Path, pipe: ACEStepPipeline, width: int, tmp_path: Path
+) -> None:
+    lora = save_lora(tmp_path / "1.safetensors", width)
+    frugal = ACEStepPipeline.from_pretrained(tiny_model, low_memory=True)
+    frugal.load_lora(lora)
+    assert "transformer" not in frugal._loaded
+    once = frugal.run(FAST)
+    assert "transformer" not in frugal._loaded and "text_encoder" not in frugal._loaded
+    assert np.array_equal(frugal.run(FAST), once)  # the LoRA is there the second time, too
+    pipe.load_lora(lora)
+    try:
+        assert np.array_equal(pipe.run(FAST), once)
+    finally:
+        pipe.unload_loras()
+
+
+def test_a_model_in_memory_can_be_heard(tiny_model: Path, pipe: ACEStepPipeline) -> None:
+    """Validation during training: its own transformer, conditions that were encoded before."""
+    transformer = pipe.transformer
+    before = {k: v for k, v in tree_flatten(transformer.parameters())}
+    beside = ACEStepPipeline(ModelFolder.open(tiny_model), transformer=transformer, low_memory=True)
+    sound = beside.run(FAST, conditions=pipe.prepare(FAST))
+    assert "text_encoder" not in beside._loaded and beside.transformer is transformer
+    assert np.array_equal(sound, pipe.run(FAST))
+    assert all(before[k] is v for k, v in tree_flatten(transformer.parameters()))
+
+
+def failing(
+    pipe: ACEStepPipeline, width: int, tmp_path: Path
+) -> dict[str, tuple[type[AceStepError], str, Callable[[], Any]]]:
+    wrong = save_lora(tmp_path / "wrong.safetensors", width // 2)
+    good = save_lora(tmp_path / "good.safetensors", width)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    return {
+        "model": (CheckpointError, "no such folder", lambda: pipe.from_pretrained(tmp_path / "no")),
+        "lora size": (CheckpointError, "another size", lambda: pipe.load_lora(wrong)),
+        "lora missing": (CheckpointError, "no such LoRA", lambda: pipe.load_lora(tmp_path / "no")),
+        "lora scale": (ConfigError, "got nan", lambda: pipe.load_lora(good, float("nan"))),
+        "source missing": (DataError, "no audio file", lambda: pipe.run(
+            replace(FAST, task="edit", edit_prompt="x", source=str(tmp_path / "no.wav")))),
+        "source broken": (DataError, "broken.wav", lambda: pipe.run(
+            replace(FAST, task="audio2audio", source=str(tmp_path / "broken.wav")))),
+        "source not wanted": (ConfigError, "takes no source", lambda: pipe.run(FAST, source_audio=song())),
+        "option": (ConfigError, "did you mean 'steps'", lambda: pipe.generate("x", step=3)),
+        "duration": (ConfigError, "between 1 and 240 s", lambda: pipe.generate("x", duration=0)),
+    }  # fmt: skip
+
+
+def test_bad_input_is_one_line(pipe: ACEStepPipeline, width: int, tmp_path: Path) -> None:
+    for name, (kind, words, call) in failing(pipe, width, tmp_path).items():
+        with pytest.raises(kind, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value), name
+    assert not pipe.loras
+
+
+def test_a_damaged_model_does_not_give_silence(pipe: ACEStepPipeline) -> None:
+    weight = pipe.transformer.final_layer.linear.bias
+    pipe.transformer.final_layer.linear.bias = weight * float("nan")
+    try:
+        with pytest.raises(CheckpointError, match="not numbers"):
+            pipe.run(FAST)
+    finally:
+        pipe.transformer.final_layer.linear.bias = weight
