@@ -109,12 +109,12 @@ def theirs(size: str, codec: Codec) -> types.SimpleNamespace | None:
     return their
 
 
-def timed(fn: Callable[[], object]) -> tuple[float, np.ndarray]:
-    """Seconds, and the result as an array."""
-    start = time.perf_counter()
+def timed(fn: Callable[[], object]) -> tuple[float, float, np.ndarray]:
+    """Seconds, processor seconds (all threads; steadier on a busy machine), and the result as an array."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     result = fn()
     result = result.numpy() if hasattr(result, "numpy") else np.array(result)
-    return time.perf_counter() - start, result
+    return time.perf_counter() - start, time.process_time() - start_cpu, result
 
 
 def compare(
@@ -123,25 +123,32 @@ def compare(
     """Print the time of each round and the median ratio."""
     if warm:
         mine()
-    ratios = []
+    ratios, cpu_ratios = [], []
     for i in range(rounds):
-        a, x = timed(mine)
-        line = f"{name} round {i + 1}: ours {a:.2f} s"
+        a, a_cpu, x = timed(mine)
+        line = f"{name} round {i + 1}: ours {a:.2f} s ({a_cpu:.2f} s of processor time)"
         if other is not None:
-            b, y = timed(other)
+            b, b_cpu, y = timed(other)
             ratios.append(a / b)
+            cpu_ratios.append(a_cpu / b_cpu)
             error = np.linalg.norm(x - y) / np.linalg.norm(y)
-            line += f", reference {b:.2f} s, ratio {a / b:.2f} (relative difference {error:.1e})"
+            line += (
+                f", reference {b:.2f} s ({b_cpu:.2f} s), ratio {a / b:.2f} (relative difference {error:.1e})"
+            )
         print(line, flush=True)
     if ratios:
-        print(f"{name}: median ratio ours / reference {median(ratios):.2f}", flush=True)
+        print(
+            f"{name}: median ratio ours / reference {median(ratios):.2f}, "
+            f"in processor time {median(cpu_ratios):.2f}",
+            flush=True,
+        )
 
 
 def peak(name: str, fn: Callable[[], object], weights: int) -> None:
     """Print the peak memory of one call above the weights."""
     mx.clear_cache()
     mx.reset_peak_memory()
-    seconds, _ = timed(fn)
+    seconds, _, _ = timed(fn)
     print(
         f"{name}: peak {(mx.get_peak_memory() - weights) / GB:.2f} GB above the weights, {seconds:.1f} s",
         flush=True,

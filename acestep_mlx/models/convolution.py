@@ -125,6 +125,15 @@ def _fold_pairs(weight: mx.array, axis: int, phase: int) -> mx.array:
     return mx.concatenate(pair, axis=axis)
 
 
+@mx.compile
+def _weighted_sum(parts: list[mx.array], weights: list[mx.array]) -> mx.array:
+    """Σ part · weight, in one pass over memory."""
+    total = parts[0] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total = total + part * weight
+    return total
+
+
 class DepthwiseConv2d(nn.Conv2d):
     """A k×k convolution of each channel on its own, same size."""
 
@@ -142,11 +151,8 @@ class DepthwiseConv2d(nn.Conv2d):
         weight = mx.contiguous(self.weight.reshape(C, K * K).T)
         rows = mx.pad(x, [(0, 0), (P, P + 1), (P, P), (0, 0)]).reshape(-1, C)
         count = (B * (H + 2 * P + 1) - 2 * P - 1) * (W + 2 * P)
-        total = None
-        for tap in range(K * K):
-            offset = tap // K * (W + 2 * P) + tap % K
-            part = rows[offset : offset + count] * weight[tap]
-            total = part if total is None else total + part
+        offsets = (i * (W + 2 * P) + j for i in range(K) for j in range(K))
+        total = _weighted_sum([rows[o : o + count] for o in offsets], list(weight))
         if B > 1:
             total = mx.pad(total, [(0, (2 * P + 1) * (W + 2 * P)), (0, 0)])
         y = total.reshape(B, -1, W + 2 * P, C)[:, :H, :W]
