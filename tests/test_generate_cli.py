@@ -1,0 +1,186 @@
+"""`acestep-mlx generate`: files, names, repeats and refusals, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import soundfile
+
+from acestep_mlx.cli import main
+from acestep_mlx.lora.formats import write_lora
+from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
+from acestep_mlx.models.load import ModelFolder
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Run:
+    """generate with a quick request in a folder of its own → (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, base: bool = True) -> tuple[int, str, str]:
+        quick = (
+            ["--model", str(tiny_model), "--prompt", "Slow jazz", "--duration", "1", "--steps", "2"]
+            if base
+            else []
+        )
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(["generate", *quick, *arguments])
+        out, err = capfd.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def lora(path: Path, model: Path) -> Path:
+    width = ModelFolder.open(model).component_config("transformer").dim
+    a, b = (
+        mx.random.normal((2, width), key=mx.random.key(0)),
+        mx.random.normal((width, 2), key=mx.random.key(1)),
+    )
+    write_lora(path, LoRAWeights({"transformer_blocks.0.attn.to_v": LoRAModule(a, b, 1.0)}))
+    return path
+
+
+def test_a_song_its_story_and_its_picture(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("--seed", "7", "--plot", "--lyrics", "[verse]\nla", "--output", "songs/a.wav")
+    assert code == 0, err
+    assert "songs/a.wav" in out and "seed 7" in out
+    assert "denoising" in err and "\r" not in err  # plain lines where there is no terminal
+    assert {p.name for p in (tmp_path / "songs").iterdir()} == {"a.wav", "a.json", "a.png"}
+    info = soundfile.info("songs/a.wav")
+    assert (info.samplerate, info.channels, info.frames) == (44100, 2, 10 * 4096)
+    story = json.loads(Path("songs/a.json").read_text())["acestep_mlx"]
+    assert story["request"]["seeds"] == [7] and story["request"]["lyrics"] == "[verse]\nla"
+    assert set(story["model"]["fingerprints"]) == {"transformer", "text_encoder", "dcae", "vocoder"}
+
+
+def test_same_request_same_file_and_repeats_from_either_file(
+    run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    weights = lora(tmp_path / "x.safetensors", tiny_model)
+    flags = ["--seed", "3", "--lora", str(weights), "--lora-scale", "0.5", "--scheduler", "pingpong"]
+    assert run(*flags, "-o", "a.wav")[0] == 0
+    assert run(*flags, "-o", "b.wav")[0] == 0
+    first = Path("a.wav").read_bytes()
+    assert Path("b.wav").read_bytes() == first
+    for source, name in (("a.json", "c.wav"), ("a.wav", "d.wav")):
+        code, _, err = run("--from-json", source, "-o", name, base=False)
+        assert code == 0 and "note" not in err
+        assert Path(name).read_bytes() == first
+    assert run("--from-json", "a.json", "-o", "e.wav", "--seed", "4", base=False)[0] == 0
+    assert Path("e.wav").read_bytes() != first
+    code, _, err = run("--from-json", "a.json", "-o", "f.wav", "--lora-scale", "0", base=False)
+    assert code == 0 and "LoRAs or their scales" in err
+
+
+def test_lora_at_zero_is_no_lora_bit_for_bit(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    weights = str(lora(tmp_path / "x.safetensors", tiny_model))
+
+    def heard(name: str, *flags: str) -> np.ndarray:
+        assert run("--seed", "3", "-o", name, *flags)[0] == 0
+        return soundfile.read(name, dtype="int16")[0]
+
+    without = heard("a.wav")
+    assert np.array_equal(heard("b.wav", "--lora", weights, "--lora-scale", "0"), without)
+    assert not np.array_equal(heard("c.wav", "--lora", weights), without)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("a.flac", 44100), ("a.mp3", 48000), ("a.ogg", 44100), ("a.wav", 48000)]
+)
+def test_formats_and_rates(run: Run, name: str, rate: int) -> None:
+    assert run("-o", name, "--sample-rate", str(rate))[0] == 0
+    info = soundfile.info(name)
+    assert info.samplerate == rate and abs(info.duration - 0.93) < 0.1
+
+
+def test_batch_and_sensible_names(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("--batch", "2", "--seed", "5")
+    assert code == 0
+    assert {p.name for p in tmp_path.glob("*.wav")} == {"slow-jazz-5.wav", "slow-jazz-6.wav"}
+    assert len(out.splitlines()) == 2
+    story = json.loads(Path("slow-jazz-6.json").read_text())["acestep_mlx"]
+    assert story["request"]["seeds"] == [6]
+    assert run("--from-json", "slow-jazz-6.json", "-o", "again.wav", base=False)[0] == 0
+    again, before = (soundfile.read(p)[0] for p in ("again.wav", "slow-jazz-6.wav"))
+    assert np.abs(again - before).max() < 1e-3
+
+
+def test_lyrics_file_and_source(run: Run) -> None:
+    Path("l.txt").write_text("\ufeff[verse]\nla la", encoding="utf-8")
+    assert run("--lyrics-file", "l.txt", "-o", "a.wav")[0] == 0
+    assert json.loads(Path("a.json").read_text())["acestep_mlx"]["request"]["lyrics"] == "[verse]\nla la"
+    code, _, err = run("--task", "repaint", "--source", "a.wav", "--repaint-end", "0.5", "-o", "b.wav")
+    assert code == 0 and "encoding the source" in err
+    assert soundfile.info("b.wav").frames == soundfile.info("a.wav").frames
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--duration", "0"], "duration must be between 1 and 240 s, got 0"),
+        (["--duration", "1e9"], "between 1 and 240 s"),
+        (["--duration", "nan"], "got nan"),
+        (["--scheduler", "eular"], "did you mean 'euler'"),
+        (["--guidance", "none"], "one of apg"),
+        (["--task", "sing"], "one of text2music"),
+        (["--guidance-scale", "nan"], "guidance_scale"),
+        (["--lora", "x.safetensors", "--lora-scale", "nan"], "got nan"),
+        (["--lora", "no.safetensors"], "no such LoRA"),
+        (["--lora", "x.safetensors", "--lora-scale", "1", "--lora-scale", "2"], "one scale or as many"),
+        (["--task", "edit", "--edit-prompt", "x"], "needs a source"),
+        (["--task", "repaint", "--source", "no.wav"], "no audio file no.wav"),
+        (["--task", "audio2audio", "--source", "text.wav"], "text.wav"),
+        (["--output", "a.aac"], "suffix must be one of"),
+        (["--output", "text.wav/a.wav"], "cannot be written to"),
+        (["--output", "/proc/a.wav"], "cannot be written to"),
+        (["--output", "text.wav"], "--force"),
+        (["--model", "nowhere"], "no such folder"),
+        (["--model", "."], "not an MLX folder"),
+        (["--lyrics-file", "no.txt"], "no.txt cannot be read"),
+        (["--from-json", "text.wav"], "does not say how"),
+        (["--from-json", "other.json"], "unknown setting 'stepps'"),
+        (["--sample-rate", "8000"], "44100 or 48000"),
+        (["--batch", "0"], "between 1 and 64"),
+        (["--seed", "-3"], "seeds must be between 0"),
+        (["--steps", "0"], "steps must be between"),
+    ],
+)
+def test_malformed_requests_end_in_one_line(run: Run, tiny_model: Path, flags: list[str], words: str) -> None:
+    lora(Path("x.safetensors"), tiny_model)
+    Path("text.wav").write_text("this is no sound")
+    Path("other.json").write_text('{"acestep_mlx": {"request": {"stepps": 3}}}')
+    before = {p: p.read_bytes() for p in Path().iterdir()}
+    code, out, err = run(*flags)
+    assert code == 1 and not out
+    assert words in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert {p: p.read_bytes() for p in Path().iterdir()} == before  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "flags", [["--steps", "two"], ["--seed", "x"], ["--lyrics", "a", "--lyrics-file", "b"]]
+)
+def test_wrong_usage_ends_with_two(run: Run, flags: list[str]) -> None:
+    assert run(*flags)[0] == 2
+
+
+def test_every_setting_has_an_option(run: Run) -> None:
+    from dataclasses import fields
+
+    from acestep_mlx.sampling.request import Request
+
+    code, out, _ = run("--help", base=False)
+    assert code == 0
+    for f in fields(Request):
+        flag = {"seeds": "seed", "retake_seeds": "retake-seed"}.get(f.name, f.name.replace("_", "-"))
+        assert f"--{flag}" in out
