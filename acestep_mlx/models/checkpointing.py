@@ -7,6 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+
+def _refill(tree: Any, leaves: list[mx.array]) -> Any:
+    """`tree` with its arrays replaced, in order."""
+    rest = iter(leaves)
+    return tree_map(lambda _: next(rest), tree)
 
 
 def checkpointed(module: nn.Module) -> Callable[..., mx.array]:
@@ -15,6 +22,11 @@ def checkpointed(module: nn.Module) -> Callable[..., mx.array]:
     Differentiated are the module's trainable parameters and the positional arguments. Keyword arguments and
     frozen weights are constants, so no gradient is ever formed for them.
 
+    `mx.checkpoint` leaves open when things are computed, and a lazy graph may then run all the second passes
+    first, or put off the parameters' gradients; either way every block's activations are held at once. Here
+    the second pass waits for the gradient of the output, and the gradients of the inputs wait for those of
+    the parameters, so that one block at a time is in memory.
+
     The module runs twice, so whatever random it does must come from keys that it holds: `nn.Dropout`, which
     draws from the global state, would differ between the two runs and spoil the gradient.
     """
@@ -22,13 +34,28 @@ def checkpointed(module: nn.Module) -> Callable[..., mx.array]:
     def run(*inputs: mx.array | tuple[mx.array, ...], **constants: Any) -> mx.array:
         parameters = module.trainable_parameters()
 
-        def inner(params: dict[str, Any], *inputs: mx.array) -> mx.array:
+        def plain(params: dict[str, Any], *inputs: Any) -> mx.array:
             module.update(params)
             try:
                 return module(*inputs, **constants)
             finally:
                 module.update(parameters)  # leave no traced array behind
 
-        return mx.checkpoint(inner)(parameters, *inputs)
+        forward = mx.custom_function(plain)
+
+        @forward.vjp
+        def backward(primals: tuple[Any, ...], cotangent: mx.array, _output: mx.array) -> tuple[Any, ...]:
+            leaves = [leaf for _, leaf in tree_flatten(primals)]
+            leaves = mx.depends(leaves, [cotangent])
+            _, gradients = mx.vjp(
+                lambda *leaves: [plain(*_refill(primals, list(leaves)))], leaves, [cotangent]
+            )
+            count = len(tree_flatten(primals[0]))
+            first, rest = gradients[:count], gradients[count:]
+            if first:  # one by one, or a gradient that nobody asks for would be computed with the others
+                rest = [mx.depends([g], first)[0] for g in rest]
+            return _refill(primals, first + rest)
+
+        return forward(parameters, *inputs)
 
     return run
