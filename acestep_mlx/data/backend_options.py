@@ -82,6 +82,9 @@ AUDIO = (
     Option("lyrics_filename_format", "str", None, "Name of a lyrics file; tokens {filename}, {ext}, ..."),
     Option("lyrics_extension", "str", None, "Ending of a lyrics file's name."),
     Option("lyrics_suffix", "str", None, "What follows the stem in a lyrics file's name."),
+    Option("lyrics_language", "str", None, "Language of all lyrics (ja, Japanese); default: found by line."),
+    Option("lyrics_unsupported", "str", "warn", "Lyrics in a script without tokens are counted, or an error.",
+           choices=("warn", "error")),
 )  # fmt: skip
 
 COLUMNS = (

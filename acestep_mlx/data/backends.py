@@ -15,6 +15,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import ConfigError, nearest
+from ..text.languages import language_code
 from ..values import is_off, kind_of, parse_value, read_json, show
 from .backend_options import OFF_VALUES, TABLES
 from .captions import lyrics_name
@@ -53,6 +54,8 @@ class Backend:
     interval: float
     truncation: str
     lyrics_format: str | None
+    lyrics_language: str | None
+    lyrics_unsupported: str
     caption_fields: tuple[str, ...] | None
     fallback_caption: str | None
     lyrics_column: str | None
@@ -262,6 +265,10 @@ def _backend(
         interval=audio["duration_interval"] or config.audio_duration_interval,
         truncation=audio["truncation_mode"] or config.audio_truncation_mode,
         lyrics_format=_lyrics_format(audio, here),
+        lyrics_language=language_code(audio["lyrics_language"], f"{here}, audio: lyrics_language")
+        if audio["lyrics_language"] not in (None, "auto")
+        else None,
+        lyrics_unsupported=audio["lyrics_unsupported"],
         caption_fields=_fields(fields, here),
         fallback_caption=columns["fallback_caption_column"],
         lyrics_column=columns["lyrics_column"] or entry["lyrics_column"],

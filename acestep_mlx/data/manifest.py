@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import DataError
+from ..text.lines import foreign_lines, in_language
 from . import local
 from .audio_facts import AudioFacts, AudioRef, FactsIndex
 from .backends import Backend, Backends, read_backends
@@ -189,11 +190,23 @@ def _sample(
         audio=song.audio,
         content=facts.content,
         captions=tuple(captions),
-        lyrics=song.lyrics,
+        lyrics=_lyrics(backend, song, report),
         start=start,
         seconds=seconds,
         cut=facts.duration > seconds + 1e-3,
     )
+
+
+def _lyrics(backend: Backend, song: local.Song, report: SetReport) -> str | None:
+    """The song's lyrics, marked with the data set's language where it has one: so that is in every key."""
+    if song.lyrics is None:
+        return None
+    for number, script in foreign_lines(song.lyrics):
+        problem = f"lyrics line {number} is in {script} script, which the model has no tokens for"
+        if backend.lyrics_unsupported == "error":
+            raise DataError(f"{song.name}: {problem} (lyrics_unsupported=error)")
+        report.notes.append((song.name, problem))
+    return in_language(song.lyrics, backend.lyrics_language) if backend.lyrics_language else song.lyrics
 
 
 def _caption_variants(backend: Backend, song: local.Song) -> list[str]:

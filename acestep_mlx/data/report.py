@@ -53,12 +53,11 @@ class SetReport:
 
     def languages(self) -> dict[str, int]:
         """Language → lines of lyrics in it, most first; structure lines like `[verse]` do not count."""
-        from ..text.detect import detect_lines
+        from ..text.lines import line_languages
 
         counts: Counter[str] = Counter()
         for lyrics in dict.fromkeys(self.lyrics.values()):
-            lines = [line.strip() for line in lyrics.split("\n")]
-            counts.update(g.language for g in detect_lines([s for s in lines if s and not s.startswith("[")]))
+            counts.update(line_languages(lyrics))
         return dict(counts.most_common())
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from acestep_mlx.text.clean import (
     split_lines,
     strip_stamps,
 )
-from acestep_mlx.text.detect import detect_lines
+from acestep_mlx.text.detect import detect, detect_lines
 from acestep_mlx.text.languages import language_code
 
 _STRUCTURE = re.compile(r"\[.*?\]")
@@ -61,6 +61,17 @@ def line_languages(text: str, language: str | None = None) -> dict[str, int]:
     return dict(
         Counter(line.language for line in lines if line.language and not line.structure).most_common()
     )
+
+
+def in_language(text: str, language: str) -> str:
+    """`text` with every line marked as `language`; a tag of its own still wins from its line on."""
+    return f"[lang:{language_code(language)}]{text}"
+
+
+def foreign_lines(text: str) -> list[tuple[int, str]]:
+    """(line number, script) of lines in a script that none of the languages is written in."""
+    guesses = ((line.number, detect(line.text).foreign) for line in read_lines(text) if line.text)
+    return [(number, script.capitalize()) for number, script in guesses if script]
 
 
 def _forced(language: str | None) -> str | None:
