@@ -73,11 +73,12 @@ def _convolve_rows(x: mx.array, taps: Sequence[tuple[int, int, mx.array]]) -> mx
     x = mx.pad(x, [(0, 0), (1, 2), (1, 1), (0, 0)])
     rows = x.reshape(-1, x.shape[-1])
     count = (B * (H + 3) - 3) * (W + 2)
-    total = None
+    total: mx.array | None = None
     for i, j, w in taps:
         offset = i * (W + 2) + j
         part = rows[offset : offset + count]
         total = part @ w if total is None else mx.addmm(total, part, w)
+    assert total is not None
     if B > 1:
         total = mx.pad(total, [(0, 3 * (W + 2)), (0, 0)])
     return total.reshape(B, -1, W + 2, total.shape[-1])[:, :H, :W]
@@ -121,7 +122,7 @@ class UpsampledConv2d(Conv2d):
 def _fold_pairs(weight: mx.array, axis: int, phase: int) -> mx.array:
     """Three taps on an image with each pixel doubled → two taps on the image, for one of two phases."""
     w = [mx.take(weight, mx.array([k]), axis=axis) for k in range(3)]
-    pair = (w[0], w[1] + w[2]) if phase == 0 else (w[0] + w[1], w[2])
+    pair = [w[0], w[1] + w[2]] if phase == 0 else [w[0] + w[1], w[2]]
     return mx.concatenate(pair, axis=axis)
 
 

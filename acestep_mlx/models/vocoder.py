@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -139,6 +140,8 @@ class ParallelConvNeXtBlock(nn.Module):
 class Backbone(nn.Module):
     """ConvNeXt encoder, (B, F, input_channels) → (B, F, dims[-1])."""
 
+    rate = Fraction(1)
+
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
         dims, kernels = config.dims, config.kernel_sizes
@@ -155,6 +158,7 @@ class Backbone(nn.Module):
             for n, d in zip(config.depths, dims, strict=True)
         ]
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.halo = 3 + sum(config.depths) * (max(kernels) // 2)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = mx.concatenate([mx.repeat(x[:, :1], 3, axis=1), x, mx.repeat(x[:, -1:], 3, axis=1)], axis=1)
@@ -243,23 +247,34 @@ class Vocoder(nn.Module):
 
         `window` bounds the memory: that many frames are in work at a time; the result is the same.
         """
-        x = self.backbone(mel.swapaxes(1, 2).astype(self.backbone.norm.weight.dtype))
-        done, total = 0, x.shape[TIME]
+        x = mel.swapaxes(1, 2).astype(self.backbone.norm.weight.dtype)
+        total = x.shape[TIME]
+        parts: list[tuple[Any, Sequence[Any]]] = [
+            (self.backbone, [self.backbone]),
+            (self.head, self.head.layers()),
+        ]
+        for i, (part, layers) in enumerate(parts):
+            halo, rate = reach(layers)
+            report = None if progress is None else _count(progress, i / 2, 2 * total)
+            x = windowed(
+                lambda low, high, part=part, x=x: part(x[:, low:high]),
+                total,
+                axis=TIME,
+                size=window,
+                halo=halo,
+                rate=rate,
+                progress=report,
+            )
+        return x.swapaxes(1, 2)
 
-        def count(frames: int) -> None:
-            nonlocal done
-            done += frames
-            if progress:
-                progress(done / total)
 
-        halo, rate = reach(self.head.layers())
-        y = windowed(
-            lambda low, high: self.head(x[:, low:high]),
-            total,
-            axis=TIME,
-            size=window,
-            halo=halo,
-            rate=rate,
-            progress=count,
-        )
-        return y.swapaxes(1, 2)
+def _count(progress: Callable[[float], None], start: float, total: int) -> Callable[[int], None]:
+    """Turns frames done into the fraction done, from `start` on."""
+    done = 0
+
+    def count(frames: int) -> None:
+        nonlocal done
+        done += frames
+        progress(start + done / total)
+
+    return count
