@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError
 from ..options import GROUPS
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
     from ..data.manifest import Manifest
+    from ..models.load import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,39 @@ def show(config: TrainConfig) -> None:
     import click
 
     from ..data.manifest import build_manifest
+    from ..training.plan import verdict
     from .counts import CountProgress
 
+    source, folder = model_line(config)
     with CountProgress() as progress:
         manifest = build_manifest(config, progress)
-    for line in report_lines(config, manifest):
+    longest = max(sample.bucket for sample in manifest.samples) * 4096 / 44100
+    memory = verdict(config, folder, longest)
+    for line in report_lines(config, manifest, [source, *memory]):
         click.echo(line)
+
+
+def model_line(config: TrainConfig) -> tuple[str, ModelFolder | None]:
+    """What `pretrained_model_name_or_path` is, in words, and the MLX folder if it is one.
+
+    CheckpointError when there is nothing.
+    """
+    from ..convert.cache import is_mlx_folder
+    from ..convert.source import is_repo
+    from ..models.load import ModelFolder
+
+    given = config.pretrained_model_name_or_path
+    path = config.resolve(given)
+    if path.exists() and is_mlx_folder(path):
+        folder = ModelFolder.open(path)
+        stored = folder.quantization
+        precision = f"{stored['bits']} bits" if stored else str(folder.dtype).removeprefix("mlx.core.")
+        return f"model: {path}, MLX folder, {precision}", folder
+    if path.exists():
+        return f"model: {path}, PyTorch checkpoint, to be converted once; estimated as the 3.5B model", None
+    if is_repo(given):
+        return f"model: {given}, downloaded and converted once if that has not been done yet", None
+    raise CheckpointError(f"pretrained_model_name_or_path: there is no model at {path}")
 
 
 def run_length(config: TrainConfig, songs_per_epoch: int, world: int = 1) -> Length:
@@ -79,7 +108,7 @@ def length_lines(length: Length, config: TrainConfig) -> list[str]:
 def report_lines(
     config: TrainConfig, manifest: Manifest, memory: Sequence[str] = (), *, names: int = 0
 ) -> list[str]:
-    """The whole dry run. memory: lines of the memory estimate. names: at most so many per list (0: all)."""
+    """The whole dry run. memory: lines on model and memory. names: at most so many per list (0: all)."""
     from ..data.batches import songs_per_epoch
 
     length = run_length(config, songs_per_epoch(manifest.samples))
@@ -87,7 +116,7 @@ def report_lines(
     out += ["", "# data", *manifest.report.lines(names)]
     out += ["", "# length", *length_lines(length, config)]
     if memory:
-        out += ["", "# memory", *memory]
+        out += ["", "# model and memory", *memory]
     return out
 
 

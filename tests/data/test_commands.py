@@ -71,7 +71,15 @@ def test_dry_run(project: Path) -> None:
                  "c.mp3: empty file", "padded: 1", "without caption: 1", "without lyrics: 1",
                  "4 steps of 1 song, 2 epochs (2 songs, 2 batches per epoch)"):  # fmt: skip
         assert part in done.stdout, done.stdout
+    for part in ("MLX folder, float32", "about", "this machine has", "Macs: 8 GB yes", "base weights"):
+        assert part in done.stdout, done.stdout
     assert not (project / "output").exists() and not list(project.rglob("*.cache"))
+
+
+@pytest.mark.parametrize("given", ["absent/folder/model", "./absent", "/absent"])
+def test_dry_run_without_a_model_is_one_line(given: str, project: Path) -> None:
+    done = run(project, "train", "config.json", "--dry-run", f"--pretrained_model_name_or_path={given}")
+    assert done.returncode == 1 and "there is no model" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_dry_run_shows_every_supported_option() -> None:
