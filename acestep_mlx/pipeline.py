@@ -15,8 +15,10 @@ import numpy as np
 from .audio import probe, read_audio
 from .errors import CheckpointError, ConfigError, DataError
 from .models.codec import Codec
+from .models.dcae import AutoencoderDC
 from .models.dit import ACEStepTransformer
 from .models.load import ModelFolder
+from .models.vocoder import Vocoder
 from .sampling.conditioning import TAU, TEXT_BLOCKS, Prompt
 from .sampling.request import MAX_SECONDS, Request
 from .sampling.sample import sample
@@ -92,7 +94,12 @@ class ACEStepPipeline:
     @property
     def codec(self) -> Codec:
         """Waveform ↔ latents."""
-        return self._component("codec", lambda: Codec(self.folder.load("dcae"), self.folder.load("vocoder")))
+        return self._component("codec", self._load_codec)
+
+    def _load_codec(self) -> Codec:
+        dcae, vocoder = self.folder.load("dcae"), self.folder.load("vocoder")
+        assert isinstance(dcae, AutoencoderDC) and isinstance(vocoder, Vocoder)
+        return Codec(dcae, vocoder)
 
     @property
     def prompt_tokenizer(self) -> PromptTokenizer:
@@ -174,19 +181,19 @@ class ACEStepPipeline:
         elif request.erg_tag and request.task != "edit":
             null = self.embed(request.prompt, weakened=True)
         text = self.embed(request.prompt)
-        prompt = Prompt(*text, *self._lyrics(request.lyrics), *null)
+        prompt = Prompt(*text, *self._lyrics(request.lyrics, request.lyrics_language), *null)
         target = None
         if request.task == "edit":
             new_text = text if request.edit_prompt is None else self.embed(request.edit_prompt)
             lyrics = request.lyrics if request.edit_lyrics is None else request.edit_lyrics
-            target = Prompt(*new_text, *self._lyrics(lyrics), *null)
+            target = Prompt(*new_text, *self._lyrics(lyrics, request.lyrics_language), *null)
         return Conditions(prompt, target)
 
-    def _lyrics(self, lyrics: str) -> tuple[mx.array, mx.array]:
+    def _lyrics(self, lyrics: str, language: str) -> tuple[mx.array, mx.array]:
         """Ids and mask (1, M); without lyrics one masked token, as the reference has it."""
         if not lyrics.strip():
             return mx.zeros((1, 1), dtype=mx.int32), mx.zeros((1, 1))
-        ids = mx.array([self.lyric_tokenizer.tokenize(lyrics)], dtype=mx.int32)
+        ids = mx.array([self.lyric_tokenizer.tokenize(lyrics, language)], dtype=mx.int32)
         return ids, mx.ones(ids.shape)
 
     def read_source(self, request: Request) -> np.ndarray | None:

@@ -147,15 +147,15 @@ def command(
         songs = pipe.run(request, progress=bar)
     seconds = round(time.perf_counter() - started, 2)
 
-    for i, (path, song) in enumerate(zip(paths, songs, strict=True)):
+    for i, (file, song) in enumerate(zip(paths, songs, strict=True)):
         record = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
-        heard = {"file": path.name, "duration": round(len(song) / 44100, 3), "seconds_for_all": seconds}
-        records.write_song(path, song, record, sample_rate=sample_rate, facts=heard)
+        heard = {"file": file.name, "duration": round(len(song) / 44100, 3), "seconds_for_all": seconds}
+        records.write_song(file, song, record, sample_rate=sample_rate, facts=heard)
         if plot:
             from ..sampling.spectrogram import spectrogram_png
 
             pictures[i].write_bytes(spectrogram_png(song, 44100))
-        click.echo(f"{path} ({len(song) / 44100:.1f} s, seed {request.seeds[i]})")
+        click.echo(f"{file} ({len(song) / 44100:.1f} s, seed {request.seeds[i]})")
 
 
 def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None) -> Request:

@@ -61,7 +61,7 @@ class Guided:
             assert self._plain is not None
             return self._plain(latents, sigma)
         assert self._all is not None
-        parts = mx.split(self._all(mx.concatenate([latents] * self._branches), sigma), self._branches)
+        parts = list(mx.split(self._all(mx.concatenate([latents] * self._branches), sigma), self._branches))
         scale = self.guidance.scale_at(index, self.steps)
         combined, self._average = self.guidance.combine(parts, scale, index, self._average)
         return combined
@@ -158,7 +158,7 @@ def edit(
                 noisy = (1 - sigma) * source + sigma * noise("edit", frames, step * samples + k)
                 moved = song + noisy - source
                 rows = mx.concatenate([noisy] * branches + [moved] * branches)
-                parts = mx.split(velocity(rows, sigma), 2 * branches)
+                parts = list(mx.split(velocity(rows, sigma), 2 * branches))
                 from_source, source_average = combine(parts[:branches], source_average)
                 to_target, _ = combine(parts[branches:], None)
                 change = change + (to_target - from_source) / samples
@@ -168,7 +168,7 @@ def edit(
                 start = noise("edit-start", frames, 0)
                 sampled = song + (sigma * start + (1 - sigma) * source) - source
             assert target_only is not None
-            parts = mx.split(target_only(mx.concatenate([sampled] * branches), sigma), branches)
+            parts = list(mx.split(target_only(mx.concatenate([sampled] * branches), sigma), branches))
             v, target_average = combine(parts, target_average)
             if scheduler == "pingpong":
                 sampled = (1 - after) * (sampled - sigma * v) + after * noise("step", frames, step)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, nearest
+from ..text.languages import forced_language
 
 TASKS = ("text2music", "retake", "repaint", "extend", "edit", "audio2audio")
 NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio")
@@ -44,6 +45,7 @@ class Request:
 
     prompt: str = option("", "What the music is like: genre, instruments, mood, tempo, voice.")
     lyrics: str = option("", "Lyrics, with [verse]-like marks on lines of their own.")
+    lyrics_language: str = option("auto", "Language of the lyrics (ja, Japanese, ...); auto: found by line.")
     negative_prompt: str = option("", "What the music should not be like; in place of an empty prompt.")
     task: str = option("text2music", "What to make.", choices=TASKS)
     duration: float = option(
@@ -99,6 +101,7 @@ class Request:
     def __post_init__(self) -> None:
         for f in fields(self):
             _check(f.name, getattr(self, f.name), f.metadata)
+        forced_language(self.lyrics_language, "lyrics_language")
         if not self.seeds:
             raise ConfigError("seeds must have at least one number")
         if self.retake_seeds and len(self.retake_seeds) != len(self.seeds):
@@ -165,7 +168,8 @@ class Request:
         for key in values:
             if key not in known:
                 raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}{where and f' ({where})'}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**given)
 
 
 def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -35,8 +36,8 @@ class Stage:
     corrector: bool = False
 
 
-def shifted(sigma: float | np.ndarray, shift: float = SHIFT) -> float | np.ndarray:
-    """Move noise levels towards 1: shift * sigma / (1 + (shift - 1) * sigma)."""
+def shifted(sigma: Any, shift: float = SHIFT) -> Any:
+    """Move noise levels (a number or an array) towards 1: shift * sigma / (1 + (shift - 1) * sigma)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -66,7 +67,7 @@ def custom_timetable(positions: Sequence[int], shift: float = SHIFT) -> list[flo
         raise ConfigError(f"oss_steps must be rising step numbers from 1 on, got {list(positions)}")
     full = timetable(max(positions), shift)
     picked = np.array([full[p - 1] for p in positions], dtype=np.float32)
-    return [float(sigma) for sigma in shifted(picked, shift)]  # type: ignore[union-attr]
+    return [float(sigma) for sigma in shifted(picked, shift)]
 
 
 def stages(scheduler: str, sigmas: Sequence[float]) -> list[Stage]:
