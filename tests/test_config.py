@@ -487,3 +487,13 @@ def test_encodings_of_the_file(tmp_path: Path) -> None:
         load_config(file)
     with pytest.raises(ConfigError, match="no configuration"):
         load_config(tmp_path / "absent.json")
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    from acestep_mlx.cli.reference import markdown
+
+    page = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == markdown(), (
+        "python -m acestep_mlx.cli.reference > docs/configuration.md"
+    )
+    assert all(f"`{name}`" in markdown() for name in OPTIONS)

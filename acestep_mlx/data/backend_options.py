@@ -95,6 +95,7 @@ COLUMNS = (
     Option("split", "str", None, "Split."),
     Option("revision", "str", None, "Revision."),
     Option("cache_dir", "path", None, "Where downloads are kept."),
+    Option("streaming", "bool", None, "Download only the first max_num_samples rows."),
 )
 
 SHUFFLE = (
@@ -135,7 +136,7 @@ _IGNORED: dict[str, dict[str, str]] = {
             duration_column audio_duration_column audio_sample_rate_column audio_num_samples_column
             audio_channels_column width_column height_column num_frames_column fps_column
             description_column quality_column image_column video_column""",
-        "downloads follow the Hugging Face library's own settings": "streaming num_proc auto_load shuffle",
+        "downloads follow the Hugging Face library's own settings": "num_proc auto_load shuffle",
         "it concerns images": "composite_image_config bbox_column",
     },
     "shuffle": {},

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import ConfigError, nearest
-from ..text.languages import language_code
+from ..text.languages import forced_language
 from ..values import is_off, kind_of, parse_value, read_json, show
 from .backend_options import OFF_VALUES, TABLES
 from .captions import lyrics_name
@@ -61,6 +61,7 @@ class Backend:
     lyrics_column: str | None
     audio_column: str | None
     download_dir: Path | None
+    streaming: bool
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _backend(
         "huggingface" if kind == "huggingface" else config.caption_strategy
     )
     folder = entry["instance_data_dir"]
-    _check_source(entry, kind, strategy, here)
+    _check_source(entry, kind, strategy, bool(columns["streaming"]), here)
     prompt = entry["instance_prompt"] or config.instance_prompt
     prepend, only = (
         config_default if entry[name] is None else entry[name]
@@ -265,15 +266,14 @@ def _backend(
         interval=audio["duration_interval"] or config.audio_duration_interval,
         truncation=audio["truncation_mode"] or config.audio_truncation_mode,
         lyrics_format=_lyrics_format(audio, here),
-        lyrics_language=language_code(audio["lyrics_language"], f"{here}, audio: lyrics_language")
-        if audio["lyrics_language"] not in (None, "auto")
-        else None,
+        lyrics_language=forced_language(audio["lyrics_language"], f"{here}, audio: lyrics_language"),
         lyrics_unsupported=audio["lyrics_unsupported"],
         caption_fields=_fields(fields, here),
         fallback_caption=columns["fallback_caption_column"],
         lyrics_column=columns["lyrics_column"] or entry["lyrics_column"],
         audio_column=columns["audio_column"] or entry["audio_column"],
         download_dir=config.resolve(columns["cache_dir"]) if columns["cache_dir"] else None,
+        streaming=bool(columns["streaming"]),
     )
 
 
@@ -286,11 +286,13 @@ def _block(entry: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     return block
 
 
-def _check_source(entry: dict[str, Any], kind: str, strategy: str, where: str) -> None:
+def _check_source(entry: dict[str, Any], kind: str, strategy: str, streaming: bool, where: str) -> None:
     """Each type needs its own keys, and not every caption strategy fits every type."""
     if kind == "huggingface":
         if not entry["dataset_name"]:
             raise ConfigError(f"{where}: dataset_name is missing (a Hugging Face data set or a local folder)")
+        if streaming and not entry["max_num_samples"]:
+            raise ConfigError(f"{where}: streaming needs max_num_samples: how many songs to download")
         if strategy not in ("huggingface", "instanceprompt"):
             raise ConfigError(f"{where}: captions are columns here; set caption_strategy=huggingface")
         return

@@ -8,6 +8,7 @@ separate columns and never mix.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +94,10 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
                 found = datasets.load_from_disk(str(folder))
             elif folder is not None:
                 found = datasets.load_dataset(str(folder), cache_dir=cache)
+            elif backend.streaming:
+                found = datasets.Dataset.from_generator(
+                    _first_rows, cache_dir=cache, gen_kwargs=_part(backend)
+                )
             else:
                 found = datasets.load_dataset(name, revision=backend.revision, cache_dir=cache)
     except Exception as error:  # the library raises everything from ValueError to its own and Arrow's errors
@@ -107,6 +112,26 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
         if isinstance(feature, datasets.Audio):
             found = found.cast_column(column, datasets.Audio(decode=False))
     return found
+
+
+def _part(backend: Backend) -> dict[str, Any]:
+    return {
+        "name": backend.dataset_name,
+        "revision": backend.revision,
+        "split": backend.split,
+        "limit": backend.max_num_samples,
+    }
+
+
+def _first_rows(name: str, revision: str | None, split: str, limit: int) -> Iterator[dict[str, Any]]:
+    """The first rows of a data set on the hub, without the rest. The library keeps what this gave."""
+    import datasets
+
+    rows = datasets.load_dataset(name, revision=revision, split=split, streaming=True)
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Audio):
+            rows = rows.cast_column(column, datasets.Audio(decode=False))
+    yield from itertools.islice(rows, limit)
 
 
 @contextlib.contextmanager
@@ -155,6 +180,7 @@ def _quiet() -> Iterator[None]:
 
 def _why(backend: Backend, folder: Path | None, error: Exception) -> str:
     """One line for whatever the library raised."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     kind = type(error).__name__
     text = " ".join(str(error).split()) or kind
     text = text if len(text) <= 200 else text[:197] + "..."
@@ -181,7 +207,9 @@ def _sound_column(backend: Backend, table: Any) -> str:
     if backend.audio_column is not None:
         return _known(backend, table, backend.audio_column, "audio_column")
     for name, feature in table.features.items():
-        if type(feature).__name__ == "Audio":
+        if type(feature).__name__ == "Audio" or (
+            isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+        ):
             return str(name)
     for name in _SOUND_COLUMNS:
         if name in table.column_names:

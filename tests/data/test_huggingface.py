@@ -213,14 +213,34 @@ def test_sets_that_cannot_be_loaded_are_one_line(make: str, tmp_path: Path) -> N
     assert "\n" not in str(error.value) and "data set 'set'" in str(error.value)
 
 
+def test_streaming_takes_the_first_rows_and_keeps_them(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = datasets.load_dataset
+
+    def from_hub(name: str, *, revision: str | None = None, **kw: Any) -> Any:
+        assert name == "someone/songs" and kw["streaming"]
+        return load(str(songs), **kw)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    entry = {"max_num_samples": 2, "huggingface": {"streaming": True}}
+    first = read(tmp_path, "someone/songs", **entry)
+    assert found(first) == [(("pop",), "[verse]\nla la"), (("rock, loud",), None)]
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    assert found(read(tmp_path, "someone/songs", **entry)) == found(first)
+    with pytest.raises(ConfigError, match="streaming needs max_num_samples"):
+        read(tmp_path, "someone/songs", huggingface={"streaming": True})
+
+
 def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub\n  after 5 retries")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match=r"cannot load 'someone/songs'; is the network there\?") as error:
-        read(tmp_path, "someone/songs")
-    assert "\n" not in str(error.value)
+    for entry in ({}, {"max_num_samples": 2, "huggingface": {"streaming": True}}):
+        with pytest.raises(DataError, match=r"cannot load 'someone/songs'; is the network there\?") as error:
+            read(tmp_path, "someone/songs", **entry)
+        assert "\n" not in str(error.value) and "reach the Hub" in str(error.value)
 
 
 def test_without_the_library(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,81 @@
+"""The reference of every configuration key as Markdown, from the tables that the program itself reads.
+
+python -m acestep_mlx.cli.reference > docs/configuration.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from ..data.backend_options import TABLES
+from ..options import GROUPS, OPTIONS, Option
+
+_BLOCKS = {
+    "entry": "A data set, or the `text_embeds` entry",
+    "audio": "Its `audio` block",
+    "columns": "Its `config` or `huggingface` block",
+    "shuffle": "Its `caption_shuffle` block",
+}
+
+
+def markdown() -> str:
+    """The whole page."""
+    out = [
+        "# Configuration",
+        "",
+        "Made by `python -m acestep_mlx.cli.reference`; a test keeps it true. Keys may be written with or",
+        "without leading `--`, with dashes or underscores; `null` drops a key; `--key=value` on the command",
+        "line wins.",
+        "",
+        "## config.json",
+        "",
+    ]
+    for group, options in GROUPS.items():
+        if group != "other trainers":
+            out += [f"### {group[0].upper()}{group[1:]}", "", *_table(options), ""]
+    out += ["### Keys of other trainers", "", *_table(GROUPS["other trainers"]), ""]
+    named = {option.name for options in GROUPS.values() for option in options}
+    out += [*_by_reason(o for o in OPTIONS.values() if o.name not in named), ""]
+    out += ["## multidatabackend.json", ""]
+    for name, title in _BLOCKS.items():
+        table = TABLES[name].values()
+        out += [f"### {title}", "", *_table(o for o in table if o.status == "supported"), ""]
+        rest = [o for o in table if o.status != "supported"]
+        out += [*_by_reason(rest), ""] if rest else []
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _table(options: Iterable[Option]) -> list[str]:
+    out = ["| key | default | values | meaning |", "|---|---|---|---|"]
+    for option in options:
+        also = f" (also {', '.join(f'`{a}`' for a in option.aliases)})" if option.aliases else ""
+        default = "" if option.default is None else f"`{json.dumps(option.default).strip(chr(34))}`"
+        meaning = option.help.replace("|", "\\|")
+        if option.status != "supported":
+            meaning += f" *{option.status}*: {option.reason}"
+        out.append(f"| `{option.name}`{also} | {default} | {_values(option)} | {meaning} |")
+    return out
+
+
+def _values(option: Option) -> str:
+    if option.choices:
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    kind = {"bool": "true, false", "int": "whole number", "float": "number", "str": "text", "path": "path",
+            "list": "list of names", "mapping": "settings", "any": ""}[option.kind]  # fmt: skip
+    low = f"≥ {option.low:g}" if option.low is not None else ""
+    low = f"> {option.above:g}" if option.above is not None else low
+    high = f"≤ {option.high:g}" if option.high is not None and option.high < 1e6 else ""
+    limits = ", ".join(part for part in (low, high) if part)
+    return f"{kind}, {limits}" if limits else kind
+
+
+def _by_reason(options: Iterable[Option]) -> list[str]:
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for option in options:
+        reasons.setdefault((option.status, option.reason), []).append(f"`{option.name}`")
+    return [f"- *{status}*, {reason}: {', '.join(names)}" for (status, reason), names in reasons.items()]
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
