@@ -40,11 +40,7 @@ def apply_rope(x: mx.array, rope: Rope) -> mx.array:
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """relu(q) · Σ relu(k) vᵀ over relu(q) · Σ relu(k), everything (B, H, T, Dh); sums in float32.
-
-    A query without a positive channel (a masked frame) gives zeros.
-    """
+def _linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     dtype = q.dtype
     q, k, v = relu(q), relu(k), v.astype(mx.float32)
     total = mx.sum(k, axis=-2, keepdims=True)  # (B, H, 1, Dh)
@@ -53,6 +49,23 @@ def linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     # Upstream adds 1e-15 everywhere; where the weight is zero so are the values, and dividing by one
     # keeps the gradient finite.
     return (values / mx.where(weight > 0, weight + 1e-15, 1.0)).astype(dtype)
+
+
+@mx.custom_function
+def linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """relu(q) · Σ relu(k) vᵀ over relu(q) · Σ relu(k), everything (B, H, T, Dh); sums in float32.
+
+    A query without a positive channel (a masked frame) gives zeros. The backward pass computes it again
+    from q, k and v: it is cheap, and its float32 arrays are large.
+    """
+    return _linear_attention(q, k, v)
+
+
+@linear_attention.vjp
+def _linear_attention_vjp(
+    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _output: mx.array
+) -> list[mx.array]:
+    return mx.vjp(_linear_attention, mx.depends(list(primals), [cotangent]), [cotangent])[1]
 
 
 class _Projections(nn.Module):
