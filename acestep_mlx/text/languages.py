@@ -31,6 +31,7 @@ _ALIASES = {
     "jp": "ja", "jpn": "ja", "kor": "ko", "kr": "ko", "mandarin": "zh", "nld": "nl", "pol": "pl", "por": "pt",
     "rus": "ru", "spa": "es", "tur": "tr", "zho": "zh",
 }  # fmt: skip
+_AUTOMATIC = ("", "auto")
 _BY_NAME = {name.lower(): code for code, name in LANGUAGES.items()}
 
 
@@ -47,6 +48,13 @@ def language_code(name: str, where: str = "lyrics language") -> str:
     known = ", ".join(LANGUAGES)
     hint = nearest(key, [*LANGUAGES.values(), *_BY_NAME])
     raise ConfigError(f"{where} {name!r} is not one the model sings{hint} (known: {known})")
+
+
+def forced_language(language: str | None, where: str = "lyrics language") -> str | None:
+    """The code of a language that somebody set; None for "auto". Raises ConfigError for an unknown one."""
+    if language is None or language.strip().lower() in _AUTOMATIC:
+        return None
+    return language_code(language, where)
 
 
 def language_tag(code: str) -> str:

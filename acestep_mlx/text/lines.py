@@ -17,10 +17,9 @@ from acestep_mlx.text.clean import (
     strip_stamps,
 )
 from acestep_mlx.text.detect import detect, detect_lines
-from acestep_mlx.text.languages import language_code
+from acestep_mlx.text.languages import forced_language, language_code
 
 _STRUCTURE = re.compile(r"\[.*?\]")
-_AUTOMATIC = ("", "auto")
 
 
 @dataclass
@@ -47,7 +46,7 @@ def read_lines(text: str, language: str | None = None, known: frozenset[str] | N
     line on. `known`: the vocabulary's single characters; without it nothing is respelled or removed.
     Raises ConfigError for an unknown `language`; an unknown tag is a dropped line.
     """
-    lines = list(_cleaned(text, _forced(language), known))
+    lines = list(_cleaned(text, forced_language(language), known))
     undecided = [line for line in lines if line.text and line.language is None]
     guesses = detect_lines([line.text for line in undecided])
     for line, guess in zip(undecided, guesses, strict=True):
@@ -74,12 +73,6 @@ def foreign_lines(text: str) -> list[tuple[int, str]]:
     return [(number, script.capitalize()) for number, script in guesses if script]
 
 
-def _forced(language: str | None) -> str | None:
-    if language is None or language.strip().lower() in _AUTOMATIC:
-        return None
-    return language_code(language)
-
-
 def _cleaned(text: str, forced: str | None, known: frozenset[str] | None) -> Iterator[Line]:
     for number, raw in enumerate(split_lines(text), start=1):
         line = Line(number, raw)
@@ -90,7 +83,7 @@ def _cleaned(text: str, forced: str | None, known: frozenset[str] | None) -> Ite
         if (tag := language_tag_of(bare)) is not None:
             name, rest = tag
             try:
-                forced = _forced(name)
+                forced = forced_language(name)
             except ConfigError as error:
                 line.dropped = "unknown language tag"
                 line.notes.append(str(error))
