@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from .errors import ConfigError, nearest
@@ -70,6 +70,7 @@ def parse_value(option: Option, value: Any, name: str, where: str) -> Any:
 
 def _parse(option: Option, value: Any, name: str, where: str) -> Any:
     """`value` as the option's kind, before range and choices are checked."""
+    value = str(value) if isinstance(value, PurePath) and option.kind in ("path", "any") else value
     text = value.strip() if isinstance(value, str) else None
     if text is not None and option.default is None and text.lower() in NOTHING:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from acestep_mlx.config import EXAMPLES, examples, load_config
+from acestep_mlx.data.backends import read_backends
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.options import ALIASES, OPTIONS, SUPPORTED
 
@@ -405,6 +406,17 @@ def test_examples_are_valid(name: str) -> None:
     config = load_config(f"example={name}")
     assert config.resolve(config.data_backend_config).parent == EXAMPLES / name
     assert not config.ignored
+    assert len(read_backends(config).audio) == 1
+
+
+def test_data_files_of_simpletuners_examples_are_found() -> None:
+    config = load_config({"data_backend_config": "config/examples/acestep-audio.json"})
+    assert read_backends(config).audio[0].dataset_name == "Yi3852/ACEStep-Songs"
+
+
+def test_paths_may_be_path_objects(tmp_path: Path) -> None:
+    config = load_config({"output_dir": tmp_path, "data_backend_config": tmp_path / "d.json"})
+    assert (config.output_path, config.data_backend_config) == (tmp_path, str(tmp_path / "d.json"))
 
 
 def test_paths_from_the_working_directory_then_from_the_config(

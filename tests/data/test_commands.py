@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,30 @@ def test_dry_run_shows_every_supported_option() -> None:
 )  # fmt: skip
 def test_run_length(options: dict[str, int], songs: int, world: int, want: Length) -> None:
     assert run_length(load_config(options), songs, world) == want
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing_that_was_finished(project: Path) -> None:
+    """Caches end byte for byte as those of a run that was never killed, whenever it is killed."""
+    for i in range(4):
+        song(project / "songs", f"more{i}", 4.0 + i, caption=f"caption {i}", lyrics=f"line {i}")
+    command = [sys.executable, "-m", "acestep_mlx", "cache", "config.json"]
+    start = time.perf_counter()
+    assert run(project, "cache", "config.json", "--cache_dir=whole").returncode == 0
+    whole_time = time.perf_counter() - start
+    rng = random.Random(0)
+    finished: set[Path] = set()
+    for _ in range(8):
+        with subprocess.Popen(
+            command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            time.sleep(rng.uniform(0.1, 1.0) * whole_time)
+            process.kill()
+        now = set((project / "cache").rglob("*.cache"))
+        assert finished <= now
+        finished = now
+    done = run(project, "cache", "config.json", "--prune")
+    assert done.returncode == 0, done.stderr
+    files = {p.relative_to(project / "cache"): p.read_bytes() for p in (project / "cache").rglob("*.cache")}
+    whole = {p.relative_to(project / "whole"): p.read_bytes() for p in (project / "whole").rglob("*.cache")}
+    assert files == whole and not list((project / "cache").rglob("*.tmp"))
