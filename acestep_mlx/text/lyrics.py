@@ -106,7 +106,7 @@ class LyricTokenizer:
         return self.unknown_id if found is None else found
 
     def tokenize(self, text: str, language: str | None = None) -> list[int]:
-        """Ids of whole lyrics, at most MAX_TOKENS; none for an empty text.
+        """Ids of whole lyrics, at most MAX_TOKENS. An empty text is one blank line.
 
         `language` (any form that `language_code` takes) is the language of every line; without it each
         line's is found. A `[lang:ja]` line wins over both from there on, `[lang:auto]` ends that.
@@ -124,8 +124,6 @@ class LyricTokenizer:
 
     def report(self, text: str, language: str | None = None) -> LyricsReport:
         """As `tokenize`, with what became of each line."""
-        if not text:
-            return LyricsReport((), ())
         reports = [self._finish(line) for line in read_lines(text, language, self._known)]
         ids = [self.start_id]
         cut_line = None
