@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from acestep_mlx.convert.miniature_text import miniature_vocabulary
 from acestep_mlx.errors import CheckpointError, ConfigError, DataError
 from acestep_mlx.text.detect import detect, detect_lines
 from acestep_mlx.text.languages import LANGUAGES, language_code
@@ -390,6 +391,16 @@ def test_miniature_vocabulary_makes_unknown_tokens(miniature: LyricTokenizer) ->
     ids = miniature.tokenize("abc z\n爱\nabc")
     assert max(ids) < 7 and miniature.unknown_id in ids
     assert "z" in miniature.report("abc z").lines[0].unknown
+
+
+def test_the_demos_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "lyric_vocab.json"
+    path.write_text(json.dumps(miniature_vocabulary()), encoding="utf-8")
+    demo = LyricTokenizer(path)
+    ids = demo.tokenize(SONG)
+    assert ids[0] == START and ids[-1] == END and max(ids) < demo.vocab_size
+    assert ids[:4] == [START, 259, demo.encode_line("[intro]", "en")[1], END]
+    assert "爱" not in demo.report("爱").unknown  # it is spelled ai4 before tokens are looked for
 
 
 # -- speed -------------------------------------------------------------------------------------
