@@ -190,9 +190,9 @@ class ACEStepPipeline:
         return Conditions(prompt, target)
 
     def _lyrics(self, lyrics: str, language: str) -> tuple[mx.array, mx.array]:
-        """Ids and mask (1, M); without lyrics one masked token, as the reference has it."""
+        """Ids and mask (1, M). Without lyrics M is 0, where the reference has one token and masks it."""
         if not lyrics.strip():
-            return mx.zeros((1, 1), dtype=mx.int32), mx.zeros((1, 1))
+            return mx.zeros((1, 0), dtype=mx.int32), mx.zeros((1, 0))
         ids = mx.array([self.lyric_tokenizer.tokenize(lyrics, language)], dtype=mx.int32)
         return ids, mx.ones(ids.shape)
 

@@ -165,6 +165,8 @@ def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None) 
     if given["seeds"] is not None and given["retake_seeds"] is None:
         values.pop("retake_seeds", None)
     values.setdefault("seeds", (random_seed(),))
+    if values.get("source"):
+        values["source"] = str(Path(values["source"]).expanduser().resolve())
     request = Request.from_dict(values)
     if batch is None:
         return request

@@ -97,20 +97,20 @@ class Velocity:
 
     def __init__(self, transformer: nn.Module, rows: Sequence[Encoded], weaken: Sequence[bool] = ()) -> None:
         distinct = {id(row): row for row in rows}
+        mx.eval([row.states for row in rows])
         cross_kv = {key: transformer.cross_kv(row.states) for key, row in distinct.items()}
         longest = max(row.mask.shape[1] for row in rows)
-        self._mask = mx.concatenate([_padded(row.mask, longest, 1) for row in rows])
-        order = [cross_kv[id(row)] for row in rows]
-        self._cross_kv = [
-            tuple(
-                mx.concatenate([_padded(row[block][part], longest, _LENGTH_AXIS) for row in order])
-                for part in (0, 1)
-            )
-            for block in range(len(order[0]))
-        ]
+        mask = mx.concatenate([mx.pad(row.mask, [(0, 0), (0, longest - row.mask.shape[1])]) for row in rows])
+        self._mask = None if (mask > 0).all().item() else mask
+        self._cross_kv = []
+        for _ in range(transformer.config.num_layers):  # one block at a time, so that nothing is kept twice
+            of_row = {key: blocks.pop(0) for key, blocks in cross_kv.items()}
+            parts = [[_padded(of_row[id(row)][part], longest) for row in rows] for part in (0, 1)]
+            self._cross_kv.append((mx.concatenate(parts[0]), mx.concatenate(parts[1])))
+            mx.eval(self._cross_kv[-1])
         self._factors = [TAU if weak else 1.0 for weak in weaken] or [1.0] * len(rows)
         self._transformer = transformer
-        mx.eval(self._mask, self._cross_kv, transformer.parameters())
+        mx.eval(transformer.parameters())
         self._compile()
 
     def _compile(self) -> None:
@@ -118,10 +118,9 @@ class Velocity:
         factors = mx.array(self._factors, dtype=transformer.dtype)[:, None, None]
         scale = (factors, *DIFFUSION_BLOCKS) if any(f != 1.0 for f in self._factors) else None
 
-        def run(latents: mx.array, timestep: mx.array, mask: mx.array, cross_kv: list) -> mx.array:
-            present = mx.ones((latents.shape[0], latents.shape[-1]))
+        def run(latents: mx.array, timestep: mx.array, mask: mx.array | None, cross_kv: list) -> mx.array:
             velocity = transformer.decode(
-                latents, present, None, mask, timestep, cross_kv=cross_kv, query_scale=scale
+                latents, None, None, mask, timestep, cross_kv=cross_kv, query_scale=scale
             )
             return velocity.astype(mx.float32)
 
@@ -131,9 +130,9 @@ class Velocity:
         """The same conditions for rows start … stop - 1 only; keys and values are shared, not computed."""
         other = object.__new__(Velocity)
         other._transformer, other._factors = self._transformer, self._factors[start:stop]
-        other._mask = self._mask[start:stop]
+        other._mask = None if self._mask is None else self._mask[start:stop]
         other._cross_kv = [(k[start:stop], v[start:stop]) for k, v in self._cross_kv]
-        mx.eval(other._mask, other._cross_kv)
+        mx.eval(other._cross_kv)
         other._compile()
         return other
 
@@ -143,13 +142,7 @@ class Velocity:
         return self._run(latents, timestep, self._mask, self._cross_kv)
 
 
-_LENGTH_AXIS = 2  # of a block's keys and values (B, heads, L, head_dim)
-
-
-def _padded(array: mx.array, length: int, axis: int) -> mx.array:
-    missing = length - array.shape[axis]
-    if not missing:
-        return array
-    widths = [(0, 0)] * array.ndim
-    widths[axis] = (0, missing)
-    return mx.pad(array, widths)
+def _padded(array: mx.array, length: int) -> mx.array:
+    """A block's keys or values (B, heads, L, head_dim) with zeros up to `length` tokens."""
+    missing = length - array.shape[2]
+    return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else array
