@@ -41,8 +41,8 @@ _LANGUAGE_TAG = re.compile(r"\[\s*lang(?:uage)?\s*[:=]\s*([^\]]*?)\s*\]", re.IGN
 # Punctuation without a token whose plain sibling has one.
 _SIBLINGS = str.maketrans({
     "‐": "-", "‒": "-", "―": "-", "⸺": "-", "﹘": "-", "ʼ": "'", "ʻ": "'", "′": "'", "‛": "'", "‚": ",",
-    "‟": "”",
-    "″": "”", "‹": "«", "›": "»", "．": ".", "۔": ".", "½": "1/2", "¼": "1/4", "¾": "3/4", "⁄": "/",
+    "‟": "”", "″": "”", "‹": "«", "›": "»", "．": ".", "۔": ".", "½": "1/2",
+    "¼": "1/4", "¾": "3/4", "⁄": "/",
 })  # fmt: skip
 
 
@@ -73,7 +73,9 @@ def strip_stamps(line: str) -> str:
     """`line` without LRC time stamps, those of the line and those of single words."""
     if "[" in line and (match := _STAMPS_AT_START.match(line)):
         line = line[match.end() :]
-    return _WORD_STAMP.sub(" ", line).strip() if "<" in line else line
+    if "<" not in line:
+        return line
+    return _WORD_STAMP.sub(lambda stamp: " " if " " in stamp[0] else "", line).strip()
 
 
 def is_lrc_tag(line: str) -> bool:
@@ -100,6 +102,8 @@ def _spelled(character: str, known: frozenset[str]) -> str | None:
     sibling = character.translate(_SIBLINGS)
     if sibling != character:
         return sibling
+    if unicodedata.category(character) == "So":  # ™ is not sung as TM
+        return None
     for form in ("NFKC", "NFKD"):
         twin = unicodedata.normalize(form, character)
         plain = "".join(part for part in twin if form == "NFKC" or not unicodedata.combining(part))
@@ -127,9 +131,7 @@ def fit(line: str, known: frozenset[str]) -> tuple[str, list[str]]:
     for character in line:
         if character not in strange or character.isspace():
             out.append(character)
-        elif (
-            twin := None if unicodedata.category(character) == "So" else _spelled(character, known)
-        ) is not None:
+        elif (twin := _spelled(character, known)) is not None:
             out.append(twin)
             respelled[f"{character} → {twin}"] += 1
         elif (rest := _silent(character)) is not None:
@@ -137,9 +139,9 @@ def fit(line: str, known: frozenset[str]) -> tuple[str, list[str]]:
             removed[character] += 1
         else:
             out.append(character)
-    notes = [f"removed {_listed(removed)}"] * bool(removed) + [f"respelled {_listed(respelled)}"] * bool(
-        respelled
-    )
+    notes = [
+        f"{verb} {_listed(what)}" for verb, what in (("removed", removed), ("respelled", respelled)) if what
+    ]
     return _LEFT_OVER.sub(" ", "".join(out)).strip(), notes
 
 

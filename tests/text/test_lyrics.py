@@ -101,6 +101,8 @@ def test_instrumental_is_a_lyric_like_any_other(tokenizer: LyricTokenizer) -> No
         ("[00:12.34]Hello there\n[00:15]again", "Hello there\nagain"),
         ("[00:12.34][01:02.34] Hello there", "Hello there"),
         ("[00:12.34]<00:12.34>Hello <00:13.00> there", "Hello there"),
+        ("[00:12.34]<00:12.34>Hel<00:12.50>lo <00:13.00>there", "Hello there"),
+        ("Hello there™", "Hello there"),
         ("[00:01:500]Hello there\n[00:09.00]\nagain", "Hello there\n\nagain"),
         ("[ti:Song]\n[ar: Me]\n[offset:+100]\nHello there", "Hello there"),
         ("[00:12.00][verse]\n[00:13.00]Hello there", "[verse]\nHello there"),
