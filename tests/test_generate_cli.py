@@ -139,7 +139,7 @@ def test_lyrics_file_and_source(run: Run) -> None:
         (["--lora", "no.safetensors"], "no such LoRA"),
         (["--lora", "x.safetensors", "--lora-scale", "1", "--lora-scale", "2"], "one scale or as many"),
         (["--task", "edit", "--edit-prompt", "x"], "needs a source"),
-        (["--task", "repaint", "--source", "no.wav"], "no audio file no.wav"),
+        (["--task", "repaint", "--source", "no.wav"], "no.wav"),
         (["--task", "audio2audio", "--source", "text.wav"], "text.wav"),
         (["--output", "a.aac"], "suffix must be one of"),
         (["--output", "text.wav/a.wav"], "cannot be written to"),
@@ -184,3 +184,17 @@ def test_every_setting_has_an_option(run: Run) -> None:
     for f in fields(Request):
         flag = {"seeds": "seed", "retake_seeds": "retake-seed"}.get(f.name, f.name.replace("_", "-"))
         assert f"--{flag}" in out
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    from acestep_mlx.cli.steps import StageBar
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with StageBar() as bar:
+        for stage in ("denoising", "decoding"):
+            for i in range(5):
+                bar(stage, i / 4)
+    err = capsys.readouterr().err
+    assert "denoising: 100%" in err and "decoding: 100%" in err and "\r" in err

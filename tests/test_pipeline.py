@@ -108,6 +108,35 @@ def test_several_seeds_give_several_songs(pipe: ACEStepPipeline) -> None:
     assert np.allclose(two[1], one, atol=1e-5)
 
 
+def test_conditions_are_computed_once_a_song(pipe: ACEStepPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders, and keys and values of every block: as often with many steps as with one."""
+    from acestep_mlx.models.attention import CrossAttention
+
+    calls = {"lyrics": 0, "keys": 0, "blocks": 0}
+
+    def counted(kind: type, method: str, name: str) -> None:
+        original = getattr(kind, method)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(kind, method, call)
+
+    counted(type(pipe.transformer.lyric_encoder), "__call__", "lyrics")
+    counted(CrossAttention, "keys_values", "keys")
+    counted(CrossAttention, "__call__", "blocks")
+    seen = []
+    for steps in (1, 6):
+        calls.update(dict.fromkeys(calls, 0))
+        latents(pipe, replace(FAST, steps=steps, guidance_interval=1.0))
+        seen.append(dict(calls))
+    blocks = len(pipe.transformer.transformer_blocks)
+    assert seen[0]["lyrics"] == 2 and seen[0]["keys"] == 2 * blocks  # with and without the condition
+    assert seen[0]["blocks"] == blocks  # both in one batch
+    assert seen[1] == seen[0]  # and the step is compiled: traced once
+
+
 def test_memory_of_a_big_batch_is_bounded(pipe: ACEStepPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """More songs than fit are made group by group, and come out the same."""
     from acestep_mlx.sampling import sample as module
@@ -195,6 +224,17 @@ def test_fused_loras_sound_the_same(tiny_model: Path, width: int, tmp_path: Path
         return latents(pipe, FAST)
 
     assert np.allclose(made(), made(fuse_loras=True), atol=1e-3)
+
+
+def test_loras_on_a_quantised_base_come_off_bit_for_bit(tiny_model: Path, width: int, tmp_path: Path) -> None:
+    folder = ModelFolder.open(tiny_model)
+    quantised = folder.load("transformer", quantize={"bits": 4, "group_size": 32, "mode": "affine"})
+    pipe = ACEStepPipeline(folder, transformer=quantised)
+    bare = latents(pipe, FAST)
+    pipe.load_lora(save_lora(tmp_path / "1.safetensors", width))
+    assert not np.allclose(latents(pipe, FAST), bare, atol=1e-3)
+    pipe.unload_loras()
+    assert np.array_equal(latents(pipe, FAST), bare)
 
 
 def test_low_memory_makes_the_same_song(

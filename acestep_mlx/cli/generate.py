@@ -131,9 +131,9 @@ def command(
     chosen = _loras(loras, lora_scales, earlier)
     request.check_source()
     paths = records.output_paths(output, request)
-    beside = [records.beside(path) for path in paths]
-    pictures = [path.with_suffix(".png") for path in paths] if plot else []
-    records.check_writable([*paths, *beside, *pictures], force=force)
+    suffixes = (".json", ".png") if plot else (".json",)
+    beside = [records.beside(path, suffix) for path in paths for suffix in suffixes]
+    records.check_writable([*paths, *beside], force=force)
 
     from ..pipeline import ACEStepPipeline
 
@@ -154,7 +154,7 @@ def command(
         if plot:
             from ..sampling.spectrogram import spectrogram_png
 
-            pictures[i].write_bytes(spectrogram_png(song, 44100))
+            records.write_beside(file, ".png", spectrogram_png(song, 44100))
         click.echo(f"{file} ({len(song) / 44100:.1f} s, seed {request.seeds[i]})")
 
 

@@ -90,12 +90,18 @@ def write_song(
     }
     write_audio(path, samples, sample_rate, tags=tags)
     text = json.dumps({KEY: record, **facts}, ensure_ascii=False, indent=2)
-    partial = path.with_name(f".{beside(path).name}.part")
+    write_beside(path, ".json", f"{text}\n".encode())
+
+
+def write_beside(path: Path, suffix: str, data: bytes) -> None:
+    """Write the file that goes with a sound file, whole or not at all. Raises DataError."""
+    target = beside(path, suffix)
+    partial = path.with_name(f".{target.name}.part")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(beside(path))
+        partial.write_bytes(data)
+        partial.replace(target)
     except OSError as error:
-        raise DataError(f"{beside(path)} cannot be written: {error.strerror or error}") from None
+        raise DataError(f"{target} cannot be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
