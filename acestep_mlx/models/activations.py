@@ -10,7 +10,12 @@ that a compiler turns into vector code (errors of 2e-6 and 2e-7).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import mlx.core as mx
+
+Function = TypeVar("Function", bound=Callable[..., mx.array])
 
 # tanh(x) ≈ x·P(x²)/Q(x²) for |x| ≤ 7.905, the usual minimax coefficients (highest power first).
 _TANH_LIMIT = 7.90531110763549805
@@ -33,6 +38,13 @@ def _polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
     for c in coefficients[2:]:
         total = total * x + c
     return total
+
+
+def with_gradient(function: Function, vjp: Callable[..., Any]) -> Function:
+    """`function`, whose gradient is `vjp(primals, cotangent, output)`."""
+    wrapped = mx.custom_function(function)
+    wrapped.vjp(vjp)
+    return cast(Function, wrapped)
 
 
 def _float(x: mx.array) -> mx.array:
@@ -63,15 +75,16 @@ def _exp(x: mx.array) -> mx.array:
     return _polynomial(x - whole, _EXP2) * power
 
 
-@mx.custom_function
-def silu(x: mx.array) -> mx.array:
+def _silu(x: mx.array) -> mx.array:
     """x · sigmoid(x) in x's dtype, computed in float32."""
     return (_float(x) * _sigmoid(x)).astype(x.dtype)
 
 
-@silu.vjp
 def _silu_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
     return (_float(cotangent) * _silu_slope(x)).astype(x.dtype)
+
+
+silu = with_gradient(_silu, _silu_vjp)
 
 
 def _silu_slope(x: mx.array) -> mx.array:
@@ -79,16 +92,17 @@ def _silu_slope(x: mx.array) -> mx.array:
     return s + _float(x) * s * (1 - s)
 
 
-@mx.custom_function
-def relu(x: mx.array) -> mx.array:
+def _relu(x: mx.array) -> mx.array:
     """max(x, 0) as float32."""
     wide = _float(x)
     return 0.5 * (wide + mx.abs(wide))
 
 
-@relu.vjp
 def _relu_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
     return ((x > 0) * cotangent).astype(x.dtype)
+
+
+relu = with_gradient(_relu, _relu_vjp)
 
 
 def masked(scores: mx.array, mask: mx.array | None) -> mx.array:
@@ -98,8 +112,7 @@ def masked(scores: mx.array, mask: mx.array | None) -> mx.array:
     return mx.where(mask, scores, max(-1e5, mx.finfo(scores.dtype).min))
 
 
-@mx.custom_function
-def softmax(scores: mx.array) -> mx.array:
+def _softmax(scores: mx.array) -> mx.array:
     """Over the last axis, in scores' dtype, computed in float32."""
     if not _by_arithmetic(scores):
         return mx.softmax(scores, axis=-1, precise=True)
@@ -107,10 +120,12 @@ def softmax(scores: mx.array) -> mx.array:
     return weights / mx.sum(weights, axis=-1, keepdims=True)
 
 
-@softmax.vjp
 def _softmax_vjp(scores: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     inner = mx.sum(_float(output) * _float(cotangent), axis=-1, keepdims=True)
     return (_float(output) * (_float(cotangent) - inner)).astype(scores.dtype)
+
+
+softmax = with_gradient(_softmax, _softmax_vjp)
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
@@ -132,8 +147,7 @@ def _padded(x: mx.array, frames: int) -> mx.array:
     return mx.pad(x, [(0, 0), (frames, frames), (0, 0)])
 
 
-@mx.custom_function
-def gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+def _gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """value · silu(gate), the halves of a depthwise convolution of silu(x): (B, T, 2F) → (B, T, F).
 
     weight (2F, 3, 1) and bias (2F,) as in `nn.Conv1d`; padding of one frame on each side.
@@ -142,7 +156,6 @@ def gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     return (_float(value) * _float(gate) * _sigmoid(gate)).astype(x.dtype)
 
 
-@gated_conv.vjp
 def _gated_conv_vjp(
     primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _output: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
@@ -162,3 +175,6 @@ def _gated_conv_vjp(
     inner = _float(d_conv[:, 1:-1])
     d_weight = mx.stack([mx.sum(inner * _float(s[:, k : k + T]), axis=(0, 1)) for k in (1, 2, 3)], axis=-1)
     return dx, d_weight[..., None].astype(weight.dtype), mx.sum(inner, axis=(0, 1)).astype(bias.dtype)
+
+
+gated_conv = with_gradient(_gated_conv, _gated_conv_vjp)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activations import attend, relu
+from .activations import attend, relu, with_gradient
 
 Rope = tuple[mx.array, mx.array]
 
@@ -41,6 +41,11 @@ def apply_rope(x: mx.array, rope: Rope) -> mx.array:
 
 
 def _linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """relu(q) · Σ relu(k) vᵀ over relu(q) · Σ relu(k), everything (B, H, T, Dh); sums in float32.
+
+    A query without a positive channel (a masked frame) gives zeros. The backward pass computes it again
+    from q, k and v: it is cheap, and its float32 arrays are large.
+    """
     dtype = q.dtype
     q, k, v = relu(q), relu(k), v.astype(mx.float32)
     total = mx.sum(k, axis=-2, keepdims=True)  # (B, H, 1, Dh)
@@ -51,21 +56,16 @@ def _linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return (values / mx.where(weight > 0, weight + 1e-15, 1.0)).astype(dtype)
 
 
-@mx.custom_function
-def linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """relu(q) · Σ relu(k) vᵀ over relu(q) · Σ relu(k), everything (B, H, T, Dh); sums in float32.
-
-    A query without a positive channel (a masked frame) gives zeros. The backward pass computes it again
-    from q, k and v: it is cheap, and its float32 arrays are large.
-    """
-    return _linear_attention(q, k, v)
-
-
-@linear_attention.vjp
 def _linear_attention_vjp(
     primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _output: mx.array
 ) -> list[mx.array]:
-    return mx.vjp(_linear_attention, mx.depends(list(primals), [cotangent]), [cotangent])[1]
+    def compute(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+        return [_linear_attention(q, k, v)]
+
+    return mx.vjp(compute, list(mx.depends(list(primals), [cotangent])), [cotangent])[1]
+
+
+linear_attention = with_gradient(_linear_attention, _linear_attention_vjp)
 
 
 class _Projections(nn.Module):
@@ -78,6 +78,12 @@ class _Projections(nn.Module):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = [nn.Linear(dim, dim)]
+
+    def scaled(self, q: mx.array, factor: float | mx.array) -> mx.array:
+        """q times `factor`, a number or (B, 1, 1), in q's dtype."""
+        if isinstance(factor, mx.array):
+            return q * factor.astype(q.dtype)
+        return q if factor == 1.0 else q * factor
 
     def split(self, x: mx.array) -> mx.array:
         """(B, L, D) → (B, H, L, Dh)."""
@@ -97,9 +103,7 @@ class LinearAttention(_Projections):
         self, x: mx.array, mask: mx.array | None, rope: Rope, query_scale: float | mx.array = 1.0
     ) -> mx.array:
         """x (B, T, D); mask (B, T), 1 for frames and 0 for padding → (B, T, D)."""
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        if isinstance(query_scale, mx.array) or query_scale != 1.0:
-            q = q * query_scale
+        q, k, v = self.scaled(self.to_q(x), query_scale), self.to_k(x), self.to_v(x)
         q, k = apply_rope(self.split(q), rope), apply_rope(self.split(k), rope)
         if mask is not None:
             keep = mask[:, None, :, None].astype(x.dtype)
@@ -124,10 +128,7 @@ class CrossAttention(_Projections):
         query_scale: float | mx.array = 1.0,
     ) -> mx.array:
         """x (B, T, D); mask (B, T) of the frames; states_mask (B, 1, 1, S), true where a token counts."""
-        q = self.to_q(x)
-        if isinstance(query_scale, mx.array) or query_scale != 1.0:
-            q = q * query_scale
-        q = apply_rope(self.split(q), rope)
+        q = apply_rope(self.split(self.scaled(self.to_q(x), query_scale)), rope)
         k, v = keys_values
         out = self.merge(attend(q, k, v, states_mask))
         if mask is not None:  # upstream masks padding frames against every token, which leaves zeros

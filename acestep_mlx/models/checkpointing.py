@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from .activations import with_gradient
 
-def _refill(tree: Any, leaves: list[mx.array]) -> Any:
+
+def _leaves(tree: Any) -> list[mx.array]:
+    return [cast(mx.array, pair[1]) for pair in tree_flatten(tree)]
+
+
+def _refill(tree: Any, leaves: Sequence[mx.array]) -> Any:
     """`tree` with its arrays replaced, in order."""
     rest = iter(leaves)
     return tree_map(lambda _: next(rest), tree)
@@ -41,21 +47,16 @@ def checkpointed(module: nn.Module) -> Callable[..., mx.array]:
             finally:
                 module.update(parameters)  # leave no traced array behind
 
-        forward = mx.custom_function(plain)
-
-        @forward.vjp
         def backward(primals: tuple[Any, ...], cotangent: mx.array, _output: mx.array) -> tuple[Any, ...]:
-            leaves = [leaf for _, leaf in tree_flatten(primals)]
-            leaves = mx.depends(leaves, [cotangent])
-            _, gradients = mx.vjp(
-                lambda *leaves: [plain(*_refill(primals, list(leaves)))], leaves, [cotangent]
-            )
-            count = len(tree_flatten(primals[0]))
+            leaves = list(mx.depends(_leaves(primals), [cotangent]))
+            _, gradients = mx.vjp(lambda *leaves: [plain(*_refill(primals, leaves))], leaves, [cotangent])
+            count = len(_leaves(primals[0]))
             first, rest = gradients[:count], gradients[count:]
             if first:  # one by one, or a gradient that nobody asks for would be computed with the others
                 rest = [mx.depends([g], first)[0] for g in rest]
             return _refill(primals, first + rest)
 
+        forward = with_gradient(plain, backward)
         return forward(parameters, *inputs)
 
     return run

@@ -9,7 +9,7 @@ upstream's, so that LoRA paths mean the same here and there. Arrays at the edge 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -281,7 +281,7 @@ class ACEStepTransformer(nn.Module):
         lyric_token_idx: mx.array,
         lyric_mask: mx.array,
         *,
-        query_scale: QueryScale | None = None,
+        query_scale: tuple[float, int, int] | None = None,
     ) -> tuple[mx.array, mx.array]:
         """What the blocks attend to: [speaker, text, lyrics].
 
@@ -332,9 +332,14 @@ class ACEStepTransformer(nn.Module):
         hidden = self.timestep_embedder(timestep_features(timestep).astype(self.dtype))
         temb = self.t_block[1](self.t_block[0](hidden)).reshape(timestep.shape[0], 6, -1)
         x = self.proj_in(hidden_states.astype(self.dtype))
-        if encoder_hidden_states is not None:
-            encoder_hidden_states = encoder_hidden_states.astype(self.dtype)
-        S = encoder_hidden_states.shape[1] if cross_kv is None else cross_kv[0][0].shape[2]
+        per_block: Sequence[mx.array | tuple[mx.array, mx.array]]
+        if cross_kv is not None:
+            per_block, S = cross_kv, cross_kv[0][0].shape[2]
+        elif encoder_hidden_states is not None:
+            per_block = [encoder_hidden_states.astype(self.dtype)] * len(self.transformer_blocks)
+            S = encoder_hidden_states.shape[1]
+        else:
+            raise ValueError("decode needs encoder_hidden_states or cross_kv")
         constants: dict[str, Any] = {
             "mask": attention_mask,
             "states_mask": None if encoder_hidden_mask is None else (encoder_hidden_mask > 0)[:, None, None],
@@ -342,8 +347,7 @@ class ACEStepTransformer(nn.Module):
             "states_rope": self._rope(S, "encoder tokens"),
         }
         factor, first, last = query_scale or (1.0, 0, 0)
-        for i, block in enumerate(self.transformer_blocks):
-            states = encoder_hidden_states if cross_kv is None else cross_kv[i]
+        for i, (block, states) in enumerate(zip(self.transformer_blocks, per_block, strict=True)):
             run = checkpointed(block) if i < self.checkpoint_blocks else block
             x = run(x, temb, states, **constants, query_scale=factor if first <= i < last else 1.0)
         return self.final_layer(x, hidden)

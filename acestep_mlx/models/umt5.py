@@ -52,7 +52,7 @@ class UMT5Config:
     def from_dict(cls, values: Mapping[str, Any]) -> UMT5Config:
         """From transformers' config.json (or our own); CheckpointError names what it does not understand."""
         known = {f.name for f in fields(cls)}
-        sizes = {}
+        sizes: dict[str, Any] = {}
         for key, value in values.items():
             if key in known:
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
