@@ -26,7 +26,7 @@ from acestep_mlx.lora.lyrics_embedder import (
     save_lyrics_embedder,
     set_embedder,
 )
-from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
+from acestep_mlx.lora.weights import LoRAModule, LoRAWeights, relative_difference
 
 from . import readers
 from .standin import StandIn, make, trained
@@ -607,3 +607,22 @@ def test_any_bytes_are_refused_in_one_line(tmp_path, data):
     path.write_bytes(len(data).to_bytes(8, "little") + data)
     with pytest.raises(CheckpointError):
         read_lora(path)
+
+
+def test_the_estimate_of_the_difference_is_near_the_truth():
+    keys = mx.random.split(mx.random.key(0), 4)
+    one = LoRAModule(mx.random.normal((4, 50), key=keys[0]), mx.random.normal((40, 4), key=keys[1]), 2.0)
+    padded = LoRAModule(mx.pad(one.a, [(0, 2), (0, 0)]), mx.pad(2 * one.b, [(0, 0), (0, 2)]))
+    assert relative_difference(one, padded) == relative_difference(padded, one) == 0
+    for size in (1e-6, 1e-3, 0.1):
+        other = LoRAModule(
+            one.a + size * mx.random.normal(one.a.shape, key=keys[2]),
+            one.b + size * mx.random.normal(one.b.shape, key=keys[3]),
+            2.0,
+        )
+        a, b = (m.scale * np.array(m.b, np.float64) @ np.array(m.a, np.float64) for m in (one, other))
+        truth = np.linalg.norm(b - a) / np.linalg.norm(a)
+        assert 0.7 * truth < relative_difference(one, other) < 1.4 * truth
+    untrained = LoRAModule(one.a, 0 * one.b)
+    assert relative_difference(untrained, untrained) == 0
+    assert relative_difference(untrained, one) == math.inf
