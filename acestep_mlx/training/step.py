@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .. import flow
@@ -190,20 +190,17 @@ class TrainStep:
             loss, grads = loss / scale, {k: g / scale for k, g in grads.items()}
         norm = mx.sqrt(squared_norm(grads))
         finite = mx.isfinite(loss) & mx.isfinite(norm)
-        everywhere = finite
-        if self.world > 1:
-            told = mx.stack([loss, finite.astype(mx.float32), stop.astype(mx.float32)])
-            told = mx.distributed.all_sum(told) / self.world
-            loss, everywhere, stop = told[0], told[1] > 1 - 1e-6, told[2] > 0
-
         # The weight of a micro-batch is its number of samples, so that uneven batches average correctly.
         weight = mx.where(finite, float(B), 0.0)
         grads = {k: mx.where(finite, g, 0.0) * float(B) for k, g in grads.items()}
         if settings.accumulate > 1:
             grads = {k: carry["gradient"][k] + g for k, g in grads.items()}
             weight = carry["weight"] + weight
+        told = {"loss": loss, "finite": finite.astype(mx.float32), "stop": stop.astype(mx.float32)}
+        shared = self._average({**told, "weight": weight, **grads} if update else told)
+        loss, everywhere, stop = shared["loss"], shared["finite"] > 1 - 1e-6, shared["stop"] > 0
         if update:
-            norm = self._apply(grads, weight)
+            norm = self._apply({k: shared[k] for k in grads}, shared["weight"])
             grads, weight = {k: mx.zeros_like(g) for k, g in grads.items()}, mx.array(0.0)
         if settings.accumulate > 1:
             carry["gradient"].update(grads)
@@ -216,11 +213,18 @@ class TrainStep:
             carry["good"] = mx.where(everywhere & ~grow, carry["good"] + 1, 0.0)
         return loss, norm, everywhere, stop
 
+    def _average(self, values: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Means over the ranks, in one communication: two in one graph may run in another order on each rank."""
+        if self.world == 1:
+            return values
+        packed = mx.concatenate([v.reshape(-1) for v in values.values()])
+        packed = mx.distributed.all_sum(packed) / self.world
+        ends = list(accumulate(v.size for v in values.values()))
+        parts = mx.split(packed, ends[:-1])
+        return {k: part.reshape(v.shape) for (k, v), part in zip(values.items(), parts, strict=True)}
+
     def _apply(self, summed: dict[str, mx.array], weight: mx.array) -> mx.array:
         """Average, clip and update; returns the norm before clipping. Nothing changes when `weight` is 0."""
-        if self.world > 1:
-            summed = dict(tree_flatten(average_gradients(tree_unflatten(list(summed.items())))))
-            weight = mx.distributed.all_sum(weight) / self.world
         useful = weight > 0
         grads = {k: g / mx.maximum(weight, 1e-6) for k, g in summed.items()}
         norm = mx.sqrt(squared_norm(grads))

@@ -1,0 +1,36 @@
+"""One rank of a data-parallel run: `mlx.launch -n 2 python distributed_run.py CONFIG_JSON [die]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from acestep_mlx.errors import AceStepError
+from acestep_mlx.training.events import StepDone
+from acestep_mlx.training.loop import train
+from acestep_mlx.training.step import TrainStep
+
+if len(sys.argv) > 2:  # rank 1 vanishes before its third update
+    call, done = TrainStep.__call__, []
+
+    def dying(self: TrainStep, batch: dict, **kwargs: object) -> object:
+        done.append(1)
+        if len(done) == 3 and mx.distributed.init().rank() == 1:
+            os._exit(9)
+        return call(self, batch, **kwargs)
+
+    TrainStep.__call__ = dying
+
+config = json.loads(Path(sys.argv[1]).read_text())
+try:
+    result = train(config, on_event=lambda e: print(f"step {e.step}", flush=True) if isinstance(e, StepDone) else None)
+    print(f"finished {result.finished} at {result.step}", flush=True)
+except AceStepError as error:
+    print(f"error: {error}", flush=True)
+    sys.exit(1)
