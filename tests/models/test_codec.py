@@ -274,8 +274,8 @@ def test_parts_that_do_not_fit() -> None:
 
 
 CONVOLUTIONS = {
-    "conv2d": (lambda: Conv2d(6, 10), (2, 5, 7, 6)),
-    "conv2d without bias": (lambda: Conv2d(6, 10, bias=False), (1, 5, 7, 6)),
+    "conv2d": (lambda: Conv2d(16, 10), (2, 5, 7, 16)),
+    "conv2d without bias": (lambda: Conv2d(20, 10, bias=False), (1, 5, 7, 20)),
     "upsampled": (lambda: UpsampledConv2d(6, 4), (2, 3, 5, 6)),
     "depthwise 3": (lambda: DepthwiseConv2d(6, 3), (2, 5, 7, 6)),
     "depthwise 5": (lambda: DepthwiseConv2d(6, 5, bias=False), (2, 5, 3, 6)),
