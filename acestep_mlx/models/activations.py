@@ -177,4 +177,4 @@ def _gated_conv_vjp(
     return dx, d_weight[..., None].astype(weight.dtype), mx.sum(inner, axis=(0, 1)).astype(bias.dtype)
 
 
-gated_conv = with_gradient(_gated_conv, _gated_conv_vjp)
+gated_conv = with_gradient(mx.compile(_gated_conv), _gated_conv_vjp)
