@@ -119,7 +119,8 @@ def _skeleton(folder: ModelFolder, header: Header) -> nn.Module:
             **folder.quantization,
             class_predicate=lambda name, _: f"{name}.scales" in header.tensors,
         )
-    wanted = {name: tuple(value.shape) for name, value in tree_flatten(skeleton.parameters())}
+    flat: Any = tree_flatten(skeleton.parameters())
+    wanted = {name: tuple(value.shape) for name, value in flat}
     if wanted != {name: info.shape for name, info in header.tensors.items()}:
         odd = sorted({*wanted.items()} ^ {(n, i.shape) for n, i in header.tensors.items()})[:3]
         raise CheckpointError(
