@@ -134,6 +134,8 @@ def read_audio(
     missing, empty, truncated, damaged, too long for memory, or holds values that are not numbers.
     """
     path = Path(path)
+    if (start or 0) < 0 or (duration is not None and duration <= 0):
+        raise DataError(f"{path}: a part from {start} s for {duration} s makes no sense")
     info = probe(path)
     limit = MAX_FRAMES * min(1.0, info.sample_rate / (sample_rate or info.sample_rate))  # frames of the file
     wanted = info.duration - (start or 0.0) if duration is None else duration
@@ -330,8 +332,8 @@ def _check_file(path: Path) -> None:
             raise DataError(f"{path}: not a file")
         with path.open("rb") as file:
             head = file.read(8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not size:
         raise DataError(f"{path}: empty file")
     if head[:4] in (b"RIFF", b"FORM") and len(head) == 8:

@@ -217,6 +217,16 @@ def test_missing_and_folders(tmp_path: Path) -> None:
         read_audio(tmp_path / "folder.wav")
 
 
+def test_senseless_requests(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    write_audio(path, tone(0.1, 44100), 44100)
+    for start, duration in ((-1, None), (0, 0), (0, -1)):
+        with pytest.raises(DataError, match="makes no sense"):
+            read_audio(path, start=start, duration=duration)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_audio("a\0b.wav")
+
+
 def test_streamed_wav(tmp_path: Path) -> None:
     """Written to a pipe: the sizes in the header mean nothing."""
     path = tmp_path / "a.wav"

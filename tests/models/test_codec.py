@@ -171,6 +171,23 @@ def test_long_audio_has_no_seams(codec: Codec, monkeypatch: pytest.MonkeyPatch) 
     assert mx.array_equal(codec.decode(latents), cut)  # and it is the same each time
 
 
+def test_windows_bound_the_memory(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what grows with the length, only the thin ends are left."""
+    wav = sweep(10.0)
+    latents = codec.encode(wav)
+    peaks = []
+    for frames in (None, 16):
+        monkeypatch.setattr(module, "DCAE_WINDOW", frames)
+        monkeypatch.setattr(module, "VOCODER_WINDOW", frames and 8 * frames)
+        for work, x in ((codec.encode, wav), (codec.decode, latents)):
+            mx.clear_cache()
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            mx.eval(work(x))
+            peaks.append(mx.get_peak_memory() - before)
+    assert peaks[2] < peaks[0] / 2 and peaks[3] < peaks[1] / 2, peaks
+
+
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (4096, 1), (4097, 2), (44100, 11)])
 def test_shapes(codec: Codec, samples: int, frames: int) -> None:
     wav = sweep(1.0)[:samples]
