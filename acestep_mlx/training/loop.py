@@ -21,7 +21,7 @@ from ..lora.formats import write_lora
 from ..lora.inject import from_model
 from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
 from ..models.load import ModelFolder
-from . import checkpoint, faults
+from . import checkpoint, faults, plan
 from .distributed import World
 from .evaluate import Evaluation
 from .events import (
@@ -38,7 +38,7 @@ from .events import (
 from .interrupts import StopRequest
 from .macos import keep_awake, wired_memory
 from .report import write_report
-from .setup import build_model, cache_limit, optimizer_groups, step_settings, total_steps
+from .setup import build_model, cache_limit, machine_memory, optimizer_groups, step_settings, total_steps
 from .step import TrainStep
 from .trackers import make_trackers
 from .trainer import Counters, Intervals, Trainer
@@ -156,10 +156,25 @@ class _Run:
         for note in self.spec.notes:
             self.emit.notice(note, "warning")
         self.batches = Batches(self.cache, config, rank=world.rank, world=world.size)
+        self.model.checkpoint_blocks = self._checkpointed_blocks()
         try:
             return self._train(stop)
         finally:
             self.batches.close()
+
+    def _checkpointed_blocks(self) -> int:
+        """As few as the machine's memory allows, because each costs a second forward pass; kept over a resume."""
+        config, model = self.config, self.model.config
+        if not config.gradient_checkpointing:
+            return 0
+        kept = self.world.share(self.resumed.state.get("checkpointed_blocks") if self.resumed else None)
+        if kept is not None:
+            return min(int(kept), model.num_layers)
+        largest = max(self.batches.shapes, key=lambda s: s.frames)
+        load = plan.Load(largest.frames, config.train_batch_size, largest.text, largest.lyrics)
+        budget = plan.CAUTION * plan.usable(machine_memory())
+        bits = (self.folder.quantization or {}).get("bits")
+        return self.world.share(plan.choose_blocks(config, load, model, budget, bits))
 
     def _train(self, stop: StopRequest | None) -> TrainResult:
         config, world, batches = self.config, self.world, self.batches
@@ -305,6 +320,7 @@ class _Run:
             "counters": counters.to_dict(),
             "batches": self.batches.state(),
             "lora": self.spec.facts,
+            "checkpointed_blocks": self.model.checkpoint_blocks,
             "identity": self.identity,
         }
         path = checkpoint.save(

@@ -38,6 +38,7 @@ COEFFICIENTS: dict[str, float] = {
     "lyrics": 12.0,
     "kept_blocks": 6.0,
 }
+CAUTION = 0.7  # share of the usable memory that the estimate may take when checkpointing is chosen
 FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
 
 
@@ -110,7 +111,9 @@ def weight_bytes(config: TransformerConfig, bits: int | None, group: int, size: 
 
 
 @lru_cache(maxsize=16)
-def adapter_parameters(config: TransformerConfig, rank: int, targets: tuple[str, ...], dora: bool) -> tuple[int, int]:
+def adapter_parameters(
+    config: TransformerConfig, rank: int, targets: tuple[str, ...], dora: bool
+) -> tuple[int, int]:
     """(LoRA parameters, lyrics embedder parameters)."""
     model = ACEStepTransformer(config)
     count = 0
@@ -163,7 +166,9 @@ def usable(memory: float) -> float:
     return memory * (2 / 3 if memory <= 36 * GB else 3 / 4)
 
 
-def choose_blocks(config: TrainConfig, load: Load, model: TransformerConfig, budget: float, stored_bits: int | None) -> int:
+def choose_blocks(
+    config: TrainConfig, load: Load, model: TransformerConfig, budget: float, stored_bits: int | None
+) -> int:
     """The fewest checkpointed blocks with which the estimate stays within `budget` bytes; all if none suffices."""
     for blocks in range(model.num_layers + 1):
         if estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=blocks).total <= budget:
@@ -183,13 +188,17 @@ def verdict(config: TrainConfig, folder: ModelFolder | None = None, seconds: flo
     ]
     here = machine_memory()
     what = "fits" if expected.total <= usable(here) else "does not fit"
-    lines.append(f"this machine has {here / GB:.0f} GB, of which {usable(here) / GB:.1f} GB are usable: {what}")
+    lines.append(
+        f"this machine has {here / GB:.0f} GB, of which {usable(here) / GB:.1f} GB are usable: {what}"
+    )
     macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]
     lines.append(f"Macs: {', '.join(macs)}")
     if expected.total > usable(min(here, MACS[-1] * GB)):
         from .faults import memory_advice
 
-        lines.append("what would help, in order of effect: " + "; ".join(memory_advice(config.to_dict(), seconds)[:-1]))
+        lines.append(
+            "what would help, in order of effect: " + "; ".join(memory_advice(config.to_dict(), seconds)[:-1])
+        )
     return lines
 
 

@@ -29,7 +29,9 @@ if len(sys.argv) > 2:  # rank 1 vanishes before its third update
 
 config = json.loads(Path(sys.argv[1]).read_text())
 try:
-    result = train(config, on_event=lambda e: print(f"step {e.step}", flush=True) if isinstance(e, StepDone) else None)
+    result = train(
+        config, on_event=lambda e: print(f"step {e.step}", flush=True) if isinstance(e, StepDone) else None
+    )
     print(f"finished {result.finished} at {result.step}", flush=True)
 except AceStepError as error:
     print(f"error: {error}", flush=True)

@@ -48,7 +48,9 @@ def child(config: dict, at_write: int | None, after: bool) -> None:
     os._exit(code)
 
 
-def launch(config: dict, *, delay: float | None = None, at_write: int | None = None, after: bool = False) -> int:
+def launch(
+    config: dict, *, delay: float | None = None, at_write: int | None = None, after: bool = False
+) -> int:
     """Exit code of one run, negative when it was killed."""
     pid = os.fork()
     if pid == 0:

@@ -35,7 +35,9 @@ def configuration(root: Path, model: Path, name: str, **options: Any) -> dict[st
     if not songs.is_dir():
         write_songs(songs)
     backends = options.pop("backends", [{"id": "songs", "instance_data_dir": str(songs)}])
-    filled = [{"type": "local", "dataset_type": "audio", "caption_strategy": "textfile", **b} for b in backends]
+    filled = [
+        {"type": "local", "dataset_type": "audio", "caption_strategy": "textfile", **b} for b in backends
+    ]
     backend_file = root / f"{name}-backends.json"
     backend_file.write_text(json.dumps(filled))
     return {

@@ -17,7 +17,9 @@ from . import runs
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not mx.distributed.is_available(), reason="this build of MLX has no distributed backend"),
+    pytest.mark.skipif(
+        not mx.distributed.is_available(), reason="this build of MLX has no distributed backend"
+    ),
 ]
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 

@@ -26,7 +26,11 @@ VARIANTS = {
     "accumulation": {"gradient_accumulation_steps": 3, "max_train_steps": 4},
     "dropout": {"lora_dropout": 0.3, "train_batch_size": 2, "caption_dropout_probability": 0.5},
     "dora": {"use_dora": True, "optimizer": "lion"},
-    "lyrics embedder": {"lyrics_embedder_train": True, "lyrics_embedder_lr": 1e-4, "lyrics_embedder_optimizer": "sgd"},
+    "lyrics embedder": {
+        "lyrics_embedder_train": True,
+        "lyrics_embedder_lr": 1e-4,
+        "lyrics_embedder_optimizer": "sgd",
+    },
     "quantised": {"base_model_precision": "int8-quanto", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
     "two data sets": {
         "optimizer": "adafactor",
@@ -47,7 +51,9 @@ def test_stopped_at_any_micro_step_and_resumed(root, tiny_model, variant):
     name = variant.replace(" ", "-")
     straight = runs.configuration(root, tiny_model, f"{name}-straight", **options)
     done, _ = runs.run(straight)
-    broken = runs.configuration(root, tiny_model, f"{name}-broken", resume_from_checkpoint="latest", **options)
+    broken = runs.configuration(
+        root, tiny_model, f"{name}-broken", resume_from_checkpoint="latest", **options
+    )
     last = done.step
     stop = StopRequest()
     after = 4 if variant == "accumulation" else 2  # micro-steps; 4 of 3 is in the middle of an update
@@ -77,7 +83,8 @@ def test_stopped_at_any_micro_step_and_resumed(root, tiny_model, variant):
 def test_sigterm_ends_with_a_complete_checkpoint(root, tiny_model):
     config = runs.configuration(root, tiny_model, "sigterm", max_train_steps=50)
     result, seen = runs.run(
-        config, lambda e: os.kill(os.getpid(), signal.SIGTERM) if isinstance(e, StepDone) and e.step == 2 else None
+        config,
+        lambda e: os.kill(os.getpid(), signal.SIGTERM) if isinstance(e, StepDone) and e.step == 2 else None,
     )
     assert not result.finished and 2 <= result.step <= 4
     assert seen.of(CheckpointSaved)[-1].path == str(result.checkpoint)
@@ -87,7 +94,9 @@ def test_sigterm_ends_with_a_complete_checkpoint(root, tiny_model):
 @pytest.fixture(scope="module")
 def finished(root, tiny_model):
     """A finished run with a checkpoint at every second step."""
-    config = runs.configuration(root, tiny_model, "finished", checkpointing_steps=2, checkpoints_total_limit=2)
+    config = runs.configuration(
+        root, tiny_model, "finished", checkpointing_steps=2, checkpoints_total_limit=2
+    )
     result, seen = runs.run(config)
     return config, result, seen
 

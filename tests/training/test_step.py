@@ -60,7 +60,10 @@ def test_accumulation_equals_one_large_batch():
     whole = tiny.batch(0, B=4)
     large, small = tiny.adapted(), tiny.adapted()
     run(tiny.step(large, max_grad_norm=0.5), [whole])
-    parts = [tiny.rows(whole, 0, 1), tiny.rows(whole, 1, 4)]  # uneven: a batch weighs as much as it has samples
+    parts = [
+        tiny.rows(whole, 0, 1),
+        tiny.rows(whole, 1, 4),
+    ]  # uneven: a batch weighs as much as it has samples
     run(tiny.step(small, max_grad_norm=0.5, accumulate=2), parts, accumulate=2)
     assert tiny.difference(tiny.weights(large), tiny.weights(small)) < 1e-5
 

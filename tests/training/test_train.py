@@ -80,7 +80,11 @@ def test_evaluation_is_the_same_number_every_time(shown, root, tiny_model):
 def test_report_is_one_file_without_network(shown):
     _, result, _ = shown
     page = result.report.read_text()
-    assert page.count("<svg") >= 7 and page.count("data:audio/") == 3 and page.count("data:image/png;base64,") == 3
+    assert (
+        page.count("<svg") >= 7
+        and page.count("data:audio/") == 3
+        and page.count("data:image/png;base64,") == 3
+    )
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
     assert "bright &lt;house&gt; &amp; piano" in page and "<house>" not in page
     assert "my run" in page and "Without LoRA" in page
@@ -99,7 +103,9 @@ def test_wandb_gets_the_same_numbers(root, tiny_model, monkeypatch):
     logged = []
     fake = types.ModuleType("wandb")
     run = types.SimpleNamespace(
-        log=lambda values, step=None: logged.append((step, values)), summary={}, finish=lambda: logged.append("end")
+        log=lambda values, step=None: logged.append((step, values)),
+        summary={},
+        finish=lambda: logged.append("end"),
     )
     fake.init = lambda **given: logged.append(given["project"]) or run
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -135,7 +141,9 @@ def test_a_tiny_model_overfits_one_clip(tmp_path, tiny_model):
     latents = codec.encode(read_audio(clip, duration=3.0), 44100)
     # wide enough that the frozen final layer can express any velocity (16 × 8 values a frame)
     config = replace(tiny.CONFIG, attention_head_dim=40)
-    spec = LoRASpec(rank=32, targets=("to_q", "to_k", "to_v", "to_out.0", "inverted_conv.conv", "point_conv.conv"))
+    spec = LoRASpec(
+        rank=32, targets=("to_q", "to_k", "to_v", "to_out.0", "inverted_conv.conv", "point_conv.conv")
+    )
     model = tiny.adapted(spec=spec, config=config)
     batch = {**tiny.batch(0, T=latents.shape[-1]), "latents": latents}  # its key fixes noise and timestep
     step = tiny.step(model, lr=5e-3)
@@ -207,7 +215,13 @@ def test_out_of_memory_says_what_to_lower_in_order(root, tiny_model, monkeypatch
     with pytest.raises(faults.OutOfMemory) as caught:
         runs.run(config)
     text = str(caught.value)
-    order = ["gradient_checkpointing=true", "int8-quanto", "train_batch_size=1", "max_duration", "mixed_precision=bf16"]
+    order = [
+        "gradient_checkpointing=true",
+        "int8-quanto",
+        "train_batch_size=1",
+        "max_duration",
+        "mixed_precision=bf16",
+    ]
     places = [text.index(piece) for piece in order]
     assert places == sorted(places) and "\n" not in text
 
@@ -228,7 +242,9 @@ def test_watchdog_points_to_the_display():
 
 def test_init_lora_continues_from_any_lora_file(root, tiny_model):
     first, _ = runs.run(runs.configuration(root, tiny_model, "first", max_train_steps=2, lora_alpha=4))
-    config = runs.configuration(root, tiny_model, "second", init_lora=str(first.lora), learning_rate=0, max_train_steps=1)
+    config = runs.configuration(
+        root, tiny_model, "second", init_lora=str(first.lora), learning_rate=0, max_train_steps=1
+    )
     second, _ = runs.run(config)
     from acestep_mlx.lora.formats import read_lora
 
