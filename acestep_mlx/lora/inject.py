@@ -184,9 +184,10 @@ class DoRALinear(_Adapter, _DoRALinear):
 
     def norms(self, dtype: mx.Dtype = mx.float32) -> mx.array:
         """‖W + s·BA‖ per output row, (out,) float32; W is multiplied in `dtype`."""
-        return adapted_norms(
-            self.linear, self._base_sq, self.lora_a.T.astype(dtype), self.lora_b.T, self.scale
-        )
+        trained = "weight" in self.linear.trainable_parameters()  # a lyrics embedder's, which moves
+        base_sq = row_norms_squared(self.linear) if trained else self._base_sq
+        a, b = self.lora_a.T.astype(dtype), self.lora_b.T
+        return adapted_norms(self.linear, base_sq, a, b, self.scale)
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.linear(x)

@@ -23,6 +23,7 @@ from acestep_mlx.lora.inject import (
     unfreeze_adapters,
 )
 from acestep_mlx.lora.linear import dense_weight
+from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 
 from .standin import KINDS, TOKENS, disturb, make, trained
 
@@ -242,6 +243,25 @@ def test_plain_lora_starts_a_dora_exactly():
     inject(model, LoRASpec(rank=4, use_dora=True))
     load_adapters(model, from_model(source, LoRASpec(rank=4)))
     assert mx.allclose(source(TOKENS), model(TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_dora_follows_a_base_that_is_trained_too():
+    """A lyrics embedder under DoRA: ‖W‖ is not what it was when the adapter came."""
+    model = make()
+    inject(model, LoRASpec(rank=4, use_dora=True))
+    trainable_embedder(model)
+    before = model(TOKENS)
+    assert mx.array_equal(before, make()(TOKENS))
+    disturb(model)
+    layer = adapter_modules(model)["lyric_encoder.encoders.0.self_attn.linear_q"]
+    layer.linear.weight = 3 * layer.linear.weight
+    x = mx.random.normal((5, 64), key=mx.random.key(2))
+    adapted = layer.linear.weight + layer.scale * (layer.lora_b.T @ layer.lora_a.T)
+    adapted = adapted * (layer.m / mx.linalg.norm(adapted, axis=1))[:, None]
+    assert mx.allclose(layer(x), x @ adapted.T + layer.linear.bias, rtol=1e-4, atol=1e-5)
+    assert "lyric_encoder.encoders.0.self_attn.linear_q.linear.weight" in dict(
+        tree_flatten(model.trainable_parameters())
+    )
 
 
 def test_init_lora_that_does_not_fit():
