@@ -127,7 +127,8 @@ def creep(steps: int) -> float:
     ratio = mx.get_peak_memory() / early
     late = mx.get_peak_memory()
     print(
-        f"{steps} steps of mixed lengths: peak {late / 1e6:.1f} MB, after 50 {early / 1e6:.1f} MB, ratio {ratio:.4f}"
+        f"{steps} steps of mixed lengths: peak {late / 1e6:.1f} MB, after 50 {early / 1e6:.1f} MB, ratio "
+        f"{ratio:.4f}"
     )
     print(f"graphs traced: {step.traces}")
     return ratio

@@ -2,10 +2,12 @@
 
     python benchmarks/memory.py                 fit on one and two blocks of the true width (minutes)
     python benchmarks/memory.py --quick         a small geometry, seconds
-    python benchmarks/memory.py --full          the true 24 blocks; needs a machine that computes bfloat16 fast
+    python benchmarks/memory.py --full          the true 24 blocks; needs a machine that computes bfloat16
+    fast
     python benchmarks/memory.py --full --bits 8 --seconds 60
 
-The peak is MLX's own (`mx.get_peak_memory`), which counts the same arrays on every backend. What is fitted are
+The peak is MLX's own (`mx.get_peak_memory`), which counts the same arrays on every backend. What is fitted
+are
 the activations; weights, LoRA and optimizer are counted exactly.
 """
 
@@ -129,7 +131,8 @@ def fit(config: TransformerConfig, frames: list[int], tokens: list[int], dtype: 
 
 
 def positive_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """min ‖Ax − b‖ over x ≥ 0, rows weighted by 1/b, by dropping negative coefficients one after the other."""
+    """min ‖Ax − b‖ over x ≥ 0, rows weighted by 1/b, by dropping negative coefficients one after the
+    other."""
     weight = 1 / np.maximum(np.abs(target), 1e6)
     columns = list(range(matrix.shape[1]))
     while True:
@@ -172,9 +175,10 @@ def main() -> None:
             terms = plan.features(geometry, load, dtype.size, checkpointed)
             expected = base + sum(plan.COEFFICIENTS[k] * v for k, v in terms.items())
             print(
-                f"{geometry.num_layers} blocks, {args.bits or dtype} base, {seconds:.0f} s ({load.frames} frames, "
-                f"{load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed: peak {peak / 1e9:.2f} GB, resident "
-                f"{resident / 1e9:.2f} GB, step {took:.2f} s; estimate {expected / 1e9:.2f} GB "
+                f"{geometry.num_layers} blocks, {args.bits or dtype} base, {seconds:.0f} s "
+                f"({load.frames} frames, {load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed: "
+                f"peak {peak / 1e9:.2f} GB, resident {resident / 1e9:.2f} GB, step {took:.2f} s; "
+                f"estimate {expected / 1e9:.2f} GB "
                 f"({100 * (expected / peak - 1):+.0f} %)",
                 flush=True,
             )
@@ -184,7 +188,7 @@ def main() -> None:
         )
         fit(small, [64, 128], [32, 96], mx.float32)
     else:
-        fit(config, [96, 320], [64, 320], mx.float32)
+        fit(config, [48, 144], [48, 192], mx.float32)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ class TrainDisplay:
             self._spoken = now
             rate = f"{event.steps_per_second:.2f} steps/s"
             self._say(
-                f"step {event.step}/{self._total_steps}, {self._numbers(event)}, {rate}, ETA {duration(event.eta)}"
+                f"step {event.step}/{self._total_steps}, {self._numbers(event)}, {rate}, ETA "
+                f"{duration(event.eta)}"
             )
 
     def _numbers(self, event: StepDone) -> str:

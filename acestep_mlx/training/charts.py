@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 
@@ -126,7 +127,8 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", zero: bo
     frame = f'data-x="{x0:g},{x1:g}" data-box="{LEFT},{WIDTH - RIGHT},{TOP},{HEIGHT - BOTTOM}"'
     return (
         f'<figure class="card chart"><figcaption>{escape(title)}{unit}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" {frame} data-s="{data}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '
+        f'{frame} data-s="{data}">'
         f"{''.join(parts)}</svg>"
         f"{f'<div class=legend>{legend}</div>' if len(series) > 1 else ''}</figure>"
     )
@@ -150,12 +152,10 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def spectrogram(log_mel: np.ndarray, columns: int = 480, floor: float = 9.0) -> bytes:
-    """A PNG of log-mel energies (bins, frames), low notes at the bottom; `floor` nats below the loudest are black."""
-    bins, frames = log_mel.shape
+    """A PNG of log-mel energies (bins, frames), low notes below; `floor` nats under the loudest is black."""
+    frames = log_mel.shape[1]
     edges = np.linspace(0, frames, min(columns, frames) + 1).astype(int)
-    picture = np.stack(
-        [log_mel[:, a : max(b, a + 1)].mean(1) for a, b in zip(edges[:-1], edges[1:], strict=True)], 1
-    )
+    picture = np.stack([log_mel[:, a : max(b, a + 1)].mean(1) for a, b in pairwise(edges)], 1)
     level = np.clip((picture - picture.max()) / floor + 1, 0, 1)[::-1]
     place = level * (len(_SCALE) - 1)
     below = np.minimum(place.astype(int), len(_SCALE) - 2)

@@ -7,9 +7,9 @@
         sampler.safetensors                random key, gradient under accumulation
         lyrics_embedder/                   where it is trained
         config.json                        the resolved configuration
-        training_state.json                step, data order, identity, and size and SHA-256 of every other file
+        training_state.json                step, data order, identity, size and SHA-256 of all other files
 
-Everything is written into a hidden folder beside it, synced, and renamed. `training_state.json` is written last.
+Everything is written into a hidden folder beside it, synced, and renamed; `training_state.json` comes last.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def save(
     config: Mapping[str, Any],
     extra: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
-    """Write `checkpoint-{step}`; `extra` adds files of its own (the LoRA for other loaders, the lyrics embedder).
+    """Write `checkpoint-{step}`; `extra` adds files of its own (the LoRA for other loaders).
 
     `state` must hold plain JSON values. Raises CheckpointError when it cannot be written whole.
     """
@@ -250,18 +250,18 @@ def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
 
 #: options that a resumed run may change: they say where, how long and how often, not what is computed so far
 FREE = {
-    "output_dir", "resume_from_checkpoint", "init_lora", "max_train_steps", "num_train_epochs", "learning_rate",
-    "lyrics_embedder_lr", "lr_scheduler", "lyrics_embedder_lr_scheduler", "lr_warmup_steps", "lr_num_cycles",
-    "lr_power", "lr_end", "max_grad_norm", "gradient_checkpointing", "checkpoint_step_interval",
-    "checkpoint_epoch_interval", "checkpoints_total_limit", "report_to", "logging_dir", "tracker_project_name",
-    "tracker_run_name", "data_backend_config", "pretrained_model_name_or_path", "revision", "cache_dir",
-    "cache_dir_text", "cache_dir_vae", "compress_disk_cache", "vae_cache_disable", "vae_cache_ondemand",
-    "eval_steps_interval", "num_eval_images", "eval_loss_disable", "lora_format",
+    "output_dir", "resume_from_checkpoint", "init_lora", "max_train_steps", "num_train_epochs",
+    "learning_rate", "lyrics_embedder_lr", "lr_scheduler", "lyrics_embedder_lr_scheduler", "lr_warmup_steps",
+    "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm", "gradient_checkpointing",
+    "checkpoint_step_interval", "checkpoint_epoch_interval", "checkpoints_total_limit", "report_to",
+    "logging_dir", "tracker_project_name", "tracker_run_name", "data_backend_config", "pretrained_model_name_or_path",
+    "revision", "cache_dir", "cache_dir_text", "cache_dir_vae", "compress_disk_cache", "vae_cache_disable",
+    "vae_cache_ondemand", "eval_steps_interval", "num_eval_images", "eval_loss_disable", "lora_format",
 }  # fmt: skip
 
 
 def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run that resumes must agree on: the options outside FREE and validation, and `facts` (the model's
+    """What a run that resumes must agree on: options outside FREE and validation, and `facts` (the model's
     fingerprint, the data)."""
     options = {k: v for k, v in config.items() if k not in FREE and not k.startswith("validation_")}
     return json.loads(json.dumps({**options, **facts}, default=str))
@@ -277,7 +277,8 @@ def check_identity(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{checkpoint.path} was made with other settings ({'; '.join(changed)}); set them back, or start a new "
+            f"{checkpoint.path} was made with other settings ({'; '.join(changed)}); set them back, or "
+            "start a new "
             "run in another output_dir with init_lora pointing at the checkpoint's LoRA"
         )
 

@@ -1,4 +1,4 @@
-"""The loss on a fixed set of songs with fixed noise, per timestep bin: the number that runs can be compared by."""
+"""The loss on fixed songs with fixed noise, per timestep bin: the number that runs can be compared by."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def label(timestep: float) -> str:
 
 
 class Evaluation:
-    """Losses of `batches` (as `Batches.evaluation` makes them) at TIMESTEPS; draws nothing and changes nothing."""
+    """Losses of `batches` (as `Batches.evaluation` makes them) at TIMESTEPS; draws and changes nothing."""
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Mapping[str, Any]], settings: StepSettings

@@ -1,4 +1,4 @@
-"""What happens during a run, as plain data. The loop emits events; the CLI draws them, files and trackers keep them."""
+"""What happens during a run, as plain data: the loop emits events, the CLI draws them, files keep them."""
 
 from __future__ import annotations
 

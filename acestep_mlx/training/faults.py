@@ -65,13 +65,13 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
             raise OutOfMemory(f"out of memory. What helps, in order of effect: {advice}.{tail}") from error
         if any(piece in said for piece in WATCHDOG):
             raise AceStepError(
-                "macOS stopped the GPU because one piece of work took too long (its watchdog). Let the display "
-                "sleep, close what draws on it, or shorten the songs; `acestep-mlx train` again goes on with "
+                "macOS stopped the GPU because one piece of work took too long (its watchdog). Let "
+                "the display sleep, close what draws on it, or shorten the songs; the same command goes on with "
                 f"resume_from_checkpoint=latest.{tail}"
             ) from error
         if any(piece in said for piece in PEER_LOST):
             raise AceStepError(
-                f"another machine or process of this run ended or lost its connection ({error}); this one stops "
-                f"too. Start all of them again with resume_from_checkpoint=latest.{tail}"
+                f"another machine or process of this run ended or lost its connection ({error}); this one "
+                "stops too. Start all of them again with resume_from_checkpoint=latest.{tail}"
             ) from error
         raise

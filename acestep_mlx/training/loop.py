@@ -66,7 +66,7 @@ def train(
 ) -> TrainResult:
     """Train a LoRA as `config` says (a TrainConfig, or anything `load_config` takes).
 
-    on_event: receives the events of `training.events`, on rank 0 only. stop: ask a run in another thread to end.
+    on_event: receives the events of `training.events`, on rank 0 only. stop: ends a run in another thread.
     Ctrl-C and SIGTERM end the run with a complete checkpoint. Raises AceStepError subclasses in one line.
     """
     if not isinstance(config, TrainConfig):
@@ -163,7 +163,7 @@ class _Run:
             self.batches.close()
 
     def _checkpointed_blocks(self) -> int:
-        """As few as the machine's memory allows, because each costs a second forward pass; kept over a resume."""
+        """As few as the memory allows, because each costs a second forward pass; kept over a resume."""
         config, model = self.config, self.model.config
         if not config.gradient_checkpointing:
             return 0
@@ -231,13 +231,13 @@ class _Run:
         needed, free = 16 * parameters * count, shutil.disk_usage(self.output).free
         if self.world.first and free < needed:
             self.emit.notice(
-                f"{free / 1e9:.1f} GB are left in {self.output}, and {count} checkpoints may take {needed / 1e9:.1f} GB; "
-                "lower checkpoints_total_limit or free some space",
+                f"{free / 1e9:.1f} GB are left in {self.output}, and {count} checkpoints may take "
+                f"{needed / 1e9:.1f} GB; lower checkpoints_total_limit or free some space",
                 "warning",
             )
 
     def _restore(self) -> Counters:
-        """Counters of the checkpoint that goes on, after its weights and states are in place on every rank."""
+        """Counters of the checkpoint that goes on, once its weights and states are in place on all ranks."""
         world, step, found = self.world, self.step, self.resumed
         state = world.share(found.state if found else None)
         if state is None:
@@ -280,7 +280,7 @@ class _Run:
             self.validation(self.model, step, self.emit)
 
     def _catch_up(self, counters: Counters, intervals: Intervals, total: int) -> None:
-        """Measure before the first step; after a kill, do what was due at the checkpoint and is not recorded."""
+        """Measure before the first step; after a kill, do what was due then and is not recorded."""
         if not self.world.first or counters.micro:
             return
         step = counters.step

@@ -63,7 +63,7 @@ def _sine(step: int, warmup: int, total: int, *, end: float, **_: float) -> floa
     return end + (1.0 - end) * 0.5 * (1.0 + math.sin(math.pi * step / half))
 
 
-#: name → factor of the base rate at a step; `end` is lr_end as a fraction of the base rate. The definitions are
+#: name → factor of the base rate at a step; `end` is lr_end over the base rate. The definitions are
 #: those of transformers/diffusers `get_scheduler` (and, for `sine`, SimpleTuner's).
 SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": _constant,
@@ -91,7 +91,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise ConfigError(
-                f"lr_scheduler {self.name!r} is not known{nearest(self.name, SCHEDULES)}; one of {', '.join(SCHEDULES)}"
+                f"lr_scheduler {self.name!r} is not known{nearest(self.name, SCHEDULES)}; "
+                f"one of {', '.join(SCHEDULES)}"
             )
         if self.name in ("polynomial", "sine") and not self.base > self.end >= 0:
             raise ConfigError(f"lr_end ({self.end:g}) must be below learning_rate ({self.base:g})")
@@ -109,8 +110,8 @@ class Schedule:
         return self.base * factor
 
 
-#: canonical name (config.py resolves the spellings) → class, defaults that differ from mlx.optimizers', and which
-#: of the adam_* options it takes. PyTorch corrects Adam's moments for their bias; MLX does so only when asked.
+#: name (config.py resolves other spellings) → class, defaults that differ from MLX's, and which of the
+#: adam_* options it takes. PyTorch corrects Adam's moments for their bias; MLX does so only when asked.
 OPTIMIZERS: dict[str, tuple[Callable[..., optim.Optimizer], dict[str, Any], tuple[str, ...]]] = {
     "adamw": (optim.AdamW, {"bias_correction": True}, ("betas", "eps", "weight_decay")),
     "adam": (optim.Adam, {"bias_correction": True}, ("betas", "eps")),
@@ -141,7 +142,8 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise ConfigError(
-            f"optimizer {name!r} is not available here{nearest(name, OPTIMIZERS)}; use one of {', '.join(OPTIMIZERS)}"
+            f"optimizer {name!r} is not available here{nearest(name, OPTIMIZERS)}; "
+            f"use one of {', '.join(OPTIMIZERS)}"
         )
     build, defaults, takes = OPTIMIZERS[name]
     common = {"betas": betas, "eps": eps, "weight_decay": weight_decay}

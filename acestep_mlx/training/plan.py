@@ -1,7 +1,7 @@
 """How much memory a training step takes, before any weight is loaded, and what fits which Mac.
 
-Weights, LoRA and optimizer are counted exactly from the model's configuration. Activations follow a model with
-one term per kind of array that is alive at the worst moment, the backward pass of one block; its coefficients
+Weights, LoRA and optimizer are counted exactly from the model's configuration. Activations follow a model
+with one term per kind of array that is alive at the worst moment, the backward pass of one block; its coefficients
 are fitted to measured peaks by `benchmarks/memory.py`, which prints them and their error.
 """
 
@@ -70,10 +70,10 @@ class Estimate:
 
 
 def features(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> dict[str, float]:
-    """What the coefficients multiply, in bytes. `size`: bytes of an activation; D width, F feed-forward width.
+    """What the coefficients multiply, in bytes. `size`: of an activation; D width, F feed-forward width.
 
-    frames_wide: arrays of a block's feed-forward, B·T·2F in the activations' dtype; frames_float: of its linear
-    attention, B·T·D in float32; tokens: encoder sequence arrays, B·S·D; scores: cross-attention, B·H·T·S in
+    frames_wide: arrays of a block's feed-forward, B·T·2F in the activations' dtype; frames_float: of its
+    linear attention, B·T·D in float32; tokens: encoder sequence arrays, B·S·D; scores: cross-attention, B·H·T·S in
     float32; lyric_scores, lyrics: the lyric encoder's; kept_blocks: what a block that is not checkpointed
     keeps, B·T·(2F + 4D) each. The inputs of checkpointed blocks are counted exactly, elsewhere.
     """
@@ -93,7 +93,7 @@ def features(config: TransformerConfig, load: Load, size: int, checkpointed: int
 
 @lru_cache(maxsize=16)
 def weight_bytes(config: TransformerConfig, bits: int | None, group: int, size: int) -> float:
-    """Bytes of the frozen transformer: `bits` per weight in quantised layers (plus a scale and a bias per group)."""
+    """Bytes of the frozen transformer, `bits` per weight (and scale and bias per group) where quantised."""
     model = ACEStepTransformer(config)  # its arrays stay lazy: only shapes are read
     quantised = {
         f"{path}.weight"
@@ -169,7 +169,7 @@ def usable(memory: float) -> float:
 def choose_blocks(
     config: TrainConfig, load: Load, model: TransformerConfig, budget: float, stored_bits: int | None
 ) -> int:
-    """The fewest checkpointed blocks with which the estimate stays within `budget` bytes; all if none suffices."""
+    """The fewest checkpointed blocks that keep the estimate within `budget` bytes; all if none do."""
     for blocks in range(model.num_layers + 1):
         if estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=blocks).total <= budget:
             return blocks
@@ -183,7 +183,8 @@ def verdict(config: TrainConfig, folder: ModelFolder | None = None, seconds: flo
     load = Load.of_seconds(seconds, config.train_batch_size)
     expected = estimate(config, load, model=model, stored_bits=stored)
     lines = [
-        f"about {expected.total / GB:.1f} GB at the worst step ({seconds:.0f} s of music × {load.batch}), estimated:",
+        f"about {expected.total / GB:.1f} GB at the worst step ({seconds:.0f} s of music × {load.batch}), "
+        "estimated:",
         *(f"  {name}: {size / GB:.2f} GB" for name, size in expected.parts.items()),
     ]
     here = machine_memory()

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
-    """Write `report.html` from `metrics.jsonl` and the clips that it names; None when nothing was recorded yet."""
+    """Write `report.html` from `metrics.jsonl` and the clips that it names; None without any."""
     rows = read_metrics(output_dir / "metrics.jsonl")
     if not rows:
         return None
@@ -36,7 +36,8 @@ def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1><p>LoRA training of ACE-Step v1 3.5B with acestep-mlx {__version__}</p>"
+        f"<header><h1>{escape(title)}</h1><p>LoRA training of ACE-Step v1 3.5B with acestep-mlx "
+        f"{__version__}</p>"
         f"</header>{_summary(steps, evaluations, config)}{_charts(steps, evaluations)}"
         f"{_clips(clips)}{_settings(config)}</main><script>{SCRIPT}</script></body></html>"
     )
@@ -109,11 +110,15 @@ def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
                 Series("smoothed", _points(steps, "smoothed_loss"), "c0"),
             ],
         ),
-        line_chart("Evaluation loss", [Series("mean", _points(evaluations, "loss"), "c1")], unit="fixed songs and noise"),
+        line_chart(
+            "Evaluation loss", [Series("mean", _points(evaluations, "loss"), "c1")], unit="always the same"
+        ),
         line_chart("Evaluation loss by timestep", by_bin, unit="0 = clean, 1000 = noise", zero=True),
         line_chart("Learning rate", rates, zero=True),
-        line_chart("Gradient norm", [Series("before clipping", _points(steps, "grad_norm"), "c2")], zero=True),
-        line_chart("Peak memory", [Series("GB", _points(steps, "peak_memory", 1e-9), "c3")], unit="GB", zero=True),
+        line_chart("Gradient norm", [Series("norm", _points(steps, "grad_norm"), "c2")], zero=True),
+        line_chart(
+            "Peak memory", [Series("GB", _points(steps, "peak_memory", 1e-9), "c3")], unit="GB", zero=True
+        ),
         line_chart(
             "Speed", [Series("s", _points(steps, "audio_seconds_per_second"), "c4")],
             unit="seconds of audio per second", zero=True,
@@ -158,7 +163,8 @@ def _card(row: Row) -> str:
         data = base64.b64encode(spectrogram(energies)).decode()
         picture = f'<img alt="spectrogram, {title}" src="data:image/png;base64,{data}">'
     kind, encoded = compressed(sound, rate)
-    player = f'<audio controls preload="metadata" src="data:{kind};base64,{base64.b64encode(encoded).decode()}"></audio>'
+    source = f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
+    player = f'<audio controls preload="metadata" src="{source}"></audio>'
     note = f"seed {row['seed']} · {len(sound) / rate:.0f} s"
     return (
         f'<figure class="card clip"><figcaption>{escape(title)} <span class="unit">{note}</span></figcaption>'
@@ -167,7 +173,7 @@ def _card(row: Row) -> str:
 
 
 def compressed(sound: np.ndarray, rate: int) -> tuple[str, bytes]:
-    """(media type, file) of a clip: MP3, which every browser plays, or WAV where libsndfile cannot make it."""
+    """(media type, file) of a clip: MP3, which every browser plays, or WAV where that cannot be made."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -192,7 +198,8 @@ def _settings(config: TrainConfig) -> str:
         return f"<table>{cells}</table>"
 
     return (
-        f"<section><h2>Settings</h2>{table(given)}<details><summary>Defaults in use</summary>{table(rest)}</details>"
+        f"<section><h2>Settings</h2>{table(given)}<details><summary>Defaults in use"
+        f"</summary>{table(rest)}</details>"
         "</section>"
     )
 
@@ -205,7 +212,8 @@ STYLE = """
 --c0:#7fa2f5;--c1:#f0935a;--c2:#b394ee;--c3:#58c795;--c4:#e37fb2;
 --r0:#dbe7ff;--r1:#b3cbfb;--r2:#86a9f1;--r3:#5b84dd;--r4:#3d62b5}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
+body{margin:0;background:var(--bg);color:var(--ink);
+font:15px/1.5 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:40px 20px 80px}
 h1{font-size:30px;line-height:1.2;margin:0;letter-spacing:-.02em}h2{font-size:19px;margin:44px 0 14px}
 h3{font-size:16px;margin:24px 0 0}header p,.caption{color:var(--soft);margin:4px 0 14px}
@@ -216,17 +224,24 @@ h3{font-size:16px;margin:24px 0 0}header p,.caption{color:var(--soft);margin:4px
 .grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:14px}
 .card{margin:0;padding:14px 16px;position:relative;min-width:0}figcaption{font-weight:600;margin-bottom:6px}
 .unit{color:var(--soft);font-weight:400;font-size:13px}svg{display:block;width:100%;height:auto}
-.grid{stroke:var(--line);stroke-width:1}.tick{fill:var(--soft);font-size:11.5px;font-variant-numeric:tabular-nums}
-.line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.line.faint{stroke-width:1;opacity:.35}
+
+.grid{stroke:var(--line);stroke-width:1}
+.tick{fill:var(--soft);font-size:11.5px;font-variant-numeric:tabular-nums}
+.line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.line.faint{stroke-width:1;opacity:.35}
 .legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:12.5px;color:var(--soft)}
 .chip{display:inline-block;width:12px;height:3px;border-radius:2px;margin-right:6px;vertical-align:middle}
 .cursor{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
-.tip{position:absolute;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;padding:6px 9px;
-font-size:12px;line-height:1.45;white-space:nowrap;display:none;z-index:2;font-variant-numeric:tabular-nums}
+.tip{position:absolute;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;
+padding:6px 9px;
+font-size:12px;line-height:1.45;white-space:nowrap;display:none;z-index:2;
+font-variant-numeric:tabular-nums}
 .clip img{width:100%;height:120px;object-fit:fill;border-radius:6px;display:block;image-rendering:auto}
 audio{width:100%;margin-top:10px;height:38px}
-table{border-collapse:collapse;width:100%;font-size:13.5px;background:var(--card);border:1px solid var(--line)}
-th,td{text-align:left;padding:5px 14px;border-top:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+table{border-collapse:collapse;width:100%;font-size:13.5px;background:var(--card);
+border:1px solid var(--line)}
+th,td{text-align:left;padding:5px 14px;border-top:1px solid var(--line);
+vertical-align:top;overflow-wrap:anywhere}
 th{font-weight:500;color:var(--soft);width:38%}summary{cursor:pointer;margin:14px 0 8px;color:var(--soft)}
 """ + "".join(
     f".line.{c},.dot.{c}{{stroke:var(--{c})}}.dot.{c}{{fill:var(--{c})}}.chip.{c}{{background:var(--{c})}}"

@@ -66,7 +66,8 @@ def build_model(config: TrainConfig, folder: ModelFolder) -> tuple[nn.Module, Lo
     start = read_lora(config.resolve(config.init_lora)) if config.init_lora else None
     if start is not None and start.lyrics_embedder and not config.lyrics_embedder_train:
         raise ConfigError(
-            f"init_lora={config.init_lora} carries a trained lyrics embedder; set lyrics_embedder_train=true to go on "
+            f"init_lora={config.init_lora} carries a trained lyrics embedder; set "
+            "lyrics_embedder_train=true to go on "
             "from it"
         )
     model = folder.load(

@@ -1,11 +1,11 @@
 """One compiled training step: draw, predict, loss, gradient, accumulate, clip, update.
 
 Symbols follow `flow.py`: x0 latents, σ sigma, x_t noisy latents, v velocity. Everything random about a sample
-comes from its own key in the batch, so that two ranks with one sample each draw what one rank with two draws, and
-the step has no random state that a checkpoint would have to keep.
+comes from its own key in the batch, so that two ranks with one sample each draw what one rank with two
+draws, and the step has no random state that a checkpoint would have to keep.
 
-The step never leads to a host synchronisation: a micro-batch whose loss or gradient is not finite is left out on
-the device (its weight becomes zero), and an update without any finite micro-batch changes nothing at all.
+The step never leads to a host synchronisation: a micro-batch whose loss or gradient is not finite is left
+out on the device (its weight becomes zero), and an update without a finite micro-batch changes nothing.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def sample_losses(model: nn.Module, batch: Batch, d: Draw, dtype: mx.Dtype) -> m
     """Flow-matching loss of each sample, (B,) float32.
 
     `batch` as data.batches makes it: latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask
-    (B, L), lyric_ids (B, M), lyric_mask (B, M); dropped captions and lyrics are zeros in it already. `speaker`
+    (B, L), lyric_ids (B, M), lyric_mask (B, M); dropped captions and lyrics are zeros in it. `speaker`
     (B, 512) is optional: the released model knows only zeros.
     """
     latents, mask = batch["latents"].astype(mx.float32), batch["latent_mask"].astype(mx.float32)
@@ -115,8 +115,8 @@ def clip(grads: dict[str, mx.array], norm: mx.array, settings: StepSettings) -> 
 class TrainStep:
     """The compiled step over a model with trainable parameters in `groups`.
 
-    Call it with a batch; `update=True` ends an accumulation round and changes the parameters. All that changes
-    is in `arrays()`, which checkpoints save and `load_arrays` restores.
+    Call it with a batch; `update=True` ends an accumulation round and changes the parameters. All that
+    changes is in `arrays()`, which checkpoints save and `load_arrays` restores.
 
     Args:
         model: transformer with injected LoRA; only its trainable parameters change.
@@ -214,7 +214,7 @@ class TrainStep:
         return loss, norm, everywhere, stop
 
     def _average(self, values: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Means over the ranks, in one communication: two in one graph may run in another order on each rank."""
+        """Means over the ranks, in one communication: two could run in another order on each rank."""
         if self.world == 1:
             return values
         packed = mx.concatenate([v.reshape(-1) for v in values.values()])
@@ -241,7 +241,7 @@ class TrainStep:
         return norm
 
     def arrays(self) -> dict[str, dict[str, mx.array]]:
-        """Everything that a resumed run needs, by file: `optimizer` and `sampler` (accumulation, loss scale)."""
+        """What a resumed run needs, by file: `optimizer` and `sampler` (accumulation, loss scale)."""
         optimizer = {
             f"{group.name}|{name}": value
             for group in self.groups

@@ -277,8 +277,9 @@ class Trainer:
         )
         if counters.skipped_in_a_row >= MAX_SKIPPED:
             raise AceStepError(
-                f"training stopped at step {p.step}: {MAX_SKIPPED} steps in a row had a loss or gradient that is not "
-                "finite. The checkpoints are untouched; go on from the last one with a lower learning_rate, or with "
+                f"training stopped at step {p.step}: {MAX_SKIPPED} steps in a row had a loss or gradient "
+                "that is not finite. The checkpoints are untouched; go on from the last one with a lower "
+                "learning_rate, or with "
                 "mixed_precision=bf16 if it is fp16"
             )
 

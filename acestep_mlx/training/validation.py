@@ -1,4 +1,4 @@
-"""Clips made during training: the same prompts, lyrics and seed each time, with the LoRA and once without it."""
+"""Clips made during training: same prompts, lyrics and seed each time, with the LoRA, once without it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ SAMPLE_RATE = 44100
 LIBRARY: dict[str, tuple[str, str]] = {
     "piano_ballad": (
         "slow piano ballad, warm, intimate, female voice, strings",
-        "[verse]\nA light is on across the bay\nIt knows the words I did not say\n\n[chorus]\nStay until the morning\n",
+        "[verse]\nA light is on across the bay\nIt knows the words I did not say\n\n[chorus]\nStay until "
+        "the morning\n",
     ),
     "house": ("house, 124 bpm, four on the floor, synth bass, bright, club", "[instrumental]\n"),
     "folk": (

@@ -47,7 +47,8 @@ def example(seed: int, **sizes):
     batch = {
         "latents": values["hidden_states"],
         "latent_mask": values["attention_mask"],
-        "text": values["encoder_text_hidden_states"] * keep[0][:, None, None],  # dropped: zero states, mask stays
+        "text": values["encoder_text_hidden_states"]
+        * keep[0][:, None, None],  # dropped: zero states, mask stays
         "text_mask": values["text_attention_mask"],
         "speaker": values["speaker_embeds"] * keep[1][:, None],
         "lyric_ids": (values["lyric_token_idx"] * keep[2][:, None]).astype(np.int32),
@@ -60,7 +61,8 @@ def example(seed: int, **sizes):
 
 
 def reference_loss(model, values, noise, sigma, keep):
-    """MODEL: x0_hat = x_t − σ·v, loss = mean((mask·(x0_hat − x0))²) · mean(mask) per sample, mean over the batch."""
+    """MODEL: x0_hat = x_t − σ·v, loss = mean((mask·(x0_hat − x0))²) · mean(mask) per sample, mean over the
+    batch."""
     t = {k: torch.from_numpy(np.asarray(v)) for k, v in values.items()}
     x0, eps, s = t["hidden_states"], torch.from_numpy(noise), torch.from_numpy(sigma)[:, None, None, None]
     text, speaker, lyrics = (torch.from_numpy(k) for k in keep)

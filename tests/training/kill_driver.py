@@ -2,8 +2,10 @@
 
     python -m tests.training.kill_driver CONFIG_JSON REFERENCE_CHECKPOINT KILLS SEED
 
-The children are forked from a process that has imported everything and evaluated nothing, so a run costs its own
-time only. Half of the kills strike at a random moment, half inside the n-th write to the disk (caches, checkpoint
+The children are forked from a process that has imported everything and evaluated nothing, so a run costs
+its own
+time only. Half of the kills strike at a random moment, half inside the n-th write to the disk (caches,
+checkpoint
 files, folders), before or after it.
 """
 

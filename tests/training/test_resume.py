@@ -76,8 +76,7 @@ def test_stopped_at_any_micro_step_and_resumed(root, tiny_model, variant):
     assert resumed.finished and resumed.step == last
     runs.assert_identical(done.checkpoint, resumed.checkpoint)
     assert runs.losses(root / f"{name}-straight") == runs.losses(root / f"{name}-broken")
-    with open(done.lora, "rb") as a, open(resumed.lora, "rb") as b:
-        assert a.read() == b.read()
+    assert done.lora.read_bytes() == resumed.lora.read_bytes()
 
 
 def test_sigterm_ends_with_a_complete_checkpoint(root, tiny_model):

@@ -1,4 +1,5 @@
-"""The compiled step: equal to the eager one, exact accumulation, skipped faults, no recompilation, resumable."""
+"""The compiled step: equal to the eager one, exact accumulation, skipped faults, no recompilation,
+resumable."""
 
 from __future__ import annotations
 

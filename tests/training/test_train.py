@@ -63,8 +63,8 @@ def test_events_tell_the_whole_run(shown):
 def test_metrics_file_has_what_a_log_line_has(shown, root):
     rows = [json.loads(line) for line in (root / "shown" / "metrics.jsonl").read_text().splitlines()]
     step = next(r for r in rows if r["event"] == "step")
-    wanted = "step loss smoothed_loss learning_rate grad_norm steps_per_second audio_seconds_per_second peak_memory eta"
-    assert set(wanted.split()) <= set(step)
+    wanted = "step loss smoothed_loss learning_rate grad_norm peak_memory eta"
+    assert {*wanted.split(), "steps_per_second", "audio_seconds_per_second"} <= set(step)
     assert {"0-200", "200-400", "400-600", "600-800", "800-1000"} == set(
         next(r for r in rows if r["event"] == "eval")["bins"]
     )
@@ -201,7 +201,7 @@ def test_full_disk_leaves_the_previous_checkpoint(root, tiny_model, monkeypatch)
     "error",
     [
         RuntimeError("[metal::malloc] Unable to allocate 9126805504 bytes."),
-        RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (kIOGPUCommandBufferCallbackErrorOutOfMemory)"),
+        RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008)"),
         RuntimeError("cudaMalloc failed: out of memory"),
         MemoryError(),
     ],
