@@ -121,7 +121,7 @@ def save(
     optimizer: Mapping[str, mx.array],
     sampler: Mapping[str, mx.array],
     config: Mapping[str, Any],
-    extra: Callable[[Path], None] = lambda folder: None,
+    extra: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Write `checkpoint-{step}`; `extra` adds files of its own (the LoRA for other loaders).
 
@@ -251,12 +251,13 @@ def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
 #: options that a resumed run may change: they say where, how long and how often, not what is computed so far
 FREE = {
     "output_dir", "resume_from_checkpoint", "init_lora", "max_train_steps", "num_train_epochs",
-    "learning_rate", "lyrics_embedder_lr", "lr_scheduler", "lyrics_embedder_lr_scheduler", "lr_warmup_steps",
-    "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm", "gradient_checkpointing",
+    "learning_rate", "lyrics_embedder_lr", "lr_scheduler", "lyrics_embedder_lr_scheduler",
+    "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm", "gradient_checkpointing",
     "checkpoint_step_interval", "checkpoint_epoch_interval", "checkpoints_total_limit", "report_to",
-    "logging_dir", "tracker_project_name", "tracker_run_name", "data_backend_config", "pretrained_model_name_or_path",
-    "revision", "cache_dir", "cache_dir_text", "cache_dir_vae", "compress_disk_cache", "vae_cache_disable",
-    "vae_cache_ondemand", "eval_steps_interval", "num_eval_images", "eval_loss_disable", "lora_format",
+    "logging_dir", "tracker_project_name", "tracker_run_name", "data_backend_config",
+    "pretrained_model_name_or_path", "revision", "cache_dir", "cache_dir_text", "cache_dir_vae",
+    "compress_disk_cache", "vae_cache_disable", "vae_cache_ondemand", "eval_steps_interval",
+    "num_eval_images", "eval_loss_disable", "lora_format",
 }  # fmt: skip
 
 

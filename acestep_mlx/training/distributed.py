@@ -42,7 +42,7 @@ class World:
         if self.size == 1:
             return value
         data = np.frombuffer(json.dumps(value).encode(), np.uint8) if self.first else np.zeros(0, np.uint8)
-        length = int(mx.distributed.all_sum(mx.array(data.size, mx.int32)).item())
+        length = _total(data.size)
         body = mx.array(data.astype(np.int32)) if self.first else mx.zeros((length,), mx.int32)
         return json.loads(bytes(np.array(mx.distributed.all_sum(body)).astype(np.uint8)))
 
@@ -76,7 +76,7 @@ class World:
                     result = work()
                 except AceStepError as caught:
                     error = caught
-            failed = int(mx.distributed.all_sum(mx.array(1 if error else 0, mx.int32)).item())
+            failed = _total(1 if error else 0)
             if error is not None:
                 raise error
             if failed:
@@ -85,3 +85,8 @@ class World:
                 )
         assert result is not None
         return result
+
+
+def _total(count: int) -> int:
+    """The sum of a whole number over all ranks."""
+    return np.array(mx.distributed.all_sum(mx.array(count, mx.int32))).item()

@@ -47,7 +47,7 @@ class Evaluation:
                 arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
                 noise = draw(arrays["keys"], arrays["latents"].shape[1:], self.settings).noise
                 for i, timestep in enumerate(TIMESTEPS):
-                    sums[i] += self._run(arrays, noise, mx.array(timestep)).item()
+                    sums[i] += float(self._run(arrays, noise, mx.array(timestep)).item())  # type: ignore[arg-type]
         finally:
             for layer in layers:
                 layer.train()

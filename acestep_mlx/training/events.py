@@ -154,7 +154,7 @@ class MetricsFile:
     def __call__(self, event: Event) -> None:
         for name, kind in RECORDED.items():
             if isinstance(event, kind):
-                row: dict[str, Any] = {"event": name, **asdict(event)}  # type: ignore[call-overload]
+                row: dict[str, Any] = {"event": name, **asdict(event)}
                 row.update(row.pop("extra", {}))
                 self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
                 self._file.flush()

@@ -66,7 +66,7 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
         if any(piece in said for piece in WATCHDOG):
             raise AceStepError(
                 "macOS stopped the GPU because one piece of work took too long (its watchdog). Let "
-                "the display sleep, close what draws on it, or shorten the songs; the same command goes on with "
+                "the display sleep, close what draws on it, or shorten the songs; go on with "
                 f"resume_from_checkpoint=latest.{tail}"
             ) from error
         if any(piece in said for piece in PEER_LOST):

@@ -331,7 +331,7 @@ class _Run:
             optimizer=arrays["optimizer"],
             sampler=arrays["sampler"],
             config=self.config.to_dict(),
-            extra=lambda folder: self._write_lora(folder) and None,
+            extra=self._write_lora,
         )
         self.last_checkpoint = path
         removed = checkpoint.prune(self.output, self.config.checkpoints_total_limit, path)

@@ -1,8 +1,8 @@
 """How much memory a training step takes, before any weight is loaded, and what fits which Mac.
 
 Weights, LoRA and optimizer are counted exactly from the model's configuration. Activations follow a model
-with one term per kind of array that is alive at the worst moment, the backward pass of one block; its coefficients
-are fitted to measured peaks by `benchmarks/memory.py`, which prints them and their error.
+with one term per kind of array that is alive at the worst moment, the backward pass of one block; its
+coefficients are fitted to measured peaks by `benchmarks/memory.py`, which prints them and their error.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..config import TrainConfig
 from ..lora.inject import find_targets
 from ..lora.keys import LYRICS_EMBEDDER
 from ..models.dit import ACEStepTransformer, TransformerConfig
 from ..models.load import ModelFolder, quantizable
-from .setup import COMPUTE_DTYPES, lora_spec, machine_memory
+from .setup import COMPUTE_DTYPES, flat, lora_spec, machine_memory
 
 GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
@@ -73,9 +72,9 @@ def features(config: TransformerConfig, load: Load, size: int, checkpointed: int
     """What the coefficients multiply, in bytes. `size`: of an activation; D width, F feed-forward width.
 
     frames_wide: arrays of a block's feed-forward, B·T·2F in the activations' dtype; frames_float: of its
-    linear attention, B·T·D in float32; tokens: encoder sequence arrays, B·S·D; scores: cross-attention, B·H·T·S in
-    float32; lyric_scores, lyrics: the lyric encoder's; kept_blocks: what a block that is not checkpointed
-    keeps, B·T·(2F + 4D) each. The inputs of checkpointed blocks are counted exactly, elsewhere.
+    linear attention, B·T·D in float32; tokens: encoder sequence arrays, B·S·D; scores: cross-attention,
+    B·H·T·S in float32; lyric_scores, lyrics: the lyric encoder's; kept_blocks: what a block that is not
+    checkpointed keeps, B·T·(2F + 4D) each. The inputs of checkpointed blocks are counted exactly, elsewhere.
     """
     B, T, M = load.batch, load.frames, load.lyrics
     S = 1 + load.text + M
@@ -101,7 +100,7 @@ def weight_bytes(config: TransformerConfig, bits: int | None, group: int, size: 
         if bits is not None and quantizable(path, module, group)
     }
     total = 0.0
-    for path, value in tree_flatten(model.parameters()):
+    for path, value in flat(model.parameters()):
         if path in quantised:
             assert bits is not None
             total += value.size * bits / 8 + value.size / group * 2 * size
@@ -120,7 +119,7 @@ def adapter_parameters(
     for module in find_targets(model, targets).values():
         out, inputs = module.weight.shape
         count += rank * (out + inputs) + (out if dora else 0)
-    embedder = sum(v.size for k, v in tree_flatten(model.parameters()) if f"{k}.".startswith(LYRICS_EMBEDDER))
+    embedder = sum(v.size for k, v in flat(model.parameters()) if f"{k}.".startswith(LYRICS_EMBEDDER))
     return count, embedder
 
 

@@ -84,7 +84,7 @@ def build_model(config: TrainConfig, folder: ModelFolder) -> tuple[nn.Module, Lo
         trainable_embedder(model)
         masters = {
             path: value.astype(mx.float32)
-            for path, value in tree_flatten(model.trainable_parameters())
+            for path, value in flat(model.trainable_parameters())
             if not is_adapter(path)
         }
         model.update(tree_unflatten(list(masters.items())))
@@ -95,6 +95,13 @@ def build_model(config: TrainConfig, folder: ModelFolder) -> tuple[nn.Module, Lo
     return model, spec
 
 
+def flat(tree: Any) -> list[tuple[str, mx.array]]:
+    """Arrays of a parameter tree by full path."""
+    found = tree_flatten(tree)
+    assert isinstance(found, list)
+    return found
+
+
 def is_adapter(path: str) -> bool:
     """Whether a trainable parameter belongs to a LoRA layer (else to the lyrics embedder)."""
     return path.rsplit(".", 1)[-1] in TRAINABLE
@@ -102,7 +109,7 @@ def is_adapter(path: str) -> bool:
 
 def optimizer_groups(config: TrainConfig, model: nn.Module, total: int) -> list[Group]:
     """The LoRA's group, and the lyrics embedder's where it is trained."""
-    paths = [path for path, _ in tree_flatten(model.trainable_parameters())]
+    paths = [path for path, _ in flat(model.trainable_parameters())]
     groups = [
         _group(
             config,

@@ -28,8 +28,8 @@ SMOOTHING = 0.98
 class BatchSource(Protocol):
     """Where batches come from; its state says which batch is next."""
 
-    epoch: int
-
+    @property
+    def epoch(self) -> int: ...
     def next(self) -> Mapping[str, Any]: ...
     def state(self) -> dict[str, Any]: ...
 
@@ -232,7 +232,7 @@ class Trainer:
             return
         p, self._pending = self._pending, None
         counters = self.counters
-        loss, norm = p.result.loss.item(), p.result.grad_norm.item()
+        loss, norm = _float(p.result.loss), _float(p.result.grad_norm)
         self._stop_seen = self._stop_seen or bool(p.result.stop.item())
         self._audio += p.seconds * self.step.world
         if p.result.finite.item():
@@ -286,3 +286,7 @@ class Trainer:
 
 def _rate_name(group: str) -> str:
     return "learning_rate" if group == "lora" else f"learning_rate_{group}"
+
+
+def _float(value: mx.array) -> float:
+    return float(value.item())  # type: ignore[arg-type]

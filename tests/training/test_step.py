@@ -95,15 +95,21 @@ def test_a_non_finite_micro_batch_is_left_out_of_the_average():
     assert tiny.difference(tiny.weights(faulty), tiny.weights(plain)) < 1e-6
 
 
-def test_float16_scales_the_loss_and_recovers_from_overflow():
+def test_float16_scales_the_loss_and_lowers_the_scale_after_an_overflow():
     model = tiny.adapted()
     step = tiny.step(model, compute_dtype=mx.float16)
+    plain = tiny.adapted()
     run(step, [tiny.batch(0)])
-    scale = step.carry["scale"].item()
-    step.carry["scale"] = mx.array(float(2.0**127))
-    (result,) = run(step, [tiny.batch(1)])
-    assert not result.finite.item() and step.carry["scale"].item() == 2.0**126
-    assert scale == 2.0**14
+    run(tiny.step(plain), [tiny.batch(0)])
+    assert tiny.difference(tiny.weights(model), tiny.weights(plain)) < 1e-2  # the scale is taken out again
+    assert step.carry["scale"].item() == 2.0**14
+    bad = tiny.batch(1)
+    bad["latents"] = bad["latents"] * mx.array(float("inf"))
+    (result,) = run(step, [bad])
+    assert not result.finite.item() and step.carry["scale"].item() == 2.0**13
+    step.carry["good"] = mx.array(float(step.GROW_AFTER - 1))
+    run(step, [tiny.batch(2)])
+    assert step.carry["scale"].item() == 2.0**14 and step.carry["good"].item() == 0
 
 
 def test_noise_and_timesteps_are_independent():
