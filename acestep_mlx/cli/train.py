@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from .events import TrainDisplay
-
-if TYPE_CHECKING:
-    from ..config import TrainConfig
-
-
-def _dry_run(config: TrainConfig) -> None:
-    """Print the resolved configuration, the data, steps and the memory that the longest batch takes."""
-    from ..data.manifest import build_manifest
-    from ..models.load import ModelFolder
-    from ..training import plan
-    from .counts import CountProgress
-    from .dry_run import report_lines
-
-    with CountProgress() as progress:
-        manifest = build_manifest(config, progress)
-    local = config.resolve(config.pretrained_model_name_or_path)
-    folder = ModelFolder.open(local) if (local / "transformer.safetensors").is_file() else None
-    longest = max(sample.seconds for sample in manifest.samples)
-    for line in report_lines(config, manifest, plan.verdict(config, folder, longest)):
-        click.echo(line)
 
 
 @click.command(
@@ -50,7 +29,9 @@ def command(context: click.Context, config: str, dry_run: bool) -> None:
 
     resolved = load_config(config, context.args)
     if dry_run:
-        _dry_run(resolved)
+        from .dry_run import show
+
+        show(resolved)
         return
     from ..training.loop import train
 
