@@ -27,7 +27,7 @@ CHANNELS = 2
 MEL_MIN, MEL_MAX = -11.0, 3.0  # the range of log-mel values that maps to [−1, 1]
 LATENT_SCALE, LATENT_SHIFT = 0.1786, -1.9091
 # Memory: latent frames in work at a time in the autoencoder, mel frames in the vocoder.
-DCAE_WINDOW, VOCODER_WINDOW = 96, 1024
+DCAE_WINDOW, VOCODER_WINDOW = 96, 768
 
 
 def latent_frames(samples: int) -> int:
@@ -107,9 +107,12 @@ class Codec:
         z = latents.astype(mx.float32) / LATENT_SCALE + LATENT_SHIFT
         mel = self.dcae.decode(z[None], DCAE_WINDOW, _part(progress, 0, 2))[0].astype(mx.float32)
         mel = (mel + 1) / 2 * (MEL_MAX - MEL_MIN) + MEL_MIN
-        wav = self.vocoder(mel, VOCODER_WINDOW, _part(progress, 1, 2))[:, 0].astype(
-            mx.float32
-        )  # [2, samples]
+        # One channel after the other, as the vocoder is mono: half the memory.
+        parts = [
+            self.vocoder(channel[None], VOCODER_WINDOW, _part(progress, 2 + i, 4))[0, 0]
+            for i, channel in enumerate(mel)
+        ]
+        wav = mx.stack(parts).astype(mx.float32)  # [2, samples]
         mx.eval(wav)
         return wav.T
 
