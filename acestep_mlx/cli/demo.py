@@ -39,8 +39,8 @@ def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
     worst, largest = 0.0, 0.0
     for name, module in trained.modules.items():
         delta = module.delta()
-        worst = max(worst, mx.abs(delta - again.modules[name].delta()).max().item())
-        largest = max(largest, mx.abs(delta).max().item())
+        worst = max(worst, float(mx.abs(delta - again.modules[name].delta()).max()))
+        largest = max(largest, float(mx.abs(delta).max()))
     if largest == 0:
         raise CheckpointError(f"{checkpoint} is untrained: its LoRA changes nothing")
     if worst > 1e-6:
