@@ -14,7 +14,6 @@ Everything is written into a hidden folder beside it, synced, and renamed; `trai
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ import mlx.core as mx
 
 from ..errors import CheckpointError, ConfigError
 from ..models.files import read_header, read_json
+from .faults import NO_SPACE
 
 FORMAT_VERSION = 1
 STATE = "training_state.json"
@@ -37,7 +37,6 @@ LORA = "pytorch_lora_weights.safetensors"
 LYRICS = "lyrics_embedder"
 NAME = re.compile(r"checkpoint-(\d+)")
 PARTIAL = ".partial"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         if old.exists() and not target.exists():
             old.rename(target)
         free = shutil.disk_usage(target.parent).free
-        full = (isinstance(error, OSError) and error.errno in _NO_SPACE) or free < 16 << 20
+        full = (isinstance(error, OSError) and error.errno in NO_SPACE) or free < 16 << 20
         why = f"the disk is full ({free / 1e6:.0f} MB left); free some space" if full else str(error)
         raise CheckpointError(
             f"{target} could not be written: {why}; earlier checkpoints are untouched"

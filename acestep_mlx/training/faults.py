@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,9 @@ OUT_OF_MEMORY = (
 )
 WATCHDOG = ("gpu timeout", "impacting interactivity", "callbackerrortimeout")
 PEER_LOST = ("[ring]", "connection to a peer", "[mpi]", "[nccl]", "[jaccl]")
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class OutOfMemory(AceStepError):
@@ -56,6 +60,11 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
     """Turn a backend's RuntimeError into one line that says what to do; `keeps` says what was saved."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        kept = keeps() if callable(keeps) else keeps
+        raise AceStepError(f"the disk is full; free some space and resume. {kept}".strip()) from error
     except (RuntimeError, MemoryError) as error:
         said = f"{type(error).__name__} {error}".lower()
         kept = keeps() if callable(keeps) else keeps

@@ -214,8 +214,7 @@ class _Run:
         try:
             with faults.explained(config.to_dict(), self._kept):
                 self._catch_up(counters, trainer.intervals, total)
-                reason = trainer.run(stop)
-            return self._finish(reason)
+                return self._finish(trainer.run(stop))
         finally:
             for listener in (metrics, *trackers):
                 if listener is not None:

@@ -159,9 +159,13 @@ class Trainer:
         Raises AceStepError after MAX_SKIPPED updates in a row without a finite batch.
         """
         self._restart_clock()
+        told = False
         with stop or StopRequest() as stop:
             while self.counters.step < self.total:
                 self._micro_step(stop)
+                if stop.requested and not told:
+                    told = True
+                    self.emit.notice("stopping here with a complete checkpoint; Ctrl-C again stops at once")
                 if self._should_stop(stop):
                     self._drain()
                     self._checkpoint()

@@ -197,6 +197,66 @@ def test_full_disk_leaves_the_previous_checkpoint(root, tiny_model, monkeypatch)
     checkpoint.verify(root / "full" / "checkpoint-2")
 
 
+def test_full_disk_while_writing_numbers_is_one_line_too(root, tiny_model, monkeypatch):
+    import errno
+
+    from acestep_mlx.training.events import MetricsFile
+
+    original = MetricsFile.__call__
+
+    def failing(self, event):
+        if isinstance(event, StepDone) and event.step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, event)
+
+    monkeypatch.setattr(MetricsFile, "__call__", failing)
+    with pytest.raises(AceStepError, match=r"disk is full.*checkpoint-2"):
+        runs.run(runs.configuration(root, tiny_model, "full-metrics", checkpointing_steps=2))
+
+
+@pytest.mark.slow
+def test_report_draws_and_plays_in_a_browser_without_network(shown, tmp_path):
+    import subprocess
+
+    from ..conftest import require
+
+    _, result, _ = shown
+    script = """<script>Promise.all([...document.querySelectorAll('audio')].map(a=>new Promise(done=>{
+      const tell=()=>a.play().then(()=>done(a.duration.toFixed(1))).catch(e=>done(e.name));
+      a.muted=true;a.readyState>0?tell():(a.onloadedmetadata=tell,a.onerror=()=>done('error'))})))
+      .then(d=>{const i=[...document.images].map(x=>x.naturalWidth);
+       document.title='played '+d.join(' ')+' pictures '+i.join(' ')+' lines '+
+        [...document.querySelectorAll('polyline')].filter(p=>p.getTotalLength()>50).length})</script>"""
+    page = tmp_path / "report.html"
+    page.write_text(result.report.read_text().replace("</body>", script + "</body>"))
+    done = subprocess.run(
+        [
+            *(
+                require("chromium"),
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--virtual-time-budget=20000",
+            ),
+            *(
+                "--autoplay-policy=no-user-gesture-required",
+                "--host-resolver-rules=MAP * ~NOTFOUND",
+                "--dump-dom",
+            ),
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    title = done.stdout.split("<title>")[1].split("</title>")[0]
+    durations = title.removeprefix("played ").split(" pictures ")[0].split()
+    assert len(durations) == 3 and all(2.5 < float(d) < 3.5 for d in durations), title
+    widths = title.split(" pictures ")[1].split(" lines ")[0].split()
+    assert len(widths) == 3 and all(int(w) > 200 for w in widths), title
+    assert int(title.rsplit(" ", 1)[1]) >= 8, title
+
+
 @pytest.mark.parametrize(
     "error",
     [
