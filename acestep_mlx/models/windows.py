@@ -37,8 +37,8 @@ def reach(layers: Sequence[Any]) -> tuple[int, Fraction]:
 
 
 def windows(length: int, size: int | None, halo: int, align: int = 1) -> Iterator[Window]:
-    """Cut `length` frames into windows of about `size` (None: one), with borders on multiples of `align`."""
-    count = 1 if size is None else max(1, round(length / max(size, align)))
+    """Cut `length` frames into windows of about `size` or less (None: one), on multiples of `align`."""
+    count = 1 if size is None else ceil(length / max(size, align))
     # Equal windows: few different shapes, and no tiny last one.
     step = ceil(length / count / align) * align
     halo = ceil(halo / align) * align
