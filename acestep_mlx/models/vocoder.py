@@ -256,8 +256,12 @@ class Vocoder(nn.Module):
         for i, (part, layers) in enumerate(parts):
             halo, rate = reach(layers)
             report = None if progress is None else _count(progress, i / 2, 2 * total)
+
+            def piece(low: int, high: int, part: Any = part, x: mx.array = x) -> mx.array:
+                return part(x[:, low:high])
+
             x = windowed(
-                lambda low, high, part=part, x=x: part(x[:, low:high]),
+                piece,
                 total,
                 axis=TIME,
                 size=window,
