@@ -35,6 +35,7 @@ from acestep_mlx.convert.translate import translate
 from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, inject
 from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.training.optim import Group, Schedule, make_optimizer
+from acestep_mlx.training.setup import cache_limit
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.parity import reference
 
@@ -273,6 +274,7 @@ def main() -> None:
     print(f"batch {args.batch}")
     print(f"rank {args.rank}, float32, checkpointing {'on' if case.checkpoint else 'off'}")
     times: dict[str, list[float]] = {name: [] for name in steps}
+    mx.set_cache_limit(cache_limit())  # as the training loop does: MLX's default on a CPU is 32 MB
     mx.reset_peak_memory()
     for i in range(args.steps + 1):  # the first step compiles and is not counted
         for name, step in steps.items():
