@@ -100,34 +100,51 @@ def exact(
 
 
 def fit(config: TransformerConfig, frames: list[int], tokens: list[int], dtype: mx.Dtype) -> None:
-    """Measure a grid, fit the coefficients (not negative), print them and the error of each point."""
-    from itertools import product
+    """Measure both moments of the model apart, fit each one's coefficients, and check them on mixed cases."""
+    least = 16
+    blocks = [(1, T, least, 1, 1) for T in frames] + [(2, frames[0], least, 2, 2)]
+    blocks += [(2, T, least, 1, 0) for T in frames]
+    lyrics = [(1, least, M, 1, 1) for M in tokens]
+    mixed = [(2, frames[-1], tokens[-1], 1, 2), (2, frames[0], tokens[-1], 1, 0)]
+    measured = {case: _measured(config, case, dtype) for case in (*blocks, *lyrics, *mixed)}
+    for names, cases in ((plan.BLOCK, blocks), (plan.LYRICS, lyrics)):
+        rows, targets = [], []
+        for case in cases:
+            found = _features(config, case, dtype)
+            rows.append([found[name] for name in names if name != "scores"])
+            targets.append(measured[case] - names.get("scores", 0) * found["scores"])
+        values = positive_least_squares(np.array(rows), np.array(targets))
+        fitted = dict(zip((n for n in names if n != "scores"), values.tolist(), strict=True))
+        names.update(fitted)
+    print(f"BLOCK = {plan.BLOCK}\nLYRICS = {plan.LYRICS}")
+    for case, found in measured.items():
+        n, T, M, B, checkpointed = case
+        load, geometry = plan.Load(T, B, 64, M), replace(config, num_layers=n)
+        expected = plan.activations(geometry, load, dtype.size, checkpointed)
+        print(f"{_words(case)}: activations {found / 1e9:.3f} GB, model {expected / 1e9:.3f} GB")
 
-    rows, targets, names = [], [], []
-    cases = [(n, T, M, B, None) for n, T, M, B in product((1, 2), frames, tokens, (1,))]
-    cases += [
-        (2, frames[0], tokens[0], 2, None),
-        (2, frames[-1], tokens[-1], 1, 0),
-        (2, frames[0], tokens[0], 1, 0),
-    ]
-    for blocks, T, M, B, checkpointed in cases:
-        checkpointed = blocks if checkpointed is None else checkpointed
-        geometry, load = replace(config, num_layers=blocks), plan.Load(T, B, 64, M)
-        peak, resident, seconds = measure(geometry, load, bits=None, dtype=dtype, checkpointed=checkpointed)
-        rows.append(list(plan.features(geometry, load, dtype.size, checkpointed).values()))
-        targets.append(peak - exact(geometry, load, None, dtype, checkpointed))
-        names.append(f"{blocks} blocks ({checkpointed} checkpointed), {T} frames, {M} lyrics, batch {B}")
-        print(
-            f"{names[-1]}: peak {peak / 1e9:.3f} GB, resident {resident / 1e9:.3f} GB, {seconds:.1f} s",
-            flush=True,
-        )
-    matrix, target = np.array(rows), np.array(targets)
-    solution = positive_least_squares(matrix, target)
-    for name, value in zip(plan.COEFFICIENTS, solution, strict=True):
-        print(f'    "{name}": {value:.2f},')
-    for name, a, b in zip(names, matrix @ solution, target, strict=True):
-        print(f"{name}: activations {b / 1e9:.3f} GB, fitted {a / 1e9:.3f} GB")
-    print(f"largest error {np.abs(matrix @ solution - target).max() / 1e9:.3f} GB")
+
+def _words(case: tuple[int, int, int, int, int]) -> str:
+    n, T, M, B, checkpointed = case
+    return f"{n} blocks ({checkpointed} checkpointed), {T} frames, {M} lyrics, batch {B}"
+
+
+def _features(
+    config: TransformerConfig, case: tuple[int, int, int, int, int], dtype: mx.Dtype
+) -> dict[str, float]:
+    n, T, M, B, checkpointed = case
+    return plan.features(replace(config, num_layers=n), plan.Load(T, B, 64, M), dtype.size, checkpointed)
+
+
+def _measured(config: TransformerConfig, case: tuple[int, int, int, int, int], dtype: mx.Dtype) -> float:
+    n, T, M, B, checkpointed = case
+    geometry, load = replace(config, num_layers=n), plan.Load(T, B, 64, M)
+    peak, resident, seconds = measure(geometry, load, bits=None, dtype=dtype, checkpointed=checkpointed)
+    print(
+        f"{_words(case)}: peak {peak / 1e9:.3f} GB, resident {resident / 1e9:.3f} GB, {seconds:.1f} s",
+        flush=True,
+    )
+    return peak - exact(geometry, load, None, dtype, checkpointed)
 
 
 def positive_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -172,8 +189,7 @@ def main() -> None:
                 geometry, load, bits=args.bits, dtype=dtype, checkpointed=checkpointed
             )
             base = exact(geometry, load, args.bits, dtype, checkpointed)
-            terms = plan.features(geometry, load, dtype.size, checkpointed)
-            expected = base + sum(plan.COEFFICIENTS[k] * v for k, v in terms.items())
+            expected = base + plan.activations(geometry, load, dtype.size, checkpointed)
             print(
                 f"{geometry.num_layers} blocks, {args.bits or dtype} base, {seconds:.0f} s "
                 f"({load.frames} frames, {load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed: "
@@ -186,9 +202,9 @@ def main() -> None:
         small = replace(
             config, num_attention_heads=3, lyric_hidden_size=128, lyric_encoder_heads=4, lyric_encoder_ff=256
         )
-        fit(small, [64, 128], [32, 96], mx.float32)
+        fit(small, [64, 128], [96, 192], mx.float32)
     else:
-        fit(config, [48, 144], [48, 192], mx.float32)
+        fit(config, [48, 144, 288], [192, 512], mx.float32)
 
 
 if __name__ == "__main__":

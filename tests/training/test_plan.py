@@ -1,0 +1,98 @@
+"""The memory estimate against what MLX counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from acestep_mlx.config import load_config
+from acestep_mlx.lora.inject import LoRASpec, inject
+from acestep_mlx.models.dit import TransformerConfig
+from acestep_mlx.training import plan
+
+WIDE = TransformerConfig(
+    num_layers=3,
+    num_attention_heads=2,
+    lyric_hidden_size=128,
+    lyric_encoder_layers=2,
+    lyric_encoder_heads=4,
+    lyric_encoder_ff=256,
+)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_weights_are_counted_exactly(bits, dtype):
+    model = plan.quantised_model(WIDE, bits, dtype)
+    actual = sum(v.nbytes for _, v in tree_flatten(model.parameters()))
+    assert plan.weight_bytes(WIDE, bits, 64, dtype.size) == actual
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_are_counted_exactly(dora):
+    model = plan.quantised_model(WIDE, None, mx.float32)
+    spec = LoRASpec(rank=5, use_dora=dora)
+    inject(model, spec)
+    actual = sum(v.size for _, v in tree_flatten(model.trainable_parameters()))
+    assert plan.adapter_parameters(WIDE, 5, spec.targets, dora)[0] == actual
+
+
+def test_released_model_has_its_known_size():
+    # 2.588 billion parameters without the unused projections
+    assert plan.weight_bytes(TransformerConfig(), None, 64, 2) == pytest.approx(2 * 2.588e9, rel=0.01)
+    assert plan.weight_bytes(TransformerConfig(), 8, 64, 2) == pytest.approx(2.588e9 * 8.5 / 8, rel=0.03)
+
+
+@pytest.mark.parametrize("more", [{"frames": 900}, {"batch": 2}, {"lyrics": 900}])
+def test_more_work_takes_more_memory(more):
+    config = load_config({"base_model_precision": "int8-quanto"})
+    small = plan.Load(600, 1, 256, 300)
+    assert plan.estimate(config, replace(small, **more)).total > plan.estimate(config, small).total
+
+
+def test_precision_and_checkpointing_order():
+    load = plan.Load.of_seconds(60)
+
+    def total(**options):
+        return plan.estimate(load_config(options), load).total
+
+    assert total(base_model_precision="int4-quanto") < total(base_model_precision="int8-quanto") < total()
+    assert total() < total(gradient_checkpointing=False)
+    assert total(mixed_precision="bf16") < total(mixed_precision="no")
+
+
+def test_blocks_are_chosen_by_the_budget():
+    config, load = load_config({"base_model_precision": "int8-quanto"}), plan.Load.of_seconds(60)
+    model = TransformerConfig()
+    everything = plan.estimate(config, load, checkpointed=0).total
+    least = plan.estimate(config, load, checkpointed=24).total
+    assert plan.choose_blocks(config, load, model, everything + 1, None) == 0
+    assert plan.choose_blocks(config, load, model, 0, None) == 24
+    middle = plan.choose_blocks(config, load, model, (everything + least) / 2, None)
+    assert 0 < middle < 24
+
+
+def test_verdict_speaks_of_every_mac():
+    lines = "\n".join(plan.verdict(load_config({"base_model_precision": "int8-quanto"})))
+    assert all(f"{mac} GB" in lines for mac in (8, 16, 24, 36, 64)) and "base weights" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [0, 3])
+def test_estimate_is_close_to_a_measured_peak(checkpointed):
+    """At a width of its own, so that the fit is not tested on what it was fitted to."""
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    import memory
+
+    load = plan.Load(256, 1, 64, 64)
+    peak, _, _ = memory.measure(WIDE, load, bits=None, dtype=mx.float32, checkpointed=checkpointed)
+    config = load_config({"mixed_precision": "no", "gradient_checkpointing": checkpointed > 0})
+    parts = plan.estimate(config, load, model=WIDE, checkpointed=checkpointed).parts
+    expected = sum(v for k, v in parts.items() if k != "program")
+    assert 0.75 * peak < expected < (1.4 if checkpointed else 1.7) * peak  # rather too much than too little
