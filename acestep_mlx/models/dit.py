@@ -292,15 +292,17 @@ class ACEStepTransformer(nn.Module):
         B = encoder_text_hidden_states.shape[0]
         speaker = self.speaker_embedder(speaker_embeds.astype(self.dtype))[:, None]
         text = self.genre_embedder(encoder_text_hidden_states.astype(self.dtype))
-        lyrics = self.lyric_encoder(
-            self.lyric_embs(lyric_token_idx),
-            lyric_mask,
-            query_scale=query_scale,
-            checkpoint=self.checkpoint_blocks > 0,
-        )
-        states = mx.concatenate([speaker, text, self.lyric_proj(lyrics)], axis=1)
+        parts = [speaker, text]
+        if lyric_token_idx.shape[1]:  # quantised products of no rows at all end the process on some back ends
+            lyrics = self.lyric_encoder(
+                self.lyric_embs(lyric_token_idx),
+                lyric_mask,
+                query_scale=query_scale,
+                checkpoint=self.checkpoint_blocks > 0,
+            )
+            parts.append(self.lyric_proj(lyrics))
         masks = [mx.ones((B, 1)), text_attention_mask, lyric_mask]
-        return states, mx.concatenate([m.astype(mx.float32) for m in masks], axis=1)
+        return mx.concatenate(parts, axis=1), mx.concatenate([m.astype(mx.float32) for m in masks], axis=1)
 
     def _rope(self, length: int, what: str) -> Rope:
         if length > self.config.max_position:
