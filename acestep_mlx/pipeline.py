@@ -246,6 +246,8 @@ class ACEStepPipeline:
             source = self.codec.encode(source_audio, progress=_stage(progress, "encoding the source"))
         if conditions is None:
             self._make_room("codec", "transformer")
+            if progress is not None:
+                progress("reading prompt and lyrics", 0.0)
             conditions = self.prepare(request)
         self._make_room("codec", "text_encoder")
         latents = self.sample(request, conditions, source, progress)

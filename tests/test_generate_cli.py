@@ -137,6 +137,7 @@ def test_lyrics_file_and_source(run: Run) -> None:
         (["--guidance-scale", "nan"], "guidance_scale"),
         (["--lora", "x.safetensors", "--lora-scale", "nan"], "got nan"),
         (["--lora", "no.safetensors"], "no such LoRA"),
+        (["--lora-scale", "2"], "name the LoRA with --lora"),
         (["--lora", "x.safetensors", "--lora-scale", "1", "--lora-scale", "2"], "one scale or as many"),
         (["--task", "edit", "--edit-prompt", "x"], "needs a source"),
         (["--task", "repaint", "--source", "no.wav"], "no.wav"),
@@ -198,3 +199,15 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
                 bar(stage, i / 4)
     err = capsys.readouterr().err
     assert "denoising: 100%" in err and "decoding: 100%" in err and "\r" in err
+
+
+def test_a_prompt_is_needed(run: Run, tiny_model: Path) -> None:
+    code, _, err = run("--model", str(tiny_model), base=False)
+    assert code == 2 and "--prompt is needed" in err
+
+
+def test_what_the_model_will_not_hear_is_said_first(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "long.lyrics").write_text("la la la\n" * 2000, encoding="utf-16")
+    code, _, err = run("--lyrics-file", "long.lyrics", "--steps", "1")
+    assert code == 0, err
+    assert "too long" in err and err.index("too long") < err.index("denoising")

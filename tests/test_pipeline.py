@@ -58,8 +58,8 @@ def test_sound_has_the_shape_that_was_asked_for(pipe: ACEStepPipeline) -> None:
     )
     assert audio.shape == (int(2.5 * 44100 / 4096) * 4096, 2) and audio.dtype == np.float32
     assert np.isfinite(audio).all() and np.abs(audio).max() > 1e-4
-    assert {stage for stage, _ in heard} == {"denoising", "decoding"}
-    assert heard[0] == ("denoising", 0.5) and heard[-1][1] == 1.0
+    assert {stage for stage, _ in heard} == {"reading prompt and lyrics", "denoising", "decoding"}
+    assert heard[1] == ("denoising", 0.5) and heard[-1][1] == 1.0
 
 
 def test_everything_that_is_asked_for_matters(pipe: ACEStepPipeline) -> None:

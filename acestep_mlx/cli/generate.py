@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..sampling.request import Request
 from .steps import StageBar
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..pipeline import ACEStepPipeline
 
 NUMBERS = {"float": float, "int": int, "float | None": float}
+COMMON = ("prompt", "lyrics", "duration", "steps", "guidance_scale", "seeds")  # at the top of --help
 
 
 class Whole(click.ParamType):
@@ -59,12 +60,17 @@ def _metavar(kind: str, facts: Any) -> str:
     return facts["unit"].upper() or ("NUMBER" if kind in NUMBERS else "TEXT")
 
 
-def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Every field of Request as an option; what is not given is None."""
-    for f in reversed(fields(Request)):
-        assert f.default is not MISSING
-        command = _option(f.name, str(f.type), f.metadata["help"], f.metadata, f.default)(command)
-    return command
+def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Fields of Request as options, those of every day or the rest; what is not given is None."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for f in reversed(fields(Request)):
+            assert f.default is not MISSING
+            if (f.name in COMMON) == common:
+                command = _option(f.name, str(f.type), f.metadata["help"], f.metadata, f.default)(command)
+        return command
+
+    return add
 
 
 @click.command("generate")
@@ -75,7 +81,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE_OR_DIR",
     help="wav, flac, mp3 or ogg; or a folder. [default: a name of the prompt]",
 )
-@request_options
+@request_options(common=True)
 @click.option("--lyrics-file", metavar="FILE", help="Lyrics from a text file.")
 @click.option("--batch", type=int, metavar="N", help="So many songs, with seeds that follow the first.")
 @click.option("--lora", "loras", multiple=True, metavar="PATH", help="A LoRA of any format; repeatable.")
@@ -96,6 +102,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--plot", is_flag=True, help="Write a picture of the spectrogram (png) as well.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
+@request_options(common=False)
 def command(
     model: str | None,
     output: str | None,
@@ -117,9 +124,13 @@ def command(
     if lyrics_file is not None:
         if given["lyrics"] is not None:
             raise click.UsageError("--lyrics and --lyrics-file exclude each other")
-        given["lyrics"] = _read_text(lyrics_file)
+        from ..text.report import read_lyrics
+
+        given["lyrics"] = read_lyrics(Path(lyrics_file).expanduser())
     from ..sampling import record as records
 
+    if given["prompt"] is None and from_json is None:
+        raise click.UsageError("--prompt is needed: what the music is like (or --from-json to repeat a song)")
     earlier = records.read_record(from_json) if from_json else {}
     request = _request(earlier.get("request", {}), given, batch)
     sample_rate = sample_rate or earlier.get("sample_rate", 44100)
@@ -142,6 +153,8 @@ def command(
         pipe.load_lora(path, scale)
     facts = _facts(pipe)
     _compare(earlier, facts)
+    if request.lyrics:
+        _remark(pipe, request)
     started = time.perf_counter()
     with StageBar() as bar:
         songs = pipe.run(request, progress=bar)
@@ -155,7 +168,8 @@ def command(
             from ..sampling.spectrogram import spectrogram_png
 
             records.write_beside(file, ".png", spectrogram_png(song, 44100))
-        click.echo(f"{file} ({len(song) / 44100:.1f} s, seed {request.seeds[i]})")
+        picture = f", spectrogram {records.beside(file, '.png')}" if plot else ""
+        click.echo(f"{file} ({len(song) / 44100:.1f} s, seed {request.seeds[i]}{picture})")
 
 
 def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None) -> Request:
@@ -182,6 +196,8 @@ def _loras(
 ) -> list[tuple[str, float]]:
     """Paths with their scales; those of the earlier song when none is given."""
     before = earlier.get("loras", [])
+    if scales and not paths and not before:
+        raise ConfigError("--lora-scale is the strength of a LoRA; name the LoRA with --lora")
     if not paths:
         paths = tuple(entry["path"] for entry in before)
         scales = scales or tuple(entry["scale"] for entry in before)
@@ -216,6 +232,16 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
     }
 
 
+def _remark(pipe: ACEStepPipeline, request: Request) -> None:
+    """Say what of the lyrics the model will not hear, before the work begins."""
+    from ..text.report import summary
+
+    language = None if request.lyrics_language == "auto" else request.lyrics_language
+    report = pipe.lyric_tokenizer.report(request.lyrics, language)
+    for line in summary(report)[1:]:  # the first line counts lines and tokens
+        click.echo(f"lyrics: {line}", err=True)
+
+
 def _compare(earlier: dict[str, Any], facts: dict[str, Any]) -> None:
     """Say it when the song cannot come out the same because model or LoRA files have changed."""
     if not earlier:
@@ -225,12 +251,3 @@ def _compare(earlier: dict[str, Any], facts: dict[str, Any]) -> None:
     before = [(e.get("sha256"), e.get("scale")) for e in earlier.get("loras", [])]
     if before != [(e["sha256"], e["scale"]) for e in facts["loras"]]:
         click.echo("note: the LoRAs or their scales are others than those of the song to repeat", err=True)
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not a UTF-8 text file") from None
