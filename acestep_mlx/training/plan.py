@@ -18,7 +18,7 @@ from ..config import TrainConfig
 from ..lora.inject import find_targets
 from ..lora.keys import LYRICS_EMBEDDER
 from ..models.dit import ACEStepTransformer, TransformerConfig
-from ..models.load import ModelFolder, quantizable
+from ..models.load import quantizable
 from .setup import COMPUTE_DTYPES, flat, lora_spec, machine_memory
 
 GB = 1e9
@@ -29,8 +29,9 @@ TEXT_TOKENS, LYRIC_TOKENS_PER_SECOND = 256, 3.2  # what a song has unless the da
 
 #: What each feature's bytes are multiplied by, fitted by benchmarks/memory.py. `scores` is set, not fitted:
 #: the arrays of an unfused attention's backward pass; the sizes measured so far are too small to show it.
-BLOCK = {"wide": 15.0, "float": 12.5, "scores": 4.0, "kept": 8.8}
-LYRICS = {"lyric_scores": 7.2, "lyrics": 10.1}
+BLOCK = {"wide": 15.0, "float": 12.5, "scores": 4.0, "kept": 2.5}
+LYRICS = {"lyric_scores": 9.9, "lyrics": 6.5}
+LYRICS_KEPT = 1.6  # without any checkpointing the lyric encoder keeps its layers too
 CAUTION = 0.7  # share of the usable memory that the estimate may take when checkpointing is chosen
 FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
 
@@ -87,7 +88,8 @@ def features(config: TransformerConfig, load: Load, size: int, checkpointed: int
 def activations(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
     """Bytes at the worse of two moments: the backward pass of a block, and that of the lyric encoder."""
     found = features(config, load, size, checkpointed)
-    return max(sum(c * found[name] for name, c in phase.items()) for phase in (BLOCK, LYRICS))
+    block, lyrics = (sum(c * found[name] for name, c in phase.items()) for phase in (BLOCK, LYRICS))
+    return max(block, lyrics if checkpointed else LYRICS_KEPT * lyrics)
 
 
 @lru_cache(maxsize=16)
@@ -174,12 +176,18 @@ def choose_blocks(
     return model.num_layers
 
 
-def verdict(config: TrainConfig, folder: ModelFolder | None = None, seconds: float = 60.0) -> list[str]:
-    """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits."""
-    model = folder.component_config("transformer") if folder else TransformerConfig()
-    stored = (folder.quantization or {}).get("bits") if folder else None
+def verdict(
+    config: TrainConfig,
+    model: TransformerConfig | None = None,
+    seconds: float = 60.0,
+    stored_bits: int | None = None,
+) -> list[str]:
+    """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits.
+
+    model: sizes (default: the released 3.5B model). stored_bits: quantisation of the MLX folder, if any.
+    """
     load = Load.of_seconds(seconds, config.train_batch_size)
-    expected = estimate(config, load, model=model, stored_bits=stored)
+    expected = estimate(config, load, model=model, stored_bits=stored_bits)
     lines = [
         f"about {expected.total / GB:.1f} GB at the worst step ({seconds:.0f} s of music × {load.batch}), "
         "estimated:",
