@@ -111,3 +111,19 @@ def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) 
     assert abs(with_lora - plain).max() > 0, "the LoRA cannot be heard"
     assert (demo / "demo_lora.safetensors").is_file()
     assert (demo / "output" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "taken"])
+def test_a_demo_that_cannot_be_written_says_so_in_one_line(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from acestep_mlx.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", folder])
+    assert stop.value.code == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["thesis.txt"]

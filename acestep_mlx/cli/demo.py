@@ -61,6 +61,11 @@ def command(directory: Path) -> None:
 
     if directory.exists() and any(directory.iterdir()) and not (directory / "config.json").is_file():
         raise AceStepError(f"{directory} is not empty and is not an earlier demo; name another folder")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").touch()
+    except OSError as error:
+        raise AceStepError(f"{directory} cannot be written: {error.strerror}; name another folder") from None
     started = time.perf_counter()
     checkpoint, songs, model = directory / "checkpoint", directory / "songs", directory / "model"
     if not checkpoint.exists():
