@@ -5,6 +5,13 @@
     python benchmarks/memory.py --full          the true 24 blocks; needs a machine that computes bfloat16
     fast
     python benchmarks/memory.py --full --bits 8 --seconds 60
+    python benchmarks/memory.py --full --bits 8 --shapes-only     where bfloat16 products are slow
+
+`--shapes-only` runs the real compiled step, but products that are not float32 become cheap stand-ins: the
+result and the gradients have the shapes and dtypes of the real ones and wait for the same operands, the
+weights (quantised ones too) stay allocated, and everything that is no product is computed. Softmax attention
+is spelled out as MLX does it where no fused kernel has a gradient. Numbers mean nothing then, the peak does;
+scratch memory inside a product's kernel is not in it.
 
 The peak is MLX's own (`mx.get_peak_memory`), which counts the same arrays on every backend. What is fitted
 are
@@ -14,13 +21,16 @@ the activations; weights, LoRA and optimizer are counted exactly.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -28,10 +38,72 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from acestep_mlx.config import load_config
 from acestep_mlx.lora.inject import LoRASpec, adapter_modules, inject
+from acestep_mlx.models import attention
+from acestep_mlx.models.activations import masked
 from acestep_mlx.models.dit import TransformerConfig
 from acestep_mlx.training import plan
 from acestep_mlx.training.optim import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
+
+
+@mx.custom_function
+def _product(a: mx.array, b: mx.array) -> mx.array:
+    """(…, M, K), (…, K, N) → (…, M, N), not fused with what surrounds it."""
+    return mx.contiguous(a[..., :1] + b[..., :1, :])
+
+
+@_product.vjp
+def _product_vjp(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
+) -> tuple[mx.array, mx.array]:
+    a, b = primals
+    da = mx.contiguous(cotangent[..., :1] + b.swapaxes(-1, -2)[..., :1, :])
+    db = mx.contiguous(a.swapaxes(-1, -2)[..., :1] + cotangent[..., :1, :])
+    while db.ndim > b.ndim:
+        db = mx.sum(db, axis=0)
+    return da, db
+
+
+def _frozen_product(x: mx.array, out: int) -> mx.array:
+    """x times a frozen (K, out): the gradient is x's alone."""
+
+    @mx.custom_function
+    def product(x: mx.array) -> mx.array:
+        return mx.contiguous(mx.broadcast_to(x[..., :1], (*x.shape[:-1], out)))
+
+    @product.vjp
+    def _(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
+        return mx.contiguous(mx.broadcast_to(cotangent[..., :1], x.shape))
+
+    return product(x)
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+    scores = masked((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2), mask)
+    return mx.softmax(scores, axis=-1, precise=True) @ v
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Products that are not float32 become stand-ins of the same shape and dtype (see above)."""
+    real = mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__, attention.attend
+
+    def multiply(a: mx.array, b: mx.array) -> mx.array:
+        return real[0](a, b) if a.dtype == mx.float32 else _product(a, b)
+
+    def linear(self: nn.Linear, x: mx.array) -> mx.array:
+        return real[1](self, x) if x.dtype == mx.float32 else _frozen_product(x, self.weight.shape[0])
+
+    def quantized(self: nn.QuantizedLinear, x: mx.array) -> mx.array:
+        y = _frozen_product(x, self.scales.shape[0])
+        return y + self.bias if "bias" in self else y  # the real one adds it apart, too
+
+    mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__ = multiply, linear, quantized
+    attention.attend = _attend
+    try:
+        yield
+    finally:
+        mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__, attention.attend = real
 
 
 def batch(config: TransformerConfig, load: plan.Load, seed: int = 0) -> dict[str, mx.array]:
@@ -176,6 +248,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--blocks", type=int, help="fewer blocks for --full")
     parser.add_argument("--keep", type=int, default=0, help="blocks of --full that are not checkpointed")
+    parser.add_argument(
+        "--shapes-only", action="store_true", help="--full with stand-ins for matrix products"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of --full")
     args = parser.parse_args()
     dtype = getattr(mx, args.dtype)
@@ -185,9 +260,10 @@ def main() -> None:
         for seconds in args.seconds:
             load = plan.Load.of_seconds(seconds, args.batch)
             checkpointed = geometry.num_layers - args.keep
-            peak, resident, took = measure(
-                geometry, load, bits=args.bits, dtype=dtype, checkpointed=checkpointed
-            )
+            with shapes_only() if args.shapes_only else contextlib.nullcontext():
+                peak, resident, took = measure(
+                    geometry, load, bits=args.bits, dtype=dtype, checkpointed=checkpointed
+                )
             base = exact(geometry, load, args.bits, dtype, checkpointed)
             expected = base + plan.activations(geometry, load, dtype.size, checkpointed)
             print(
