@@ -63,7 +63,9 @@ class TrainConfig:
             raise AttributeError(f"no option {name!r}") from None
 
     def origin(self, name: str) -> str:
-        """Where the value came from: a file's name, "command line", "default", or "as OTHER_OPTION"."""
+        """Where the value came from: a file's name or "command line" (with ", as KEY" where the key has another
+        name there), "default", or "as OTHER_OPTION".
+        """
         return self._origins.get(name, "default")
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,7 +183,8 @@ def _collect(
         if option.status != "supported" and value is not None and (shown, option.reason) not in ignored:
             ignored.append((shown, option.reason))
         if name in OPTIONS:
-            given[name] = (value, where)
+            plain = shown.replace("-", "_") == name
+            given[name] = (value, where if plain else f"{where}, as {shown}")
     return given
 
 

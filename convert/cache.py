@@ -16,15 +16,20 @@ from ..models.load import LYRIC_VOCAB, Quantization
 from . import lyric_vocab as vocabulary
 from .checkpoint import convert
 from .folder import exclusive
-from .source import Progress, hub_commit, is_repo, resolve, silent
+from .source import Progress, Source, hub_commit, is_repo, resolve, silent
 
 ENVIRONMENT = "ACESTEP_MLX_CACHE"
 LYRIC_IDS = 6693  # of the released model
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
-    """Where conversions are kept: `given`, else $ACESTEP_MLX_CACHE, else ~/.cache/acestep-mlx."""
-    return Path(given or os.environ.get(ENVIRONMENT) or Path.home() / ".cache" / "acestep-mlx").expanduser()
+    """Where conversions are kept: `given`, else $ACESTEP_MLX_CACHE, else acestep-mlx in $XDG_CACHE_HOME or
+    in ~/.cache.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    if not caches.is_absolute():  # the specification says: ignore such a value
+        caches = Path.home() / ".cache"
+    return Path(given or os.environ.get(ENVIRONMENT) or caches / "acestep-mlx").expanduser()
 
 
 def ensure_model(
@@ -50,17 +55,9 @@ def ensure_model(
     if isinstance(quantize, Mapping):
         quantize = Quantization.of(**quantize)
     models = cache_folder(cache_dir) / "models"
-    name = (path if is_repo(path_or_repo) else path.resolve()).name or "model"
 
     def place(identity: str) -> Path:
-        settings = {
-            "converter": __version__,
-            "source": identity,
-            "dtype": dtype,
-            "quantization": quantize.as_dict() if quantize else None,
-        }
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return models / f"{name}-{key[:16]}"
+        return _place(models, path_or_repo, identity, dtype, quantize)
 
     if is_repo(path_or_repo):
         # The download may have been deleted since, and the hub may be out of reach: look here first.
@@ -92,6 +89,27 @@ def ensure_model(
                 progress=progress,
             )
     return folder
+
+
+def _place(
+    models: Path, given: str | Path, identity: str, dtype: str | None, quantize: Quantization | None
+) -> Path:
+    """The folder of one conversion."""
+    path = Path(given).expanduser()
+    settings = {
+        "converter": __version__,
+        "source": identity,
+        "dtype": dtype,
+        "quantization": quantize.as_dict() if quantize else None,
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return models / f"{(path if is_repo(given) else path.resolve()).name or 'model'}-{key[:16]}"
+
+
+def conversion_folder(source: Source, quantize: Mapping[str, Any] | None) -> Path:
+    """Where `ensure_model` puts the conversion of `source` (or has put it)."""
+    wanted = Quantization.of(**quantize) if quantize else None
+    return _place(cache_folder() / "models", source.path_or_repo, source.identity(), None, wanted)
 
 
 def _commits(models: Path, repo: str) -> list[str]:

@@ -112,6 +112,24 @@ def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) 
     assert (demo / "demo_lora.safetensors").is_file()
     assert (demo / "output" / "report.html").is_file()
 
+    lora, model, fused = (str(demo / name) for name in ("demo_lora.safetensors", "model", "fused"))
+    for arguments, words in (
+        (["fuse", "--model", model, "--lora", lora, "-o", fused], "fused"),
+        (["info", fused], "MLX folder"),
+        (["info", lora], "rank"),
+        (["cache", str(demo / "config.json")], "3"),
+    ):
+        more = subprocess.run(
+            [sys.executable, "-m", "acestep_mlx", *arguments],
+            cwd="/",
+            env=installed,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert more.returncode == 0, more.stderr
+        assert words in more.stdout + more.stderr, more.stdout + more.stderr
+
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "taken"])
 def test_a_demo_that_cannot_be_written_says_so_in_one_line(

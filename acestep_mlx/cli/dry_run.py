@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
 from ..options import GROUPS
+from ..words import count
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
     from ..data.manifest import Manifest
-    from ..models.load import ModelFolder
+    from ..training.preflight import Preflight
 
 
 @dataclass(frozen=True)
@@ -35,38 +35,28 @@ def show(config: TrainConfig) -> None:
 
     from ..data.manifest import build_manifest
     from ..training.plan import verdict
+    from ..training.preflight import preflight
     from .counts import CountProgress
 
-    source, folder = model_line(config)
+    def notify(text: str, level: str) -> None:
+        click.echo(f"{level}: {text}" if level != "info" else text, err=True)
+
+    found = preflight(config, notify)
     with CountProgress() as progress:
         manifest = build_manifest(config, progress)
     longest = max(sample.bucket for sample in manifest.samples) * 4096 / 44100
-    memory = verdict(config, folder, longest)
-    for line in report_lines(config, manifest, [source, *memory]):
+    memory = verdict(config, found.model.transformer, longest, found.model.bits)
+    for line in report_lines(config, manifest, [start_line(config, found)], [found.model.line, *memory]):
         click.echo(line)
 
 
-def model_line(config: TrainConfig) -> tuple[str, ModelFolder | None]:
-    """What `pretrained_model_name_or_path` is, in words, and the MLX folder if it is one.
-
-    CheckpointError when there is nothing.
-    """
-    from ..convert.cache import is_mlx_folder
-    from ..convert.source import is_repo
-    from ..models.load import ModelFolder
-
-    given = config.pretrained_model_name_or_path
-    path = config.resolve(given)
-    if path.exists() and is_mlx_folder(path):
-        folder = ModelFolder.open(path)
-        stored = folder.quantization
-        precision = f"{stored['bits']} bits" if stored else str(folder.dtype).removeprefix("mlx.core.")
-        return f"model: {path}, MLX folder, {precision}", folder
-    if path.exists():
-        return f"model: {path}, PyTorch checkpoint, to be converted once; estimated as the 3.5B model", None
-    if is_repo(given):
-        return f"model: {given}, downloaded and converted once if that has not been done yet", None
-    raise CheckpointError(f"pretrained_model_name_or_path: there is no model at {path}")
+def start_line(config: TrainConfig, found: Preflight) -> str:
+    """Where the run begins."""
+    if found.resume is not None:
+        return f"goes on from {found.resume}, step {found.step}"
+    if config.init_lora:
+        return f"starts at step 0 from the LoRA {config.init_lora}"
+    return "starts at step 0 with a new LoRA"
 
 
 def run_length(config: TrainConfig, songs_per_epoch: int, world: int = 1) -> Length:
@@ -80,44 +70,66 @@ def run_length(config: TrainConfig, songs_per_epoch: int, world: int = 1) -> Len
     return Length(steps, float(config.num_train_epochs), songs_per_epoch, batches)
 
 
-def config_lines(config: TrainConfig) -> list[str]:
-    """Each supported option with its value and where it came from, by group; then what is ignored."""
-    out: list[str] = []
-    for group, options in GROUPS.items():
-        rows = [(o.name, _value(getattr(config, o.name)), config.origin(o.name)) for o in options]
-        rows = [row for row, option in zip(rows, options, strict=True) if option.status == "supported"]
-        if not rows:
-            continue
-        out.append(f"[{group}]")
-        out += [f"  {name} = {value}  ({origin})" for name, value, origin in rows]
+def setting_lines(config: TrainConfig) -> list[str]:
+    """What the user set, in the order of the groups; then what is ignored."""
+    out = [line for line, given in _options(config) if given]
     if config.ignored:
         out.append("ignored keys:")
         out += [f"  {key}: {reason}" for key, reason in config.ignored]
     return out
 
 
+def default_lines(config: TrainConfig) -> list[str]:
+    """Every other supported option with its value, by group."""
+    out: list[str] = []
+    for group in GROUPS:
+        rows = [line for line, given in _options(config, group) if not given]
+        out += [f"[{group}]", *rows] if rows else []
+    return out
+
+
+def _options(config: TrainConfig, only: str | None = None) -> list[tuple[str, bool]]:
+    """(line, whether the user set it) of each supported option."""
+    rows = []
+    for option in (o for group, options in GROUPS.items() if only in (None, group) for o in options):
+        if option.status == "supported":
+            origin = config.origin(option.name)
+            given = origin != "default" and not origin.startswith("as ")
+            rows.append((f"  {option.name} = {_value(getattr(config, option.name))}  ({origin})", given))
+    return rows
+
+
 def length_lines(length: Length, config: TrainConfig) -> list[str]:
     """Steps and epochs in words."""
     size = config.train_batch_size * config.gradient_accumulation_steps
+    epochs = "1 epoch" if length.epochs == 1 else f"{length.epochs:.4g} epochs"
     return [
-        f"{length.steps} steps of {size} song{'s' if size > 1 else ''}, {length.epochs:.4g} epochs "
-        f"({length.songs_per_epoch} songs, {length.batches_per_epoch} batches per epoch)"
+        f"{count(length.steps, 'step')} of {count(size, 'song')}, {epochs} "
+        f"({count(length.songs_per_epoch, 'song')}, {count(length.batches_per_epoch, 'batch', 'batches')} "
+        "per epoch)"
     ]
 
 
 def report_lines(
-    config: TrainConfig, manifest: Manifest, memory: Sequence[str] = (), *, names: int = 0
+    config: TrainConfig,
+    manifest: Manifest,
+    start: Sequence[str] = (),
+    memory: Sequence[str] = (),
+    *,
+    names: int = 0,
 ) -> list[str]:
-    """The whole dry run. memory: lines on model and memory. names: at most so many per list (0: all)."""
+    """The whole dry run: first what the run is, last the defaults. start: lines on where it begins. memory:
+    lines on model and memory. names: at most so many per list (0: all).
+    """
     from ..data.batches import songs_per_epoch
 
     length = run_length(config, songs_per_epoch(manifest.samples))
-    out = ["# configuration", *config_lines(config)]
-    out += ["", "# data", *manifest.report.lines(names)]
-    out += ["", "# length", *length_lines(length, config)]
+    out = ["# the run", *length_lines(length, config), *start, f"writes into {config.output_path}"]
     if memory:
         out += ["", "# model and memory", *memory]
-    return out
+    out += ["", "# data", *manifest.report.lines(names)]
+    out += ["", "# your settings", *setting_lines(config)]
+    return [*out, "", "# defaults", *default_lines(config)]
 
 
 def _value(value: Any) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -300,6 +300,25 @@ def from_model(transformer: nn.Module, spec: LoRASpec, **facts: Any) -> LoRAWeig
     return LoRAWeights(modules, spec.facts | facts)
 
 
+def check_start(
+    transformer: nn.Module, weights: LoRAWeights, ranks: Mapping[str, int], use_dora: bool, where: str
+) -> None:
+    """Whether adapters of these ranks (by path) can start from `weights`; needs the model's shapes only.
+
+    Raises CheckpointError for another model's LoRA, ConfigError where modules, rank or kind do not fit.
+    """
+    weights.check_against(transformer, where)
+    extra = [path for path in weights.modules if path not in ranks]
+    if extra:
+        raise ConfigError(f"{where} has modules that this run does not train: {describe_unknown(extra)}")
+    for path, module in weights.modules.items():
+        rank = ranks[path]
+        if module.rank > rank:
+            raise ConfigError(f"{where} has rank {module.rank} at {path}, and lora_rank is {rank}: raise it")
+        if module.magnitude is not None and not use_dora:
+            raise ConfigError(f"{where} is a DoRA: set use_dora, or start from a plain LoRA")
+
+
 def load_adapters(transformer: nn.Module, weights: LoRAWeights, where: str | None = None) -> None:
     """Start the injected adapters from a LoRA, rescaled to their own alpha and rank: the same ΔW.
 
@@ -307,19 +326,13 @@ def load_adapters(transformer: nn.Module, weights: LoRAWeights, where: str | Non
     Raises CheckpointError for another model's LoRA, ConfigError where modules, rank or kind do not fit.
     """
     where = where or weights.source
-    weights.check_against(transformer, where)
     layers = adapter_modules(transformer)
-    extra = [path for path in weights.modules if path not in layers]
-    if extra:
-        raise ConfigError(f"{where} has modules that this run does not train: {describe_unknown(extra)}")
+    ranks = {path: layer.lora_a.shape[1] for path, layer in layers.items()}
+    check_start(transformer, weights, ranks, all("m" in layer for layer in layers.values()), where)
     updates: list[tuple[str, mx.array]] = []
     for path, module in weights.modules.items():
         layer = layers[path]
         rank = layer.lora_a.shape[1]
-        if module.rank > rank:
-            raise ConfigError(f"{where} has rank {module.rank} at {path}, and lora_rank is {rank}: raise it")
-        if module.magnitude is not None and "m" not in layer:
-            raise ConfigError(f"{where} is a DoRA: set use_dora, or start from a plain LoRA")
         a = mx.concatenate([module.a.T, layer.lora_a[:, module.rank :]], axis=1)
         b = mx.pad((module.scale / layer.scale) * module.b.T, [(0, rank - module.rank), (0, 0)])
         updates += [(f"{path}.lora_a", a), (f"{path}.lora_b", b)]

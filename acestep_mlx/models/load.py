@@ -141,6 +141,15 @@ class ModelFolder:
         """The dtype of whatever is not quantised."""
         return DTYPES[self.config["dtype"]]
 
+    def check_bits(self, bits: int | None) -> None:
+        """CheckpointError when a quantised folder is asked for another precision than it has."""
+        stored = self.quantization
+        if stored is not None and bits not in (None, stored["bits"]):
+            raise CheckpointError(
+                f"{self.path} is quantised to {stored['bits']} bits, which cannot become "
+                f"{bits} bits; use base_model_precision=no_change, or convert again without -q"
+            )
+
     def component_config(self, component: str) -> Any:
         """The component's config dataclass; CheckpointError names a key that is not understood."""
         return COMPONENTS[component][0].from_dict(self.config["components"][component])
@@ -170,12 +179,8 @@ class ModelFolder:
         path = self.file(component)
         header = read_header(path)
         stored = self.quantization
+        self.check_bits(quantize.bits if quantize else None)
         if stored is not None:
-            if quantize is not None and quantize.bits != stored["bits"]:
-                raise CheckpointError(
-                    f"{self.path} is quantised to {stored['bits']} bits, which cannot become "
-                    f"{quantize.bits} bits; use base_model_precision=no_change, or convert again without -q"
-                )
             quantize = None
             nn.quantize(module, **stored, class_predicate=lambda name, _: f"{name}.scales" in header.tensors)
         _check_tensors(path, header, module)

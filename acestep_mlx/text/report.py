@@ -5,25 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from acestep_mlx.errors import DataError
+from acestep_mlx.text.files import read_text
 from acestep_mlx.text.lyrics import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
 
 
 def read_lyrics(path: str | Path) -> str:
-    """Text of a lyrics file: UTF-8 (with or without byte-order mark) or UTF-16 with one.
-
-    Raises DataError when it is neither.
-    """
-    path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    """Text of a lyrics file: UTF-8, UTF-16, or what is surely Windows-1252. Raises DataError otherwise."""
+    return read_text(Path(path).expanduser())[0]
 
 
 def lyrics_report(text: str, tokenizer: LyricTokenizer, language: str | None = None) -> str:

@@ -165,7 +165,8 @@ def read(path: Path) -> Checkpoint:
 def verify(path: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files all have the recorded size and SHA-256; else CheckpointError."""
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a checkpoint folder")
+        what = "not a checkpoint folder" if path.exists() else "no such checkpoint folder"
+        raise CheckpointError(f"{path}: {what}")
     if not (path / STATE).is_file():
         raise CheckpointError(
             f"{path} has no {STATE}: it is not a checkpoint of this trainer, or not a whole one"
@@ -183,6 +184,8 @@ def verify(path: Path) -> dict[str, Any]:
         if name not in files:
             raise CheckpointError(f"{path / STATE} is damaged: it does not list {name}")
     for name, entry in files.items():
+        if not isinstance(entry, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{path / STATE} is damaged: {name!r} is no entry for a file")
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{path} is damaged: {name} is missing")
@@ -200,16 +203,23 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def latest(output_dir: Path, notice: Callable[[str, str], None]) -> Checkpoint | None:
+    """What `newest` finds, read, once what a kill left in the folder has been put right."""
+    clean(output_dir)
+    path = newest(output_dir, notice)
+    return read(path) if path is not None else None
+
+
+def newest(output_dir: Path, notice: Callable[[str, str], None]) -> Path | None:
     """The newest undamaged checkpoint, or None when there is none. Damaged ones are named through `notice`.
 
     Raises CheckpointError when there are checkpoints and every one is damaged: starting over silently would
-    throw a run away.
+    throw a run away. Changes nothing.
     """
-    clean(output_dir)
     found = checkpoints(output_dir)
     for path in reversed(found):
         try:
-            return read(path)
+            verify(path)
+            return path
         except CheckpointError as error:
             notice(f"skipped a damaged checkpoint: {error}", "warning")
     if found:
@@ -267,9 +277,12 @@ def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     return json.loads(json.dumps({**options, **facts}, default=str))
 
 
-def check_identity(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
-    """ConfigError that lists every difference between a checkpoint's identity and this run's."""
-    then = checkpoint.state.get("identity", {})
+def check_identity(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ConfigError that lists every difference between a checkpoint's identity and this run's.
+
+    `state` is the checkpoint's training_state.json.
+    """
+    then = state.get("identity", {})
     changed = [
         f"{key}: checkpoint {_short(then.get(key))}, now {_short(now.get(key))}"
         for key in sorted(then.keys() | now.keys())
@@ -277,8 +290,7 @@ def check_identity(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{checkpoint.path} was made with other settings ({'; '.join(changed)}); set them back, or "
-            "start a new "
+            f"{path} was made with other settings ({'; '.join(changed)}); set them back, or start a new "
             "run in another output_dir with init_lora pointing at the checkpoint's LoRA"
         )
 

@@ -37,6 +37,7 @@ from .events import (
 )
 from .interrupts import StopRequest
 from .macos import keep_awake, wired_memory
+from .preflight import preflight
 from .report import write_report
 from .setup import build_model, cache_limit, machine_memory, optimizer_groups, step_settings, total_steps
 from .step import TrainStep
@@ -90,35 +91,29 @@ class _Run:
         self.output = config.output_path
         for key, reason in config.ignored:
             emit.notice(f"{key} is ignored: {reason}")
-        self._prepare_output()
-        self.resumed = self._find_checkpoint()
+        self.resumed = self._check()
         self.folder = ModelFolder.open(self._model_path())
         self.cache = world.first_then_others(self._fill_caches)
         self.validation = Validation(config, self.folder, self.output) if world.first else None
 
     # ── before any weight is loaded ──────────────────────────────────────────────────────────────────
-    def _prepare_output(self) -> None:
+    def _check(self) -> checkpoint.Checkpoint | None:
+        """All cheap checks; makes the output folder and reads the checkpoint that the run goes on from."""
         if not self.world.first:
-            return
+            return None
+        checkpoint.clean(self.output)
+        found = preflight(
+            self.config, lambda text, level: self.emit(Notice(text, level)), ranks=self.world.size
+        )
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            probe = self.output / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
         except OSError as error:
             raise ConfigError(f"output_dir={self.output} is not writable: {error.strerror}") from None
-
-    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
-        given = self.config.resume_from_checkpoint
-        if not given or not self.world.first:
-            return None
-        if given == "latest":
-            found = checkpoint.latest(self.output, lambda text, level: self.emit(Notice(text, level)))
-            if found is None:
-                self.emit.notice(f"no checkpoint in {self.output} yet: starting from the beginning")
-            return found
-        path = self.output / given
-        return checkpoint.read(path if path.is_dir() else self.config.resolve(given))
+        if found.resume is not None:
+            return checkpoint.read(found.resume)
+        if self.config.resume_from_checkpoint:
+            self.emit.notice(f"no checkpoint in {self.output} yet: starting from the beginning")
+        return None
 
     def _model_path(self) -> Path:
         config, source = self.config, self.config.pretrained_model_name_or_path
@@ -242,7 +237,7 @@ class _Run:
         if state is None:
             return Counters()
         if found is not None:
-            checkpoint.check_identity(found, self.identity)
+            checkpoint.check_identity(found.path, found.state, self.identity)
             expected = step.parameters()
             if {k: v.shape for k, v in found.adapter.items()} != {k: v.shape for k, v in expected.items()}:
                 raise ConfigError(f"{found.path} has other trained parameters than this configuration")

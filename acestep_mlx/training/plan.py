@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import words
 from ..config import TrainConfig
 from ..lora.inject import find_targets
 from ..lora.keys import LYRICS_EMBEDDER
@@ -189,9 +190,9 @@ def verdict(
     load = Load.of_seconds(seconds, config.train_batch_size)
     expected = estimate(config, load, model=model, stored_bits=stored_bits)
     lines = [
-        f"about {expected.total / GB:.1f} GB at the worst step ({seconds:.0f} s of music × {load.batch}), "
+        f"about {words.size(expected.total)} at the worst step ({seconds:.0f} s of music × {load.batch}), "
         "estimated:",
-        *(f"  {name}: {size / GB:.2f} GB" for name, size in expected.parts.items()),
+        *(f"  {name}: {words.size(size)}" for name, size in expected.parts.items()),
     ]
     here = machine_memory()
     what = "fits" if expected.total <= usable(here) else "does not fit"

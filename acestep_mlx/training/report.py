@@ -30,7 +30,7 @@ def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
         return None
     steps = [r for r in rows if r["event"] == "step"]
     evaluations = [r for r in rows if r["event"] == "eval"]
-    clips = [r for r in rows if r["event"] == "clip" and Path(r["path"]).is_file()]
+    clips = list({r["path"]: r for r in rows if r["event"] == "clip" and Path(r["path"]).is_file()}.values())
     title = config.tracker_run_name or output_dir.name
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'

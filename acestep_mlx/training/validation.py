@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ def prompts(config: TrainConfig) -> list[Prompt]:
         found += [Prompt(name, *texts) for name, texts in LIBRARY.items()]
     elif library:
         found += _library_file(config.resolve(str(library)), config.validation_lyrics or "")
+    names: dict[str, str] = {}
+    for prompt in found:
+        slug = _slug(prompt.name)
+        if slug in names:
+            raise ConfigError(
+                f"validation prompts {names[slug]!r} and {prompt.name!r} would write the same file; rename one"
+            )
+        names[slug] = prompt.name
     return found
 
 
@@ -61,8 +70,12 @@ def _library_file(path: Path, lyrics: str) -> list[Prompt]:
     """`{name: caption}` or `{name: {"prompt": …, "lyrics": …}}`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"validation_prompt_library={path} cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"validation_prompt_library={path} cannot be read: {error.strerror or error}"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"validation_prompt_library={path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"validation_prompt_library={path} must be a JSON object of names and captions")
     found = []
@@ -74,25 +87,33 @@ def _library_file(path: Path, lyrics: str) -> list[Prompt]:
     return found
 
 
+def requests(config: TrainConfig) -> dict[str, Request]:
+    """The song that each prompt asks for, by its name. Raises ConfigError where it makes no sense."""
+    if config.validation_disable:
+        return {}
+    return {
+        p.name: Request(
+            prompt=p.caption,
+            lyrics=p.lyrics,
+            negative_prompt=config.validation_negative_prompt or "",
+            duration=config.validation_audio_duration,
+            seeds=(config.validation_seed,),
+            steps=config.validation_num_inference_steps,
+            guidance_scale=config.validation_guidance,
+        )
+        for p in prompts(config)
+    }
+
+
 class Validation:
     """Made before the model is loaded: texts are encoded now, and the text encoder is freed again."""
 
     def __init__(self, config: TrainConfig, folder: ModelFolder, output_dir: Path) -> None:
         self.folder, self.target = folder, output_dir / "validation"
         self.prompts = [] if config.validation_disable else prompts(config)
-        self.requests = {
-            p.name: Request(
-                prompt=p.caption,
-                lyrics=p.lyrics,
-                negative_prompt=config.validation_negative_prompt or "",
-                duration=config.validation_audio_duration,
-                seeds=(config.validation_seed,),
-                steps=config.validation_num_inference_steps,
-                guidance_scale=config.validation_guidance,
-            )
-            for p in self.prompts
-        }
+        self.requests = requests(config)
         self.conditions: dict[str, Any] = {}
+        self._told: set[str] = set()  # prompts whose clip without LoRA this run has named
         if self.requests:
             pipeline = ACEStepPipeline(folder, low_memory=True)
             self.conditions = {name: pipeline.prepare(r) for name, r in self.requests.items()}
@@ -108,26 +129,35 @@ class Validation:
             layer.eval()
         try:
             for prompt in self.prompts:
-                base = self.target / f"base_{_slug(prompt.name)}_0.wav"
+                base = self.target / f"base_{_slug(prompt.name)}_{self._digest(prompt)}.wav"
                 if not base.is_file():
                     with disabled(model):
-                        self._clip(model, prompt, base, 0, False, emit)
+                        self._clip(model, prompt, base)
+                if prompt.name not in self._told:
+                    self._told.add(prompt.name)
+                    emit(self._event(prompt, base, 0, False))
                 path = self.target / f"step_{step}_{_slug(prompt.name)}_0.wav"
-                self._clip(model, prompt, path, step, True, emit)
+                self._clip(model, prompt, path)
+                emit(self._event(prompt, path, step, True))
         finally:
             for layer in layers:
                 layer.train()
             mx.clear_cache()
 
-    def _clip(
-        self, model: nn.Module, prompt: Prompt, path: Path, step: int, with_lora: bool, emit: Listeners
-    ) -> None:
-        request = self.requests[prompt.name]
+    def _clip(self, model: nn.Module, prompt: Prompt, path: Path) -> None:
         pipeline = ACEStepPipeline(self.folder, low_memory=True, transformer=model)
-        sound = pipeline.run(request, conditions=self.conditions[prompt.name])[0]
+        sound = pipeline.run(self.requests[prompt.name], conditions=self.conditions[prompt.name])[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_audio(path, sound, SAMPLE_RATE)
-        emit(ValidationClip(step, prompt.name, prompt.caption, str(path), request.seeds[0], with_lora))
+
+    def _event(self, prompt: Prompt, path: Path, step: int, with_lora: bool) -> ValidationClip:
+        seed = self.requests[prompt.name].seeds[0]
+        return ValidationClip(step, prompt.name, prompt.caption, str(path), seed, with_lora)
+
+    def _digest(self, prompt: Prompt) -> str:
+        """Of all that the song without LoRA depends on, so that an earlier run's clip is not taken for it."""
+        facts = [self.requests[prompt.name].to_dict(), self.folder.fingerprints]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _slug(name: str) -> str:

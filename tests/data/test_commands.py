@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from acestep_mlx.cli.dry_run import Length, config_lines, run_length
+from acestep_mlx.cli.dry_run import Length, default_lines, run_length, setting_lines
 from acestep_mlx.config import load_config
 
 from .songs import song
@@ -69,13 +69,54 @@ def test_dry_run(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     for part in ("lora_rank = 4  (config.json)", "learning_rate = 2e-05  (command line)",
                  "seed = 42  (default)", "lora_alpha = 4.0  (as lora_rank)",
-                 "checkpoints_total_limit = 3  (command line)", "resolution:", "2 of 3 songs",
+                 "checkpoints_total_limit = 3  (command line, as save-total-limit)",
+                 "resolution:", "2 of 3 songs",
                  "c.mp3: empty file", "padded: 1", "without caption: 1", "without lyrics: 1",
                  "4 steps of 1 song, 2 epochs (2 songs, 2 batches per epoch)"):  # fmt: skip
         assert part in done.stdout, done.stdout
     for part in ("MLX folder, float32", "about", "this machine has", "Macs: 8 GB yes", "base weights"):
         assert part in done.stdout, done.stdout
     assert not (project / "output").exists() and not list(project.rglob("*.cache"))
+    text = done.stdout
+    assert (
+        text.index("4 steps") < text.index("this machine has") < text.index("lora_rank") < text.index("seed")
+    )
+    assert "starts at step 0 with a new LoRA" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["--init_lora=nosuch"], "nosuch"), (["--init_lora=other"], "other"),
+     (["--resume_from_checkpoint=/nosuch"], "/nosuch: no such checkpoint folder"),
+     (["--resume_from_checkpoint=checkpoint-99"], "there is none"),
+     (["--output_dir=/proc/xx"], "is not writable"),
+     (["--output_dir=config.json/sub"], "config.json is a file"),
+     (["--validation_prompt=x", "--validation_prompt_library=nosuch"], "nosuch cannot be read: No such file"),
+     (["--acestep_lora_target=attn_qkv", "--peft_lora_target_modules=nosuch"], "matches no module"),
+     (["--pretrained_model_name_or_path=songs"], "songs")],
+)  # fmt: skip
+def test_dry_run_refuses_what_training_refuses(arguments: list[str], part: str, project: Path) -> None:
+    """With the same words, before anything is converted or encoded."""
+    import mlx.core as mx
+
+    (project / "other").mkdir()
+    path = "transformer_blocks.0.attn.to_q"
+    tensors = {f"{path}.lora_A.weight": mx.ones((2, 7)), f"{path}.lora_B.weight": mx.ones((5, 2))}
+    mx.save_safetensors(str(project / "other" / "pytorch_lora_weights.safetensors"), tensors)
+    done = [run(project, "train", "config.json", *dry, *arguments) for dry in (["--dry-run"], [])]
+    errors = [[line for line in one.stderr.splitlines() if line.startswith("error:")] for one in done]
+    assert [one.returncode for one in done] == [1, 1] and errors[0] == errors[1], errors
+    assert len(errors[0]) == 1 and part in errors[0][0], errors
+    assert not list(project.rglob("*.cache"))
+
+
+def test_dry_run_of_a_pytorch_checkpoint_takes_its_own_size(project: Path, tiny_checkpoint: Path) -> None:
+    done = run(
+        project, "train", "config.json", "--dry-run", f"--pretrained_model_name_or_path={tiny_checkpoint}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch checkpoint, will be converted once into" in done.stdout
+    assert "base weights: 2.0" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("given", ["absent/folder/model", "./absent", "/absent"])
@@ -87,9 +128,11 @@ def test_dry_run_without_a_model_is_one_line(given: str, project: Path) -> None:
 def test_dry_run_shows_every_supported_option() -> None:
     from acestep_mlx.options import SUPPORTED
 
-    lines = config_lines(load_config({"resolution": 1}))
+    config = load_config({"resolution": 1, "lora_rank": 4})
+    given = setting_lines(config)
+    assert given == ["  lora_rank = 4  (given)", "ignored keys:", f"  resolution: {config.ignored[0][1]}"]
+    lines = given + default_lines(config)
     assert {line.split(" = ")[0].strip() for line in lines if " = " in line} == set(SUPPORTED)
-    assert lines[-2:] == ["ignored keys:", f"  resolution: {load_config({'resolution': 1}).ignored[0][1]}"]
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,19 @@ def test_longer_run_may_go_on_from_a_checkpoint(finished, root, tmp_path):
     )
     assert result.finished and [e.step for e in seen.of(StepDone)] == [7]
     assert json.loads((result.checkpoint / "training_state.json").read_text())["step"] == 7
+
+
+def test_dry_run_says_where_a_run_goes_on_and_what_contradicts(root, tiny_model):
+    from acestep_mlx.config import load_config
+    from acestep_mlx.training.preflight import preflight
+
+    config = runs.configuration(root, tiny_model, "preflight", max_train_steps=2, checkpointing_steps=2)
+    runs.run(config)
+    again = {**config, "resume_from_checkpoint": "latest"}
+    found = preflight(load_config(again), lambda *_: None)
+    assert found.step == 2 and found.resume == root / "preflight" / "checkpoint-2"
+    for change in ({"lora_rank": 3}, {"seed": 7}, {"mixed_precision": "bf16"}):
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            preflight(load_config({**again, **change}), lambda *_: None)
+    with pytest.raises(CheckpointError, match=r"checkpoint-9: not in .*; there is checkpoint-2"):
+        preflight(load_config({**config, "resume_from_checkpoint": "checkpoint-9"}), lambda *_: None)

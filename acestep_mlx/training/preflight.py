@@ -1,0 +1,199 @@
+"""What can be said about a run before anything is converted, encoded or loaded: all cheap checks.
+
+`train` begins with it, and the dry run is it: what one refuses, the other refuses with the same words. Files'
+headers and the LoRA to start from are read; nothing is written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from ..config import TrainConfig
+from ..convert.cache import conversion_folder, is_mlx_folder
+from ..convert.checkpoint import plan_component
+from ..convert.source import is_repo, resolve
+from ..errors import CheckpointError, ConfigError
+from ..lora.formats import read_lora
+from ..lora.inject import check_start, find_targets
+from ..lora.lyrics_embedder import check_embedder, embedder_parameters
+from ..models.dit import ACEStepTransformer, TransformerConfig
+from ..models.load import COMPONENTS, ModelFolder
+from . import checkpoint
+from .setup import lora_spec
+from .validation import requests
+
+Notify = Callable[[str, str], None]  # (text, "info" or "warning")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What `pretrained_model_name_or_path` is: in words, and what is known of it without a download.
+
+    folder: the MLX folder that will be trained on, where it exists. transformer: its sizes, or None for a
+    model that is on the hub only.
+    """
+
+    text: str
+    folder: ModelFolder | None
+    transformer: TransformerConfig | None
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"model: {self.text}"
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a folder that is quantised on disk."""
+        return (self.folder.quantization or {}).get("bits") if self.folder else None
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A run that may begin. `resume`: the checkpoint that it goes on from, `step` its step (or 0)."""
+
+    model: BaseModel
+    resume: Path | None
+    step: int
+
+
+def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1) -> Preflight:
+    """Check everything about a run that can be checked in a moment; raises AceStepError subclasses."""
+    check_folder("output_dir", config.output_path)
+    if not config.vae_cache_disable:
+        check_folder("cache_dir", config.resolve(config.cache_dir))
+    _check_trackers(config)
+    requests(config)
+    model = base_model(config)
+    skeleton = ACEStepTransformer(model.transformer) if model.transformer is not None else None
+    _check_lora(config, skeleton)
+    resume = _find_checkpoint(config, notify)
+    if resume is None:
+        return Preflight(model, None, 0)
+    state = checkpoint.verify(resume)
+    _check_identity(config, resume, state, model, ranks)
+    return Preflight(model, resume, int(state["step"]))
+
+
+def check_folder(option: str, path: Path) -> None:
+    """ConfigError unless files can be written at `path`, which need not exist yet."""
+    here = path
+    while not here.exists() and here != here.parent:
+        here = here.parent
+    if not here.is_dir():
+        raise ConfigError(f"{option}={path}: {here} is a file; name a folder")
+    try:
+        with tempfile.TemporaryFile(dir=here):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option}={path} is not writable: {error.strerror or error}") from None
+
+
+def base_model(config: TrainConfig) -> BaseModel:
+    """The model of a configuration. CheckpointError when there is none, or it cannot be used."""
+    given = config.pretrained_model_name_or_path
+    path = config.resolve(given)
+    if path.exists() and is_mlx_folder(path):
+        folder = ModelFolder.open(path)
+        folder.check_bits((config.quantization or {}).get("bits"))
+        return BaseModel(f"{path}, MLX folder, {_precision(folder)}", folder, _sizes(folder))
+    if path.exists():
+        source = resolve(path, config.revision)
+        plans = {name: plan_component(source, name, None, None) for name in COMPONENTS}
+        target = conversion_folder(source, config.quantization)
+        if (target / "config.json").is_file():
+            folder = ModelFolder.open(target)
+            text = f"{path}, PyTorch checkpoint, converted already in {target}, {_precision(folder)}"
+            return BaseModel(text, folder, _sizes(folder))
+        text = f"{path}, PyTorch checkpoint, will be converted once into {target}"
+        return BaseModel(text, None, TransformerConfig.from_dict(plans["transformer"].config))
+    if is_repo(given):
+        return BaseModel(
+            f"{given}, downloaded and converted once if that has not been done yet; taken for the released "
+            "3.5B model",
+            None,
+            None,
+        )
+    raise CheckpointError(f"pretrained_model_name_or_path: there is no model at {path}")
+
+
+def _sizes(folder: ModelFolder) -> TransformerConfig:
+    sizes = folder.component_config("transformer")
+    assert isinstance(sizes, TransformerConfig)
+    return sizes
+
+
+def _precision(folder: ModelFolder) -> str:
+    stored = folder.quantization
+    return f"{stored['bits']} bits" if stored else str(folder.dtype).removeprefix("mlx.core.")
+
+
+def _check_trackers(config: TrainConfig) -> None:
+    """ConfigError when the package of `report_to` is not installed."""
+    name = config.report_to
+    if name not in ("tensorboard", "wandb"):
+        return
+    try:
+        missing = importlib.util.find_spec(name) is None
+    except (ImportError, ValueError):  # imported already, by something that gave it no spec
+        missing = False
+    if missing:
+        raise ConfigError(f"report_to={name} needs: pip install 'acestep-mlx[{name}]'")
+
+
+def _check_lora(config: TrainConfig, skeleton: nn.Module | None) -> None:
+    """Targets and `init_lora` against the model's shapes, where they are known (arrays stay lazy)."""
+    spec = lora_spec(config)
+    targets = find_targets(skeleton, spec.targets) if skeleton is not None else {}
+    if not config.init_lora:
+        return
+    where = f"init_lora={config.init_lora}"
+    try:
+        start = read_lora(config.resolve(config.init_lora))
+    except CheckpointError as error:
+        raise CheckpointError(f"init_lora: {error}") from None
+    if start.lyrics_embedder and not config.lyrics_embedder_train:
+        raise ConfigError(
+            f"{where} carries a trained lyrics embedder; set lyrics_embedder_train=true to go on from it"
+        )
+    if skeleton is None:
+        return
+    check_start(skeleton, start, dict.fromkeys(targets, spec.rank), spec.use_dora, where)
+    if start.lyrics_embedder:
+        check_embedder(embedder_parameters(skeleton), start.lyrics_embedder, where, complete=True)
+
+
+def _find_checkpoint(config: TrainConfig, notify: Notify) -> Path | None:
+    given = config.resume_from_checkpoint
+    if not given:
+        return None
+    if given == "latest":
+        return checkpoint.newest(config.output_path, notify)
+    path = config.output_path / given
+    if not path.is_dir():
+        path = config.resolve(given)
+    if not path.exists() and Path(given).name == given:
+        found = [p.name for p in checkpoint.checkpoints(config.output_path)][-5:]
+        there = f"there {'is' if len(found) == 1 else 'are'} {', '.join(found)}" if found else "there is none"
+        raise CheckpointError(f"resume_from_checkpoint={given}: not in {config.output_path}; {there}")
+    return path
+
+
+def _check_identity(
+    config: TrainConfig, path: Path, state: dict[str, Any], model: BaseModel, ranks: int
+) -> None:
+    """ConfigError when the checkpoint was made with settings that this run does not have.
+
+    The model's fingerprint is compared where there is an MLX folder already, else after the conversion.
+    """
+    then = state.get("identity", {})
+    known = model.folder.fingerprints["transformer"] if model.folder else then.get("transformer")
+    facts = {"transformer": known, "ranks": ranks}
+    checkpoint.check_identity(path, state, checkpoint.identity(config.to_dict(), facts))
