@@ -63,8 +63,8 @@ class TrainConfig:
             raise AttributeError(f"no option {name!r}") from None
 
     def origin(self, name: str) -> str:
-        """Where the value came from: a file's name or "command line" (with ", as KEY" where the key has another
-        name there), "default", or "as OTHER_OPTION".
+        """Where the value came from: a file's name or "command line" (with ", as KEY" for another spelling),
+        "default", or "as OTHER_OPTION".
         """
         return self._origins.get(name, "default")
 

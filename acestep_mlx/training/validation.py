@@ -60,7 +60,7 @@ def prompts(config: TrainConfig) -> list[Prompt]:
         slug = _slug(prompt.name)
         if slug in names:
             raise ConfigError(
-                f"validation prompts {names[slug]!r} and {prompt.name!r} would write the same file; rename one"
+                f"validation prompts {names[slug]!r} and {prompt.name!r} share a file name; rename one"
             )
         names[slug] = prompt.name
     return found

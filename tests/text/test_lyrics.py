@@ -314,10 +314,12 @@ def test_read_lyrics_takes_utf8_and_utf16_and_refuses_the_rest(tmp_path: Path) -
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_bytes("Größe 愛".encode(encoding))
         assert read_lyrics(path) == "Größe 愛"
-    path.write_bytes("Größe".encode("latin-1"))
+    path.write_bytes("Größe".encode("latin-1"))  # Western for sure, so it is taken for Windows-1252
+    assert read_lyrics(path) == "Größe"
+    path.write_bytes("愛してる".encode("shift-jis"))
     with pytest.raises(DataError, match="not UTF-8"):
         read_lyrics(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot read"):
         read_lyrics(tmp_path / "missing.lyrics")
 
 

@@ -16,7 +16,7 @@ from acestep_mlx.training.validation import prompts
 def test_prompts_that_would_share_a_file_are_refused(tmp_path: Path) -> None:
     library = tmp_path / "library.json"
     library.write_text(json.dumps({"a b": "jazz", "a/b": "rock"}))
-    with pytest.raises(ConfigError, match=r"'a b' and 'a/b' would write the same file"):
+    with pytest.raises(ConfigError, match=r"'a b' and 'a/b' share a file name"):
         prompts(load_config({"validation_prompt_library": str(library)}))
 
 

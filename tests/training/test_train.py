@@ -326,7 +326,7 @@ def test_unwritable_output_is_one_line(root, tiny_model, tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     config = runs.configuration(root, tiny_model, "x")
-    with pytest.raises(ConfigError, match="not writable"):
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
         runs.run({**config, "output_dir": str(blocker / "run")})
 
 
