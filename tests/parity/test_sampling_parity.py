@@ -235,6 +235,30 @@ def test_text2music(pair: Pair, draws: Draws, case: str) -> None:
         )
 
 
+KINDS = {**{kind: {"guidance": kind, "guidance_scale": 5.0} for kind in ("apg", "cfg", "cfg_star")},
+         "double": {"guidance_scale": 5.0, **DOUBLE}}  # fmt: skip
+SHAPED = {"omega": -30.0, "guidance_interval": 0.9, "guidance_decay": 0.5, "min_guidance_scale": 1.5}
+DEFAULTS = Request()
+
+
+@pytest.mark.parametrize("options", [SHAPED, ERG], ids=["shaped", "erg"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])
+def test_options_with_every_scheduler_and_guidance(
+    pair: Pair, draws: Draws, scheduler: str, kind: str, options: dict
+) -> None:
+    request = replace(PLAIN, scheduler=scheduler, **KINDS[kind], **options)
+    theirs = run_reference(pair, request)
+    given = {"initial": draws.made[0]}
+    given |= {f"step-{i}": noise for i, noise in enumerate(draws.made[1:])}
+    assert distance(run_ours(pair, request, given), theirs) < TOLERANCE
+    if (scheduler, kind) == ("euler", "apg"):  # each option alone matters to the comparison
+        for name in options:
+            neutral = getattr(PLAIN, name) if options is ERG else getattr(DEFAULTS, name)
+            without = run_ours(pair, replace(request, **{name: neutral}), given)
+            assert distance(without, theirs) > TOLERANCE, name
+
+
 SOURCE = np.random.default_rng(9).standard_normal((1, 8, 16, frames_of(SECONDS))).astype(np.float32)
 WHOLE_RUN = {"guidance_interval": 1.0, "guidance_scale": 3.0}
 
