@@ -8,9 +8,11 @@ strength 1.0. Our own facts travel in the metadata under our own key.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -107,6 +109,8 @@ def prepare(
     modules = dict(prepared.modules)
     if spec.baked:
         modules = {path: module.baked(weights.rank) for path, module in modules.items()}
+    elif scale := _baked_scale(weights.metadata):  # a file of ours: take its trained scale out of b again
+        modules = {p: replace(m, b=m.b / scale, scale=m.scale * scale) for p, m in modules.items()}
     wanted = "base" if spec.magnitude == "dora_scale" else "adapted"
     linears = base_linears(base) if base is not None else {}
     for path, module in modules.items():
@@ -122,6 +126,14 @@ def prepare(
         ratio = plain / adapted if wanted == "base" else adapted / plain
         modules[path] = replace(module, magnitude=module.magnitude * ratio, magnitude_over=wanted)
     return replace(prepared, modules=modules)
+
+
+def _baked_scale(facts: Mapping[str, Any]) -> float | None:
+    """The trained scale (alpha/r, or alpha/√r with rsLoRA) if `facts` say that it is inside b already."""
+    alpha, rank = facts.get("alpha"), facts.get("rank")
+    if facts.get("baked") is not True or not alpha or not rank:
+        return None
+    return float(alpha) / (math.sqrt(rank) if facts.get("use_rslora") else rank)
 
 
 def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:

@@ -6,6 +6,7 @@ with the keys it did not use. Nothing here knows the product's code.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -115,4 +116,27 @@ def comfyui(path: Path, base: Weights, strength: float = 1.0) -> tuple[Weights, 
             bias = key.removesuffix("weight") + "bias"
             out[bias] = base[bias] + strength * given[f"{name}.diff_b"]
             used.add(f"{name}.diff_b")
+    return out, sorted(set(given) - used)
+
+
+def acestep_mlx(path: Path, base: Weights) -> tuple[Weights, list[str]]:
+    """Our own form: lora_a (in, r), lora_b (r, out), m; scale, and exceptions from it, in the metadata."""
+    given, metadata = tensors(path)
+    facts = json.loads(metadata["acestep_mlx"])
+    assert facts["baked"] is False
+    assert facts["scale"] == facts["alpha"] / facts["rank"] ** (0.5 if facts["use_rslora"] else 1)
+    out, used = dict(base), set()
+    for key in given:
+        module = key.removesuffix(".lora_a")
+        if module == key:
+            continue
+        parts = [key, f"{module}.lora_b", f"{module}.m"]
+        a, b, magnitude = (given.get(k) for k in parts)
+        scale = facts["scales"].get(module, facts["scale"])
+        weight = base[f"{module}.weight"]
+        adapted = weight + (scale * (a.astype(np.float64) @ b)).T.reshape(weight.shape)
+        if magnitude is not None:
+            adapted *= (magnitude / row_norm(adapted)).reshape(-1, *[1] * (weight.ndim - 1))
+        out[f"{module}.weight"] = adapted
+        used |= set(parts)
     return out, sorted(set(given) - used)

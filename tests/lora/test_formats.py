@@ -81,10 +81,16 @@ def test_every_loader_applies_exactly_the_trained_update(spec, tmp_path):
     write_lora(tmp_path / FILE_NAME, weights)
     write_lora(tmp_path / "comfyui.safetensors", weights, "comfyui", base=model)
     write_lora(tmp_path / "simpletuner.safetensors", weights, "simpletuner")
+    write_lora(tmp_path / "mlx.safetensors", weights, "mlx")
+    write_lora(
+        tmp_path / "again.safetensors", read_lora(tmp_path / FILE_NAME), "mlx"
+    )  # from baked to unbaked
     for got, unused in (
         readers.original_pipeline(tmp_path, base),
         readers.comfyui(tmp_path / "comfyui.safetensors", base),
         readers.simpletuner(tmp_path / "simpletuner.safetensors", base),
+        readers.acestep_mlx(tmp_path / "mlx.safetensors", base),
+        readers.acestep_mlx(tmp_path / "again.safetensors", base),
     ):
         assert unused == []
         assert_same(got, wanted)
