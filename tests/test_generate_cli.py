@@ -148,7 +148,7 @@ def test_lyrics_file_and_source(run: Run) -> None:
         (["--output", "text.wav"], "--force"),
         (["--model", "nowhere"], "no such folder"),
         (["--model", "."], "not an MLX folder"),
-        (["--lyrics-file", "no.txt"], "no.txt cannot be read"),
+        (["--lyrics-file", "no.txt"], "cannot read no.txt"),
         (["--from-json", "text.wav"], "does not say how"),
         (["--from-json", "other.json"], "unknown setting 'stepps'"),
         (["--sample-rate", "8000"], "44100 or 48000"),

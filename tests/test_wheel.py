@@ -115,7 +115,7 @@ def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) 
     lora, model, fused = (str(demo / name) for name in ("demo_lora.safetensors", "model", "fused"))
     for arguments, words in (
         (["fuse", "--model", model, "--lora", lora, "-o", fused], "fused"),
-        (["info", fused], "MLX folder"),
+        (["info", fused], "MLX model"),
         (["info", lora], "rank"),
         (["cache", str(demo / "config.json")], "3"),
     ):

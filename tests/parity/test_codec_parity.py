@@ -117,8 +117,9 @@ def pair_of_dcae(config: DCAEConfig) -> tuple[AutoencoderDC, torch.nn.Module]:
 def pair_of_vocoders(config: VocoderConfig, old_weight_norm: bool = False) -> tuple[Vocoder, torch.nn.Module]:
     theirs = reference.load("music_dcae.music_vocoder")
     modern = torch.nn.utils.parametrizations.weight_norm
-    theirs.weight_norm = torch.nn.utils.weight_norm if old_weight_norm else modern
-    model = shake(theirs.ADaMoSHiFiGANV1(**asdict(config)))
+    with pytest.MonkeyPatch.context() as patch:  # other tests use the same module as it was
+        patch.setattr(theirs, "weight_norm", torch.nn.utils.weight_norm if old_weight_norm else modern)
+        model = shake(theirs.ADaMoSHiFiGANV1(**asdict(config)))
     names = model.state_dict()
     assert any(k.endswith("weight_g" if old_weight_norm else "original0") for k in names)
     return take_over("vocoder", Vocoder(config), model), model
