@@ -209,7 +209,7 @@ LORA = (
         "acestep_lora_target",
         "str",
         "attn_qkv+linear_qkv",
-        "Which layers get a LoRA.",
+        "Which layers get a LoRA; with attn_qkv a song's lyrics are encoded once, not in every step.",
         choices=("attn_qkv", "attn_qkv+linear_qkv", "attn_qkv+linear_qkv+speech_embedder"),
     ),
     Option(

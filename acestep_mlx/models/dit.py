@@ -273,6 +273,14 @@ class ACEStepTransformer(nn.Module):
         """The compute dtype: that of a weight which is never quantised."""
         return self.final_layer.scale_shift_table.dtype
 
+    def encode_lyrics(
+        self, ids: mx.array, mask: mx.array, *, query_scale: tuple[float, int, int] | None = None
+    ) -> mx.array:
+        """Lyric ids and mask (B, Ll), Ll > 0 → states (B, Ll, H) before their projection; see `encode`."""
+        return self.lyric_encoder(
+            self.lyric_embs(ids), mask, query_scale=query_scale, checkpoint=self.checkpoint_blocks > 0
+        )
+
     def encode(
         self,
         encoder_text_hidden_states: mx.array,
@@ -281,12 +289,14 @@ class ACEStepTransformer(nn.Module):
         lyric_token_idx: mx.array,
         lyric_mask: mx.array,
         *,
+        lyric_states: mx.array | None = None,
         query_scale: tuple[float, int, int] | None = None,
     ) -> tuple[mx.array, mx.array]:
         """What the blocks attend to: [speaker, text, lyrics].
 
         Text states (B, Lt, 768) and mask (B, Lt), speaker (B, 512), lyric ids and mask (B, Ll) with Ll ≥ 0
         → states (B, 1 + Lt + Ll, D) in the compute dtype and mask (B, 1 + Lt + Ll) float32.
+        `lyric_states` (B, Ll, H): what `encode_lyrics` made of the ids before, which are then not read.
         `query_scale` (factor, first, last) scales the queries of lyric-encoder layers first … last−1.
         """
         B = encoder_text_hidden_states.shape[0]
@@ -294,13 +304,9 @@ class ACEStepTransformer(nn.Module):
         text = self.genre_embedder(encoder_text_hidden_states.astype(self.dtype))
         parts = [speaker, text]
         if lyric_token_idx.shape[1]:  # quantised products of no rows at all end the process on some back ends
-            lyrics = self.lyric_encoder(
-                self.lyric_embs(lyric_token_idx),
-                lyric_mask,
-                query_scale=query_scale,
-                checkpoint=self.checkpoint_blocks > 0,
-            )
-            parts.append(self.lyric_proj(lyrics))
+            if lyric_states is None:
+                lyric_states = self.encode_lyrics(lyric_token_idx, lyric_mask, query_scale=query_scale)
+            parts.append(self.lyric_proj(lyric_states))
         masks = [mx.ones((B, 1)), text_attention_mask, lyric_mask]
         return mx.concatenate(parts, axis=1), mx.concatenate([m.astype(mx.float32) for m in masks], axis=1)
 
@@ -364,9 +370,16 @@ class ACEStepTransformer(nn.Module):
         lyric_token_idx: mx.array,
         lyric_mask: mx.array,
         timestep: mx.array,
+        *,
+        lyric_states: mx.array | None = None,
     ) -> mx.array:
         """Velocity (B, 8, 16, T): `decode` of what `encode` makes of the conditions."""
         states, mask = self.encode(
-            encoder_text_hidden_states, text_attention_mask, speaker_embeds, lyric_token_idx, lyric_mask
+            encoder_text_hidden_states,
+            text_attention_mask,
+            speaker_embeds,
+            lyric_token_idx,
+            lyric_mask,
+            lyric_states=lyric_states,
         )
         return self.decode(hidden_states, attention_mask, states, mask, timestep)

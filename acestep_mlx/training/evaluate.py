@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..lora.inject import adapter_modules
+from .lyric_states import LyricStates
 from .step import Draw, StepSettings, draw, sample_losses
 
 #: timesteps in the middle of five equal bins of [0, 1000]
@@ -26,9 +27,13 @@ class Evaluation:
     """Losses of `batches` (as `Batches.evaluation` makes them) at TIMESTEPS; draws and changes nothing."""
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Mapping[str, Any]], settings: StepSettings
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Any]],
+        settings: StepSettings,
+        lyrics: LyricStates | None = None,
     ) -> None:
-        self.model, self.batches, self.settings = model, batches, settings
+        self.model, self.batches, self.settings, self.lyrics = model, batches, settings, lyrics
         self._run = partial(mx.compile, inputs=model.state, outputs=model.state)(self._losses)
 
     def _losses(self, batch: dict[str, mx.array], noise: mx.array, timestep: mx.array) -> mx.array:
@@ -45,6 +50,8 @@ class Evaluation:
         try:
             for batch in self.batches:
                 arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
+                if self.lyrics is not None:
+                    arrays = self.lyrics.add_to(arrays)
                 noise = draw(arrays["keys"], arrays["latents"].shape[1:], self.settings).noise
                 for i, timestep in enumerate(TIMESTEPS):
                     sums[i] += float(self._run(arrays, noise, mx.array(timestep)).item())  # type: ignore[arg-type]

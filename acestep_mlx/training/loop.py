@@ -36,6 +36,7 @@ from .events import (
     read_metrics,
 )
 from .interrupts import StopRequest
+from .lyric_states import LyricStates
 from .macos import keep_awake, wired_memory
 from .preflight import preflight
 from .report import write_report
@@ -175,7 +176,11 @@ class _Run:
         config, world, batches = self.config, self.world, self.batches
         total = total_steps(config, batches.batches_per_epoch)
         self.step = TrainStep(
-            self.model, optimizer_groups(config, self.model, total), step_settings(config), world=world.size
+            self.model,
+            optimizer_groups(config, self.model, total),
+            step_settings(config),
+            world=world.size,
+            lyrics=LyricStates.of(self.model),
         )
         self.identity = checkpoint.identity(
             config.to_dict(), {"transformer": self.folder.fingerprints["transformer"], "ranks": world.size}
@@ -262,7 +267,8 @@ class _Run:
         config = self.config
         if not self.world.first or config.eval_loss_disable or not config.num_eval_images:
             return None
-        return Evaluation(self.model, self.batches.evaluation(config.num_eval_images), self.step.settings)
+        batches = self.batches.evaluation(config.num_eval_images)
+        return Evaluation(self.model, batches, self.step.settings, self.step.lyrics)
 
     def _evaluate(self, step: int) -> None:
         if self.evaluation is not None:

@@ -20,6 +20,7 @@ from ..lora.inject import find_targets
 from ..lora.keys import LYRICS_EMBEDDER
 from ..models.dit import ACEStepTransformer, TransformerConfig
 from ..models.load import quantizable
+from . import lyric_states
 from .setup import COMPUTE_DTYPES, flat, lora_spec, machine_memory
 
 GB = 1e9
@@ -115,15 +116,16 @@ def weight_bytes(config: TransformerConfig, bits: int | None, group: int, size: 
 @lru_cache(maxsize=16)
 def adapter_parameters(
     config: TransformerConfig, rank: int, targets: tuple[str, ...], dora: bool
-) -> tuple[int, int]:
-    """(LoRA parameters, lyrics embedder parameters)."""
+) -> tuple[int, int, bool]:
+    """(LoRA parameters, lyrics embedder parameters, whether the LoRA changes how lyrics are encoded)."""
     model = ACEStepTransformer(config)
     count = 0
-    for module in find_targets(model, targets).values():
+    modules = find_targets(model, targets)
+    for module in modules.values():
         out, inputs = module.weight.shape
         count += rank * (out + inputs) + (out if dora else 0)
     embedder = sum(v.size for k, v in flat(model.parameters()) if f"{k}.".startswith(LYRICS_EMBEDDER))
-    return count, embedder
+    return count, embedder, lyric_states.trained(modules)
 
 
 def estimate(
@@ -145,8 +147,9 @@ def estimate(
     if checkpointed is None:
         checkpointed = model.num_layers if config.gradient_checkpointing else 0
     spec = lora_spec(config)
-    lora, embedder = adapter_parameters(model, spec.rank, spec.targets, spec.use_dora)
+    lora, embedder, encodes = adapter_parameters(model, spec.rank, spec.targets, spec.use_dora)
     embedder = embedder if config.lyrics_embedder_train else 0
+    keeps_lyrics = load.lyrics > 0 and not (encodes or config.lyrics_embedder_train)
     accumulates = 1 if config.gradient_accumulation_steps > 1 else 0
     slots = SLOTS[config.optimizer]
     # masters, gradients (before and after clipping), moments (old and new while they are replaced)
@@ -157,6 +160,7 @@ def estimate(
             "LoRA, gradients, optimizer": (lora + embedder) * per_parameter,
             "block inputs": checkpointed * load.batch * load.frames * model.dim * float(size),
             "activations": activations(model, load, size, checkpointed),
+            **({"encoded lyrics, at most": float(lyric_states.MAX_BYTES)} if keeps_lyrics else {}),
             "program": FIXED,
         }
     )

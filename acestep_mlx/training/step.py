@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from .. import flow
 from ..lora.inject import seed_dropout
+from .lyric_states import LyricStates
 from .optim import Group
 
 Batch = Mapping[str, mx.array]
@@ -75,8 +76,9 @@ def sample_losses(model: nn.Module, batch: Batch, d: Draw, dtype: mx.Dtype) -> m
     """Flow-matching loss of each sample, (B,) float32.
 
     `batch` as data.batches makes it: latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask
-    (B, L), lyric_ids (B, M), lyric_mask (B, M); dropped captions and lyrics are zeros in it. `speaker`
-    (B, 512) is optional: the released model knows only zeros.
+    (B, L), lyric_ids (B, M), lyric_mask (B, M); dropped captions and lyrics are zeros in it. `lyric_states`
+    (B, M, H) are optional: what the ids were encoded to before. So is `speaker` (B, 512): the released model
+    knows only zeros.
     """
     latents, mask = batch["latents"].astype(mx.float32), batch["latent_mask"].astype(mx.float32)
     noisy = flow.add_noise(latents, d.noise, d.sigma)
@@ -92,6 +94,7 @@ def sample_losses(model: nn.Module, batch: Batch, d: Draw, dtype: mx.Dtype) -> m
         lyric_token_idx=batch["lyric_ids"],
         lyric_mask=batch["lyric_mask"],
         timestep=d.timestep,
+        lyric_states=batch.get("lyric_states"),
     )
     return flow.sample_losses(velocity, noisy, d.sigma, latents, mask)
 
@@ -123,6 +126,7 @@ class TrainStep:
         groups: optimizer groups that together own every trainable parameter.
         world: how many ranks train together; their gradients are averaged.
         compiled: False runs the same code eagerly (tests).
+        lyrics: encoded lyrics that are kept, where none of what encodes them is trained.
     """
 
     #: fp16 only: gradients are computed on loss × scale, which grows after this many finite steps
@@ -137,9 +141,11 @@ class TrainStep:
         world: int = 1,
         compiled: bool = True,
         loss: Callable[[nn.Module, Batch, Draw, mx.Dtype], mx.array] = sample_losses,
+        lyrics: LyricStates | None = None,
     ) -> None:
         self.model, self.groups, self.settings = model, list(groups), settings
         self.world = world
+        self.lyrics = lyrics
         self._loss = loss
         self.traces = 0  # how often the step was traced: once per batch shape and kind
         parameters = self.parameters()
@@ -170,7 +176,8 @@ class TrainStep:
         """Run one micro-step. `step`: completed updates so far, for the schedules; `stop`: tell all ranks."""
         for group in self.groups:
             group.set_rate(step)
-        return StepResult(*(self._update if update else self._micro)(dict(batch), mx.array(stop)))
+        arrays = dict(batch) if self.lyrics is None else self.lyrics.add_to(batch)
+        return StepResult(*(self._update if update else self._micro)(arrays, mx.array(stop)))
 
     def _run(self, batch: dict[str, mx.array], stop: mx.array, *, update: bool) -> tuple[mx.array, ...]:
         self.traces += 1

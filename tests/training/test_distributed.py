@@ -37,8 +37,11 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")
 
 
-def test_two_ranks_at_batch_one_equal_one_rank_at_batch_two(root, tiny_model):
+@pytest.mark.parametrize("target", ["attn_qkv+linear_qkv", "attn_qkv"])  # attn_qkv: lyrics encoded once
+def test_two_ranks_at_batch_one_equal_one_rank_at_batch_two(tmp_path, tiny_model, target):
+    root = tmp_path
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "gradient_accumulation_steps": 2}
+    options["acestep_lora_target"] = target
     one, _ = runs.run(runs.configuration(root, tiny_model, "one", train_batch_size=2, **options))
     config = runs.configuration(root, tiny_model, "two", train_batch_size=1, **options)
     done = launch(config, root)

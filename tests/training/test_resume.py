@@ -31,6 +31,7 @@ VARIANTS = {
         "lyrics_embedder_lr": 1e-4,
         "lyrics_embedder_optimizer": "sgd",
     },
+    "kept lyrics": {"acestep_lora_target": "attn_qkv", "train_batch_size": 2},
     "quantised": {"base_model_precision": "int8-quanto", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
     "two data sets": {
         "optimizer": "adafactor",
