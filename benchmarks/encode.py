@@ -16,6 +16,7 @@ downloaded.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 import types
@@ -149,8 +150,11 @@ def peak(name: str, fn: Callable[[], object], weights: int) -> None:
     mx.clear_cache()
     mx.reset_peak_memory()
     seconds, _, _ = timed(fn)
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(
-        f"{name}: peak {(mx.get_peak_memory() - weights) / GB:.2f} GB above the weights, {seconds:.1f} s",
+        f"{name}: peak {(mx.get_peak_memory() - weights) / GB:.2f} GB above the weights, {seconds:.1f} s; "
+        f"the whole process, weights and kept buffers included, at most {resident / GB:.2f} GB resident",
         flush=True,
     )
 

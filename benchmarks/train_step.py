@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py            two blocks of the true width, true lyric encoder, 645 frames
     python benchmarks/train_step.py --quick    a small geometry, seconds
+    python benchmarks/train_step.py --ours-only --blocks 24 --steps 1      the whole model (10 GB of weights)
 
 Both models get the same random weights and do the same work: forward, backward, clipping and AdamW on LoRA
 rank 16 on the default targets, float32, every block and lyric-encoder layer checkpointed. Steps alternate,
@@ -35,6 +36,7 @@ from acestep_mlx.convert.translate import translate
 from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, inject
 from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.training.optim import Group, Schedule, make_optimizer
+from acestep_mlx.training.plan import quantised_model
 from acestep_mlx.training.setup import cache_limit
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.parity import reference
@@ -261,13 +263,14 @@ def main() -> None:
         )
         args.frames, args.text, args.lyrics, args.steps = 64, 16, 32, 3
     case = Case(config, args.frames, args.text, args.lyrics, args.rank, not args.no_checkpoint)
-    theirs = reference_model(case)
-    ours = our_model(case, theirs)
     batch = random_batch(case, args.batch)
-    steps = {"ours": our_step(case, ours, batch)}
-    if not args.ours_only:
+    if args.ours_only:
+        steps = {"ours": our_step(case, quantised_model(config, None, mx.float32), batch)}
+    else:
+        theirs = reference_model(case)
+        steps = {"ours": our_step(case, our_model(case, theirs), batch)}
         steps["PyTorch"] = their_step(case, theirs, batch)
-    del theirs
+        del theirs
 
     tokens = 1 + args.text + args.lyrics
     print(f"{args.blocks} blocks of width {config.dim}, {args.frames} frames, {tokens} tokens, ", end="")
@@ -279,9 +282,11 @@ def main() -> None:
     for i in range(args.steps + 1):  # the first step compiles and is not counted
         for name, step in steps.items():
             start = clock()
-            step()
+            loss = step()
             if i:
                 times[name].append(clock() - start)
+            if args.ours_only:
+                print(f"step {i}: loss {loss:.6f}, {clock() - start:.1f} s", flush=True)
     medians = {name: statistics.median(t) for name, t in times.items()}
     for name, t in times.items():
         print(f"{name:8s} {medians[name]:7.3f} s a step (median of {len(t)}, {min(t):.3f} to {max(t):.3f})")

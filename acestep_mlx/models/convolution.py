@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from .winograd import Winograd
 
-KEPT_BYTES = 1 << 30
+KEPT_BYTES = 1 << 29
 
 
 def on_cpu() -> bool:
