@@ -5,8 +5,7 @@ time, and every array that is held is in the activations' dtype; float32 appears
 
 MLX's CPU back end computes exp one element after the other, some twenty times slower than the arithmetic
 around it. For float32 there, and only there, exp and the sigmoid are made of multiplications and additions
-that a compiler turns into vector code (errors of 2e-6 and
-2e-7, for |x| below 1e7).
+that a compiler turns into vector code (errors of 2e-6 and 2e-7, for |x| below 1e7).
 """
 
 from __future__ import annotations
