@@ -71,16 +71,21 @@ def test_what_the_wheel_installs(wheel: Path) -> None:
     assert any(name.startswith("acestep_mlx/examples/") and name.endswith("config.json") for name in names)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_answers_from_anywhere(installed: dict[str, str], command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "acestep_mlx", command, "--help"],
+def run(installed: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, from a folder that is not the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "acestep_mlx", *arguments],
         cwd="/",
         env=installed,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_from_anywhere(installed: dict[str, str], command: str) -> None:
+    done = run(installed, command, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"Usage: acestep-mlx {command}")
 
@@ -88,14 +93,7 @@ def test_every_command_answers_from_anywhere(installed: dict[str, str], command:
 @pytest.mark.slow
 def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) -> None:
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "acestep_mlx", "demo", str(tmp_path / "demo")],
-        cwd="/",
-        env=installed,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(installed, "demo", str(tmp_path / "demo"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert time.perf_counter() - start < 240, "the demo must stay under four minutes on two cores"
     demo = tmp_path / "demo"
@@ -119,14 +117,7 @@ def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) 
         (["info", lora], "rank"),
         (["cache", str(demo / "config.json")], "3"),
     ):
-        more = subprocess.run(
-            [sys.executable, "-m", "acestep_mlx", *arguments],
-            cwd="/",
-            env=installed,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        more = run(installed, *arguments)
         assert more.returncode == 0, more.stderr
         assert words in more.stdout + more.stderr, more.stdout + more.stderr
 

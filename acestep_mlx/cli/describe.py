@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AceStepError, CheckpointError
+from ..words import size
 
 if TYPE_CHECKING:
     from ..lora.weights import LoRAWeights
@@ -26,14 +27,6 @@ SPELLINGS = {
     "lora_a": "mlx-lm's",
 }
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def number(count: int) -> str:
