@@ -22,8 +22,8 @@ pytestmark = pytest.mark.parity
 
 CONFIG = TransformerConfig(
     num_layers=2,
-    attention_head_dim=16,
-    num_attention_heads=4,
+    attention_head_dim=32,  # narrow heads make linear attention jump, see test_sampling_parity
+    num_attention_heads=2,
     mlp_ratio=2.5,
     speaker_embedding_dim=16,
     text_embedding_dim=32,
