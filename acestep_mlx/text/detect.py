@@ -81,8 +81,7 @@ def _identifier() -> Any:
     """py3langid among the Latin languages alone; its model takes most of a second to load."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    load = getattr(LanguageIdentifier, "from_model_file", None) or LanguageIdentifier.from_pickled_model
-    identifier = load(MODEL_FILE, norm_probs=True)
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     identifier.set_languages(list(LATIN))
     return identifier
 
