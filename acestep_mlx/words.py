@@ -1,6 +1,9 @@
-"""Counts and sizes in words."""
+"""Counts, sizes and long lists in words."""
 
 from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
@@ -19,3 +22,16 @@ def size(n: float) -> str:
 def rate(x: float) -> str:
     """A speed with as many digits as say something: `0.31`, `4.2`, `57`."""
     return f"{x:.0f}" if x >= 9.95 else f"{x:.1f}" if x >= 0.995 else f"{x:.2g}"
+
+
+def listed(items: Sequence[str], limit: int = 3, between: str = "; ") -> str:
+    """The first `limit` items and how many more there are: `a; b; c … and 12 more`."""
+    more = len(items) - limit
+    return between.join(items[:limit]) + (f" … and {more:,} more" if more > 0 else "")
+
+
+def brief(text: object, width: int = 160) -> str:
+    """A foreign text (another library's error) in one line of at most `width` characters, whole words."""
+    line = " ".join(str(text).split())
+    # a single word that is too long for it would vanish altogether
+    return textwrap.shorten(line, width, placeholder=" …") if " " in line[:width] else line[:width]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..words import size
 
 LOCK = ".lock"
 YOUNG = 60  # seconds
@@ -87,8 +88,7 @@ def new_folder(
         free = free_space(dst.parent)
         if free < needed:
             raise CheckpointError(
-                f"{dst.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; "
-                "make room or choose another folder"
+                f"{dst.parent}: {size(needed)} needed, {size(free)} free; make room or choose another folder"
             )
         folder = Path(tempfile.mkdtemp(prefix=_partial(dst), dir=dst.parent))
     except OSError as error:

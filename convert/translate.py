@@ -5,6 +5,7 @@ The plan knows shapes only, so it costs nothing at the true size; `Entry.make` t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
 from ..models.load import parameters_of
+from ..words import count, listed
 from .keymap import KEYMAPS, keeps_rows, to_layout
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
@@ -20,7 +22,7 @@ WEIGHT_NORM = (
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
     (".weight_g", ".weight_v"),
 )
-NAMED_PROBLEMS = 12  # an error line names this many tensors and counts the rest
+NAMED_PROBLEMS = 3  # of each kind; an error line counts the rest
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,17 @@ def plan(
 
 
 def problem_report(where: str, problems: Sequence[str]) -> CheckpointError:
-    """One line that names the first problems and counts the rest."""
-    more = len(problems) - NAMED_PROBLEMS
-    shown = "; ".join(problems[:NAMED_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return CheckpointError(f"{where}: {count}: {shown}")
+    """One line that names the first problems of each kind and counts the rest."""
+    shown: list[str] = []
+    kinds: Counter[str] = Counter()
+    for problem in problems:
+        kind = "shape" if problem.startswith("'") else problem.split()[0]
+        kinds[kind] += 1
+        if kinds[kind] <= NAMED_PROBLEMS:
+            shown.append(problem)
+    rest = [problem for problem in problems if problem not in shown]
+    text = listed([*shown, *rest], len(shown))
+    return CheckpointError(f"{where}: {count(len(problems), 'problem')}: {text}")
 
 
 def translate(

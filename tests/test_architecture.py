@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1] / "acestep_mlx"
 # A package may import from those on the same or a lower storey.
 STOREY = {
     "errors": 0,
+    "words": 0,
     "config": 1,
     "audio": 1,
     "text": 1,

@@ -37,18 +37,18 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
     for line in manifest.report.lines(20):
         click.echo(line)
     if prune:
-        files, size = cache.prune()
-        click.echo(f"deleted {files} cache files that were not used, {size / 2**20:.1f} MB")
+        files, freed = cache.prune()
+        click.echo(f"deleted {count(files, 'cache file')} not in use, {size(freed)}")
     click.echo(summary(cache))
 
 
 def summary(cache: Cache) -> str:
     """Songs, minutes and bytes in one line."""
-    size = cache.disk_usage()
+    used = cache.disk_usage()
     minutes = sum(sample.seconds for sample in cache.samples) / 60
     skipped = f", {len(cache.skipped)} skipped" if cache.skipped else ""
-    per_minute = size / 1e6 / minutes if minutes else 0.0
+    per_minute = used / minutes if minutes else 0.0
     return (
-        f"{len(cache.samples)} songs, {minutes:.1f} minutes{skipped}; "
-        f"{size / 1e6:.1f} MB of caches ({per_minute:.2f} MB per minute)"
+        f"{count(len(cache.samples), 'song')}, {minutes:.1f} minutes{skipped}; "
+        f"{size(used)} of caches ({size(per_minute)} per minute)"
     )

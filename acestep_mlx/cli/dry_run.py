@@ -101,10 +101,10 @@ def _options(config: TrainConfig, only: str | None = None) -> list[tuple[str, bo
 
 def length_lines(length: Length, config: TrainConfig) -> list[str]:
     """Steps and epochs in words."""
-    size = config.train_batch_size * config.gradient_accumulation_steps
+    songs = config.train_batch_size * config.gradient_accumulation_steps
     epochs = "1 epoch" if length.epochs == 1 else f"{length.epochs:.4g} epochs"
     return [
-        f"{count(length.steps, 'step')} of {count(size, 'song')}, {epochs} "
+        f"{count(length.steps, 'step')} of {count(songs, 'song')}, {epochs} "
         f"({count(length.songs_per_epoch, 'song')}, {count(length.batches_per_epoch, 'batch', 'batches')} "
         "per epoch)"
     ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..words import count, rate, size
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -55,7 +57,8 @@ class TrainDisplay:
             now = time.monotonic()
             if event.done >= event.total or now - self._spoken > LINE_EVERY:
                 self._spoken = now
-                self._say(f"{event.phase}: {event.done} of {event.total}")
+                shown = size if event.detail == "bytes" else str
+                self._say(f"{event.phase}: {shown(event.done)} of {shown(event.total)}")
             return
         if self._bar is None:
             from tqdm import tqdm
@@ -74,7 +77,7 @@ class TrainDisplay:
         self.close()
         self._total_steps = event.total_steps
         self._say(
-            f"training {event.trainable_parameters:,} parameters on {event.samples} songs, "
+            f"training {event.trainable_parameters:,} parameters on {count(event.samples, 'song')}, "
             f"steps {event.step + 1} to {event.total_steps}, into {event.output_dir}"
         )
         if self._terminal:
@@ -92,17 +95,16 @@ class TrainDisplay:
         now = time.monotonic()
         if event.step == self._total_steps or now - self._spoken > LINE_EVERY:
             self._spoken = now
-            rate = f"{event.steps_per_second:.2f} steps/s"
             self._say(
-                f"step {event.step}/{self._total_steps}, {self._numbers(event)}, {rate}, ETA "
-                f"{duration(event.eta)}"
+                f"step {event.step}/{self._total_steps}, {self._numbers(event)}, "
+                f"{event.steps_per_second:.2f} steps/s, ETA {duration(event.eta)}"
             )
 
     def _numbers(self, event: StepDone) -> str:
         return (
             f"loss {event.loss:.4f} (smoothed {event.smoothed_loss:.4f}), lr {event.learning_rate:.2e}, "
-            f"grad {event.grad_norm:.3g}, {event.audio_seconds_per_second:.0f} s audio/s, "
-            f"peak {event.peak_memory / 1e9:.2f} GB"
+            f"grad {event.grad_norm:.3g}, {rate(event.audio_seconds_per_second)} s audio/s, "
+            f"peak {size(event.peak_memory)}"
         )
 
     def _evaluated(self, event: Evaluated) -> None:
@@ -118,7 +120,7 @@ class TrainDisplay:
     def _finished(self, event: Finished) -> None:
         self.close()
         if event.skipped_steps:
-            self._say(f"warning: {event.skipped_steps} steps were skipped in all")
+            self._say(f"warning: {count(event.skipped_steps, 'step')} skipped in all")
         if event.lora:
             self._say(f"LoRA: {event.lora}")
         if event.report:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..words import size
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -29,7 +31,7 @@ class ByteProgress:
             self._draw(text, done, total)
         elif done * TENTHS // total > self._tenth:
             self._tenth = done * TENTHS // total
-            self._say(f"{text}: {done / 1e9:.2f} of {total / 1e9:.2f} GB ({100 * done // total} %)")
+            self._say(f"{text}: {size(done)} of {size(total)} ({100 * done // total} %)")
 
     def _say(self, line: str) -> None:
         if self._bar is not None:

@@ -18,6 +18,7 @@ from typing import Any
 from ..audio import SUFFIXES
 from ..config import TrainConfig
 from ..errors import ConfigError, DataError, nearest
+from ..words import brief
 from .audio_facts import BytesAudio, FileAudio
 from .backends import Backend
 from .captions import clean_lyrics
@@ -182,8 +183,7 @@ def _why(backend: Backend, folder: Path | None, error: Exception) -> str:
     """One line for whatever the library raised."""
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     kind = type(error).__name__
-    text = " ".join(str(error).split()) or kind
-    text = text if len(text) <= 200 else text[:197] + "..."
+    text = brief(error) or kind
     label = f"data set {backend.id!r}"
     if folder is not None:
         return f"{label}: {folder} cannot be loaded as a data set ({text})"

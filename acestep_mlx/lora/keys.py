@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..words import listed
+
 # In front of a module path; stripped again and again ("base_model.model.transformer." too).
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
 # In front of a path whose dots became underscores.
@@ -115,7 +117,6 @@ def convolution_dims(path: str) -> int:
 
 def describe_unknown(names: list[str]) -> str:
     """A line that names unknown keys and says what they look like."""
-    shown = ", ".join(repr(n if len(n) < 120 else n[:117] + "...") for n in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    shown = listed([repr(n if len(n) < 120 else n[:117] + "...") for n in names], between=", ")
     kind = next((kind for n in names for mark, kind in OTHER_KINDS.items() if mark in n), None)
-    return f"{shown}{more}" + (f" ({kind} is not supported)" if kind else "")
+    return shown + (f" ({kind} is not supported)" if kind else "")

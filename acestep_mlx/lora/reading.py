@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..models.files import FLOATS, PICKLES, read_header
+from ..words import count
 from .keys import Key, describe_unknown, parse
 from .lyrics_embedder import FOLDER as EMBEDDER_FOLDER
 from .lyrics_embedder import read_lyrics_embedder
@@ -116,7 +117,7 @@ def _collect(
             parts[key.path][role] = value
     if unknown:
         raise CheckpointError(
-            f"{where}: {len(unknown)} keys are in no known LoRA format: {describe_unknown(unknown)}"
+            f"{where}: {count(len(unknown), 'key')} in no known LoRA format: {describe_unknown(unknown)}"
         )
     if twice or len(adapters) > 1:
         names = describe_unknown(twice) if twice else ", ".join(sorted(adapters))

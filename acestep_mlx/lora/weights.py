@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import CheckpointError
+from ..words import count, listed
 from .keys import describe_unknown
 from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
 
@@ -123,8 +124,9 @@ class LoRAWeights:
         unknown = [path for path in self.modules if path not in linears]
         if unknown:
             raise CheckpointError(
-                f"{where} is for another model: {len(unknown)} of its {len(self.modules)} modules are no "
-                f"linear layers here: {describe_unknown(unknown)}"
+                f"{where} is for another model: {len(unknown)} of its {count(len(self.modules), 'module')} "
+                f"{'is no linear layer' if len(unknown) == 1 else 'are no linear layers'} here: "
+                f"{describe_unknown(unknown)}"
             )
         wrong = [
             f"{path} is {module.shape[0]}×{module.shape[1]} there and {'×'.join(map(str, shape))} here"
@@ -132,8 +134,7 @@ class LoRAWeights:
             if module.shape != (shape := linear_shape(linears[path]))
         ]
         if wrong:
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise CheckpointError(f"{where} is for a model of another size: {wrong[0]}{more}")
+            raise CheckpointError(f"{where} is for a model of another size: {listed(wrong, 1)}")
 
 
 def relative_difference(ours: LoRAModule, other: LoRAModule, probes: int = 8) -> float:

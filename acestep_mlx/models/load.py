@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import CheckpointError, ConfigError, nearest
+from ..words import count, listed
 from .dcae import AutoencoderDC, DCAEConfig
 from .dit import ACEStepTransformer, TransformerConfig
 from .files import Header, read_header, read_json
@@ -270,5 +271,4 @@ def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:
         elif header.tensors[name].shape != shape:
             problems.append(f"{name!r} has shape {header.tensors[name].shape}, expected {shape}")
     if problems:
-        shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
-        raise CheckpointError(f"{path}: {len(problems)} problem(s): {shown}")
+        raise CheckpointError(f"{path}: {count(len(problems), 'problem')}: {listed(problems)}")

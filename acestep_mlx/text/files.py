@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import DataError
+from ..words import size
 
 MAX_TEXT_BYTES = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\u200b]")
@@ -21,9 +22,9 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> tuple[str, str | None]
     binary, huge or unreadable files.
     """
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise DataError(f"{path.name} is {size / 2**20:.0f} MB, too large for a caption or lyrics")
+        found = path.stat().st_size
+        if found > limit:
+            raise DataError(f"{path.name} is {size(found)}, too large for a caption or lyrics")
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path.name}: {error.strerror or error}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from acestep_mlx.text.files import read_text
 from acestep_mlx.text.lyrics import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
+from acestep_mlx.words import count, listed
 
 
 def read_lyrics(path: str | Path) -> str:
@@ -47,11 +48,11 @@ def _shown(character: str) -> str:
 
 def summary(report: LyricsReport) -> list[str]:
     """What a dataset report says of one song: languages, tokens, and all that is lost, by line."""
-    languages = ", ".join(f"{language} {count}" for language, count in report.languages.items()) or "none"
+    languages = ", ".join(f"{language} {lines}" for language, lines in report.languages.items()) or "none"
     sung = sum(1 for line in report.lines if line.language)
-    out = [f"{sung} lines sung ({languages}), {len(report.ids)} of at most {MAX_TOKENS} tokens"]
+    out = [f"{count(sung, 'line')} sung ({languages}), {len(report.ids)} of at most {MAX_TOKENS} tokens"]
     if report.cut_tokens:
-        out.append(f"too long: {report.cut_tokens} tokens from line {report.cut_line} on are cut off")
+        out.append(f"too long: {count(report.cut_tokens, 'token')} from line {report.cut_line} on cut off")
     together: dict[tuple[int, ...], list[str]] = {}  # a foreign line has many characters, and is one problem
     for character, numbers in report.unknown.items():
         together.setdefault(tuple(numbers), []).append(_shown(character))
@@ -63,6 +64,4 @@ def summary(report: LyricsReport) -> list[str]:
 
 
 def _listed(numbers: tuple[int, ...], limit: int = 8) -> str:
-    shown = ", ".join(map(str, numbers[:limit]))
-    more = f" and {len(numbers) - limit} more" if len(numbers) > limit else ""
-    return f"line{'s' * (len(numbers) > 1)} {shown}{more}"
+    return f"line{'s' * (len(numbers) > 1)} {listed(list(map(str, numbers)), limit, ', ')}"

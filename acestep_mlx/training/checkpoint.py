@@ -28,6 +28,7 @@ import mlx.core as mx
 
 from ..errors import CheckpointError, ConfigError
 from ..models.files import read_header, read_json
+from ..words import size
 from .faults import NO_SPACE
 
 FORMAT_VERSION = 1
@@ -105,7 +106,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             old.rename(target)
         free = shutil.disk_usage(target.parent).free
         full = (isinstance(error, OSError) and error.errno in NO_SPACE) or free < 16 << 20
-        why = f"the disk is full ({free / 1e6:.0f} MB left); free some space" if full else str(error)
+        why = f"the disk is full ({size(free)} left); free some space" if full else str(error)
         raise CheckpointError(
             f"{target} could not be written: {why}; earlier checkpoints are untouched"
         ) from error
@@ -223,9 +224,8 @@ def newest(output_dir: Path, notice: Callable[[str, str], None]) -> Path | None:
         except CheckpointError as error:
             notice(f"skipped a damaged checkpoint: {error}", "warning")
     if found:
-        raise CheckpointError(
-            f"all {len(found)} checkpoints in {output_dir} are damaged; move them away to start over"
-        )
+        which = "the only checkpoint" if len(found) == 1 else f"all {len(found)} checkpoints"
+        raise CheckpointError(f"damaged: {which} in {output_dir}; to start over, move what is there away")
     return None
 
 

@@ -21,6 +21,7 @@ from ..lora.formats import write_lora
 from ..lora.inject import from_model
 from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
 from ..models.load import ModelFolder
+from ..words import count, listed, size
 from . import checkpoint, faults, plan
 from .distributed import World
 from .evaluate import Evaluation
@@ -226,12 +227,12 @@ class _Run:
     def _check_disk(self, parameters: int) -> None:
         """Warn when checkpoints will not fit: weights twice, and up to two moments, in float32."""
         config = self.config
-        count = (config.checkpoints_total_limit or 10) + 1
-        needed, free = 16 * parameters * count, shutil.disk_usage(self.output).free
+        kept = (config.checkpoints_total_limit or 10) + 1
+        needed, free = 16 * parameters * kept, shutil.disk_usage(self.output).free
         if self.world.first and free < needed:
             self.emit.notice(
-                f"{free / 1e9:.1f} GB are left in {self.output}, and {count} checkpoints may take "
-                f"{needed / 1e9:.1f} GB; lower checkpoints_total_limit or free some space",
+                f"{size(free)} are left in {self.output}, and {count(kept, 'checkpoint')} may take "
+                f"{size(needed)}; lower checkpoints_total_limit or free some space",
                 "warning",
             )
 
@@ -253,9 +254,7 @@ class _Run:
         step.set_parameters(adapter)
         problems = step.load_arrays(optimizer, sampler)
         if problems:
-            raise ConfigError(
-                f"{found.path if found else 'the checkpoint'} does not fit: {'; '.join(problems[:3])}"
-            )
+            raise ConfigError(f"{found.path if found else 'the checkpoint'} does not fit: {listed(problems)}")
         changed = self.batches.restore(state["batches"])
         if changed:
             self.emit.notice(changed, "warning")

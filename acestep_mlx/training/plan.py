@@ -201,7 +201,7 @@ def verdict(
     here = machine_memory()
     what = "fits" if expected.total <= usable(here) else "does not fit"
     lines.append(
-        f"this machine has {here / GB:.0f} GB, of which {usable(here) / GB:.1f} GB are usable: {what}"
+        f"this machine has {words.size(here)}, of which {words.size(usable(here))} are usable: {what}"
     )
     macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]
     lines.append(f"Macs: {', '.join(macs)}")

@@ -16,6 +16,7 @@ import numpy as np
 from .. import __version__
 from ..audio import log_mel
 from ..config import TrainConfig
+from ..words import rate, size
 from .charts import Series, line_chart, number, spectrogram
 from .events import read_metrics
 
@@ -65,13 +66,14 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: TrainConf
         tiles.append(("Evaluation loss", number(last_eval["loss"]), note))
     if steps:
         rates = [r["steps_per_second"] for r in steps if r["steps_per_second"]]
-        rate = float(np.median(rates)) if rates else 0.0
-        speed = f"{rate:.2f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step" if rate else "–"
-        tiles.append(("Speed", speed, f"{steps[-1]['audio_seconds_per_second']:.0f} s of audio per second"))
+        typical = float(np.median(rates)) if rates else 0.0
+        speed = f"{typical:.2f} steps/s" if typical >= 1 else f"{1 / typical:.1f} s/step" if typical else "–"
+        audio = rate(steps[-1]["audio_seconds_per_second"])
+        tiles.append(("Speed", speed, f"{audio} s of audio per second"))
         tiles.append(
             (
                 "Peak memory",
-                f"{max(r['peak_memory'] for r in steps) / 1e9:.2f} GB",
+                size(max(r["peak_memory"] for r in steps)),
                 "model, LoRA, activations",
             )
         )

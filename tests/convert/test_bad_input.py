@@ -253,7 +253,7 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
     (no_component, "it has no music_vocoder"),
     (no_weights, "no .safetensors weights"),
     (no_config, "config.json: No such file"),
-    (no_tokenizer, "tokenizer.json: not a tokenizer"),
+    (no_tokenizer, "tokenizer.json is missing"),
     (damaged_tokenizer, "tokenizer.json: not a tokenizer"),
     (large_tokenizer, "ids up to"),
     (another_components_weights, "unknown tensor 'backbone.channel_layers.0.0.weight'"),
@@ -363,7 +363,7 @@ def test_too_little_space_is_seen_first(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match=r"0\.1 GB needed, 0\.0 GB free"):
+    with pytest.raises(CheckpointError, match=r"[0-9.]+ MB needed, 10\.00 MB free"):
         convert(tiny_checkpoint, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

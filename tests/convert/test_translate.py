@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.convert.translate import plan, translate
+from acestep_mlx.convert.translate import plan, problem_report, translate
 from acestep_mlx.errors import CheckpointError
 
 
@@ -93,6 +93,14 @@ def test_all_problems_are_named_at_once() -> None:
     assert "unknown tensor 'tabel'; did you mean 'table'?" in line and "unknown tensor 'mystery'" in line
     assert "missing tensor 'image.bias'" in line
     assert "'dense.weight' has shape (4, 6)" in line and "'conv.0.weight' has shape (6, 4)" in line
+
+
+def test_a_long_list_of_problems_is_counted() -> None:
+    line = str(problem_report("x", [f"missing tensor 'a{i}'" for i in range(90)] + ["unknown tensor 'b'"]))
+    assert line == (
+        "x: 91 problems: missing tensor 'a0'; missing tensor 'a1'; missing tensor 'a2'; "
+        "unknown tensor 'b' … and 87 more"
+    )
 
 
 def test_a_magnitude_that_does_not_fit_its_direction_is_named() -> None:

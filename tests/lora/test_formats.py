@@ -348,7 +348,7 @@ BAD = {
     "alpha 0 in metadata": (
         good(), {"lora_adapter_metadata": json.dumps(peft_config(lora_alpha=0))}, "would do nothing",
     ),
-    "unknown key": ({**good(), f"{PATH}.lora_C.weight": A}, {}, f"1 keys.*'{PATH}.lora_C.weight'"),
+    "unknown key": ({**good(), f"{PATH}.lora_C.weight": A}, {}, f"1 key .*'{PATH}.lora_C.weight'"),
     "a checkpoint": ({"transformer_blocks.0.attn.to_q.weight": B}, {}, "no known LoRA format"),
     "LoKr": ({"lycoris_x.lokr_w1": A}, {}, "LoKr is not supported"),
     "another model, kohya": ({"lora_unet_input_blocks_1.lora_down.weight": A}, {}, "lora_unet_input_bl"),
