@@ -221,6 +221,8 @@ def _example(option: Option) -> str:
 
 def _find(source: str) -> Path:
     """The config file that `source` names; ConfigError lists what was tried."""
+    if not source.strip():
+        raise ConfigError("no configuration is named; give a config.json, env=NAME or example=NAME")
     kind, _, name = source.partition("=")
     if kind in ("env", "example") and not name:
         raise ConfigError(

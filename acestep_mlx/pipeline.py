@@ -138,7 +138,7 @@ class ACEStepPipeline:
         from .lora.formats import read_lora
 
         if not abs(scale) <= MAX_SCALE:
-            raise ConfigError(f"lora scale must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, got {scale:g}")
+            raise ConfigError(f"lora scale must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, got {scale}")
         lora = LoadedLoRA(Path(path), float(scale), read_lora(path))
         transformer = self._loaded.get("transformer")
         if transformer is None:  # shapes are all that matters, and nothing here is computed

@@ -62,7 +62,7 @@ def parse_value(option: Option, value: Any, name: str, where: str) -> Any:
         return None
     parsed = _parse(option, value, name, where)
     if isinstance(parsed, (int, float)) and not isinstance(parsed, bool):
-        _check_range(option, parsed, name, where)
+        _check_range(option, parsed, name, where, value)
     if option.choices and isinstance(parsed, str):
         return _choose(option, parsed, name, where)
     return parsed
@@ -110,6 +110,7 @@ def _parse(option: Option, value: Any, name: str, where: str) -> Any:
 
 
 def _number(option: Option, value: Any, name: str, where: str) -> int | float:
+    written = value
     word = "a whole number" if option.kind == "int" else "a number"
     if isinstance(value, str):
         try:
@@ -119,13 +120,13 @@ def _number(option: Option, value: Any, name: str, where: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name} must be {word}, got {show(value)} ({where})")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number, got {value} ({where})")
+        raise ConfigError(f"{name} must be a finite number, got {_written(written)} ({where})")
     if option.kind == "int":
         if isinstance(value, float) and not value.is_integer():
-            raise ConfigError(f"{name} must be a whole number, got {value:g} ({where})")
+            raise ConfigError(f"{name} must be a whole number, got {_written(written)} ({where})")
         return int(value)
     if abs(value) > 1e300:
-        raise ConfigError(f"{name} is far too large ({where})")
+        raise ConfigError(f"{name} is far too large: {_written(written)} ({where})")
     return float(value)
 
 
@@ -133,7 +134,7 @@ def _is_int(text: str) -> bool:
     return text.strip().lstrip("+-").isdecimal() and len(text) < 100
 
 
-def _check_range(option: Option, value: float, name: str, where: str) -> None:
+def _check_range(option: Option, value: float, name: str, where: str, written: Any) -> None:
     low, high, above = option.low, option.high, option.above
     too_low = (low is not None and value < low) or (above is not None and value <= above)
     if not too_low and (high is None or value <= high):
@@ -147,7 +148,13 @@ def _check_range(option: Option, value: float, name: str, where: str) -> None:
     else:
         wanted = f"must be at least {_plain(low)}" if low is not None else f"must be at most {_plain(high)}"
     reason = f": {option.reason}" if option.reason else ""
-    raise ConfigError(f"{name} {wanted}, got {_plain(value)} ({where}){reason}")
+    raise ConfigError(f"{name} {wanted}, got {_written(written)} ({where}){reason}")
+
+
+def _written(value: Any) -> str:
+    """A number as the user wrote it, not as the machine stores it; never a screenful."""
+    text = value.strip() if isinstance(value, str) else repr(value)
+    return text if len(text) <= 40 else f"{text[:20]}…{text[-10:]}"
 
 
 def _plain(number: float | None) -> str:

@@ -509,3 +509,20 @@ def test_the_reference_page_is_up_to_date() -> None:
         "python -m acestep_mlx.cli.reference > docs/configuration.md"
     )
     assert all(f"`{name}`" in markdown() for name in OPTIONS)
+
+
+@pytest.mark.parametrize("text", ["1e23", "100000000000000000000000", "1e+9999999"])
+def test_numbers_in_errors_are_as_they_were_written(text: str) -> None:
+    for key in ("lora_rank", "learning_rate"):
+        with pytest.raises(ConfigError) as caught:
+            load_config({}, [f"--{key}={text}"])
+        assert f"got {text} (command line)" in str(caught.value), caught.value
+    with pytest.raises(ConfigError, match=r"lora_rank must be a whole number, got 2\.50000001 \("):
+        load_config({"lora_rank": 2.50000001})
+    with pytest.raises(ConfigError, match="learning_rate is far too large: 1e305"):
+        load_config({}, ["--learning_rate=1e305"])
+
+
+def test_no_configuration_named() -> None:
+    with pytest.raises(ConfigError, match="no configuration is named"):
+        load_config(" ")

@@ -222,7 +222,7 @@ def _backend(
     low = config.audio_min_duration_seconds if low is None else low
     high = audio["max_duration_seconds"] or config.audio_max_duration_seconds
     if low > high:
-        raise ConfigError(f"{here}: min_duration_seconds={low:g} is above max_duration_seconds={high:g}")
+        raise ConfigError(f"{here}: min_duration_seconds={low} is above max_duration_seconds={high}")
     fields = columns["audio_caption_fields"]
     fields = entry["caption_column"] if fields is None else fields
     cache = entry["cache_dir_vae"] or entry["cache_dir"] or config.cache_dir_vae

@@ -106,7 +106,7 @@ class Request:
             raise ConfigError("seeds must have at least one number")
         if self.retake_seeds and len(self.retake_seeds) != len(self.seeds):
             raise ConfigError(
-                f"{len(self.seeds)} seeds need as many retake seeds, got {len(self.retake_seeds)}"
+                f"retake_seeds must be as many as seeds ({len(self.seeds)}), got {len(self.retake_seeds)}"
             )
         if self.task == "extend" and not (self.extend_left or self.extend_right):
             raise ConfigError("extend needs extend_left or extend_right (seconds)")
@@ -114,11 +114,11 @@ class Request:
             raise ConfigError("edit needs edit_prompt or edit_lyrics")
         if self.edit_begin > self.edit_end:
             raise ConfigError(
-                f"edit_begin must not lie after edit_end, got {self.edit_begin:g} and {self.edit_end:g}"
+                f"edit_begin must not lie after edit_end, got {self.edit_begin} and {self.edit_end}"
             )
         if self.repaint_end is not None and self.repaint_end <= self.repaint_start:
             raise ConfigError(
-                f"repaint_end must lie after repaint_start ({self.repaint_start:g}), got {self.repaint_end:g}"
+                f"repaint_end must lie after repaint_start ({self.repaint_start}), got {self.repaint_end}"
             )
         if self.oss_steps and self.task in ("edit", "audio2audio"):
             raise ConfigError(f"oss_steps cannot be used with {self.task}")
@@ -194,7 +194,7 @@ def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} must be a {'whole ' if whole else ''}number, got {number!r}")
         if not (math.isfinite(number) and low <= number <= high):
             suffix = f" {unit}" if unit else ""
-            raise ConfigError(f"{name} must be between {low:g} and {high:g}{suffix}, got {number:g}")
+            raise ConfigError(f"{name} must be between {low:g} and {high:g}{suffix}, got {number}")
 
 
 WHOLE = {"seeds", "retake_seeds", "steps", "oss_steps", "zero_steps", "edit_samples"}

@@ -95,7 +95,7 @@ class Schedule:
                 f"one of {', '.join(SCHEDULES)}"
             )
         if self.name in ("polynomial", "sine") and not self.base > self.end >= 0:
-            raise ConfigError(f"lr_end ({self.end:g}) must be below learning_rate ({self.base:g})")
+            raise ConfigError(f"lr_end ({self.end}) must be below learning_rate ({self.base})")
 
     def __call__(self, step: int) -> float:
         """Learning rate of the update that follows `step` completed updates."""
