@@ -7,7 +7,11 @@ from collections.abc import Iterable
 
 
 class AceStepError(Exception):
-    """What is wrong, where, and what to do, in one line."""
+    """What is wrong, where, and what to do, in one line; `details` are lines to be shown before it."""
+
+    def __init__(self, message: object = "", details: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class ConfigError(AceStepError):

@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     except AceStepError as error:
         if debug:
             raise
+        for line in error.details:
+            click.echo(line, err=True)
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except click.ClickException as error:

@@ -26,7 +26,7 @@ from ..models.load import ModelFolder
 from ..text import lyrics as lyric_text
 from ..text.report import summary as lyric_summary
 from .audio_facts import hash_file
-from .manifest import Manifest, Progress, Sample
+from .manifest import Manifest, Progress, Sample, nothing_left
 from .store import Store, cache_key
 
 VERSION = 1  # of what is stored; raise it when the computation changes
@@ -186,8 +186,7 @@ class Cache:
         keys = {self.latent_key(sample): sample for sample in lazy}
         self._awaited = {key for key, s in keys.items() if not self._store(s, "latents").has(key)}
         if not self.samples:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
-            raise DataError(f"nothing left to train on: {len(self.skipped)} songs skipped ({reasons})")
+            raise nothing_left(self.skipped)
 
     def _encode_lyrics(self, samples: Iterable[Sample], progress: Progress | None) -> None:
         """Lyric ids, with what the tokenizer remarks (cut, dropped or unspeakable lines) kept beside them."""

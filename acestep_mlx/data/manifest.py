@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import DataError
 from ..text.lines import foreign_lines, in_language
+from ..words import count, listed
 from . import local
 from .audio_facts import AudioFacts, AudioRef, FactsIndex
 from .backends import Backend, Backends, read_backends
@@ -102,7 +103,7 @@ def build_manifest(config: TrainConfig, progress: Progress | None = None) -> Man
 
     progress: called as ("looking at songs", done, total, name) for each song that has to be decoded. Raises
     ConfigError for a wrong data set file, DataError when a folder is missing or nothing is left to train
-    on.
+    on (its `details` name every song and why).
     """
     backends = read_backends(config)
     index = FactsIndex(index_path(config))
@@ -130,8 +131,19 @@ def build_manifest(config: TrainConfig, progress: Progress | None = None) -> Man
         reports.append(report)
     full = DatasetReport(reports, backends.ignored, backends.disabled)
     if not samples:
-        raise DataError(f"nothing left to train on: {full.summary_of_skipped()}")
+        raise nothing_left(skipped)
     return Manifest(samples, skipped, full, backends)
+
+
+def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:
+    """The error of a run without songs; its details name each skipped one with its reason."""
+    if not skipped:
+        return DataError("nothing left to train on: the data sets hold no songs")
+    reasons = [f"{name}: {reason}" for name, reason in skipped]
+    return DataError(
+        f"nothing left to train on: {count(len(skipped), 'song')} skipped ({listed(reasons)})",
+        [f"skipped {reason}" for reason in reasons],
+    )
 
 
 def _songs(backend: Backend, config: TrainConfig) -> list[local.Song]:

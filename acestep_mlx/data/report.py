@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..words import count
+
 if TYPE_CHECKING:
     from .manifest import Sample
 
@@ -105,17 +107,8 @@ class DatasetReport:
             "disabled": list(self.disabled),
         }
 
-    def summary_of_skipped(self) -> str:
-        """One line: how many were skipped and why, with an example of each reason."""
-        skipped = [(f"{one.id}/{name}", reason) for one in self.sets for name, reason in one.skipped]
-        if not skipped:
-            return "the data sets hold no songs"
-        examples = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
-        more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-        return f"{len(skipped)} skipped ({examples}{more})"
-
     def lines(self, limit: int = 20) -> list[str]:
-        """Text for a terminal; at most `limit` names per list (0: all)."""
+        """Text for a terminal; at most `limit` names per list (0: all), but every skipped song."""
         out: list[str] = []
         for one in self.sets:
             out += _set_lines(one, limit)
@@ -128,7 +121,8 @@ class DatasetReport:
 def _set_lines(one: SetReport, limit: int) -> list[str]:
     hours = f"{one.seconds / 3600:.2f} h" if one.seconds >= 360 else f"{one.seconds:.1f} s"
     passes = f", {one.passes:g} times per epoch" if one.passes != 1 else ""
-    out = [f"data set {one.id}: {one.songs} of {one.files} songs, {hours}, {one.captions} captions{passes}"]
+    captions = count(one.captions, "caption")
+    out = [f"data set {one.id}: {one.songs} of {count(one.files, 'song')}, {hours}, {captions}{passes}"]
     if one.left_out:
         out.append(f"  left out by max_num_samples: {one.left_out}")
     if one.buckets:
@@ -138,9 +132,10 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         ]
         out.append(f"  lengths ({one.interval:g} s steps): {', '.join(shown)}")
     if languages := one.languages():
-        spoken = ", ".join(f"{language} {count}" for language, count in languages.items())
-        out.append(f"  lyrics: {len(one.lyrics)} songs, lines by language: {spoken}")
-    details = {"skipped": one.skipped, "padded": one.padded, "cut": one.cut, "text": one.notes}
+        spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
+        out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
+    out += _named("skipped", [f"{name}: {reason}" for name, reason in one.skipped], 0)
+    details = {"padded": one.padded, "cut": one.cut, "text": one.notes}
     for label, named in details.items():
         out += _named(label, [f"{name}: {detail}" for name, detail in named], limit)
     out += _named("without caption", one.no_caption, limit)

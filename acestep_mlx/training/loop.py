@@ -141,6 +141,9 @@ class _Run:
         cache = encode_dataset(build_manifest(self.config, tell), self.config, self.folder, tell)
         for name, reason in cache.skipped:
             self.emit.notice(f"skipped {name}: {reason}", "warning")
+        if cache.skipped:
+            left = f"{count(len(cache.samples), 'song')} left"
+            self.emit.notice(f"{count(len(cache.skipped), 'song')} skipped, {left}", "warning")
         return cache
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────

@@ -174,3 +174,14 @@ def test_kill_9_at_random_moments_loses_nothing_that_was_finished(project: Path)
     files = {p.relative_to(project / "cache"): p.read_bytes() for p in (project / "cache").rglob("*.cache")}
     whole = {p.relative_to(project / "whole"): p.read_bytes() for p in (project / "whole").rglob("*.cache")}
     assert files == whole and not list((project / "cache").rglob("*.tmp"))
+
+
+def test_every_unreadable_song_is_named_before_the_error(project: Path) -> None:
+    for i in range(4):
+        (project / "songs" / f"bad{i}.wav").write_bytes(b"")
+    for name in ("a.wav", "b.wav"):
+        (project / "songs" / name).write_bytes(b"RIFF")
+    done = run(project, "train", "config.json", "--dry-run")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and lines[-1].startswith("error: nothing left to train on: 7 songs skipped (")
+    assert sum(line.startswith("skipped mine/") for line in lines) == 7

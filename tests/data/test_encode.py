@@ -235,7 +235,7 @@ def test_a_song_that_changes_or_vanishes_is_skipped_and_named(root: Path, tiny_m
     assert cache.skipped[0][0] == "set/a.wav" and "changed" in cache.skipped[0][1]
     (root / "songs" / "b.wav").unlink()
     shutil.rmtree(root / "cache")
-    with pytest.raises(DataError, match="nothing left to train on: 2 songs"):
+    with pytest.raises(DataError, match="nothing left to train on: 2 songs skipped"):
         encode_dataset(manifest, settings, ModelFolder.open(tiny_model))
 
 

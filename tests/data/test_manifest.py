@@ -189,13 +189,20 @@ def test_damaged_files_are_skipped_counted_and_named(tmp_path: Path, songs: Path
         assert part in skipped[name] and "\n" not in skipped[name] and skipped[name], name
     text = "\n".join(found.report.lines(0))
     assert f"skipped: {len(reasons)}" in text and all(name in text for name in reasons)
+    assert all(name in "\n".join(found.report.lines(1)) for name in reasons), "each skipped one is named"
 
 
 def test_nothing_left_is_one_line(tmp_path: Path, songs: Path) -> None:
     (songs / "empty.wav").write_bytes(b"")
     with pytest.raises(DataError, match=r"nothing left.*set/empty\.wav: empty file") as error:
         manifest(tmp_path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "1 song skipped" in str(error.value)
+    for number in range(5):
+        (songs / f"bad{number}.wav").write_bytes(b"")
+    with pytest.raises(DataError, match=r"6 songs skipped .* … and 3 more") as error:
+        manifest(tmp_path)
+    assert len(error.value.details) == 6
+    assert all(line.endswith(".wav: empty file") for line in error.value.details)
 
 
 @pytest.mark.parametrize(

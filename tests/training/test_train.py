@@ -336,7 +336,9 @@ def test_skipped_songs_are_named(root, tiny_model, tmp_path):
     (songs / "broken.wav").write_bytes(b"RIFF nonsense")
     backends = [{"id": "s", "instance_data_dir": str(songs)}]
     _, seen = runs.run(runs.configuration(root, tiny_model, "skips", max_train_steps=1, backends=backends))
-    assert any("broken" in e.text for e in seen.of(Notice) if e.level == "warning")
+    warnings = [e.text for e in seen.of(Notice) if e.level == "warning"]
+    assert any(text.startswith("skipped s/broken.wav: ") for text in warnings)
+    assert "1 song skipped, 3 songs left" in warnings
 
 
 def test_mixed_lengths_trace_once_per_shape():
