@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..models.files import PICKLES, TensorInfo, inside, read_header, read_json
+from ..words import brief
 from .translate import problem_report
 
 DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
@@ -98,6 +100,8 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Pro
     Raises CheckpointError when it is neither, cannot be reached, or is not this kind of checkpoint.
     """
     text = str(path_or_repo)
+    if not text.strip():
+        raise CheckpointError(f"no checkpoint named; give a folder or a hub repository like {DEFAULT_REPO}")
     path = Path(text).expanduser()
     if path.is_dir():
         source = Source(path, text, None)
@@ -158,12 +162,28 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     except RevisionNotFoundError:
         raise CheckpointError(f"{repo} has no revision {revision!r}") from None
     except Exception as error:  # the hub's client and its transports have many kinds of their own
-        reason = " ".join(str(error).split()).split(". ")[0][:160]
         raise CheckpointError(
-            f"{repo}: no such folder here, not in the hub's cache, and the hub cannot be reached ({reason}); "
-            "connect to the network, or give a downloaded folder"
+            f"{repo}: no such folder here, not in the hub's cache, and {_hub_failure(error)}"
         ) from error
     return Source(Path(path), repo, Path(path).name)
+
+
+def _hub_failure(error: BaseException) -> str:
+    """What kept a download from working, in our own words where the cause is known, and what to do."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids a download; unset it, or give a downloaded folder"
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status is not None:
+            return f"the hub answers with status {status}; try again later, or give a downloaded folder"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk of the hub's cache is full; free some space, or set HF_HOME to another disk"
+        cause = cause.__cause__ or cause.__context__
+    reason = brief(str(error).split(". ")[0]) or type(error).__name__
+    return f"the hub cannot be reached ({reason}); connect to the network, or give a downloaded folder"
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:

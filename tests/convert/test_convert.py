@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -239,5 +241,42 @@ def test_hub_repository_from_the_hubs_cache(
     convert("someone/songs", tmp_path / "model")
     source = ModelFolder.open(tmp_path / "model").config["source"]
     assert source == {"path_or_repo": "someone/songs", "revision": commit}
-    with pytest.raises(CheckpointError, match="hub cannot be reached"):
+    with pytest.raises(CheckpointError, match="not in the hub's cache, and HF_HUB_OFFLINE forbids"):
         convert("someone/other", tmp_path / "other")
+
+
+class Refused(Exception):
+    """What the hub's client raises when a server answers with an error."""
+
+    response = SimpleNamespace(status_code=503)
+
+
+def caused_by(cause: Exception) -> Exception:
+    error = RuntimeError("while fetching 7 files")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (caused_by(Refused()), "the hub answers with status 503; try again later"),
+        (caused_by(OSError(errno.ENOSPC, "No space left")), "the disk of the hub's cache is full; free some"),
+        (ValueError("no\n" + "server " * 90), "cannot be reached (no server server"),
+    ],
+)
+def test_a_failing_hub_is_one_short_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def failing(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", failing)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(CheckpointError) as caught:
+        sources.resolve("someone/songs")
+    line = str(caught.value)
+    assert said in line and "\n" not in line and len(line) < 320
+    assert ("server …); connect" in line) == isinstance(error, ValueError), "cut between words"
