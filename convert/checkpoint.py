@@ -32,7 +32,7 @@ from ..models.load import (
     quantizable,
 )
 from . import lyric_vocab as vocabulary
-from .folder import new_folder
+from .folder import new_folder, new_path
 from .source import TOKENIZER_FILES, ComponentSource, Progress, Source, resolve
 from .tensors import SafetensorsWriter, dtype_name, read_rows, read_tensor
 from .translate import Account, Entry, plan, translate
@@ -149,9 +149,7 @@ def convert(
     quantization = Quantization.of(q_bits, q_group_size, q_mode) if quantize else None
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    dst = Path(dst).expanduser().absolute()
-    if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
-        raise CheckpointError(f"{dst} exists already; delete it or choose another --mlx-path")
+    dst = new_path(dst, "--mlx-path")
     source = resolve(src, revision, tell)
     origin = named or (source.path_or_repo, source.revision)
     jobs = [
@@ -256,6 +254,8 @@ def _check_tokenizer(source: Source, jobs: list[_Job]) -> None:
 
     (job,) = (job for job in jobs if job.name == "text_encoder")
     path = job.source.folder / TOKENIZER
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; download the checkpoint's {TOKENIZER} too")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception for every kind of bad file

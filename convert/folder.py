@@ -70,6 +70,23 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def new_path(dst: str | Path, option: str) -> Path:
+    """`dst` as an absolute path where a new folder can be made: nothing is there, or an empty folder.
+
+    CheckpointError says what is there instead, and to choose another `option`.
+    """
+    if not str(dst).strip():
+        raise CheckpointError(f"no folder is named for the new model; give a {option}")
+    dst = Path(dst).expanduser().absolute()
+    for place in (dst, *dst.parents):
+        if place.exists() and not place.is_dir():
+            what = "it" if place == dst else str(place)
+            raise CheckpointError(f"{dst} cannot be a folder: {what} is a file; choose another {option}")
+    if dst.exists() and any(dst.iterdir()):
+        raise CheckpointError(f"{dst} exists already; delete it or choose another {option}")
+    return dst
+
+
 @contextlib.contextmanager
 def new_folder(
     dst: Path, *, needed: int, notify: Callable[[str], None] = lambda line: None

@@ -23,7 +23,8 @@ from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..lora.weights import LoRAWeights
 from ..models.files import Header, read_header
 from ..models.load import COMPONENTS, ModelFolder
-from .folder import new_folder
+from ..words import listed
+from .folder import new_folder, new_path
 from .tensors import SafetensorsWriter
 
 Progress = Callable[[str, int, int], None]
@@ -69,9 +70,7 @@ def fuse(
     Raises CheckpointError or ConfigError in one line.
     """
     started = time.monotonic()
-    dst = Path(dst).expanduser().absolute()
-    if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
-        raise CheckpointError(f"{dst} exists already; delete it or choose another folder")
+    dst = new_path(dst, "folder")
     folder = ModelFolder.open(model)
     if not loras:
         raise ConfigError("nothing to fuse: give at least one LoRA")
@@ -122,10 +121,9 @@ def _skeleton(folder: ModelFolder, header: Header) -> nn.Module:
     flat: Any = tree_flatten(skeleton.parameters())
     wanted = {name: tuple(value.shape) for name, value in flat}
     if wanted != {name: info.shape for name, info in header.tensors.items()}:
-        odd = sorted({*wanted.items()} ^ {(n, i.shape) for n, i in header.tensors.items()})[:3]
-        raise CheckpointError(
-            f"{folder.file('transformer')} is not the transformer of its config.json: {odd}"
-        )
+        odd = sorted({n for n, _ in {*wanted.items()} ^ {(n, i.shape) for n, i in header.tensors.items()}})
+        file, names = folder.file("transformer"), listed(odd, between=", ")
+        raise CheckpointError(f"{file} is not the transformer of its config.json: {names}")
     return skeleton
 
 

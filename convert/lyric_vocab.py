@@ -60,7 +60,8 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
     for path in [Path(given).expanduser()] if given is not None else here[:1]:
         found = _checked(_read(path), str(path), size)
         if not found.known:
-            progress(f"{path} is not the lyric vocabulary that the released model was trained with", 0, 0)
+            what = "is not the lyric vocabulary that the released model was trained with"
+            progress(f"warning: {path} {what}", 0, 0)
         return found
     for package, name in PACKAGES:
         for folder in _folders(package):
@@ -69,7 +70,7 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
                 found = _checked(_read(path), f"the installed package {package}", size)
                 if found.known:
                     return found
-                progress(f"{path} is not the lyric vocabulary that was expected; not used", 0, 0)
+                progress(f"warning: {path} is not the lyric vocabulary that was expected; not used", 0, 0)
     return _download(size, progress)
 
 
@@ -89,7 +90,10 @@ def _read(path: Path) -> bytes:
             raise CheckpointError(f"{path} is too large for a lyric vocabulary")
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+        raise CheckpointError(
+            f"{path}: {error.strerror or error}; give upstream's acestep/models/lyrics_utils/vocab.json, or "
+            "leave --lyric-vocab out and it is found or downloaded"
+        ) from None
 
 
 def _checked(data: bytes, source: str, size: int) -> LyricVocab:

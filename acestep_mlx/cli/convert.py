@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import CheckpointError
+from ..words import brief, count, size
+from .paths import NamedPath
 
 if TYPE_CHECKING:
     from ..convert.checkpoint import Report
@@ -27,8 +29,8 @@ DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
     "--mlx-path",
     default="mlx_model",
     show_default=True,
-    type=click.Path(path_type=Path),
-    help="The MLX folder to write; it must not exist.",
+    type=NamedPath(),
+    help="The MLX folder to write: a new one, or an empty one.",
 )
 @click.option("-q", "--quantize", is_flag=True, help="Quantise the large linear layers.")
 @click.option(
@@ -53,9 +55,7 @@ DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="Of all that is not quantised (default: as in the checkpoint).",
 )
-@click.option(
-    "--lyric-vocab", type=click.Path(path_type=Path), help="Lyric vocabulary file (else it is found)."
-)
+@click.option("--lyric-vocab", type=NamedPath(), help="Lyric vocabulary file (else it is found).")
 @click.option("--revision", help="Branch, tag or commit of the hub repository.")
 @click.option("--upload-repo", metavar="REPO", help="Upload the finished folder to this hub repository.")
 def command(
@@ -76,6 +76,8 @@ def command(
     """
     if not quantize and (q_bits or q_group_size or q_mode != "affine"):
         raise click.UsageError("--q-bits, --q-group-size and --q-mode need -q")
+    if not hf_path.strip():
+        raise click.UsageError("--hf-path is empty; name a hub repository or a folder")
     from ..convert.checkpoint import convert
     from .progress import ByteProgress
 
@@ -102,17 +104,17 @@ def summary(report: Report) -> list[str]:
     """What became of every tensor, and the sizes before and after."""
     lines = []
     for name, part in report.components.items():
-        quantized = f", {len(part.quantized)} layers quantised" if part.quantized else ""
+        quantized = f", {count(len(part.quantized), 'layer')} quantised" if part.quantized else ""
         lines.append(
-            f"{name:13} {part.parameters / 1e6:9.2f} M parameters  {part.bytes_read / 1e6:9.1f} MB → "
-            f"{part.bytes_written / 1e6:9.1f} MB  {len(part.account.converted)} tensors converted, "
+            f"{name:13} {part.parameters / 1e6:9.2f} M parameters  {size(part.bytes_read):>10} → "
+            f"{size(part.bytes_written):>10}  {count(len(part.account.converted), 'tensor')} converted, "
             f"{len(part.account.dropped)} dropped{quantized}"
         )
-        lines += [f"{'':13} {count} dropped: {reason}" for reason, count in part.account.reasons().items()]
+        lines += [f"{'':13} {n} dropped: {reason}" for reason, n in part.account.reasons().items()]
     read = sum(part.bytes_read for part in report.components.values())
     written = sum(part.bytes_written for part in report.components.values())
     lines.append(f"lyric vocabulary: {report.lyric_vocab}")
-    lines.append(f"{report.path}: {read / 1e9:.2f} GB → {written / 1e9:.2f} GB in {report.seconds:.0f} s")
+    lines.append(f"{report.path}: {size(read)} → {size(written)} in {report.seconds:.0f} s")
     return lines
 
 
@@ -125,9 +127,9 @@ def _upload(folder: Path, repo: str) -> None:
         api.create_repo(repo, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {brief(error)}"
         raise CheckpointError(
-            f"{folder} is written, but uploading it to {repo} failed ({type(error).__name__}: {reason}); "
+            f"{folder} is written, but uploading it to {repo} failed ({reason}); "
             "log in with `hf auth login` and try `hf upload`"
         ) from None
     click.echo(f"uploaded to {repo}")

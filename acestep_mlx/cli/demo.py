@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from ..errors import AceStepError, CheckpointError
+from ..words import count
+from .paths import NamedPath
 
 
 def _type(*arguments: str) -> None:
@@ -49,7 +51,7 @@ def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
 
 
 @click.command("demo")
-@click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path("acestep-demo"))
+@click.argument("directory", type=NamedPath(), default=Path("acestep-demo"))
 def command(directory: Path) -> None:
     """Run the whole job on a miniature model in DIRECTORY (default: acestep-demo).
 
@@ -59,6 +61,8 @@ def command(directory: Path) -> None:
     from ..convert.miniature import write_checkpoint
     from ..demo import write_configs, write_songs
 
+    if directory.exists() and not directory.is_dir():
+        raise AceStepError(f"{directory} is a file; name a folder")
     if directory.exists() and any(directory.iterdir()) and not (directory / "config.json").is_file():
         raise AceStepError(f"{directory} is not empty and is not an earlier demo; name another folder")
     try:
@@ -94,7 +98,8 @@ def command(directory: Path) -> None:
 
     heard = sf.info(str(wav))
     click.secho(f"\nDone in {time.perf_counter() - started:.0f} s.", bold=True)
-    click.echo(f"  verified LoRA: {exported} ({modules} modules, largest ΔW difference {difference:.1e})")
+    checked = f"{count(modules, 'module')}, largest ΔW difference {difference:.1e}"
+    click.echo(f"  verified LoRA: {exported} ({checked})")
     click.echo(
         f"  sound:         {wav} ({heard.duration:.1f} s, {heard.samplerate} Hz, random weights: noise)"
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from ..errors import ConfigError
+from ..words import count, size
+from .paths import NamedPath
 
 FORMATS = {
     "peft": "the original pipeline, diffusers, ComfyUI",
@@ -18,7 +20,7 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 
 
 @click.command("export")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=NamedPath())
 @click.option(
     "--format",
     "kind",
@@ -37,13 +39,13 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help=f"File to write, or a folder for {FILE_NAME} (default: named after PATH, here).",
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="MLX_FOLDER",
     help="The base model: checks the LoRA against it; ComfyUI files of a DoRA or lyrics embedder need it.",
 )
@@ -82,11 +84,10 @@ def command(
     write_lora(target, weights, kind, DTYPES[dtype], base=base, with_lyrics_embedder=with_lyrics_embedder)
     written = prepare(weights, kind, base, with_lyrics_embedder=with_lyrics_embedder)
     difference = verify(target, written, DTYPES[dtype])
-    size = target.stat().st_size / 1e6
     kinds = "DoRA" if weights.is_dora else "LoRA"
     click.echo(
-        f"{target}: {kinds} of {len(weights.modules)} modules, rank {weights.rank}, {dtype}, {size:.1f} MB, "
-        f"for {FORMATS[kind]}"
+        f"{target}: {kinds} of {count(len(weights.modules), 'module')}, rank {weights.rank}, {dtype}, "
+        f"{size(target.stat().st_size)}, for {FORMATS[kind]}"
     )
     if kind == "peft" and target.name != FILE_NAME:
         click.echo(f"note: the original pipeline wants a folder with this file in it as {FILE_NAME}")

@@ -87,6 +87,8 @@ def read_backends(config: TrainConfig) -> Backends:
         where, entries = "data_backend_config", source
     else:
         path = config.resolve(source)
+        if path.is_dir():
+            raise ConfigError(f"data_backend_config={source} is a folder; name the file in it")
         if not path.is_file():
             raise ConfigError(
                 f"no data set file at {path}; write one (a list of data sets) or set data_backend_config"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def test_flags_are_mlx_lms(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest
     assert ModelFolder.open(out).quantization == {"bits": 8, "group_size": 32, "mode": "affine"}
     printed = capsys.readouterr()
     assert "16 dropped: in the checkpoint, but the forward pass never uses it" in printed.out
-    assert "layers quantised" in printed.out and f"{out}: 0.01 GB → 0.00 GB" in printed.out
+    assert "layers quantised" in printed.out and re.search(r"model: [\d.]+ MB → [\d.]+ MB in", printed.out)
     assert "lyric vocabulary: " in printed.out
     assert "converting transformer" in printed.err and "100 %" in printed.err
     assert "\r" not in printed.err, "plain lines without a terminal"
@@ -44,11 +45,22 @@ def test_flags_are_mlx_lms(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest
         ["-q", "--q-mode", "int8"],
         ["--dtype", "int8"],
         ["--no-such-flag"],
+        ["--hf-path", ""],
+        ["--mlx-path", " "],
+        ["--lyric-vocab", ""],
     ],
 )
-def test_wrong_usage_is_exit_2(flags: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_wrong_usage_is_exit_2(
+    flags: list[str],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "model", *flags) == 2
-    assert not (tmp_path / "model").exists()
+    assert flags[0] in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_from_the_root_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -112,7 +124,9 @@ def test_upload(
 def test_unwritable_place(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "file" / "model") == 1
-    assert "cannot write there" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file; choose another --mlx-path" in capsys.readouterr().err
+    assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "file") == 1
+    assert "it is a file; choose another --mlx-path" in capsys.readouterr().err
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "locked" / "model") == 1

@@ -61,6 +61,9 @@ def test_the_flag_wins_and_a_different_file_is_accepted_with_a_warning(
     notes: list[str] = []
     found = find(tmp_path / "mine.json", tmp_path, SIZE, lambda text, *_: notes.append(text))
     assert found.data == other() and not found.known and "is not the lyric vocabulary" in notes[0]
+    assert notes[0].startswith("warning: ")
+    with pytest.raises(CheckpointError, match=r"Is a directory; give upstream's .*leave --lyric-vocab out"):
+        find(tmp_path, tmp_path, SIZE, lambda *_: None)
 
 
 @pytest.mark.parametrize("name", ["lyric_vocab.json", "vocab.json", "acestep/models/lyrics_utils/vocab.json"])

@@ -158,6 +158,8 @@ def test_malformed_files_are_one_line(content: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; name the file in it"):
+        read_backends(load_config({"data_backend_config": str(tmp_path)}))
     with pytest.raises(ConfigError, match="no data set file"):
         read_backends(load_config({"data_backend_config": str(tmp_path / "absent.json")}))
 

@@ -1,0 +1,24 @@
+"""Paths as arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class NamedPath(click.Path):
+    """A path that is not empty: `Path("")` would silently be the working directory.
+
+    kind: what the command gets, `Path` or `str`.
+    """
+
+    def __init__(self, kind: type[Path] | type[str] = Path) -> None:
+        super().__init__(path_type=kind)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value).strip():
+            self.fail("it is empty; name a file or folder", param, ctx)
+        return super().convert(value, param, ctx)
