@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import ConfigError
+from ..words import count, size
+
 if TYPE_CHECKING:
     from ..data.encode import Cache
 
@@ -28,7 +31,7 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
 
     settings = load_config(config, overrides)
     if settings.vae_cache_disable:
-        raise click.UsageError("vae_cache_disable is set: there are no caches to fill")
+        raise ConfigError("vae_cache_disable is set: there are no caches to fill")
     with CountProgress() as progress:
         manifest = build_manifest(settings, progress)
         # on-demand data sets are what this command is for, too

@@ -13,6 +13,7 @@ import click
 
 from ..errors import ConfigError
 from ..sampling.request import Request
+from .paths import NamedPath
 from .steps import StageBar
 
 if TYPE_CHECKING:
@@ -74,17 +75,27 @@ def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[
 
 
 @click.command("generate")
-@click.option("--model", help="MLX folder that `acestep-mlx convert` wrote.", metavar="DIR")
+@click.option(
+    "--model", type=NamedPath(str), help="MLX folder that `acestep-mlx convert` wrote.", metavar="DIR"
+)
 @click.option(
     "--output",
     "-o",
+    type=NamedPath(str),
     metavar="FILE_OR_DIR",
     help="wav, flac, mp3 or ogg; or a folder. [default: a name of the prompt]",
 )
 @request_options(common=True)
-@click.option("--lyrics-file", metavar="FILE", help="Lyrics from a text file.")
+@click.option("--lyrics-file", type=NamedPath(str), metavar="FILE", help="Lyrics from a text file.")
 @click.option("--batch", type=int, metavar="N", help="So many songs, with seeds that follow the first.")
-@click.option("--lora", "loras", multiple=True, metavar="PATH", help="A LoRA of any format; repeatable.")
+@click.option(
+    "--lora",
+    "loras",
+    type=NamedPath(str),
+    multiple=True,
+    metavar="PATH",
+    help="A LoRA of any format; repeatable.",
+)
 @click.option(
     "--lora-scale",
     "lora_scales",
@@ -97,6 +108,7 @@ def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[
 @click.option("--sample-rate", type=int, metavar="HZ", help="44100 or 48000. [default: 44100]")
 @click.option(
     "--from-json",
+    type=NamedPath(str),
     metavar="FILE",
     help="Repeat a song from its JSON (or from its sound file); other flags change it.",
 )
@@ -187,7 +199,7 @@ def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None) 
     if not 1 <= batch <= 64:
         raise ConfigError(f"--batch must be between 1 and 64, got {batch}")
     if len(request.seeds) > 1:
-        raise ConfigError("give --batch or several seeds, not both")
+        raise click.UsageError("--batch and several seeds exclude each other")
     return replace(request, seeds=tuple(request.seeds[0] + i for i in range(batch)), retake_seeds=())
 
 
@@ -197,12 +209,14 @@ def _loras(
     """Paths with their scales; those of the earlier song when none is given."""
     before = earlier.get("loras", [])
     if scales and not paths and not before:
-        raise ConfigError("--lora-scale is the strength of a LoRA; name the LoRA with --lora")
+        raise click.UsageError("--lora-scale is the strength of a LoRA; name the LoRA with --lora")
     if not paths:
         paths = tuple(entry["path"] for entry in before)
         scales = scales or tuple(entry["scale"] for entry in before)
     if len(scales) not in (0, 1, len(paths)):
-        raise ConfigError(f"{len(paths)} LoRAs need one scale or as many, got {len(scales)}")
+        raise click.UsageError(
+            f"{len(scales)} --lora-scale for {len(paths)} --lora: give none, one, or one each"
+        )
     each = scales if len(scales) == len(paths) else (scales or (1.0,)) * len(paths)
     return list(zip(paths, each, strict=True))
 

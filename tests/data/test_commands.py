@@ -52,7 +52,7 @@ def test_cache_fills_once_and_reports(project: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [(["absent.json"], 1, "no configuration found"), (["config.json", "--lora_rnk=4"], 1, "did you mean"),
-     (["config.json", "--vae_cache_disable"], 2, "vae_cache_disable"), ([], 2, "CONFIG"),
+     (["config.json", "--vae_cache_disable"], 1, "vae_cache_disable"), ([], 2, "CONFIG"),
      (["config.json", "--data_backend_config=absent.json"], 1, "no data set file"),
      (["config.json", "--pretrained_model_name_or_path=songs"], 1, "songs")],
 )  # fmt: skip
