@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from ..words import count
+from .paths import NamedPath
+
+if TYPE_CHECKING:
+    from ..convert.fuse import FuseReport
+
+NOTABLE = 0.25  # rounding error as a share of what the LoRA changes, from which on there is a warning
 
 
 @click.command("fuse")
 @click.option(
     "--model",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="MLX_FOLDER",
     help="The base model; it stays as it is.",
 )
@@ -20,7 +29,7 @@ import click
     "loras",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="LoRA file, folder or training checkpoint of any format; repeatable.",
 )
@@ -37,9 +46,9 @@ import click
     "--output",
     "--mlx-path",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="DIR",
-    help="The MLX folder to write; it must not exist.",
+    help="The MLX folder to write: a new one, or an empty one.",
 )
 def command(model: Path, loras: tuple[Path, ...], scales: tuple[float, ...], output: Path) -> None:
     """Merge LoRAs into a model and write a new MLX folder.
@@ -57,15 +66,30 @@ def command(model: Path, loras: tuple[Path, ...], scales: tuple[float, ...], out
 
     with ByteProgress() as progress:
         report = fuse(model, list(zip(loras, strengths, strict=True)), output, progress=progress)
-    whole = f" and {report.parameters} whole parameters" if report.parameters else ""
+    whole = f" and {count(report.parameters, 'whole parameter')}" if report.parameters else ""
     click.echo(
-        f"{report.path}: {len(loras)} LoRA(s) in {report.layers} layers{whole}, {report.seconds:.0f} s"
+        f"{report.path}: {count(len(loras), 'LoRA')} in {count(report.layers, 'layer')}{whole}, "
+        f"{report.seconds:.0f} s"
     )
-    if report.errors and report.mean.weight > 1e-5:
-        name, worst = report.worst
-        mean = report.mean
-        how = "quantising again" if report.quantized else "storing"
-        click.echo(
-            f"{how} moved the fused weights by {mean.weight:.2%} on average ({worst.weight:.2%} in {name}), "
-            f"which is {mean.update:.1%} of what the LoRA changes"
+    for line in rounding_lines(report):
+        click.echo(line, err=line.startswith("warning"))
+
+
+def rounding_lines(report: FuseReport) -> list[str]:
+    """What storing the fused weights with few digits costs; nothing to say where that is next to nothing."""
+    if not report.errors or report.mean.weight <= 1e-5:
+        return []
+    name, worst = report.worst
+    mean = report.mean
+    share = f"{mean.update:.0%}" if mean.update >= 0.1 else f"{mean.update:.1%}"
+    lines = [
+        f"rounding{' to few bits' if report.quantized else ''} moves the fused weights by {mean.weight:.2%} "
+        f"on average ({worst.weight:.2%} in {name}): an error {share} as large as what the LoRA changes"
+    ]
+    if mean.update > NOTABLE:
+        better = "an unquantised" if report.quantized else "a float32"
+        lines.append(
+            f"warning: rounding loses a notable part of the LoRA ({share}); fuse into {better} model, or "
+            "keep the LoRA apart (generate --lora)"
         )
+    return lines

@@ -14,12 +14,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx import cli
+from acestep_mlx.cli.fuse import rounding_lines
 from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.fuse import fuse
+from acestep_mlx.convert.fuse import FuseReport, fuse
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.lora import formats
 from acestep_mlx.lora.apply import apply_loras
 from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
+from acestep_mlx.lora.fuse import FuseError
 from acestep_mlx.lora.inject import LoRASpec, from_model, inject
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
 from acestep_mlx.models.load import ModelFolder
@@ -179,7 +181,7 @@ def test_the_fuse_command(quantised, loras, tmp_path):
         "-o", tmp_path / "new",
     )  # fmt: skip
     assert code == 0
-    assert "2 LoRA(s) in 22 layers" in out and "quantising again moved the fused weights by" in out
+    assert "2 LoRAs in 22 layers" in out and "rounding to few bits moves the fused weights by" in out
     code, _, err = run(
         "fuse",
         "--model",
@@ -289,3 +291,28 @@ def test_shared_files_do_not_tell_where_home_is(tiny_model, tmp_path):
     assert str(tiny_model.parent) not in path.read_bytes()[:20000].decode(errors="replace")
     facts = json.loads(mx.load(str(path), return_metadata=True)[1][formats.METADATA_KEY])
     assert facts["base"] == tiny_model.name
+
+
+@pytest.mark.parametrize(("update", "said"), [(1.07, "107%"), (0.2, "20%"), (0.0123, "1.2%")])
+def test_what_rounding_takes_from_a_lora_is_said(update, said, tmp_path):
+    for quantised, better in ((True, "an unquantised model"), (False, "a float32 model")):
+        report = FuseReport(tmp_path, 1, 0, quantised, {"layer": FuseError(0.0038, update)})
+        lines = rounding_lines(report)
+        assert f"an error {said} as large as what the LoRA changes" in lines[0]
+        assert [line for line in lines if line.startswith("warning: ")] == lines[1:]
+        assert len(lines) == (2 if update > 1 else 1) and all(better in line for line in lines[1:])
+
+
+def test_a_lora_that_drowns_in_the_rounding_is_a_warning(quantised, tiny_model, loras, tmp_path):
+    options = ("--lora", loras["lora"], "--lora-scale", 0.001)
+    code, out, err = run("fuse", "--model", quantised, *options, "-o", tmp_path / "rounded")
+    assert code == 0 and "warning: rounding loses a notable part of the LoRA" in err, out + err
+    code, out, err = run("fuse", "--model", tiny_model, *options, "-o", tmp_path / "exact")
+    assert code == 0 and "rounding" not in out + err, "float32 has digits enough"
+
+
+def test_a_file_where_the_new_folder_should_be(tiny_model, loras, tmp_path):
+    (tmp_path / "file").touch()
+    for place, says in (("file", "it is a file"), ("file/new", "file is a file; choose another folder")):
+        with pytest.raises(CheckpointError, match=says):
+            fuse(tiny_model, [(loras["lora"], 1.0)], tmp_path / place)
