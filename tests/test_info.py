@@ -109,7 +109,9 @@ def test_lora(name: str, loras: Path, tiny_model: Path, capsys: pytest.CaptureFi
     out = info(capsys, loras / f"{name}.safetensors", "--model", tiny_model)
     assert f"format {name!r} of acestep-mlx" in out and "rank: 4" in out
     assert "trained with rank 4, alpha 8 (scale 2)" in out
-    assert "scale still to be applied: " + ("2" if name == "mlx" else "1") in out
+    assert "use at strength 1.0" in out and ("  scale 2, applied by acestep-mlx itself" in out) == (
+        name == "mlx"
+    )
     assert "attn.to_q × 2" in out and "cross_attn.to_v × 2" in out and "step: 20" in out
     assert f"fits {tiny_model}, the one it was trained on" in out
 
@@ -150,7 +152,62 @@ def test_training_checkpoint_and_output(
     assert "fingerprint-of-t" in out and "attn.to_q × 2" in out
     (path / checkpoint.ADAPTER).write_bytes(b"")
     assert "is damaged: adapter.safetensors" in refused(capsys, path)
-    assert "checkpoint-20: damaged" in info(capsys, tmp_path)
+    out = info(capsys, tmp_path)
+    assert "checkpoint-20: damaged" in out and "to use the newest" not in out
+
+
+def test_an_output_that_holds_checkpoints_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from acestep_mlx.training import checkpoint
+
+    arrays = {"x": mx.zeros((2,))}
+    for step in (5, 20):
+        checkpoint.save(tmp_path, step, state={}, adapter=arrays, optimizer=arrays, sampler=arrays, config={})
+    out = info(capsys, tmp_path)
+    assert "output of training, 2 checkpoints" in out and "checkpoint-5: step 5" in out
+    assert f"to use the newest: acestep-mlx export {tmp_path / 'checkpoint-20'}" in out
+
+
+def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"event": "eval", "step": 0, "loss": 2.0},
+        {"event": "step", "step": 1, "smoothed_loss": 1.5, "skipped": False},
+        {"event": "step", "step": 2, "smoothed_loss": None, "skipped": True},
+        {"event": "eval", "step": 2, "loss": 1.0},
+        {"event": "checkpoint", "step": 2, "path": "x"},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = info(capsys, path)
+    assert "2 steps, 1 of them skipped, the last is 2" in out and "smoothed: not finite" in out
+    assert "evaluation loss, step 2: 1.0000 (step 0: 2.0000)" in out
+    assert "1 checkpoint, 0 validation clips" in out
+    path.write_text('{"prompt": "another program\'s lines"}\n')
+    assert "no metrics of a training run" in refused(capsys, path)
+    path.write_bytes(b"\xff\x00")
+    assert "no metrics of a training run" in refused(capsys, path)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp3"])
+def test_a_generated_song_and_its_json(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from acestep_mlx.sampling.record import write_song
+    from acestep_mlx.sampling.request import Request
+
+    request = Request(prompt="slow jazz", seeds=(7,), steps=12).to_dict()
+    loras = [{"path": "/x/mine.safetensors", "scale": 0.5}]
+    record = {"version": "9.9", "request": request, "model": {"path": "/x/model"}, "loras": loras}
+    song = tmp_path / f"song{suffix}"
+    write_song(song, np.zeros((44100, 2), np.float32), record, sample_rate=44100, facts={})
+    for path, first in ((song, "audio, 1.0"), (tmp_path / "song.json", "how a song was made")):
+        out = info(capsys, path)
+        assert first in out.splitlines()[0] and "model: /x/model" in out and "version: 9.9" in out
+        assert "LoRA: /x/mine.safetensors at 0.5" in out
+        assert 'prompt: "slow jazz"' in out and "seeds: [7]" in out and "steps: 12" in out
+        assert "omega" not in out, "what is as usual is left out"
+        assert f"generate --from-json {path}" in out
+    (tmp_path / "song.json").write_text('{"acestep_mlx": 3}')
+    assert "does not say how a song was made" in refused(capsys, tmp_path / "song.json")
 
 
 def test_folder_of_songs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +220,7 @@ def test_folder_of_songs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "1 of 2 songs" in out and "two.flac" in out and "without lyrics: 1" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == before, "nothing is written"
     out = info(capsys, tmp_path / "one.wav")
-    assert "wav audio, 4.00 s, 44100 Hz, 1 channel(s), 44 latent frames" in out
+    assert out.endswith("wav audio, 4.00 s, 44100 Hz, 1 channel, 44 latent frames\n")
 
 
 def test_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,6 +254,7 @@ def test_lyrics(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         "en",
     )
     assert " de " not in forced
+    assert "is a folder" in refused(capsys, tmp_path / "song.lyrics", "--lyric-vocab", tmp_path)
     (tmp_path / "bad.lyrics").write_bytes(b"\xff\xff\xff")
     assert "UTF-8" in refused(capsys, tmp_path / "bad.lyrics", "--model", tiny_model)
 
@@ -221,3 +279,10 @@ def test_what_it_cannot_know(tmp_path: Path, tiny_model: Path, capsys: pytest.Ca
     broken = shutil.copytree(tiny_model, tmp_path / "model")
     (broken / "vocoder.safetensors").unlink()
     assert "is incomplete: vocoder.safetensors" in refused(capsys, broken)
+
+
+def test_an_empty_path_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["info", ""], ["info", ".", "--model", ""]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2 and "is empty" in capsys.readouterr().err

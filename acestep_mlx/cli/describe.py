@@ -1,4 +1,4 @@
-"""What a model, a LoRA, a checkpoint, a data set or a file is, as lines of text."""
+"""What a model, a LoRA, a data set or a song is, as lines of text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AceStepError, CheckpointError
-from ..words import size
+from ..errors import CheckpointError, DataError
+from ..words import count, size
 
 if TYPE_CHECKING:
     from ..lora.weights import LoRAWeights
@@ -29,9 +29,9 @@ SPELLINGS = {
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
 
 
-def number(count: int) -> str:
+def number(n: int) -> str:
     """A count of parameters for people."""
-    return f"{count / 1e6:.2f} M" if count >= 1e4 else str(count)
+    return f"{n / 1e6:.2f} M" if n >= 1e4 else str(n)
 
 
 def _dtypes(tensors: Iterable[TensorInfo]) -> str:
@@ -90,7 +90,7 @@ def mlx_folder(path: Path) -> list[str]:
     ]
     for name in COMPONENTS:
         parameters, stored, quantized = component_size(folder, name)
-        layers = f", {quantized} layers quantised" if quantized else ""
+        layers = f", {count(quantized, 'layer')} quantised" if quantized else ""
         lines.append(
             f"  {name:13} {number(parameters):>10} parameters, {size(stored):>10}{layers}, "
             f"fingerprint {folder.fingerprints[name][:16]}"
@@ -162,7 +162,7 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
     header = read_header(file)
     lines = [
         f"{file}: {'DoRA' if weights.is_dora else 'LoRA'}, {_spelling(weights, set(header.tensors))}",
-        f"  {len(weights.modules)} modules, {number(weights.parameter_count)} parameters, "
+        f"  {count(len(weights.modules), 'module')}, {number(weights.parameter_count)} parameters, "
         f"{_dtypes(header.tensors.values())}, {size(file.stat().st_size)}",
     ]
     lines += _lora_facts(weights)
@@ -194,7 +194,7 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
     ranks = Counter(module.rank for module in weights.modules.values())
     scales = Counter(round(module.scale, 6) for module in weights.modules.values())
     targets = Counter(_target(name) for name in weights.modules)
-    lines = [f"  rank: {_counted(ranks)}", f"  scale still to be applied: {_counted(scales)}"]
+    lines = [f"  rank: {_counted(ranks)}", f"  {_strength(scales)}"]
     if "alpha" in facts:
         kind = ", rsLoRA" if facts.get("use_rslora") else ""
         lines.append(
@@ -211,15 +211,26 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
             f"  base: {facts['base']}, fingerprint {str(facts.get('base_fingerprint', 'unknown'))[:16]}"
         )
     if weights.lyrics_embedder:
-        count = sum(value.size for value in weights.lyrics_embedder.values())
-        lines.append(f"  lyrics embedder: {len(weights.lyrics_embedder)} tensors, {number(count)} parameters")
+        parameters = sum(value.size for value in weights.lyrics_embedder.values())
+        tensors = count(len(weights.lyrics_embedder), "tensor")
+        lines.append(f"  lyrics embedder: {tensors}, {number(parameters)} parameters")
     return lines
+
+
+def _strength(scales: Counter[float]) -> str:
+    """How strong to use it. A scale other than 1 is in the file's alpha, which not every loader reads."""
+    if list(scales) == [1.0]:
+        return "use at strength 1.0"
+    return (
+        f"scale {_counted(scales)}, applied by acestep-mlx itself (use at strength 1.0 here); for other "
+        "loaders `acestep-mlx export` multiplies it in"
+    )
 
 
 def _counted(counts: Counter[Any]) -> str:
     if len(counts) == 1:
         return f"{next(iter(counts)):g}"
-    return ", ".join(f"{value:g} ({n} modules)" for value, n in counts.most_common())
+    return ", ".join(f"{value:g} ({count(n, 'module')})" for value, n in counts.most_common())
 
 
 def _target(name: str) -> str:
@@ -249,45 +260,6 @@ def _fits(weights: LoRAWeights, folder: ModelFolder) -> list[str]:
     return [f"  fits {folder.path}{note}"]
 
 
-def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
-    """A checkpoint of this trainer, verified: step, settings, and the LoRA in it."""
-    from ..training.checkpoint import LORA, verify
-
-    state = verify(path)
-    total = sum(entry["bytes"] for entry in state["files"].values())
-    settings = state.get("lora", {})
-    lines = [
-        f"{path}: training checkpoint, step {state['step']}, of acestep-mlx {state.get('tool_version')}",
-        f"  {len(state['files'])} files, {size(total)}, all as they were written",
-        f"  LoRA: rank {settings.get('rank')}, alpha {settings.get('alpha')}, targets "
-        f"{', '.join(settings.get('targets', []))}",
-    ]
-    base = (state.get("identity") or {}).get("transformer")
-    if base:
-        lines.append(f"  base fingerprint: {str(base)[:16]}")
-    lines.append(f"go on with: acestep-mlx train CONFIG --resume_from_checkpoint={path}")
-    if (path / LORA).is_file():
-        lines += lora(path, against)
-    return lines
-
-
-def training_output(path: Path) -> list[str]:
-    """An output folder of training: its checkpoints and how far it came."""
-    from ..training.checkpoint import checkpoints, verify
-
-    lines = [f"{path}: output of training"]
-    for folder in checkpoints(path):
-        try:
-            step = f"step {verify(folder)['step']}"
-        except AceStepError as error:
-            step = f"damaged: {error}"
-        lines.append(f"  {folder.name}: {step}")
-    for name in ("pytorch_lora_weights.safetensors", "report.html", "metrics.jsonl"):
-        if (path / name).is_file():
-            lines.append(f"  {name}: {size((path / name).stat().st_size)}")
-    return lines
-
-
 def weights_file(path: Path) -> list[str]:
     """A safetensors file that is no LoRA."""
     from ..models.files import read_header
@@ -296,7 +268,7 @@ def weights_file(path: Path) -> list[str]:
     tensors = header.tensors.values()
     stored = sum(info.stop - info.start for info in tensors)
     lines = [
-        f"{path}: safetensors, {len(header.tensors)} tensors, "
+        f"{path}: safetensors, {count(len(header.tensors), 'tensor')}, "
         f"{number(sum(info.size for info in tensors))} parameters, {_dtypes(tensors)}, {size(stored)}",
     ]
     lines += [
@@ -324,18 +296,6 @@ def data_set(path: Path, kind: str) -> list[str]:
     return [f"{path}: data set", *manifest.report.lines(NAMES)]
 
 
-def configuration(path: str | Path) -> list[str]:
-    """A run configuration: what is set, and what is ignored."""
-    from ..config import load_config
-
-    config = load_config(path)
-    changed = {k: v for k, v in config.to_dict().items() if config.origin(k) != "default"}
-    lines = [f"{config.source or path}: training configuration"]
-    lines += [f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
-    lines += [f"  ignored: {key} ({reason})" for key, reason in config.ignored]
-    return [*lines, f"for data, memory and length: acestep-mlx train {path} --dry-run"]
-
-
 def audio_file(path: Path) -> list[str]:
     """A sound file, and how long it is for the model."""
     from ..audio import probe
@@ -343,10 +303,14 @@ def audio_file(path: Path) -> list[str]:
 
     found = probe(path)
     frames = latent_frames(round(found.duration * 44100))
-    return [
+    line = (
         f"{path}: {found.format} audio, {found.duration:.2f} s, {found.sample_rate} Hz, "
-        f"{found.channels} channel(s), {frames} latent frames",
-    ]
+        f"{count(found.channels, 'channel')}, {frames} latent frames"
+    )
+    try:
+        return [line, "made by acestep-mlx:", *song_record(path)]
+    except DataError:
+        return [line]  # somebody else's song
 
 
 def lyrics(path: Path, vocab: Path, language: str | None) -> list[str]:
@@ -358,7 +322,16 @@ def lyrics(path: Path, vocab: Path, language: str | None) -> list[str]:
     return [f"{path}: lyrics", *lyrics_report(text, LyricTokenizer(vocab), language).splitlines()]
 
 
-def song_record(path: Path, content: dict[str, Any]) -> list[str]:
-    """The JSON beside a generated song."""
-    lines = [f"{path}: how a song was made (repeat it with acestep-mlx generate --from-json {path})"]
-    return lines + [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
+def song_record(path: Path) -> list[str]:
+    """How a generated song was made, from the JSON beside it or its own tags. DataError when not there."""
+    from ..sampling.record import read_record
+    from ..sampling.request import Request
+
+    record = read_record(path)
+    model, loras = record.get("model") or {}, record.get("loras") or []
+    lines = [f"  version: {record.get('version')}", f"  model: {model.get('path')}"]
+    lines += [f"  LoRA: {one.get('path')} at {one.get('scale')}" for one in loras]
+    usual = {k: v for k, v in Request().to_dict().items() if k not in ("task", "prompt", "seeds")}
+    chosen = {k: v for k, v in record["request"].items() if k not in usual or usual[k] != v}
+    lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in chosen.items()]
+    return [*lines, f"repeat it with: acestep-mlx generate --from-json {path}"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import AceStepError, CheckpointError
+from .paths import NamedPath
 
 if TYPE_CHECKING:
     from ..models.load import ModelFolder
@@ -20,15 +21,15 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 @click.command("info")
 @click.argument("path")
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="MLX folder: does the LoRA fit it; its lyric vocabulary."
-)
-@click.option("--lyric-vocab", type=click.Path(path_type=Path), help="Lyric vocabulary file, for lyrics.")
+@click.option("--model", type=NamedPath(), help="MLX folder: does the LoRA fit it; its lyric vocabulary.")
+@click.option("--lyric-vocab", type=NamedPath(), help="Lyric vocabulary file, for lyrics.")
 @click.option("--lyrics-language", help="Language of the lyrics (default: found line by line).")
 def command(path: str, model: Path | None, lyric_vocab: Path | None, lyrics_language: str | None) -> None:
     """Say what PATH is: a PyTorch checkpoint, MLX folder, LoRA, training checkpoint or output, data set,
-    configuration (also env=NAME, example=NAME), lyrics or sound file. Nothing is changed.
+    configuration (also env=NAME, example=NAME), metrics, lyrics or sound file. Nothing is changed.
     """
+    if not path.strip():
+        raise click.UsageError("PATH is empty; name a file or folder")
     from ..models.load import ModelFolder
 
     folder = ModelFolder.open(model) if model is not None else None
@@ -39,10 +40,10 @@ def command(path: str, model: Path | None, lyric_vocab: Path | None, lyrics_lang
 def _describe(
     text: str, model: ModelFolder | None, lyric_vocab: Path | None, language: str | None
 ) -> list[str]:
-    from . import describe
+    from . import describe_training
 
     if text.startswith(("env=", "example=")):
-        return describe.configuration(text)
+        return describe_training.configuration(text)
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(path, model)
@@ -55,7 +56,8 @@ def _describe(
 
 def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     from ..convert.source import FOLDERS
-    from . import describe
+    from ..training.checkpoint import NAME
+    from . import describe, describe_training
 
     names = {entry.name for entry in path.iterdir()}
     if "config.json" in names and "transformer.safetensors" in names:
@@ -65,19 +67,19 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     if path.name in FOLDERS.values() and "config.json" in names:
         return [f"{path}: one component of a PyTorch checkpoint; give its parent folder"]
     if "training_state.json" in names:
-        return describe.training_checkpoint(path, model)
-    if any(name.startswith("checkpoint-") for name in names) or "metrics.jsonl" in names:
-        return describe.training_output(path)
+        return describe_training.training_checkpoint(path, model)
+    if any(map(NAME.fullmatch, names)) or "metrics.jsonl" in names:
+        return describe_training.training_output(path)
     if names & set(LORA_FILES):
         return describe.lora(path, model)
     if names & {"state.json", "dataset_info.json", "dataset_dict.json"} or any(path.rglob("*.parquet")):
         return describe.data_set(path, "huggingface")
     if "config.json" in names and "multidatabackend.json" in names:
-        return describe.configuration(path / "config.json")
+        return describe_training.configuration(path / "config.json")
     if _has_audio(path):
         return describe.data_set(path, "local")
     if "config.json" in names:
-        return describe.configuration(path / "config.json")
+        return describe_training.configuration(path / "config.json")
     raise AceStepError(f"{path}: not a model, LoRA, checkpoint, configuration or folder of songs")
 
 
@@ -90,7 +92,7 @@ def _has_audio(path: Path) -> bool:
 def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, language: str | None) -> list[str]:
     from ..audio import SUFFIXES
     from ..models.files import PICKLES, refuse_pickle
-    from . import describe
+    from . import describe, describe_training
 
     suffix = path.suffix.lower()
     if suffix in PICKLES:
@@ -101,6 +103,8 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
         return describe.lyrics(path, _vocabulary(model, lyric_vocab), language)
     if suffix == ".json":
         return _json(path)
+    if suffix == ".jsonl":
+        return describe_training.metrics(path)
     if suffix in SUFFIXES:
         return describe.audio_file(path)
     if suffix == ".txt":
@@ -121,7 +125,8 @@ def _weights(path: Path, model: ModelFolder | None) -> list[str]:
 
 
 def _json(path: Path) -> list[str]:
-    from . import describe
+    from ..sampling.record import KEY
+    from . import describe, describe_training
 
     try:
         content = json.loads(path.read_bytes())
@@ -136,16 +141,17 @@ def _json(path: Path) -> list[str]:
         return [f"{path}: data sets for training", *sets]
     if isinstance(content, dict) and content.get("format") == "acestep-mlx":
         return describe.mlx_folder(path.parent)
-    if isinstance(content, dict) and {"prompt", "seed"} <= set(content):
-        return describe.song_record(path, content)
-    return describe.configuration(path)
+    if isinstance(content, dict) and KEY in content:
+        return [f"{path}: how a song was made", *describe.song_record(path)]
+    return describe_training.configuration(path)
 
 
 def _vocabulary(model: ModelFolder | None, given: Path | None) -> Path:
     """The lyric vocabulary to read lyrics with: given, the model's, or wherever `convert` would find it."""
     if given is not None:
         if not given.is_file():
-            raise CheckpointError(f"{given}: no such file")
+            what = "is a folder; name a file" if given.is_dir() else "no such file"
+            raise CheckpointError(f"{given}: {what}")
         return given
     if model is not None:
         return model.lyric_vocab()
