@@ -295,6 +295,28 @@ def check_identity(path: Path, state: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
+#: options among the FREE that change how the training goes on
+STEERING = (
+    "max_train_steps", "num_train_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps",
+    "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm",
+)  # fmt: skip
+STEERING_EMBEDDER = ("lyrics_embedder_lr", "lyrics_embedder_lr_scheduler")
+
+
+def changed_settings(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """`learning_rate 0.0001 → 0.0002`: settings that a checkpoint's run had otherwise, and that may change.
+
+    `now`: the configuration that goes on from it.
+    """
+    then = read_json(path / "config.json")
+    names = STEERING + (STEERING_EMBEDDER if now.get("lyrics_embedder_train") else ())
+    return [
+        f"{name} {_short(then[name])} → {_short(now[name])}"
+        for name in names
+        if name in then and name in now and then[name] != now[name]
+    ]
+
+
 def _short(value: Any, limit: int = 60) -> str:
     text = json.dumps(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -79,6 +79,8 @@ def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1) -> Preflig
         return Preflight(model, None, 0)
     state = checkpoint.verify(resume)
     _check_identity(config, resume, state, model, ranks)
+    if changed := checkpoint.changed_settings(resume, config.to_dict()):
+        notify(f"changed since {resume.name}: {', '.join(changed)}", "info")
     return Preflight(model, resume, int(state["step"]))
 
 

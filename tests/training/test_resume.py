@@ -195,6 +195,7 @@ def test_longer_run_may_go_on_from_a_checkpoint(finished, root, tmp_path):
         {**config, "output_dir": str(copy), "resume_from_checkpoint": "latest", "max_train_steps": 7}
     )
     assert result.finished and [e.step for e in seen.of(StepDone)] == [7]
+    assert "changed since checkpoint-6: max_train_steps 6 → 7" in [e.text for e in seen.of(Notice)]
     assert json.loads((result.checkpoint / "training_state.json").read_text())["step"] == 7
 
 
@@ -207,6 +208,15 @@ def test_dry_run_says_where_a_run_goes_on_and_what_contradicts(root, tiny_model)
     again = {**config, "resume_from_checkpoint": "latest"}
     found = preflight(load_config(again), lambda *_: None)
     assert found.step == 2 and found.resume == root / "preflight" / "checkpoint-2"
+    said: list[str] = []
+    preflight(load_config(again), lambda text, level: said.append(text))
+    assert not said, "nothing changed"
+    change = {"learning_rate": 2e-3, "lr_scheduler": "cosine", "max_grad_norm": 0.5, "max_train_steps": 9}
+    preflight(load_config({**again, **change}), lambda text, level: said.append(text))
+    assert said == [
+        "changed since checkpoint-2: max_train_steps 2 → 9, learning_rate 0.001 → 0.002, "
+        'lr_scheduler "constant" → "cosine", max_grad_norm 1.0 → 0.5'
+    ]
     for change in ({"lora_rank": 3}, {"seed": 7}, {"mixed_precision": "bf16"}):
         with pytest.raises(ConfigError, match=next(iter(change))):
             preflight(load_config({**again, **change}), lambda *_: None)
