@@ -216,7 +216,8 @@ LORA = (
         "peft_lora_target_modules",
         "list",
         None,
-        "Layers by the end of their name, instead of acestep_lora_target (a list, or names split by commas).",
+        "Layers by the end of their name, instead of acestep_lora_target (a list, or names split by commas). "
+        "Where none is in the lyric encoder, a song's lyrics are encoded once, not in every step.",
     ),
     Option("init_lora", "path", None, "LoRA file of any supported format to start from."),
     Option(
@@ -230,7 +231,14 @@ LORA = (
 )
 
 LYRICS_EMBEDDER = (
-    Option("lyrics_embedder_train", "bool", False, "Train the lyric embedding and encoder too."),
+    Option(
+        "lyrics_embedder_train",
+        "bool",
+        False,
+        "Train the lyric embedding and encoder too. While they are frozen (this is off, and no LoRA is on "
+        "the lyric encoder: acestep_lora_target=attn_qkv), a song's lyrics are encoded once, not in every "
+        "step.",
+    ),
     Option("lyrics_embedder_lr", "float", None, "Its learning rate. Default: learning_rate.", low=0, high=10),
     Option(
         "lyrics_embedder_optimizer",
