@@ -20,7 +20,7 @@ from .events import TrainDisplay
 )
 @click.pass_context
 def command(context: click.Context, config: str, dry_run: bool) -> None:
-    """Train a LoRA as CONFIG says: a config.json, env=NAME or example=NAME.
+    """Train a LoRA as CONFIG says: a config.json, a folder that holds one, env=NAME or example=NAME.
 
     Every option of the configuration may also follow as --key=value, and wins. Ctrl-C ends with a complete
     checkpoint; the same command with resume_from_checkpoint=latest goes on from there, bit for bit.

@@ -81,6 +81,6 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
         if any(piece in said for piece in PEER_LOST):
             raise AceStepError(
                 f"another machine or process of this run ended or lost its connection ({error}); this one "
-                "stops too. Start all of them again with resume_from_checkpoint=latest.{tail}"
+                f"stops too. Start all of them again with resume_from_checkpoint=latest.{tail}"
             ) from error
         raise

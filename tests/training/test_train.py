@@ -296,6 +296,9 @@ def test_other_errors_are_not_disguised(root, tiny_model, monkeypatch):
 
 
 def test_watchdog_points_to_the_display():
+    lost = "resume_from_checkpoint=latest. The last one is 5"
+    with pytest.raises(AceStepError, match=lost), faults.explained({}, "The last one is 5"):
+        raise RuntimeError("[ring] connection to a peer was reset")
     with pytest.raises(AceStepError, match="display"), faults.explained({}):
         raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity")
 
