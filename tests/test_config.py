@@ -526,3 +526,8 @@ def test_numbers_in_errors_are_as_they_were_written(text: str) -> None:
 def test_no_configuration_named() -> None:
     with pytest.raises(ConfigError, match="no configuration is named"):
         load_config(" ")
+
+
+@pytest.mark.parametrize("name", ["lyrics_embedder_train", "acestep_lora_target", "peft_lora_target_modules"])
+def test_help_says_when_lyrics_are_encoded_once(name: str) -> None:
+    assert "lyrics are encoded once, not in every step" in OPTIONS[name].help
