@@ -31,7 +31,7 @@ from acestep_mlx.sampling.request import MAX_SEED, Request
         ({"steps": 2.5}, "whole number"),
         ({"seeds": ()}, "at least one"),
         ({"seeds": (-1,)}, "between 0 and"),
-        ({"seeds": (1, 2), "retake_seeds": (3,)}, "2 seeds need as many"),
+        ({"seeds": (1, 2), "retake_seeds": (3,)}, r"as many as seeds \(2\), got 1"),
         ({"oss_steps": (5, 2)}, "rising"),
         ({"prompt": 3}, "prompt must be text"),
         ({"erg_tag": 1}, "true or false"),
