@@ -27,14 +27,15 @@ from acestep_mlx.sampling.schedulers import move, omega_gain
 TEXT = 64  # of the conditioning tokens; one is the speaker's, the rest are lyrics
 
 
-def our_step(config: TransformerConfig, frames: int, tokens: int) -> tuple[Callable[[], mx.array], float]:
+def our_step(
+    transformer: ACEStepTransformer, frames: int, tokens: int
+) -> tuple[Callable[[], mx.array], float]:
     """A guided Euler step (APG) at batch 1, and the seconds that encoding a song's conditions took."""
-    transformer = ACEStepTransformer(config)
+    config, dtype = transformer.config, transformer.dtype
     transformer.eval()
-    mx.eval(transformer.parameters())
     lyrics = tokens - TEXT - 1
     prompt = Prompt(
-        mx.random.normal((1, TEXT, config.text_embedding_dim)),
+        mx.random.normal((1, TEXT, config.text_embedding_dim)).astype(dtype),
         mx.ones((1, TEXT)),
         mx.random.randint(1, 6000, (1, lyrics)),
         mx.ones((1, lyrics)),
@@ -124,7 +125,9 @@ def main() -> None:
             lyric_encoder_ff=64,
         )
         frames, rounds = 64, 3
-    ours, encoding = our_step(config, frames, args.tokens)
+    transformer = ACEStepTransformer(config)
+    mx.eval(transformer.parameters())
+    ours, encoding = our_step(transformer, frames, args.tokens)
     runs: dict[str, Callable[[], object]] = {
         "ours": ours,
         "matrix products": products(config, frames, args.tokens),

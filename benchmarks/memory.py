@@ -6,12 +6,14 @@
     fast
     python benchmarks/memory.py --full --bits 8 --seconds 60
     python benchmarks/memory.py --full --bits 8 --shapes-only     where bfloat16 products are slow
+    python benchmarks/memory.py --full --bits 8 --generate        the denoising of a guided song instead
 
 `--shapes-only` runs the real compiled step, but products that are not float32 become cheap stand-ins: the
 result and the gradients have the shapes and dtypes of the real ones and wait for the same operands, the
 weights (quantised ones too) stay allocated, and everything that is no product is computed. Softmax attention
-is spelled out as MLX does it where no fused kernel has a gradient. Numbers mean nothing then, the peak does;
-scratch memory inside a product's kernel is not in it.
+is spelled out as MLX does it where no fused kernel has a gradient; without one (`--generate`) it counts as
+the fused kernel, which holds no scores. Numbers mean nothing then, the peak does; scratch memory inside a
+product's kernel is not in it.
 
 The peak is MLX's own (`mx.get_peak_memory`), which counts the same arrays on every backend. What is fitted
 are
@@ -35,6 +37,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from generate import TEXT, our_step
 
 from acestep_mlx.config import load_config
 from acestep_mlx.lora.inject import LoRASpec, adapter_modules, inject
@@ -83,8 +87,12 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.
     return mx.softmax(scores, axis=-1, precise=True) @ v
 
 
+def _attend_fused(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+    return mx.contiguous(mx.broadcast_to(q[..., :1] + k[..., :1, :1] + v[..., :1, :1], q.shape))
+
+
 @contextlib.contextmanager
-def shapes_only() -> Iterator[None]:
+def shapes_only(gradient: bool = True) -> Iterator[None]:
     """Products that are not float32 become stand-ins of the same shape and dtype (see above)."""
     real = mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__, attention.attend
 
@@ -99,7 +107,7 @@ def shapes_only() -> Iterator[None]:
         return y + self.bias if "bias" in self else y  # the real one adds it apart, too
 
     mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__ = multiply, linear, quantized
-    attention.attend = _attend
+    attention.attend = _attend if gradient else _attend_fused
     try:
         yield
     finally:
@@ -161,6 +169,24 @@ def measure(
     return found
 
 
+def measure_generation(
+    config: TransformerConfig, load: plan.Load, *, bits: int | None, dtype: mx.Dtype
+) -> tuple[float, float, float]:
+    """(peak bytes of conditions and two guided steps, bytes held between steps, seconds of the last step)."""
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    model = plan.quantised_model(config, bits, dtype)
+    mx.reset_peak_memory()
+    step, _ = our_step(model, load.frames, 1 + TEXT + load.lyrics)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        mx.eval(step())
+        seconds = time.perf_counter() - started
+    return float(mx.get_peak_memory() - before), float(mx.get_active_memory() - before), seconds
+
+
 def exact(
     config: TransformerConfig, load: plan.Load, bits: int | None, dtype: mx.Dtype, checkpointed: int
 ) -> float:
@@ -172,46 +198,64 @@ def exact(
     return sum(v for k, v in parts.items() if k not in ("activations", "program"))
 
 
-def fit(config: TransformerConfig, frames: list[int], tokens: list[int], dtype: mx.Dtype) -> None:
-    """Measure both moments of the model apart, fit each one's coefficients, and check them on mixed cases."""
-    least = 16
-    blocks = [(1, T, least, 1, 1) for T in frames] + [(2, frames[0], least, 2, 2)]
-    blocks += [(2, T, least, 1, 0) for T in frames]
-    lyrics = [(1, least, M, 1, 1) for M in tokens]
-    mixed = [(2, frames[-1], tokens[-1], 1, 2), (2, frames[0], tokens[-1], 1, 0)]
-    measured = {case: _measured(config, case, dtype) for case in (*blocks, *lyrics, *mixed)}
-    for names, cases in ((plan.BLOCK, blocks), (plan.LYRICS, lyrics)):
-        rows, targets = [], []
-        for case in cases:
-            found = _features(config, case, dtype)
-            rows.append([found[name] for name in names if name != "scores"])
-            targets.append(measured[case] - names.get("scores", 0) * found["scores"])
-        values = positive_least_squares(np.array(rows), np.array(targets))
-        fitted = dict(zip((n for n in names if n != "scores"), values.tolist(), strict=True))
-        names.update(fitted)
-    print(f"BLOCK = {plan.BLOCK}\nLYRICS = {plan.LYRICS}")
+Case = tuple[int, plan.Load, int]  # blocks, batch, checkpointed blocks
+
+
+def cases(frames: list[int], text: int, tokens: list[int]) -> tuple[list[Case], list[Case], list[Case]]:
+    """Steps whose peak lies in a block, steps whose peak lies in the lyric encoder, and others as a check."""
+    few, middle, many = frames
+    blocks = [
+        (2, plan.Load(T, 1, text, M), 2) for T, M in ((few, 16), (middle, 16), (many, 16), (many, tokens[0]))
+    ]
+    blocks += [(2, plan.Load(middle, 1, 16, 16), 2), (2, plan.Load(middle, 2, text, 16), 2)]
+    blocks += [(4, plan.Load(T, 1, text, M), 1) for T, M in ((few, 16), (middle, 16), (many, tokens[0]))]
+    lyrics = [(2, plan.Load(16, 1, 16, M), 2) for M in tokens]
+    others = [(2, plan.Load(many, 2, text, 16), 1), (3, plan.Load(middle, 1, text, tokens[0]), 3)]
+    return blocks, lyrics, others
+
+
+def fit(config: TransformerConfig, frames: list[int], text: int, tokens: list[int], dtype: mx.Dtype) -> None:
+    """Measure both moments of the model apart, fit each one's coefficients, and check them on other cases."""
+    blocks, lyrics, others = cases(frames, text, tokens)
+    measured = {case: _measured(config, case, dtype) for case in (*blocks, *lyrics, *others)}
+    fitted: dict[str, float] = {}
+    for names, part in ((BLOCK, blocks), (LYRICS, lyrics)):
+        rows = [[_features(config, case, dtype)[name] for name in names] for case in part]
+        inputs = [plan.block_inputs(config, case[1], dtype.size, case[2]) * (part is blocks) for case in part]
+        found = positive_least_squares(np.array(rows), np.array([measured[c] for c in part]) - inputs)
+        fitted.update(zip(names, found.tolist(), strict=True))
+    plan.FITTED[dtype.size] = plan.Coefficients(**fitted)
+    print(plan.FITTED[dtype.size])
     for case, found in measured.items():
-        n, T, M, B, checkpointed = case
-        load, geometry = plan.Load(T, B, 64, M), replace(config, num_layers=n)
-        expected = plan.activations(geometry, load, dtype.size, checkpointed)
-        print(f"{_words(case)}: activations {found / 1e9:.3f} GB, model {expected / 1e9:.3f} GB")
+        n, load, checkpointed = case
+        expected = plan.activations(replace(config, num_layers=n), load, dtype.size, checkpointed)
+        kind = "not fitted" if case in others else "fitted"
+        print(
+            f"{_words(case)}: activations {found / 1e9:.3f} GB, model {expected / 1e9:.3f} GB "
+            f"({100 * (expected / found - 1):+.0f} %, {kind})"
+        )
 
 
-def _words(case: tuple[int, int, int, int, int]) -> str:
-    n, T, M, B, checkpointed = case
-    return f"{n} blocks ({checkpointed} checkpointed), {T} frames, {M} lyrics, batch {B}"
+BLOCK, LYRICS = ("frames", "scores", "kept", "kept_scores"), ("lyric_scores", "lyrics")
 
 
-def _features(
-    config: TransformerConfig, case: tuple[int, int, int, int, int], dtype: mx.Dtype
-) -> dict[str, float]:
-    n, T, M, B, checkpointed = case
-    return plan.features(replace(config, num_layers=n), plan.Load(T, B, 64, M), dtype.size, checkpointed)
+def _words(case: Case) -> str:
+    n, load, checkpointed = case
+    return (
+        f"{n} blocks ({checkpointed} checkpointed), {load.frames} frames, {load.text} text and "
+        f"{load.lyrics} lyric tokens, batch {load.batch}"
+    )
 
 
-def _measured(config: TransformerConfig, case: tuple[int, int, int, int, int], dtype: mx.Dtype) -> float:
-    n, T, M, B, checkpointed = case
-    geometry, load = replace(config, num_layers=n), plan.Load(T, B, 64, M)
+def _features(config: TransformerConfig, case: Case, dtype: mx.Dtype) -> dict[str, float]:
+    n, load, checkpointed = case
+    return plan.features(replace(config, num_layers=n), load, dtype.size, checkpointed)
+
+
+def _measured(config: TransformerConfig, case: Case, dtype: mx.Dtype) -> float:
+    """What the step took above what stays and its gradients."""
+    n, load, checkpointed = case
+    geometry = replace(config, num_layers=n)
     peak, resident, seconds = measure(geometry, load, bits=None, dtype=dtype, checkpointed=checkpointed)
     print(
         f"{_words(case)}: peak {peak / 1e9:.3f} GB, resident {resident / 1e9:.3f} GB, {seconds:.1f} s",
@@ -235,6 +279,22 @@ def positive_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray
     return solution
 
 
+def generation(
+    geometry: TransformerConfig, lengths: list[float], bits: int | None, dtype: mx.Dtype, stand_ins: bool
+) -> None:
+    """Print the peak of guided denoising, song by song."""
+    for seconds in lengths:
+        load = plan.Load.of_seconds(seconds)
+        with shapes_only(gradient=False) if stand_ins else contextlib.nullcontext():
+            peak, held, took = measure_generation(geometry, load, bits=bits, dtype=dtype)
+        print(
+            f"{geometry.num_layers} blocks, {bits or dtype} base, a guided song of {seconds:.0f} s "
+            f"({load.frames} frames, {load.lyrics} lyrics): peak {peak / 1e9:.2f} GB, between steps "
+            f"{held / 1e9:.2f} GB, step {took:.2f} s",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(
@@ -252,12 +312,16 @@ def main() -> None:
     parser.add_argument(
         "--shapes-only", action="store_true", help="--full with stand-ins for matrix products"
     )
+    parser.add_argument("--generate", action="store_true", help="--full for a guided song's denoising")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of --full")
     args = parser.parse_args()
     dtype = getattr(mx, args.dtype)
     config = TransformerConfig()
     if args.full:
         geometry = replace(config, num_layers=args.blocks or config.num_layers)
+        if args.generate:
+            generation(geometry, args.seconds, args.bits, dtype, args.shapes_only)
+            return
         for seconds in args.seconds:
             load = plan.Load.of_seconds(seconds, args.batch)
             checkpointed = geometry.num_layers - args.keep
@@ -279,9 +343,11 @@ def main() -> None:
         small = replace(
             config, num_attention_heads=3, lyric_hidden_size=128, lyric_encoder_heads=4, lyric_encoder_ff=256
         )
-        fit(small, [64, 128], [96, 192], mx.float32)
+        fit(small, [64, 128, 192], 32, [96, 192], mx.float32)
     else:
-        fit(config, [48, 144, 288], [192, 512], mx.float32)
+        fit(config, [144, 288, 645], 256, [192, 512], mx.float32)
+        with shapes_only():
+            fit(config, [323, 645, 1292], 256, [384, 768], mx.bfloat16)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,25 @@ SLOTS = {"adamw": 2.0, "adam": 2.0, "lion": 1.0, "muon": 1.0, "sgd": 1.0, "adafa
 FRAMES_PER_SECOND = 44100 / 4096
 TEXT_TOKENS, LYRIC_TOKENS_PER_SECOND = 256, 3.2  # what a song has unless the data says
 
-#: What each feature's bytes are multiplied by, fitted by benchmarks/memory.py. `scores` is set, not fitted:
-#: the arrays of an unfused attention's backward pass; the sizes measured so far are too small to show it.
-BLOCK = {"wide": 15.0, "float": 12.5, "scores": 4.0, "kept": 2.5}
-LYRICS = {"lyric_scores": 9.9, "lyrics": 6.5}
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What each of `features` is multiplied by for one size of activations; benchmarks/memory.py fits it."""
+
+    frames: float
+    scores: float
+    kept: float
+    kept_scores: float
+    lyric_scores: float
+    lyrics: float
+
+
+#: By the bytes of an activation: in float32 more is held at once, as nothing is made smaller on the way.
+FITTED = {
+    2: Coefficients(frames=6.96, scores=4.90, kept=2.43, kept_scores=1.63, lyric_scores=11.1, lyrics=7.12),
+    4: Coefficients(frames=9.88, scores=5.35, kept=1.51, kept_scores=2.04, lyric_scores=9.51, lyrics=10.1),
+}
+FIRST_KEPT = 0.4  # of what a block keeps, the part that one without checkpointing adds among others with it
 LYRICS_KEPT = 1.6  # without any checkpointing the lyric encoder keeps its layers too
 CAUTION = 0.7  # share of the usable memory that the estimate may take when checkpointing is chosen
 FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
@@ -68,30 +83,41 @@ class Estimate:
 def features(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> dict[str, float]:
     """What the coefficients multiply, in bytes. `size`: of an activation; D width, F feed-forward width.
 
-    wide: arrays of a block's feed-forward, B·T·2F; float: of its linear attention, B·T·D in float32; scores:
-    cross-attention, B·H·T·S in float32; kept: what blocks that are not checkpointed keep, B·T·(2F + 4D)
-    each after the one that is in work;
-    lyric_scores, lyrics: the lyric encoder's attention and its layers. (The inputs of checkpointed blocks are
-    counted exactly, elsewhere.)
+    frames: arrays of the block in work over the frames, B·T·(2F + 4D); scores: its cross-attention's,
+    B·H·T·S; kept and kept_scores: the same of each other block that is not checkpointed; lyric_scores,
+    lyrics: the lyric encoder's attention and its layers. (`block_inputs` adds what the others keep.)
     """
     B, T, M = load.batch, load.frames, load.lyrics
     S = 1 + load.text + M
-    D, F, H = config.dim, config.ff_dim, config.num_attention_heads
+    frames = B * T * (2.0 * config.ff_dim + 4 * config.dim) * size
+    scores = float(B * config.num_attention_heads * T * S * size)
+    free = config.num_layers - checkpointed
+    kept = max(FIRST_KEPT * free, free - 1.0)  # what the block in work keeps, frames and scores count
     return {
-        "wide": B * T * 2.0 * F * size,
-        "float": B * T * D * 4.0,
-        "scores": B * H * T * S * 4.0,
-        "kept": max(0, config.num_layers - checkpointed - 1) * B * T * (2.0 * F + 4 * D) * size,
-        "lyric_scores": B * config.lyric_encoder_heads * M * (2.0 * M) * 4.0,
+        "frames": frames,
+        "scores": scores,
+        "kept": kept * frames,
+        "kept_scores": kept * scores,
+        "lyric_scores": B * config.lyric_encoder_heads * M * (2.0 * M) * size,
         "lyrics": B * M * config.lyric_hidden_size * 4.0 * size,
     }
 
 
 def activations(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
     """Bytes at the worse of two moments: the backward pass of a block, and that of the lyric encoder."""
-    found = features(config, load, size, checkpointed)
-    block, lyrics = (sum(c * found[name] for name, c in phase.items()) for phase in (BLOCK, LYRICS))
+    terms = {
+        name: getattr(FITTED[size], name) * value
+        for name, value in features(config, load, size, checkpointed).items()
+    }
+    lyrics = terms.pop("lyric_scores") + terms.pop("lyrics")
+    block = block_inputs(config, load, size, checkpointed) + sum(terms.values())
     return max(block, lyrics if checkpointed else LYRICS_KEPT * lyrics)
+
+
+def block_inputs(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
+    """Bytes that checkpointed blocks keep: the frames they were given, and the conditions' gradient."""
+    tokens = load.frames + 1 + load.text + load.lyrics
+    return checkpointed * load.batch * tokens * config.dim * float(size)
 
 
 @lru_cache(maxsize=16)
@@ -152,14 +178,16 @@ def estimate(
     keeps_lyrics = load.lyrics > 0 and not (encodes or config.lyrics_embedder_train)
     accumulates = 1 if config.gradient_accumulation_steps > 1 else 0
     slots = SLOTS[config.optimizer]
-    # masters, gradients (before and after clipping), moments (old and new while they are replaced)
-    per_parameter = 4.0 * (2 + 2 + 2 * slots + accumulates)
+    trained = 4.0 * (lora + embedder)  # in float32
+    found = activations(model, load, size, checkpointed)
+    # While the step is made: gradients clipped, new moments and weights beside the old ones.
+    update = trained * (2 + slots)
     return Estimate(
         {
             "base weights": weight_bytes(model, bits, 64, size),
-            "LoRA, gradients, optimizer": (lora + embedder) * per_parameter,
-            "block inputs": checkpointed * load.batch * load.frames * model.dim * float(size),
-            "activations": activations(model, load, size, checkpointed),
+            "LoRA and optimizer": trained * (1 + slots + accumulates),
+            "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
+            "activations": max(found, update),
             **({"encoded lyrics, at most": float(lyric_states.MAX_BYTES)} if keeps_lyrics else {}),
             "program": FIXED,
         }
