@@ -134,7 +134,7 @@ def convert(
     instead of the one that is found. named: source and revision to record, when `src` is a local copy of
     something else. progress(text, done, total) is told bytes; total 0 is a note.
 
-    Memory stays far below 2 GB whatever the size. `dst` must not exist and appears only when it is whole.
+    Memory stays far below 2 GB whatever the size. `dst`, new or empty, appears only when whole.
     Raises ConfigError or CheckpointError in one line.
     """
     started = time.monotonic()

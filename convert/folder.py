@@ -79,6 +79,10 @@ def new_path(dst: str | Path, option: str) -> Path:
         raise CheckpointError(f"no folder is named for the new model; give a {option}")
     dst = Path(dst).expanduser().absolute()
     for place in (dst, *dst.parents):
+        if place.is_symlink() and not place.exists():
+            raise CheckpointError(
+                f"{dst} cannot be a folder: {place} links to nothing; choose another {option}"
+            )
         if place.exists() and not place.is_dir():
             what = "it" if place == dst else str(place)
             raise CheckpointError(f"{dst} cannot be a folder: {what} is a file; choose another {option}")

@@ -48,12 +48,9 @@ class FuseReport:
         return max(self.errors.items(), key=lambda item: item[1].weight)
 
     @property
-    def mean(self) -> FuseError:
-        """Averages over the layers."""
-        n = len(self.errors) or 1
-        return FuseError(
-            sum(e.weight for e in self.errors.values()) / n, sum(e.update for e in self.errors.values()) / n
-        )
+    def whole(self) -> FuseError:
+        """Of all layers together."""
+        return FuseError.together(self.errors.values())
 
 
 def fuse(
@@ -66,7 +63,7 @@ def fuse(
     """Merge `loras` (path, strength) into the MLX folder `model` and write the new MLX folder `dst`.
 
     Quantised layers are dequantised, fused in float32 and quantised again with the folder's settings. One
-    layer is in memory at a time. `dst` must not exist and appears only when it is whole.
+    layer is in memory at a time. `dst`, new or empty, appears only when whole.
     Raises CheckpointError or ConfigError in one line.
     """
     started = time.monotonic()

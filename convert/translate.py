@@ -5,6 +5,7 @@ The plan knows shapes only, so it costs nothing at the true size; `Entry.make` t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
 from ..models.load import parameters_of
-from ..words import count, listed
+from ..words import count
 from .keymap import KEYMAPS, keeps_rows, to_layout
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
@@ -154,12 +155,12 @@ def problem_report(where: str, problems: Sequence[str]) -> CheckpointError:
     shown: list[str] = []
     kinds: Counter[str] = Counter()
     for problem in problems:
-        kind = "shape" if problem.startswith("'") else problem.split()[0]
+        kind = re.sub(r"'[^']*'|\([^)]*\)|\d+", "", problem)
         kinds[kind] += 1
         if kinds[kind] <= NAMED_PROBLEMS:
             shown.append(problem)
-    rest = [problem for problem in problems if problem not in shown]
-    text = listed([*shown, *rest], len(shown))
+    more = len(problems) - len(shown)
+    text = "; ".join(shown) + (f" … and {more:,} more" if more else "")
     return CheckpointError(f"{where}: {count(len(problems), 'problem')}: {text}")
 
 

@@ -170,7 +170,7 @@ def test_malformed_requests_end_in_one_line(run: Run, tiny_model: Path, flags: l
     ("flags", "words"),
     [
         (["--steps", "two"], "two"),
-        (["--seed", "x"], "x"),
+        (["--seed", "seven"], "'seven'"),
         (["--lyrics", "a", "--lyrics-file", "b"], "exclude each other"),
         (["--lora-scale", "2"], "name the LoRA with --lora"),
         (["--lora", ""], "'--lora': it is empty"),

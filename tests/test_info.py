@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,10 +13,13 @@ import pytest
 import soundfile
 from safetensors.numpy import save_file
 
+from acestep_mlx.audio import write_audio
 from acestep_mlx.cli import main
+from acestep_mlx.errors import DataError
 from acestep_mlx.lora.formats import FORMATS, write_lora
 from acestep_mlx.lora.inject import LoRASpec, from_model, inject
 from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.sampling.record import read_record
 
 
 def info(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -181,6 +185,10 @@ def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 steps, 1 of them skipped, the last is 2" in out and "smoothed: not finite" in out
     assert "evaluation loss, step 2: 1.0000 (step 0: 2.0000)" in out
     assert "1 checkpoint, 0 validation clips" in out
+    odd = ["[" * 200_000, "9" * 5000, '{"event": "eval", "step": 3, "loss": %s}' % ("1" * 400)]
+    path.write_text("\n".join([*odd, '{"event": "step", "step": 4, "smoothed_loss": NaN}']) + "\n")
+    out = info(capsys, path)
+    assert "evaluation loss, step 3: not finite" in out and "smoothed: not finite" in out
     path.write_text('{"prompt": "another program\'s lines"}\n')
     assert "no metrics of a training run" in refused(capsys, path)
     path.write_bytes(b"\xff\x00")
@@ -201,13 +209,52 @@ def test_a_generated_song_and_its_json(
     write_song(song, np.zeros((44100, 2), np.float32), record, sample_rate=44100, facts={})
     for path, first in ((song, "audio, 1.0"), (tmp_path / "song.json", "how a song was made")):
         out = info(capsys, path)
-        assert first in out.splitlines()[0] and "model: /x/model" in out and "version: 9.9" in out
-        assert "LoRA: /x/mine.safetensors at 0.5" in out
+        assert first in out.splitlines()[0] and 'model: "/x/model"' in out and 'version: "9.9"' in out
+        assert 'LoRA: "/x/mine.safetensors" at 0.5' in out
         assert 'prompt: "slow jazz"' in out and "seeds: [7]" in out and "steps: 12" in out
         assert "omega" not in out, "what is as usual is left out"
         assert f"generate --from-json {path}" in out
-    (tmp_path / "song.json").write_text('{"acestep_mlx": 3}')
-    assert "does not say how a song was made" in refused(capsys, tmp_path / "song.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"acestep_mlx": 3}',
+        *(
+            json.dumps({"acestep_mlx": {"request": {"prompt": "x"}, **odd}})
+            for odd in ({"loras": ["a"]}, {"loras": 5}, {"loras": [{"path": "x"}]}, {"model": "x"})
+        ),
+        "[" * 200_000,
+    ],
+    ids=lambda text: text[:60],
+)
+def test_an_odd_record_is_none(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "song.json").write_text(text)
+    assert "Traceback" not in refused(capsys, tmp_path / "song.json")
+    with pytest.raises(DataError, match="does not say how a song was made"):
+        read_record(tmp_path / "song.json")
+    sound = tmp_path / "song.wav"
+    write_audio(sound, np.zeros((44100, 2), np.float32), 44100, tags={"comment": text})
+    assert len(info(capsys, sound).splitlines()) == 1, "somebody else's song"
+
+
+def test_a_songs_record_is_found_without_reading_the_song(tmp_path: Path) -> None:
+    record = {"version": "9", "request": {"prompt": "x" * 3000}}
+    sound = tmp_path / "long.wav"
+    tags = {"comment": json.dumps({"acestep_mlx": record})}
+    write_audio(sound, np.zeros((60 * 44100, 2), np.float32), 44100, tags=tags)
+    tracemalloc.start()
+    try:
+        assert read_record(sound) == record
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_record_cannot_talk_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"request": {"prompt": "x", "\x1b[2J": 1}, "model": {"path": "\x1b]0;gone\x07"}}
+    (tmp_path / "song.json").write_text(json.dumps({"acestep_mlx": odd}))
+    assert "\x1b" not in info(capsys, tmp_path / "song.json")
 
 
 def test_folder_of_songs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

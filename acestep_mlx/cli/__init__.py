@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         result = cli.main(arguments, prog_name="acestep-mlx", standalone_mode=False)
     except AceStepError as error:
-        if debug:
-            raise
         for line in error.details:
             click.echo(line, err=True)
+        if debug:
+            raise
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except click.ClickException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -298,7 +299,7 @@ def data_set(path: Path, kind: str) -> list[str]:
 
 def audio_file(path: Path) -> list[str]:
     """A sound file, and how long it is for the model."""
-    from ..audio import probe
+    from ..audio import WRITABLE, probe
     from ..models.codec import latent_frames
 
     found = probe(path)
@@ -307,6 +308,8 @@ def audio_file(path: Path) -> list[str]:
         f"{path}: {found.format} audio, {found.duration:.2f} s, {found.sample_rate} Hz, "
         f"{count(found.channels, 'channel')}, {frames} latent frames"
     )
+    if path.suffix.lower() not in WRITABLE:
+        return [line]
     try:
         return [line, "made by acestep-mlx:", *song_record(path)]
     except DataError:
@@ -329,9 +332,17 @@ def song_record(path: Path) -> list[str]:
 
     record = read_record(path)
     model, loras = record.get("model") or {}, record.get("loras") or []
-    lines = [f"  version: {record.get('version')}", f"  model: {model.get('path')}"]
-    lines += [f"  LoRA: {one.get('path')} at {one.get('scale')}" for one in loras]
+    lines = [
+        f"  {name}: {_quoted(value)}"
+        for name, value in (("version", record.get("version")), ("model", model.get("path")))
+    ]
+    lines += [f"  LoRA: {_quoted(one['path'])} at {one['scale']:g}" for one in loras]
     usual = {k: v for k, v in Request().to_dict().items() if k not in ("task", "prompt", "seeds")}
     chosen = {k: v for k, v in record["request"].items() if k not in usual or usual[k] != v}
-    lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in chosen.items()]
-    return [*lines, f"repeat it with: acestep-mlx generate --from-json {path}"]
+    lines += [f"  {_quoted(name)[1:-1]}: {_quoted(value)}" for name, value in chosen.items()]
+    return [*lines, f"repeat it with: acestep-mlx generate --from-json {shlex.quote(str(path))}"]
+
+
+def _quoted(value: object) -> str:
+    """What a file says, on one line and without anything that a terminal would obey."""
+    return json.dumps(value, ensure_ascii=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,7 @@ def training_output(path: Path) -> list[str]:
         if (path / name).is_file():
             lines.append(f"  {name}: {size((path / name).stat().st_size)}")
     if whole:
-        lines.append(f"to use the newest: acestep-mlx export {whole[-1]}")
+        lines.append(f"to use the newest: acestep-mlx export {shlex.quote(str(whole[-1]))}")
     return lines
 
 
@@ -83,7 +85,7 @@ def metrics(path: Path) -> list[str]:
 
 
 def _loss(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, (int, float)) else "not finite"
+    return f"{value:.4f}" if isinstance(value, float) and math.isfinite(value) else "not finite"
 
 
 def configuration(path: str | Path) -> list[str]:

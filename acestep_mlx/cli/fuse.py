@@ -77,19 +77,20 @@ def command(model: Path, loras: tuple[Path, ...], scales: tuple[float, ...], out
 
 def rounding_lines(report: FuseReport) -> list[str]:
     """What storing the fused weights with few digits costs; nothing to say where that is next to nothing."""
-    if not report.errors or report.mean.weight <= 1e-5:
+    whole = report.whole
+    if whole.weight <= 1e-5 or not whole.update:
         return []
     name, worst = report.worst
-    mean = report.mean
-    share = f"{mean.update:.0%}" if mean.update >= 0.1 else f"{mean.update:.1%}"
+    share = f"{whole.update:.0%}" if whole.update >= 0.1 else f"{whole.update:.1%}"
     lines = [
-        f"rounding{' to few bits' if report.quantized else ''} moves the fused weights by {mean.weight:.2%} "
-        f"on average ({worst.weight:.2%} in {name}): an error {share} as large as what the LoRA changes"
+        f"rounding{' to few bits' if report.quantized else ''} moves the fused weights by {whole.weight:.2%} "
+        f"({worst.weight:.2%} in {name}): an error {share} as large as what the LoRA changes"
     ]
-    if mean.update > NOTABLE:
+    if whole.update > NOTABLE:
         better = "an unquantised" if report.quantized else "a float32"
+        much = "more than the LoRA changes" if whole.update > 1 else f"a notable part of the LoRA ({share})"
         lines.append(
-            f"warning: rounding loses a notable part of the LoRA ({share}); fuse into {better} model, or "
+            f"warning: rounding costs {much}; fuse into {better} model, or "
             "keep the LoRA apart (generate --lora)"
         )
     return lines

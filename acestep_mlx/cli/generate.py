@@ -207,15 +207,16 @@ def _loras(
     paths: tuple[str, ...], scales: tuple[float, ...], earlier: dict[str, Any]
 ) -> list[tuple[str, float]]:
     """Paths with their scales; those of the earlier song when none is given."""
-    before = earlier.get("loras", [])
+    before, typed = earlier.get("loras") or [], bool(paths)
     if scales and not paths and not before:
         raise click.UsageError("--lora-scale is the strength of a LoRA; name the LoRA with --lora")
     if not paths:
         paths = tuple(entry["path"] for entry in before)
         scales = scales or tuple(entry["scale"] for entry in before)
     if len(scales) not in (0, 1, len(paths)):
+        which = "--lora" if typed else "LoRA in the song's record"
         raise click.UsageError(
-            f"{len(scales)} --lora-scale for {len(paths)} --lora: give none, one, or one each"
+            f"{len(scales)} --lora-scale for {len(paths)} {which}: give none, one, or one each"
         )
     each = scales if len(scales) == len(paths) else (scales or (1.0,)) * len(paths)
     return list(zip(paths, each, strict=True))

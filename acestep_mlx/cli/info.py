@@ -20,7 +20,7 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 
 @click.command("info")
-@click.argument("path")
+@click.argument("path", type=NamedPath(str))
 @click.option("--model", type=NamedPath(), help="MLX folder: does the LoRA fit it; its lyric vocabulary.")
 @click.option("--lyric-vocab", type=NamedPath(), help="Lyric vocabulary file, for lyrics.")
 @click.option("--lyrics-language", help="Language of the lyrics (default: found line by line).")
@@ -28,8 +28,6 @@ def command(path: str, model: Path | None, lyric_vocab: Path | None, lyrics_lang
     """Say what PATH is: a PyTorch checkpoint, MLX folder, LoRA, training checkpoint or output, data set,
     configuration (also env=NAME, example=NAME), metrics, lyrics or sound file. Nothing is changed.
     """
-    if not path.strip():
-        raise click.UsageError("PATH is empty; name a file or folder")
     from ..models.load import ModelFolder
 
     folder = ModelFolder.open(model) if model is not None else None
@@ -56,7 +54,7 @@ def _describe(
 
 def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     from ..convert.source import FOLDERS
-    from ..training.checkpoint import NAME
+    from ..training.checkpoint import checkpoints
     from . import describe, describe_training
 
     names = {entry.name for entry in path.iterdir()}
@@ -68,7 +66,7 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
         return [f"{path}: one component of a PyTorch checkpoint; give its parent folder"]
     if "training_state.json" in names:
         return describe_training.training_checkpoint(path, model)
-    if any(map(NAME.fullmatch, names)) or "metrics.jsonl" in names:
+    if checkpoints(path) or "metrics.jsonl" in names:
         return describe_training.training_output(path)
     if names & set(LORA_FILES):
         return describe.lora(path, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -93,13 +93,29 @@ def with_weight(layer: nn.Module, weight: mx.array) -> nn.Module:
 
 @dataclass(frozen=True)
 class FuseError:
-    """What storing the fused weight lost: relative Frobenius norms.
+    """What storing the fused weight lost: Frobenius norms of stored − W', of W' and of ΔW."""
 
-    `weight` of the weight, ‖stored − W'‖/‖W'‖; `update` of what the LoRA changed, ‖(stored − W) − ΔW‖/‖ΔW‖.
-    """
+    lost: float
+    size: float
+    changed: float
 
-    weight: float
-    update: float
+    @classmethod
+    def together(cls, errors: Iterable[FuseError]) -> FuseError:
+        """Of several layers as if they were one matrix."""
+        rows = [(e.lost, e.size, e.changed) for e in errors]
+        return (
+            cls(*(math.hypot(*column) for column in zip(*rows, strict=True))) if rows else cls(0.0, 0.0, 0.0)
+        )
+
+    @property
+    def weight(self) -> float:
+        """The loss as a share of the weight."""
+        return self.lost / (self.size or 1.0)
+
+    @property
+    def update(self) -> float:
+        """The loss as a share of what the LoRA changed; 0 where that is next to nothing."""
+        return self.lost / self.changed if self.changed > 1e-6 * self.size else 0.0
 
 
 def fuse_layer(layer: nn.Module, parts: Sequence[Part]) -> tuple[nn.Module, FuseError]:
@@ -110,4 +126,4 @@ def fuse_layer(layer: nn.Module, parts: Sequence[Part]) -> tuple[nn.Module, Fuse
     norms = mx.stack([mx.linalg.norm(x) for x in (difference, weight, change)])
     mx.eval(new.parameters(), norms)
     lost, size, changed = (float(x) for x in np.array(norms))
-    return new, FuseError(lost / (size or 1.0), lost / (changed or 1.0))
+    return new, FuseError(lost, size, changed)

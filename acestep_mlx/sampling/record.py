@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from .request import Request
 
 KEY = "acestep_mlx"
 RATES = (44100, 48000)
+MAX_RECORD_BYTES = 16 << 20  # of a JSON file or of a sound file's tags; ours have some kilobytes
 
 
 def default_name(request: Request) -> str:
@@ -113,15 +115,36 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     try:
-        text = _comment(path) if path.suffix.lower() in WRITABLE else path.read_text(encoding="utf-8")
-        record = json.loads(text)[KEY]
-        if not isinstance(record, dict) or not isinstance(record["request"], dict):
+        record = json.loads(_text(path))[KEY]
+        if not (isinstance(record, dict) and isinstance(record["request"], dict) and _describes(record)):
             raise TypeError
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{path} does not say how a song was made (no {KEY!r} request in it)") from None
     return record
+
+
+def _describes(record: Mapping[str, Any]) -> bool:
+    """Whether what is said of the model and the LoRAs, if anything, has the form that is written here."""
+    loras = record.get("loras") or []
+    return (
+        isinstance(record.get("model") or {}, dict)
+        and isinstance(loras, list)
+        and all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in loras)
+        and all(type(one.get("scale")) in (int, float) for one in loras)
+    )
+
+
+def _text(path: Path) -> str:
+    """The JSON in a file or in a sound file's tags; ValueError where it is far too long to be ours."""
+    if path.suffix.lower() in WRITABLE:
+        return _comment(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_RECORD_BYTES + 1)
+    if len(data) > MAX_RECORD_BYTES:
+        raise ValueError
+    return data.decode("utf-8")
 
 
 def _comment(path: Path) -> str:
@@ -130,7 +153,8 @@ def _comment(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix.lower() == ".wav":  # libsndfile does not read back comments above 2 KB
-        return _wav_comment(path.read_bytes())
+        with path.open("rb") as sound:
+            return _wav_comment(sound)
     try:
         with soundfile.SoundFile(str(path)) as file:
             return file.comment
@@ -138,19 +162,22 @@ def _comment(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error}") from None
 
 
-def _wav_comment(data: bytes) -> str:
-    """The ICMT text of a RIFF file's INFO list, or an empty string."""
-    for name, body in _chunks(data[12:]):
-        if name == b"LIST" and body[:4] == b"INFO":
-            for field, text in _chunks(body[4:]):
+def _wav_comment(sound: BinaryIO) -> str:
+    """The ICMT text of a RIFF file's INFO list, or an empty string; the samples are not read."""
+    sound.seek(12)
+    for name, size in _chunks(sound):
+        if name == b"LIST" and size <= MAX_RECORD_BYTES:
+            body = sound.read(size)
+            fields = io.BytesIO(body[4:] if body[:4] == b"INFO" else b"")
+            for field, length in _chunks(fields):
                 if field == b"ICMT":
-                    return text.rstrip(b"\0").decode("utf-8")
+                    return fields.read(length).rstrip(b"\0").decode("utf-8")
     return ""
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 0
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        yield data[at : at + 4], data[at + 8 : at + 8 + size]
-        at += 8 + size + size % 2
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Name and size of each chunk from here on; the file stands at its data."""
+    while len(head := file.read(8)) == 8:
+        size, start = int.from_bytes(head[4:], "little"), file.tell()
+        yield head[:4], size
+        file.seek(start + size + size % 2)

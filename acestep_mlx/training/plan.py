@@ -49,6 +49,7 @@ FITTED = {
 }
 FIRST_KEPT = 0.4  # of what a block keeps, the part that one without checkpointing adds among others with it
 LYRICS_KEPT = 1.6  # without any checkpointing the lyric encoder keeps its layers too
+UPDATE = 0.6  # of the trained parameters' bytes: what an update takes beside them, moments and gradients
 CAUTION = 0.7  # share of the usable memory that the estimate may take when checkpointing is chosen
 FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
 
@@ -180,14 +181,14 @@ def estimate(
     slots = SLOTS[config.optimizer]
     trained = 4.0 * (lora + embedder)  # in float32
     found = activations(model, load, size, checkpointed)
-    # While the step is made: gradients clipped, new moments and weights beside the old ones.
-    update = trained * (2 + slots)
     return Estimate(
         {
             "base weights": weight_bytes(model, bits, 64, size),
             "LoRA and optimizer": trained * (1 + slots + accumulates),
             "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
-            "activations": max(found, update),
+            "activations": found,
+            # Clipped gradients and new moments come one after the other, when the activations are gone.
+            "optimizer's step": max(0.0, UPDATE * trained - found),
             **({"encoded lyrics, at most": float(lyric_states.MAX_BYTES)} if keeps_lyrics else {}),
             "program": FIXED,
         }

@@ -127,6 +127,9 @@ def test_unwritable_place(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.
     assert f"{tmp_path / 'file'} is a file; choose another --mlx-path" in capsys.readouterr().err
     assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "file") == 1
     assert "it is a file; choose another --mlx-path" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "link") == 1
+    assert "links to nothing" in capsys.readouterr().err
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "locked" / "model") == 1

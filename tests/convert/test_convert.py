@@ -251,6 +251,12 @@ class Refused(Exception):
     response = SimpleNamespace(status_code=503)
 
 
+class Unwelcome(Exception):
+    """The same for a login that is not valid any more."""
+
+    response = SimpleNamespace(status_code=401)
+
+
 def caused_by(cause: Exception) -> Exception:
     error = RuntimeError("while fetching 7 files")
     error.__cause__ = cause
@@ -261,7 +267,9 @@ def caused_by(cause: Exception) -> Exception:
     ("error", "said"),
     [
         (caused_by(Refused()), "the hub answers with status 503; try again later"),
+        (caused_by(Unwelcome()), "the hub refuses this login (status 401); `hf auth login` again"),
         (caused_by(OSError(errno.ENOSPC, "No space left")), "the disk of the hub's cache is full; free some"),
+        (RuntimeError("IO: No space left on device (os error 28)"), "the disk of the hub's cache is full"),
         (ValueError("no\n" + "server " * 90), "cannot be reached (no server server"),
     ],
 )

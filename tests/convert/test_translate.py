@@ -103,6 +103,12 @@ def test_a_long_list_of_problems_is_counted() -> None:
     )
 
 
+def test_no_kind_of_problem_hides_another() -> None:
+    shapes = [f"'a{i}' has shape ({i}, 4), in our layout (4, {i}); expected (4, 4)" for i in range(9)]
+    line = str(problem_report("x", [*shapes, "'a' and 'b' are both 'c'"]))
+    assert line.endswith("'a' and 'b' are both 'c' … and 6 more")
+
+
 def test_a_magnitude_that_does_not_fit_its_direction_is_named() -> None:
     source = tensors()
     del source["conv.0.weight"]

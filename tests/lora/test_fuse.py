@@ -130,8 +130,8 @@ def test_a_quantised_folder_stays_quantised_and_says_what_it_lost(quantised, lor
     ]
     assert shapes[0] == shapes[1]
     assert len(report.errors) == report.layers == 22
-    assert 0 < report.mean.weight <= report.worst[1].weight < 0.02
-    assert report.mean.update > report.mean.weight
+    assert 0 < report.whole.weight <= report.worst[1].weight < 0.02
+    assert report.whole.update > report.whole.weight
     assert distance(velocity(tmp_path / "new"), velocity(quantised, (loras["lora"], 1.0))) < 0.05
     transformer = ModelFolder.open(quantised).load("transformer")
     apply_loras(transformer, [(read_lora(loras["lora"]), 1.0)], fused=True)
@@ -296,17 +296,24 @@ def test_shared_files_do_not_tell_where_home_is(tiny_model, tmp_path):
 @pytest.mark.parametrize(("update", "said"), [(1.07, "107%"), (0.2, "20%"), (0.0123, "1.2%")])
 def test_what_rounding_takes_from_a_lora_is_said(update, said, tmp_path):
     for quantised, better in ((True, "an unquantised model"), (False, "a float32 model")):
-        report = FuseReport(tmp_path, 1, 0, quantised, {"layer": FuseError(0.0038, update)})
+        report = FuseReport(tmp_path, 1, 0, quantised, {"layer": FuseError(0.0038, 1.0, 0.0038 / update)})
         lines = rounding_lines(report)
         assert f"an error {said} as large as what the LoRA changes" in lines[0]
         assert [line for line in lines if line.startswith("warning: ")] == lines[1:]
         assert len(lines) == (2 if update > 1 else 1) and all(better in line for line in lines[1:])
 
 
+def test_a_lora_that_changes_nothing_is_not_said_to_be_lost(tmp_path):
+    report = FuseReport(tmp_path, 2, 0, True, {"a": FuseError(0.1, 9.0, 0.0), "b": FuseError(0.1, 9.0, 1e-9)})
+    assert rounding_lines(report) == []
+    mixed = FuseReport(tmp_path, 2, 0, True, {"a": FuseError(0.3, 9.0, 0.0), "b": FuseError(0.4, 9.0, 5.0)})
+    assert mixed.whole == FuseError(0.5, mixed.whole.size, 5.0) and "10%" in rounding_lines(mixed)[0]
+
+
 def test_a_lora_that_drowns_in_the_rounding_is_a_warning(quantised, tiny_model, loras, tmp_path):
     options = ("--lora", loras["lora"], "--lora-scale", 0.001)
     code, out, err = run("fuse", "--model", quantised, *options, "-o", tmp_path / "rounded")
-    assert code == 0 and "warning: rounding loses a notable part of the LoRA" in err, out + err
+    assert code == 0 and "warning: rounding costs more than the LoRA changes" in err, out + err
     code, out, err = run("fuse", "--model", tiny_model, *options, "-o", tmp_path / "exact")
     assert code == 0 and "rounding" not in out + err, "float32 has digits enough"
 

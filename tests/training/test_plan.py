@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -80,6 +81,20 @@ def test_verdict_speaks_of_every_mac():
     assert all(f"{mac} GB" in lines for mac in (8, 16, 24, 36, 64)) and "base weights" in lines
 
 
+@pytest.mark.parametrize(
+    ("row", "precision"), [("bf16", "no_change"), ("8 bits", "int8-quanto"), ("4 bits", "int4-quanto")]
+)
+def test_readme_says_what_the_estimate_says(row, precision):
+    config = load_config({"base_model_precision": precision, "mixed_precision": "bf16", "lora_rank": 16})
+    cells = []
+    for seconds in (30, 60, 120, 240):
+        total = plan.estimate(config, plan.Load.of_seconds(seconds)).total
+        mac = next(mac for mac in plan.MACS if total <= plan.usable(mac * plan.GB))
+        cells.append(f"{total / plan.GB:.1f} GB ({mac} GB)")
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"| {row} | {' | '.join(cells)} |" in readme
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [0, 1, 3])
 @pytest.mark.parametrize(
@@ -98,14 +113,21 @@ def test_estimate_of_many_lyrics_is_not_below_the_peak(checkpointed, above):
     assert 0.95 * peak < expected < above * peak
 
 
-def _estimate_and_peak(load: plan.Load, checkpointed: int) -> tuple[float, float]:
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [256, 1024])
+def test_estimate_of_a_large_lora_counts_the_optimizers_step_once(rank):
+    expected, peak = _estimate_and_peak(plan.Load(8, 1, 8, 8), 3, rank)
+    assert 0.9 * peak < expected < 1.15 * peak
+
+
+def _estimate_and_peak(load: plan.Load, checkpointed: int, rank: int = 16) -> tuple[float, float]:
     import sys
-    from pathlib import Path
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
     import memory
 
-    peak, _, _ = memory.measure(WIDE, load, bits=None, dtype=mx.float32, checkpointed=checkpointed)
-    config = load_config({"mixed_precision": "no", "gradient_checkpointing": checkpointed > 0})
+    peak, _, _ = memory.measure(WIDE, load, bits=None, dtype=mx.float32, checkpointed=checkpointed, rank=rank)
+    options = {"mixed_precision": "no", "gradient_checkpointing": checkpointed > 0, "lora_rank": rank}
+    config = load_config(options)
     parts = plan.estimate(config, load, model=WIDE, checkpointed=checkpointed).parts
     return sum(v for k, v in parts.items() if k != "program"), peak
