@@ -170,11 +170,11 @@ class _Run:
         kept = self.world.share(self.resumed.state.get("checkpointed_blocks") if self.resumed else None)
         if kept is not None:
             return min(int(kept), model.num_layers)
-        largest = max(self.batches.shapes, key=lambda s: s.frames)
-        load = plan.Load(largest.frames, config.train_batch_size, largest.text, largest.lyrics)
         budget = plan.CAUTION * plan.usable(machine_memory())
         bits = (self.folder.quantization or {}).get("bits")
-        return self.world.share(plan.choose_blocks(config, load, model, budget, bits))
+        size = config.train_batch_size
+        loads = [plan.Load(s.frames, size, s.text, s.lyrics) for s in self.batches.shapes]
+        return self.world.share(max(plan.choose_blocks(config, load, model, budget, bits) for load in loads))
 
     def _train(self, stop: StopRequest | None) -> TrainResult:
         config, world, batches = self.config, self.world, self.batches

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.config import load_config
+from acestep_mlx.data.batches import Shape
 from acestep_mlx.lora.inject import LoRASpec, inject
 from acestep_mlx.models.dit import TransformerConfig
-from acestep_mlx.training import plan
+from acestep_mlx.training import loop, plan
 
 WIDE = TransformerConfig(
     num_layers=3,
@@ -74,6 +76,20 @@ def test_blocks_are_chosen_by_the_budget():
     assert plan.choose_blocks(config, load, model, 0, None) == 24
     middle = plan.choose_blocks(config, load, model, (everything + least) / 2, None)
     assert 0 < middle < 24
+
+
+def test_the_song_that_takes_most_decides_not_the_longest(monkeypatch):
+    def chosen(*shapes):
+        run = SimpleNamespace(
+            config=load_config({}), model=SimpleNamespace(config=TransformerConfig()), resumed=None,
+            world=SimpleNamespace(share=lambda value: value), batches=SimpleNamespace(shapes=set(shapes)),
+            folder=SimpleNamespace(quantization={"bits": 8}),
+        )  # fmt: skip
+        return loop._Run._checkpointed_blocks(run)
+
+    monkeypatch.setattr(loop, "machine_memory", lambda: 12 * plan.GB)
+    longest, wordiest = Shape(700, 256, 0), Shape(650, 256, 2000)
+    assert 0 < chosen(longest) < chosen(wordiest) == chosen(longest, wordiest)
 
 
 def test_verdict_speaks_of_every_mac():
