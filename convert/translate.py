@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
 from ..models.load import parameters_of
-from ..words import count
+from ..words import count, listed
 from .keymap import KEYMAPS, keeps_rows, to_layout
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
@@ -153,14 +153,13 @@ def plan(
 def problem_report(where: str, problems: Sequence[str]) -> CheckpointError:
     """One line that names the first problems of each kind and counts the rest."""
     shown: list[str] = []
+    rest: list[str] = []
     kinds: Counter[str] = Counter()
     for problem in problems:
         kind = re.sub(r"'[^']*'|\([^)]*\)|\d+", "", problem)
         kinds[kind] += 1
-        if kinds[kind] <= NAMED_PROBLEMS:
-            shown.append(problem)
-    more = len(problems) - len(shown)
-    text = "; ".join(shown) + (f" … and {more:,} more" if more else "")
+        (shown if kinds[kind] <= NAMED_PROBLEMS else rest).append(problem)
+    text = listed([*shown, *rest], len(shown))
     return CheckpointError(f"{where}: {count(len(problems), 'problem')}: {text}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -100,11 +100,12 @@ class FuseError:
     changed: float
 
     @classmethod
-    def together(cls, errors: Iterable[FuseError]) -> FuseError:
+    def together(cls, errors: Collection[FuseError]) -> FuseError:
         """Of several layers as if they were one matrix."""
-        rows = [(e.lost, e.size, e.changed) for e in errors]
-        return (
-            cls(*(math.hypot(*column) for column in zip(*rows, strict=True))) if rows else cls(0.0, 0.0, 0.0)
+        return cls(
+            math.hypot(*(e.lost for e in errors)),
+            math.hypot(*(e.size for e in errors)),
+            math.hypot(*(e.changed for e in errors)),
         )
 
     @property
