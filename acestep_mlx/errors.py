@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+#: `errno` of a full disk, or of a quota that is used up
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class AceStepError(Exception):

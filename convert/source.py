@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import NO_SPACE, CheckpointError
 from ..models.files import PICKLES, TensorInfo, inside, read_header, read_json
 from ..words import brief
 from .translate import problem_report
@@ -190,7 +189,7 @@ def _hub_failure(error: BaseException) -> str:
 
 def _disk_full(error: BaseException) -> bool:
     """Also where a transport tells it in words only."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     return "no space left on device" in str(error).lower()
 

@@ -26,10 +26,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import NO_SPACE, CheckpointError, ConfigError
 from ..models.files import read_header, read_json
 from ..words import size
-from .faults import NO_SPACE
 
 FORMAT_VERSION = 1
 STATE = "training_state.json"

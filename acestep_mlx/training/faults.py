@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import AceStepError
+from ..errors import NO_SPACE, AceStepError
 
 # Pieces of what Metal, CUDA and the CPU allocator say. The first two groups are RuntimeErrors of MLX.
 OUT_OF_MEMORY = (
@@ -21,9 +20,6 @@ OUT_OF_MEMORY = (
 )
 WATCHDOG = ("gpu timeout", "impacting interactivity", "callbackerrortimeout")
 PEER_LOST = ("[ring]", "connection to a peer", "[mpi]", "[nccl]", "[jaccl]")
-
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class OutOfMemory(AceStepError):
