@@ -20,11 +20,13 @@ IGNORED: dict[str, str] = {
         nsfw_check_sample_types delete_nsfw_images nsfw_check_video_frame_count
         nsfw_check_video_frame_selection nsfw_check_video_min_flagged_frames
         pretrained_grounding_model_name_or_path pretrained_evaluation_model_name_or_path
-        eval_dataset_pooling validation_using_datasets validation_input""",
+        eval_dataset_pooling validation_using_datasets validation_input validation_audio_only""",
     "memory and devices are managed by MLX": """
-        accelerator_cache_clear_interval attention_mechanism base_model_default_dtype
+        accelerator_cache_clear_interval allow_tf32 attention_mechanism base_model_default_dtype
         delete_model_after_load disable_tf32 dynamo_backend dynamo_dynamic dynamo_fullgraph
-        dynamo_mode dynamo_use_regional_compilation enable_group_offload fully_unload_text_encoder
+        dynamo_mode dynamo_use_regional_compilation enable_chunked_feed_forward
+        enable_group_offload enable_model_cpu_offload enable_xformers_memory_efficient_attention
+        feed_forward_chunk_size fully_unload_text_encoder fuse_qkv_projections fused_qkv_projections
         gradient_checkpointing_backend gradient_checkpointing_interval
         gradient_checkpointing_offload_attention
         gradient_checkpointing_offload_pin_memory_max_buckets
@@ -37,9 +39,9 @@ IGNORED: dict[str, str] = {
         quantize_activations quantize_via ramtorch ramtorch_controlnet ramtorch_disable_extensions
         ramtorch_disable_sync_hooks ramtorch_target_modules ramtorch_text_encoder
         ramtorch_text_encoder_percent ramtorch_transformer_percent ramtorch_vae sageattention_usage
-        sdnq_compile_mode sdnq_group_size sdnq_quantized_matmul_dtype sdnq_use_quantized_matmul
-        sdnq_weights_dtype set_grads_to_none sla_config torch_num_threads unet_attention_slice
-        vae_dtype validation_torch_compile torch_compile i_know_what_i_am_doing""",
+        set_grads_to_none sla_config torch_num_threads unet_attention_slice
+        vae_dtype validation_torch_compile validation_torch_compile_mode torch_compile
+        i_know_what_i_am_doing""",
     "use mlx.launch for several machines": """
         accelerate_config accelerate_extra_args context_parallel_comm_strategy context_parallel_size
         deepspeed_config enable_multiprocessing find_unused_parameters fsdp_activation_checkpointing
@@ -47,7 +49,7 @@ IGNORED: dict[str, str] = {
         fsdp_limit_all_gathers fsdp_reshard_after_forward fsdp_state_dict_type
         fsdp_transformer_layer_cls_to_wrap fsdp_version local_rank machine_rank main_process_ip
         main_process_port num_machines num_processes same_network seed_for_each_device
-        validation_multigpu devices num_nodes""",
+        validation_multigpu devices multi_gpu num_nodes""",
     "batches come from caches, read one step ahead by one thread": """
         dataloader_prefetch dataloader_prefetch_qlen dataloader_prefetch_factor max_workers
         read_batch_size write_batch_size text_encoder_batch_size data_backend_sampling
@@ -80,7 +82,10 @@ IGNORED: dict[str, str] = {
         pretrained_unet_subfolder pretrained_transformer_subfolder
         qwen_text_encoder_model_name_or_path assistant_lora_strength
         assistant_lora_inference_strength validation_lycoris_strength vae_path distillation_config
-        flow_cubic_schedule_weights disable_segmented_timestep_sampling audio_channels""",
+        flow_cubic_schedule_weights disable_segmented_timestep_sampling audio_channels
+        custom_text_encoder_intermediary_layers""",
+    "it guides distilled models of other families; validation_guidance is the one that counts here": """
+        validation_guidance_real validation_no_cfg_until_timestep""",
     "this trainer has its own log, report and checkpoint order": """
         checkpointing_use_tempdir configs_dir custom_tracker delete_invalid_checkpoints
         disable_benchmark disk_low_action disk_low_script disk_low_threshold eval_dataset_id
@@ -131,8 +136,15 @@ REFUSED: dict[str, str] = {
         lora_config_path""",
 }
 
-# Parameters of training methods whose switch is in REFUSED: any key that begins so is ignored.
+# Any key that begins so is ignored: parameters of training methods whose switch is in REFUSED, of back ends
+# that are not here, and of SimpleTuner's other model families.
 IGNORED_PREFIXES: dict[str, str] = {
     "it belongs to a training method that is off": """
         crepa_ urepa_ irepa_ layersync_ twinflow_ nextlat_ xm_ internal_guidance_ diff2flow_""",
+    "memory and devices are managed by MLX": "sdnq_",
+    "it concerns another model family": """
+        anima_ auraflow_ boogu_ chroma_ cosmos_ cosmos3_ deepfloyd_ ernie_ flux_ flux2_ heartmula_ hidream_
+        hunyuan_ hunyuanvideo_ ideogram_ infinitetalk_ kandinsky5_ kandinsky_ kolors_ krea2_ longcat_ ltx_
+        ltx2_ ltxvideo_ ltxvideo2_ lumina2_ mageflow_ minimax_ omnigen_ pixart_ qwen_ sana_ sanavideo_ sd1x_
+        sd3_ sdxl_ stable_cascade_ wan_ z_image_ zlab_""",
 }

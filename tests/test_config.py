@@ -279,6 +279,34 @@ def test_ignored_keys_are_said_with_their_reason(name: str) -> None:
     assert not load_config({name: None}).ignored
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("validation_guidance_real", 1.0),
+        ("validation_no_cfg_until_timestep", 2),
+        ("fuse_qkv_projections", True),
+        ("enable_chunked_feed_forward", True),
+        ("feed_forward_chunk_size", 4),
+        ("validation_audio_only", True),
+        ("allow_tf32", True),
+        ("flux_lora_target", "all"),  # of other families: by the family's name in front
+        ("sd3_t5_uncond_behaviour", "zero"),
+        ("minimax_music_lm_adapter", "x"),
+        ("sdnq_use_svd", True),
+    ],
+)
+def test_keys_without_meaning_for_this_model_do_not_stop_a_run(name: str, value: Any) -> None:
+    config = load_config({name: value})
+    assert [key for key, _ in config.ignored] == [name] and config.ignored[0][1]
+    assert load_config({}, [f"--{name}={value}"]).ignored == config.ignored
+
+
+@pytest.mark.parametrize("name", ["flux_fast_schedule", "fluxx", "wan", "validation_guidance_reel"])
+def test_refused_and_misspelt_keys_stay_errors(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load_config({name: True})
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_keys(name: str) -> None:
     for off in (False, 0, None, "none", "false"):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 
 from ..data.backend_options import TABLES
+from ..foreign_options import IGNORED_PREFIXES
 from ..options import GROUPS, OPTIONS, Option
 
 _BLOCKS = {
@@ -36,8 +37,9 @@ def markdown() -> str:
             out += [f"### {group[0].upper()}{group[1:]}", "", *_table(options), ""]
     out += ["### Keys of other trainers", "", *_table(GROUPS["other trainers"]), ""]
     named = {option.name for options in GROUPS.values() for option in options}
-    out += [*_by_reason(o for o in OPTIONS.values() if o.name not in named), ""]
-    out += ["## multidatabackend.json", ""]
+    out += _by_reason(o for o in OPTIONS.values() if o.name not in named)
+    out += [f"- *ignored*, {why}: {_beginnings(names)}" for why, names in IGNORED_PREFIXES.items()]
+    out += ["", "## multidatabackend.json", ""]
     for name, title in _BLOCKS.items():
         table = TABLES[name].values()
         out += [f"### {title}", "", *_table(o for o in table if o.status == "supported"), ""]
@@ -75,6 +77,10 @@ def _by_reason(options: Iterable[Option]) -> list[str]:
     for option in options:
         reasons.setdefault((option.status, option.reason), []).append(f"`{option.name}`")
     return [f"- *{status}*, {reason}: {', '.join(names)}" for (status, reason), names in reasons.items()]
+
+
+def _beginnings(names: str) -> str:
+    return ", ".join(f"`{name}…`" for name in names.split())
 
 
 if __name__ == "__main__":
