@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import mlx.core as mx
 from .. import __version__
 from ..errors import CheckpointError, ConfigError
 from ..models.files import ITEM_SIZES
+from ..models.foreign_config import UnknownKeys
 from ..models.load import (
     COMPONENTS,
     DTYPES,
@@ -124,6 +125,7 @@ def convert(
     revision: str | None = None,
     lyric_vocab: str | Path | None = None,
     named: tuple[str, str | None] | None = None,
+    allow_config_keys: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Convert the upstream checkpoint `src` (folder or hub repository) into the new MLX folder `dst`.
@@ -132,7 +134,8 @@ def convert(
     q_group_size and q_mode as MLX has them. dtype: of everything
     else ("bfloat16", "float16", "float32"; None keeps each component's own). lyric_vocab: a vocabulary file
     instead of the one that is found. named: source and revision to record, when `src` is a local copy of
-    something else. progress(text, done, total) is told bytes; total 0 is a note.
+    something else. allow_config_keys: keys of the components' config.json that are left out, as the user says
+    that they change nothing. progress(text, done, total) is told bytes; total 0 is a note.
 
     Memory stays far below 2 GB whatever the size. `dst`, new or empty, appears only when whole.
     Raises ConfigError or CheckpointError in one line.
@@ -152,6 +155,7 @@ def convert(
     dst = new_path(dst, "--mlx-path")
     source = resolve(src, revision, tell)
     origin = named or (source.path_or_repo, source.revision)
+    source = _allow(source, allow_config_keys)
     jobs = [
         plan_component(source, name, dtype, quantization if name in q_components else None)
         for name in COMPONENTS
@@ -207,9 +211,14 @@ def plan_component(source: Source, name: str, dtype: str | None, quantization: Q
     if name == "transformer":
         config.update(_lyric_encoder_sizes(component))
     try:
-        module = module_class(config_class.from_dict(config))
+        understood = config_class.from_dict(config)
+        module = module_class(understood)
+    except UnknownKeys as error:
+        raise CheckpointError(f"{component.folder / 'config.json'}: {error.with_flag()}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{component.folder / 'config.json'}: {error}") from None
+    if name == "text_encoder":
+        config = asdict(understood)  # what transformers' class has judged need not be judged again
     try:
         entries, account = plan(name, module, component.shapes)
     except CheckpointError as error:
@@ -220,6 +229,22 @@ def plan_component(source: Source, name: str, dtype: str | None, quantization: Q
         chosen = sorted(path for path, layer in layers if quantizable(path, layer, quantization.group_size))
     kind = DTYPES[dtype] if dtype is not None else _own_dtype(component, entries)
     return _Job(name, component, config, entries, account, chosen, kind, quantization)
+
+
+def _allow(source: Source, keys: Sequence[str]) -> Source:
+    """The checkpoint without these keys; ConfigError for one that is in no config, or is computed with."""
+    found = {name: set(source.component(name).config) for name in COMPONENTS} if keys else {}
+    for key in keys:
+        holders = [name for name, theirs in found.items() if key in theirs]
+        if not holders:
+            raise ConfigError(
+                f"--allow-config-key {key}: no config.json of {source.path_or_repo} has this key"
+            )
+        if any(key in {f.name for f in fields(COMPONENTS[name][0])} for name in holders):
+            raise ConfigError(
+                f"--allow-config-key {key}: the model is built from this key; it cannot be left out"
+            )
+    return replace(source, without=frozenset(keys))
 
 
 def _lyric_encoder_sizes(component: ComponentSource) -> dict[str, int]:

@@ -68,12 +68,13 @@ class Source:
     path: Path
     path_or_repo: str  # as the user gave it
     revision: str | None  # the hub's commit, or None for a folder
+    without: frozenset[str] = frozenset()  # keys of config.json files that are not read
 
     def component(self, name: str) -> ComponentSource:
         """Config and checked headers of one component; reads no tensor."""
         folder = self.path / FOLDERS[name]
         config = read_json(folder / "config.json")
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        config = {k: v for k, v in config.items() if not k.startswith("_") and k not in self.without}
         return ComponentSource(folder, config, _tensors(folder))
 
     def identity(self) -> str:

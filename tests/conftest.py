@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
@@ -19,6 +20,18 @@ def require(program: str) -> str:
             pytest.fail(f"{program} is not installed, and CI must not skip this test")
         pytest.skip(f"{program} is not installed")
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seeded_module() -> None:
+    """Weights that MLX draws are the same in every run, whatever ran before."""
+    mx.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_module: None) -> None:
+    """As for the module's fixtures, for each test."""
+    mx.random.seed(0)
 
 
 @pytest.fixture(scope="session")

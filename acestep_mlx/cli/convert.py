@@ -56,6 +56,14 @@ DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
     help="Of all that is not quantised (default: as in the checkpoint).",
 )
 @click.option("--lyric-vocab", type=NamedPath(), help="Lyric vocabulary file (else it is found).")
+@click.option(
+    "--allow-config-key",
+    "allow_config_keys",
+    multiple=True,
+    metavar="KEY",
+    help="Leave out a key of the checkpoint's config.json that is not known here (repeatable), where you are "
+    "sure that it does not change the computation.",
+)
 @click.option("--revision", help="Branch, tag or commit of the hub repository.")
 @click.option("--upload-repo", metavar="REPO", help="Upload the finished folder to this hub repository.")
 def command(
@@ -67,6 +75,7 @@ def command(
     q_mode: str,
     dtype: str | None,
     lyric_vocab: Path | None,
+    allow_config_keys: tuple[str, ...],
     revision: str | None,
     upload_repo: str | None,
 ) -> None:
@@ -92,6 +101,7 @@ def command(
             dtype=dtype,
             revision=revision,
             lyric_vocab=lyric_vocab,
+            allow_config_keys=allow_config_keys,
             progress=progress,
         )
     for line in summary(report):

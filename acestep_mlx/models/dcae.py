@@ -15,10 +15,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, nearest
+from ..errors import CheckpointError
 from .activations import silu_value as silu
 from .convolution import Conv2d, UpsampledConv2d
 from .efficientvit import NORMS, EfficientViTBlock, RMSNorm
+from .foreign_config import UnknownKeys
 from .windows import reach, windowed
 
 TIME = 2  # the axis of (B, height, width, channels) that may be cut into windows
@@ -94,10 +95,8 @@ class DCAEConfig:
     def from_dict(cls, config: dict[str, Any]) -> DCAEConfig:
         """From upstream's config.json; keys beginning with `_` are bookkeeping. CheckpointError on others."""
         names = [f.name for f in fields(cls)]
-        unknown = [k for k in config if k not in names and not k.startswith("_")]
-        if unknown:
-            hints = ", ".join(f"{k!r}{nearest(k, names)}" for k in unknown)
-            raise CheckpointError(f"autoencoder config: unknown key {hints}")
+        if unknown := [k for k in config if k not in names and not k.startswith("_")]:
+            raise UnknownKeys("autoencoder", unknown, names)
         return cls(**{k: v for k, v in config.items() if k in names})
 
     @classmethod

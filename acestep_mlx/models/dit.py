@@ -16,10 +16,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, nearest
+from ..errors import CheckpointError
 from .activations import gated_conv
 from .attention import CrossAttention, LinearAttention, Rope, rope_table
 from .checkpointing import checkpointed
+from .foreign_config import UnknownKeys
 from .lyric_encoder import LyricEncoder
 
 QueryScale = tuple[float | mx.array, int, int]  # the factor may be (B, 1, 1), one for each row
@@ -66,11 +67,8 @@ class TransformerConfig:
         """From upstream's config.json (or our own); CheckpointError names what it does not understand."""
         known = {f.name: f for f in fields(cls)}
         values = {k: v for k, v in values.items() if not k.startswith("_") and k not in IGNORED}
-        for key in values:
-            if key not in known:
-                raise CheckpointError(
-                    f"transformer config: unknown key {key!r} may change the computation{nearest(key, known)}"
-                )
+        if unknown := [key for key in values if key not in known]:
+            raise UnknownKeys("transformer", unknown, known)
         for key in ("num_layers", "attention_head_dim", "num_attention_heads"):
             if key not in values:
                 raise CheckpointError(

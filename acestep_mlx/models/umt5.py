@@ -14,16 +14,25 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, nearest
+from ..errors import CheckpointError
+from .foreign_config import check_leftover, transformers_defaults
 
-# Keys of a Hugging Face config that say nothing about the encoder's computation.
-IGNORED = {
-    "architectures", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout",
-    "decoder_start_token_id", "dropout_rate", "dtype", "eos_token_id", "id2label", "initializer_factor",
-    "is_decoder", "is_encoder_decoder", "label2id", "num_decoder_layers", "output_attentions",
-    "output_hidden_states", "output_past", "pad_token_id", "problem_type", "return_dict",
+# Keys of a Hugging Face config that say nothing about the encoder's computation, whatever their value: names,
+# training, results, and what belongs to the decoder. The rest is for transformers' own class to judge.
+BOOKKEEPING = {
+    "architectures", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "dropout_rate", "dtype",
+    "eos_token_id", "id2label", "initializer_factor", "is_decoder", "is_encoder_decoder", "label2id",
+    "output_attentions", "output_hidden_states", "output_past", "pad_token_id", "problem_type", "return_dict",
     "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
+DECODER = {"decoder_start_token_id", "num_decoder_layers", "scale_decoder_outputs"}
+# Other names of our sizes in transformers' classes.
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
 # Keys that choose a computation, and the only values that this file computes.
 FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("umt5",),
@@ -50,28 +59,38 @@ class UMT5Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UMT5Config:
-        """From transformers' config.json (or our own); CheckpointError names what it does not understand."""
-        known = {f.name for f in fields(cls)}
+        """From transformers' config.json (or our own); CheckpointError names what it does not understand.
+
+        Keys that our tables leave over are judged by the installed transformers' `UMT5Config`; a size that
+        the file leaves out has that class's default.
+        """
+        known = [f.name for f in fields(cls)]
         sizes: dict[str, Any] = {}
+        leftover: dict[str, Any] = {}
         for key, value in values.items():
-            if key in known:
+            name = ALIASES.get(key, key)
+            if name in known:
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                     raise CheckpointError(
                         f"text encoder config: {key} must be a positive number, got {value!r}"
                     )
-                sizes[key] = value
+                if sizes.setdefault(name, value) != value:
+                    raise CheckpointError(
+                        f"text encoder config: {key} is {value!r}, but {name} is {sizes[name]!r}"
+                    )
             elif key in FIXED:
                 if value not in FIXED[key]:
                     raise CheckpointError(
                         f"text encoder config: {key} is {value!r}, only {FIXED[key][0]!r} is supported"
                     )
-            elif not key.startswith("_") and key not in IGNORED:
-                hint = nearest(key, known)
-                raise CheckpointError(
-                    f"text encoder config: unknown key {key!r} may change the computation{hint}"
-                )
+            elif not key.startswith("_") and key not in BOOKKEEPING | DECODER:
+                leftover[key] = value
         if "d_model" not in sizes:
             raise CheckpointError("text encoder config: 'd_model' is missing; is this a UMT5 encoder?")
+        check_leftover("text encoder", leftover, "UMT5Config", values.get("transformers_version"), known)
+        if missing := [name for name in known if name not in sizes]:
+            _, defaults, _ = transformers_defaults("UMT5Config")
+            sizes.update((name, defaults[name]) for name in missing)
         return cls(**sizes)
 
     @classmethod

@@ -17,9 +17,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, nearest
+from ..errors import CheckpointError
 from .activations import silu_value as silu
 from .convolution import Conv1d, UpsamplingConv1d
+from .foreign_config import UnknownKeys
 from .windows import reach, windowed
 
 TIME = 1  # the axis of (B, frames, channels) that may be cut into windows
@@ -88,10 +89,8 @@ class VocoderConfig:
     def from_dict(cls, config: dict[str, Any]) -> VocoderConfig:
         """From upstream's config.json; keys beginning with `_` are bookkeeping. CheckpointError on others."""
         names = [f.name for f in fields(cls)]
-        unknown = [k for k in config if k not in names and not k.startswith("_")]
-        if unknown:
-            hints = ", ".join(f"{k!r}{nearest(k, names)}" for k in unknown)
-            raise CheckpointError(f"vocoder config: unknown key {hints}")
+        if unknown := [k for k in config if k not in names and not k.startswith("_")]:
+            raise UnknownKeys("vocoder", unknown, names)
         return cls(**{k: v for k, v in config.items() if k in names})
 
     @classmethod
