@@ -26,6 +26,10 @@ class CheckpointError(AceStepError):
     """Model weights, a LoRA file or a training checkpoint cannot be used."""
 
 
+class NewerVersionError(CheckpointError):
+    """A file in a format that only a newer version of this program reads. It is not damaged."""
+
+
 class DataError(AceStepError):
     """Audio, captions, lyrics or a data set cannot be used."""
 

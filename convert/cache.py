@@ -11,8 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import CheckpointError
-from ..models.files import read_json
-from ..models.load import LYRIC_VOCAB, Quantization
+from ..models.load import LYRIC_VOCAB, ModelFolder, Quantization
 from . import lyric_vocab as vocabulary
 from .checkpoint import convert
 from .folder import exclusive
@@ -116,8 +115,11 @@ def _commits(models: Path, repo: str) -> list[str]:
     """The commits of a hub repository that were converted before, newest conversion first."""
     found = []
     for path in models.glob("*/config.json"):
-        source = read_json(path).get("source", {})
-        if source.get("path_or_repo") == repo and source.get("revision"):
+        try:
+            source = ModelFolder.open(path.parent).config["source"]
+        except CheckpointError:
+            continue  # damaged, or of another version: it would not be used
+        if source["path_or_repo"] == repo and source.get("revision"):
             found.append((path.stat().st_mtime, source["revision"]))
     return [commit for _, commit in sorted(found, reverse=True)]
 

@@ -30,6 +30,7 @@ from ..models.load import (
     QUANTIZED_COMPONENTS,
     TOKENIZER,
     Quantization,
+    component_module,
     quantizable,
 )
 from . import lyric_vocab as vocabulary
@@ -206,13 +207,11 @@ def convert(
 
 def plan_component(source: Source, name: str, dtype: str | None, quantization: Quantization | None) -> _Job:
     component = source.component(name)
-    config_class, module_class = COMPONENTS[name]
     config = dict(component.config)
     if name == "transformer":
         config.update(_lyric_encoder_sizes(component))
     try:
-        understood = config_class.from_dict(config)
-        module = module_class(understood)
+        understood, module = component_module(name, config, len(component.tensors))
     except UnknownKeys as error:
         raise CheckpointError(f"{component.folder / 'config.json'}: {error.with_flag()}") from None
     except CheckpointError as error:

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import AceStepError, DataError
+from ..errors import AceStepError, DataError, NewerVersionError
 from ..words import count, size
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def training_output(path: Path) -> list[str]:
         try:
             step = f"step {verify(folder)['step']}"
             whole.append(folder)
+        except NewerVersionError as error:
+            step = str(error)
         except AceStepError as error:
             step = f"damaged: {error}"
         lines.append(f"  {folder.name}: {step}")

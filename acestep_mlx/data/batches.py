@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import TrainConfig
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
 from .encode import Arrays, Cache
 from .manifest import Sample
 from .store import cache_key
@@ -298,10 +298,16 @@ class Batches:
         """Go on where `state` was taken.
 
         Returns None when the continuation is exact. When songs, captions or batch settings changed since, the
-        epoch is begun anew with the new songs and a sentence that says so is returned.
+        epoch is begun anew with the new songs and a sentence that says so is returned. CheckpointError for a
+        position that no epoch has.
         """
         with contextlib.suppress(KeyError):
             if state["signature"] == self.signature and state["seed"] == self.seed:
+                if not state["position"] < self.batches_per_epoch:
+                    raise CheckpointError(
+                        f"the checkpoint stands at batch {state['position'] + 1} of an epoch, and there are "
+                        f"{self.batches_per_epoch}: its batches.position is damaged"
+                    )
                 self._epoch, self._position = int(state["epoch"]), int(state["position"])
                 self._waiting = None
                 return None

@@ -8,18 +8,19 @@ channels), with mel bins as height and time as width; at the edge they are (B, c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError
+from ..schema import items, number, whole
 from .activations import silu_value as silu
 from .convolution import Conv2d, UpsampledConv2d
 from .efficientvit import NORMS, EfficientViTBlock, RMSNorm
-from .foreign_config import UnknownKeys
+from .sizes import LEVELS, read_config
 from .windows import reach, windowed
 
 TIME = 2  # the axis of (B, height, width, channels) that may be cut into windows
@@ -55,6 +56,8 @@ class DCAEConfig:
     decoder_in_shortcut: bool = True
     decoder_conv_act_fn: str = "relu"
     scaling_factor: float = 1.0  # diffusers keeps it for pipelines; encode and decode do not use it
+
+    REPEATED: ClassVar = ("encoder_layers_per_block", "decoder_layers_per_block")
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -94,10 +97,16 @@ class DCAEConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> DCAEConfig:
         """From upstream's config.json; keys beginning with `_` are bookkeeping. CheckpointError on others."""
-        names = [f.name for f in fields(cls)]
-        if unknown := [k for k in config if k not in names and not k.startswith("_")]:
-            raise UnknownKeys("autoencoder", unknown, names)
-        return cls(**{k: v for k, v in config.items() if k in names})
+        return read_config(
+            cls,
+            config,
+            "autoencoder",
+            limits={
+                "encoder_layers_per_block": items(whole(0, 1 << 17), 1, LEVELS),
+                "decoder_layers_per_block": items(whole(0, 1 << 17), 1, LEVELS),
+                "scaling_factor": number(),
+            },
+        )  # fmt: skip
 
     @classmethod
     def tiny(cls) -> DCAEConfig:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError
+from ..schema import number
 from .activations import gated_conv
 from .attention import CrossAttention, LinearAttention, Rope, rope_table
 from .checkpointing import checkpointed
-from .foreign_config import UnknownKeys
 from .lyric_encoder import LyricEncoder
+from .sizes import MANY, read_config
 
 QueryScale = tuple[float | mx.array, int, int]  # the factor may be (B, 1, 1), one for each row
 
@@ -52,6 +53,8 @@ class TransformerConfig:
     lyric_encoder_heads: int = 16
     lyric_encoder_ff: int = 4096
 
+    REPEATED: ClassVar = ("num_layers", "lyric_encoder_layers")
+
     @property
     def dim(self) -> int:
         """Width of the token sequence."""
@@ -65,30 +68,18 @@ class TransformerConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TransformerConfig:
         """From upstream's config.json (or our own); CheckpointError names what it does not understand."""
-        known = {f.name: f for f in fields(cls)}
-        values = {k: v for k, v in values.items() if not k.startswith("_") and k not in IGNORED}
-        if unknown := [key for key in values if key not in known]:
-            raise UnknownKeys("transformer", unknown, known)
-        for key in ("num_layers", "attention_head_dim", "num_attention_heads"):
-            if key not in values:
-                raise CheckpointError(
-                    f"transformer config: {key!r} is missing; is this an ACE-Step transformer?"
-                )
-        if "patch_size" in values:
-            values["patch_size"] = tuple(values["patch_size"])
-        for key, value in values.items():
-            numbers = value if key == "patch_size" else (value,)
-            whole = known[key].type != "float"
-            if not all(
-                isinstance(n, (int, float))
-                and not isinstance(n, bool)
-                and n > 0
-                and (not whole or n == int(n))
-                for n in numbers
-            ):
-                raise CheckpointError(f"transformer config: {key} must be a positive number, got {value!r}")
-        config = cls(**values)
-        if len(config.patch_size) != 2 or config.patch_size[1] != 1:
+        config = read_config(
+            cls,
+            values,
+            "transformer",
+            limits={
+                "lyric_encoder_vocab_size": MANY, "max_position": MANY, "mlp_ratio": number(1e-3, 64),
+                "rope_theta": number(1, 1e12),
+            },
+            ignored=IGNORED,
+            required=("num_layers", "attention_head_dim", "num_attention_heads"),
+        )  # fmt: skip
+        if config.patch_size[1] != 1:
             raise CheckpointError(
                 f"transformer config: patch_size must be [height, 1], got {list(config.patch_size)}"
             )

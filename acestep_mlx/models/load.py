@@ -11,11 +11,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from .. import schema
 from ..errors import CheckpointError, ConfigError, nearest
 from ..words import count, listed
 from .dcae import AutoencoderDC, DCAEConfig
 from .dit import ACEStepTransformer, TransformerConfig
-from .files import Header, read_header, read_json
+from .files import Header, read_header
+from .sizes import check_repeats
 from .umt5 import UMT5Config, UMT5Encoder
 from .vocoder import Vocoder, VocoderConfig
 
@@ -118,8 +120,7 @@ class ModelFolder:
             )
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is not an MLX folder: it has no config.json")
-        config = read_json(path / "config.json")
-        _check_config(path / "config.json", config)
+        config = _read_config(path / "config.json")
         wanted = [f"{name}.safetensors" for name in COMPONENTS] + [TOKENIZER, LYRIC_VOCAB]
         missing = [name for name in wanted if not (path / name).is_file()]
         if missing:
@@ -152,8 +153,16 @@ class ModelFolder:
             )
 
     def component_config(self, component: str) -> Any:
-        """The component's config dataclass; CheckpointError names a key that is not understood."""
-        return COMPONENTS[component][0].from_dict(self.config["components"][component])
+        """The component's config dataclass; CheckpointError names a key that is not understood, or a size
+        that the weights cannot have.
+        """
+        return self._build(component, read_header(self.file(component)))[0]
+
+    def _build(self, component: str, header: Header) -> tuple[Any, nn.Module]:
+        try:
+            return component_module(component, self.config["components"][component], len(header.tensors))
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path / 'config.json'}: {error}") from None
 
     def file(self, component: str) -> Path:
         """Where a component's weights are."""
@@ -176,9 +185,9 @@ class ModelFolder:
             raise ValueError(f"unknown component {component!r}")
         if isinstance(quantize, Mapping):
             quantize = Quantization.of(**quantize)
-        module = COMPONENTS[component][1](self.component_config(component))
         path = self.file(component)
         header = read_header(path)
+        module = self._build(component, header)[1]
         stored = self.quantization
         self.check_bits(quantize.bits if quantize else None)
         if stored is not None:
@@ -233,31 +242,67 @@ def _cast(value: mx.array, dtype: mx.Dtype) -> mx.array:
     return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> None:
-    if config.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not written by acestep-mlx convert (no format {FORMAT!r} in it)")
-    if config.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {config.get('format_version')!r}, this acestep-mlx reads "
-            f"{FORMAT_VERSION}; update acestep-mlx or convert again"
-        )
+_names = schema.table(schema.text)
+CONFIG_SCHEMA = schema.record(
+    {
+        "format": schema.text,
+        "format_version": schema.whole(),
+        "converter_version": schema.text,
+        "source": schema.record({"path_or_repo": schema.text}, {"revision": schema.optional(schema.text)}),
+        "dtype": schema.text,
+        "components": schema.table(schema.record({})),
+        "fingerprints": _names,
+    },
+    {
+        "quantization": schema.optional(
+            schema.record({}, {"bits": schema.whole(), "group_size": schema.whole(), "mode": schema.text})
+        ),
+        "lyric_vocab": schema.optional(schema.record({}, {"source": schema.text, "sha256": schema.text})),
+        "fused": schema.items(schema.record({})),
+    },
+)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config.json of an MLX folder, checked; CheckpointError in one line."""
+    config = schema.read_artifact(
+        path,
+        CONFIG_SCHEMA,
+        what="the model",
+        version=FORMAT_VERSION,
+        kind=FORMAT,
+        writer="acestep-mlx convert",
+    )
     for key in config:
         if key not in CONFIG_KEYS:
             raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, CONFIG_KEYS)}")
-    components, fingerprints = config.get("components"), config.get("fingerprints")
-    for key, value in (("components", components), ("fingerprints", fingerprints)):
-        if not isinstance(value, dict) or set(value) != set(COMPONENTS):
+    for key in ("components", "fingerprints"):
+        if set(config[key]) != set(COMPONENTS):
             raise CheckpointError(f"{path}: {key!r} must have exactly {', '.join(COMPONENTS)}; convert again")
-    if config.get("dtype") not in DTYPES:
-        raise CheckpointError(
-            f"{path}: dtype must be one of {', '.join(DTYPES)}, got {config.get('dtype')!r}"
-        )
+    if config["dtype"] not in DTYPES:
+        raise CheckpointError(f"{path}: dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
     quantization = config.setdefault("quantization", None)
     if quantization is not None:
         try:
             Quantization.of(**quantization)
         except (TypeError, ConfigError) as error:
             raise CheckpointError(f"{path}: quantization: {error}") from None
+    return config
+
+
+def component_module(component: str, values: Mapping[str, Any], tensors: int) -> tuple[Any, nn.Module]:
+    """The config of a component and its module, whose arrays stay lazy.
+
+    values: of its config.json. tensors: how many the weights have. CheckpointError for values that are not
+    understood or that no such weights can have.
+    """
+    config_class, module_class = COMPONENTS[component]
+    config = config_class.from_dict(values)
+    check_repeats(component, config, config_class.REPEATED, tensors)
+    try:
+        return config, module_class(config)
+    except (ValueError, ArithmeticError) as error:  # MLX refuses shapes beyond its range
+        raise CheckpointError(f"{component} config: its sizes make no model: {error}") from None
 
 
 def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError
+from ..schema import number, show, whole
 from .foreign_config import check_leftover, transformers_defaults
+from .sizes import MANY, read_config
 
 # Keys of a Hugging Face config that say nothing about the encoder's computation, whatever their value: names,
 # training, results, and what belongs to the decoder. The rest is for transformers' own class to judge.
@@ -57,6 +59,8 @@ class UMT5Config:
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
 
+    REPEATED: ClassVar = ("num_layers",)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UMT5Config:
         """From transformers' config.json (or our own); CheckpointError names what it does not understand.
@@ -70,18 +74,14 @@ class UMT5Config:
         for key, value in values.items():
             name = ALIASES.get(key, key)
             if name in known:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                    raise CheckpointError(
-                        f"text encoder config: {key} must be a positive number, got {value!r}"
-                    )
                 if sizes.setdefault(name, value) != value:
                     raise CheckpointError(
-                        f"text encoder config: {key} is {value!r}, but {name} is {sizes[name]!r}"
+                        f"text encoder config: {key} is {show(value)}, but {name} is {show(sizes[name])}"
                     )
             elif key in FIXED:
                 if value not in FIXED[key]:
                     raise CheckpointError(
-                        f"text encoder config: {key} is {value!r}, only {FIXED[key][0]!r} is supported"
+                        f"text encoder config: {key} is {show(value)}, only {FIXED[key][0]!r} is supported"
                     )
             elif not key.startswith("_") and key not in BOOKKEEPING | DECODER:
                 leftover[key] = value
@@ -91,7 +91,18 @@ class UMT5Config:
         if missing := [name for name in known if name not in sizes]:
             _, defaults, _ = transformers_defaults("UMT5Config")
             sizes.update((name, defaults[name]) for name in missing)
-        return cls(**sizes)
+        limits = {
+            "vocab_size": MANY,
+            "layer_norm_epsilon": number(0, 1),
+            "relative_attention_num_buckets": whole(4, 4096),
+            "relative_attention_max_distance": whole(2, 65536),
+        }
+        config = read_config(cls, sizes, "text encoder", limits=limits)
+        if config.relative_attention_max_distance <= config.relative_attention_num_buckets // 4:
+            raise CheckpointError(
+                "text encoder config: relative_attention_max_distance must exceed a quarter of the buckets"
+            )
+        return config
 
     @classmethod
     def tiny(cls) -> UMT5Config:

@@ -8,19 +8,20 @@ Parameters carry the upstream names, with weight norm folded into plain weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError
+from ..schema import number
 from .activations import silu_value as silu
 from .convolution import Conv1d, UpsamplingConv1d
-from .foreign_config import UnknownKeys
+from .sizes import MANY, read_config
 from .windows import reach, windowed
 
 TIME = 1  # the axis of (B, frames, channels) that may be cut into windows
@@ -52,10 +53,16 @@ class VocoderConfig:
     f_max: float = 16000
     n_mels: int = 128
 
+    REPEATED: ClassVar = ("depths",)
+
     def __post_init__(self) -> None:
         problems = []
         if self.use_template:
             problems.append("use_template needs a pitch input, which ACE-Step does not have")
+        if self.win_length > self.n_fft or self.hop_length > self.n_fft:
+            problems.append(f"win_length and hop_length must not exceed n_fft {self.n_fft}")
+        if self.f_min >= self.f_max:
+            problems.append(f"f_min {self.f_min:g} is not below f_max {self.f_max:g}")
         if len(self.depths) != len(self.dims):
             problems.append(f"{len(self.depths)} depths for {len(self.dims)} dims")
         if prod(self.upsample_rates) != self.hop_length:
@@ -88,10 +95,15 @@ class VocoderConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> VocoderConfig:
         """From upstream's config.json; keys beginning with `_` are bookkeeping. CheckpointError on others."""
-        names = [f.name for f in fields(cls)]
-        if unknown := [k for k in config if k not in names and not k.startswith("_")]:
-            raise UnknownKeys("vocoder", unknown, names)
-        return cls(**{k: v for k, v in config.items() if k in names})
+        return read_config(
+            cls,
+            config,
+            "vocoder",
+            limits={
+                "drop_path_rate": number(0, 1), "f_min": number(0, 1e6), "f_max": number(0, 1e6),
+                "sampling_rate": MANY,
+            },
+        )  # fmt: skip
 
     @classmethod
     def tiny(cls) -> VocoderConfig:

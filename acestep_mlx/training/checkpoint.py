@@ -26,17 +26,57 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import NO_SPACE, CheckpointError, ConfigError
-from ..models.files import read_header, read_json
+from .. import schema
+from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError
+from ..models.files import inside, read_header, read_json
 from ..words import size
 
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
 STATE = "training_state.json"
 ADAPTER = "adapter.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
 LYRICS = "lyrics_embedder"
 NAME = re.compile(r"checkpoint-(\d+)")
 PARTIAL = ".partial"
+REQUIRED = (ADAPTER, "optimizer.safetensors", "sampler.safetensors")
+MAX_STEPS = 10**9  # of anything that is counted in a run
+
+_count = schema.whole(0, MAX_STEPS)
+_sum = schema.number()
+COUNTERS = schema.record(
+    {
+        "step": _count, "micro": _count, "skipped": _count, "skipped_in_a_row": _count, "epoch": _count,
+        "loss_sum": _sum, "loss_weight": schema.number(0), "smoothed": schema.items(_sum, 2, 2),
+    },
+)  # fmt: skip
+BATCHES = schema.record(
+    {"seed": schema.whole(), "epoch": _count, "position": _count, "signature": schema.text}, strict=True
+)
+LORA_FACTS = schema.record(
+    {},
+    {
+        "rank": schema.whole(1, 1 << 20), "alpha": schema.number(), "scale": schema.number(),
+        "targets": schema.items(schema.text), "use_dora": schema.flag, "use_rslora": schema.flag,
+    },
+)  # fmt: skip
+#: training_state.json. What a run needs to go on is checked by `read`; `info` shows a checkpoint without it.
+STATE_SCHEMA = schema.record(
+    {
+        "format_version": schema.whole(),
+        "step": _count,
+        "files": schema.table(
+            schema.record({"bytes": schema.whole(), "sha256": schema.text}, strict=True), schema.path_text
+        ),
+    },
+    {
+        "tool_version": schema.text,
+        "counters": COUNTERS,
+        "batches": BATCHES,
+        "lora": LORA_FACTS,
+        "checkpointed_blocks": schema.whole(0, 10_000),
+        "identity": schema.table(schema.anything),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +167,7 @@ def save(
     `state` must hold plain JSON values. Raises CheckpointError when it cannot be written whole.
     """
     target = output_dir / f"checkpoint-{step}"
-    kind = {"format": "acestep-mlx-checkpoint", "format_version": str(FORMAT_VERSION), "step": str(step)}
+    kind = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "step": str(step)}
 
     def fill(folder: Path) -> None:
         write_tensors(folder / ADAPTER, adapter, kind)
@@ -150,8 +190,12 @@ def save(
 def read(path: Path) -> Checkpoint:
     """Read and verify a checkpoint. Raises CheckpointError that names what is missing or damaged."""
     state = verify(path)
+    for name in ("counters", "batches"):
+        if name not in state:
+            raise CheckpointError(f"{path / STATE} is damaged: {name} is missing; no run can go on from it")
 
     def tensors(name: str) -> dict[str, mx.array]:
+        read_header(path / name)
         loaded = mx.load(str(path / name))
         assert isinstance(loaded, dict)
         mx.eval(loaded)  # files may be replaced while we train
@@ -171,27 +215,43 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has no {STATE}: it is not a checkpoint of this trainer, or not a whole one"
         )
-    state = read_json(path / STATE)
-    version = state.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint format {version!r}, and this version reads {FORMAT_VERSION}"
-        )
-    files = state.get("files")
-    if not isinstance(files, dict) or not isinstance(state.get("step"), int):
-        raise CheckpointError(f"{path / STATE} is damaged")
-    for name in (ADAPTER, "optimizer.safetensors", "sampler.safetensors"):
+    state = schema.read_artifact(
+        path / STATE, STATE_SCHEMA, what="the checkpoint", version=FORMAT_VERSION, kind=FORMAT
+    )
+    _check_counters(path, state)
+    files = state["files"]
+    for name in REQUIRED:
         if name not in files:
             raise CheckpointError(f"{path / STATE} is damaged: it does not list {name}")
     for name, entry in files.items():
-        if not isinstance(entry, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path / STATE} is damaged: {name!r} is no entry for a file")
-        file = path / name
+        try:
+            file = inside(path, name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path / STATE} is damaged: {error}") from None
         if not file.is_file():
             raise CheckpointError(f"{path} is damaged: {name} is missing")
-        if file.stat().st_size != entry.get("bytes") or sha256(file) != entry.get("sha256"):
+        if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
     return state
+
+
+def _check_counters(path: Path, state: Mapping[str, Any]) -> None:
+    """What the numbers of a state have to do with each other; CheckpointError where they contradict."""
+    counters = state.get("counters")
+    if counters is None:
+        return
+    accumulate = state.get("identity", {}).get("gradient_accumulation_steps", 1)
+    for wrong, why in (
+        (counters["step"] != state["step"], f"step {state['step']}, and counters.step {counters['step']}"),
+        (
+            isinstance(accumulate, int) and counters["micro"] >= max(accumulate, 1),
+            f"counters.micro {counters['micro']} of {accumulate} in an update",
+        ),
+        (counters["skipped"] > counters["step"], f"counters.skipped {counters['skipped']}"),
+        (counters["skipped_in_a_row"] > counters["skipped"], "counters.skipped_in_a_row above skipped"),
+    ):
+        if wrong:
+            raise CheckpointError(f"{path / STATE} is damaged: it says {why}")
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -213,13 +273,15 @@ def newest(output_dir: Path, notice: Callable[[str, str], None]) -> Path | None:
     """The newest undamaged checkpoint, or None when there is none. Damaged ones are named through `notice`.
 
     Raises CheckpointError when there are checkpoints and every one is damaged: starting over silently would
-    throw a run away. Changes nothing.
+    throw a run away; and NewerVersionError before one that this version cannot read. Changes nothing.
     """
     found = checkpoints(output_dir)
     for path in reversed(found):
         try:
             verify(path)
             return path
+        except NewerVersionError:
+            raise  # it may be the newest: going on from an older one would go back without a word
         except CheckpointError as error:
             notice(f"skipped a damaged checkpoint: {error}", "warning")
     if found:

@@ -85,6 +85,11 @@ def train(
         mx.clear_cache()
 
 
+def _kinds(arrays: Mapping[str, mx.array]) -> dict[str, tuple[Any, ...]]:
+    """Shape and dtype of each array."""
+    return {name: (value.shape, value.dtype) for name, value in arrays.items()}
+
+
 class _Run:
     """The parts of one run, made in the order in which they can fail cheaply."""
 
@@ -248,7 +253,7 @@ class _Run:
         if found is not None:
             checkpoint.check_identity(found.path, found.state, self.identity)
             expected = step.parameters()
-            if {k: v.shape for k, v in found.adapter.items()} != {k: v.shape for k, v in expected.items()}:
+            if _kinds(found.adapter) != _kinds(expected):
                 raise ConfigError(f"{found.path} has other trained parameters than this configuration")
         now = step.arrays()
         adapter = world.share_arrays(found.adapter if found else {}, step.parameters())

@@ -269,9 +269,10 @@ class TrainStep:
             problems += [f"{kind} state lacks {k}" for k in expected if k not in given]
             problems += [f"{kind} state has an unknown {k}" for k in given if k not in expected]
             problems += [
-                f"{kind} state {k} is {tuple(given[k].shape)}, expected {tuple(v.shape)}"
+                f"{kind} state {k} is {given[k].dtype} {tuple(given[k].shape)}, expected {v.dtype} "
+                f"{tuple(v.shape)}"
                 for k, v in expected.items()
-                if k in given and given[k].shape != v.shape
+                if k in given and (given[k].shape, given[k].dtype) != (v.shape, v.dtype)
             ]
         if problems:
             return problems

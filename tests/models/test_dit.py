@@ -83,7 +83,7 @@ def test_the_default_model_has_the_released_models_parameters() -> None:
         ({"qk_norm": "rms_norm"}, "unknown key 'qk_norm'"),
         ({"num_layer": 24}, "did you mean 'num_layers'"),
         ({"patch_size": [16, 2]}, "patch_size"),
-        ({"num_layers": 0}, "num_layers must be a positive number, got 0"),
+        ({"num_layers": 0}, "num_layers must be between 1 and 131072, got 0"),
         ({"rope_theta": "big"}, "rope_theta"),
         ({"num_attention_heads": 2.5}, "num_attention_heads"),
     ],

@@ -56,7 +56,7 @@ def test_released_config() -> None:
         ({"dense_act_fn": "silu"}, "dense_act_fn"),
         ({"model_type": "t5"}, "model_type is 't5'"),
         ({"num_layer": 3}, "unknown key 'num_layer'"),
-        ({"d_kv": -1}, "d_kv must be a positive number, got -1"),
+        ({"d_kv": -1}, "d_kv must be between 1 and 131072, got -1"),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(change: dict, message: str) -> None:
