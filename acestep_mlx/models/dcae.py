@@ -77,6 +77,16 @@ class DCAEConfig:
                 problems.append(
                     f"{side}_layers_per_block has {len(layers)} entries for {len(channels)} levels"
                 )
+            attended = [
+                c
+                for c, t in zip(channels, getattr(self, f"{side}_block_types"), strict=False)
+                if t != "ResBlock"
+            ]
+            if any(c < self.attention_head_dim for c in attended):
+                problems.append(
+                    f"attention_head_dim {self.attention_head_dim} exceeds the {min(attended)} channels of "
+                    "a level"
+                )
         known = {
             "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
             "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
