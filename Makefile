@@ -36,11 +36,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".$(EXTRAS)"
 	touch $@
 
-# The PyTorch reference is a test-time oracle: its modules are imported one by one, so its own
-# (very long) list of requirements is not needed.
+# The PyTorch reference and LyCORIS are test-time oracles: their modules are imported one by one, so their own
+# (very long) lists of requirements are not needed.
 $(VENV)/.test-installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".$(TEST_EXTRAS)"
-	$(BIN)/python -m pip install --quiet --no-deps simpletuner==3.1.6
+	$(BIN)/python -m pip install --quiet --no-deps simpletuner==3.1.6 lycoris-lora==4.1.3 einops==0.8.2 toml==0.10.2
 	touch $@ $(VENV)/.installed
 
 clean:

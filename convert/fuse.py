@@ -67,6 +67,7 @@ def fuse(
     Raises CheckpointError or ConfigError in one line.
     """
     started = time.monotonic()
+    tell = progress or (lambda text, done, total: None)
     dst = new_path(dst, "folder")
     folder = ModelFolder.open(model)
     if not loras:
@@ -78,11 +79,13 @@ def fuse(
     skeleton = _skeleton(folder, header)
     for weights, _ in read:
         weights.check_against(skeleton)
+        for line in weights.left_out:
+            tell(f"{weights.source}: {line}", 0, 0)
     job = _Job(source, header, folder.quantization, read)
     job.check(skeleton)
     needed = sum(path.stat().st_size for path in folder.path.iterdir() if path.is_file()) + SPARE
     with new_folder(dst, needed=needed) as new:
-        fingerprint = job.write(new / source.name, progress or (lambda text, done, total: None))
+        fingerprint = job.write(new / source.name, tell)
         for path in sorted(folder.path.iterdir()):
             if (
                 path.is_file()

@@ -30,7 +30,17 @@ STOREY = {
     "training": 5,
     "cli": 6,
 }
-FOREIGN = {"torch", "diffusers", "peft", "accelerate", "simpletuner", "pickle", "torchaudio", "spacy"}
+FOREIGN = {
+    "torch",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "simpletuner",
+    "lycoris",
+    "pickle",
+    "torchaudio",
+    "spacy",
+}
 FILES = sorted(p for p in ROOT.rglob("*.py") if "__pycache__" not in p.parts)
 
 

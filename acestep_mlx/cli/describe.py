@@ -154,23 +154,35 @@ def training_memory(model: TransformerConfig, stored_bits: int | None) -> list[s
 
 
 def lora(path: Path, against: ModelFolder | None) -> list[str]:
-    """A LoRA of any format: rank, alpha, targets, scale; with a model, whether it fits."""
+    """A LoRA of any format: rank, alpha, targets, scale, and whether it is for this model.
+
+    Other adapters, and LoRAs of other models, are named for what they are.
+    """
     from ..lora.formats import find_file, read_lora
+    from ..lora.recognise import recognise
     from ..models.files import read_header
 
     file = find_file(path)
-    weights = read_lora(path)
     header = read_header(file)
+    stored = f"{_dtypes(header.tensors.values())}, {size(file.stat().st_size)}"
+    adapter = recognise(header.tensors)
+    if adapter is not None and adapter.problem:
+        whose = f" for {adapter.model}" if adapter.model else ""
+        return [
+            f"{file}: {adapter.kind}{whose}, {count(len(adapter.modules), 'module')}, {stored}",
+            f"  cannot be used here: it {adapter.problem}",
+        ]
+    weights = read_lora(path)
     lines = [
         f"{file}: {'DoRA' if weights.is_dora else 'LoRA'}, {_spelling(weights, set(header.tensors))}",
-        f"  {count(len(weights.modules), 'module')}, {number(weights.parameter_count)} parameters, "
-        f"{_dtypes(header.tensors.values())}, {size(file.stat().st_size)}",
+        f"  {count(len(weights.modules), 'module')}, {number(weights.parameter_count)} parameters, {stored}",
     ]
     lines += _lora_facts(weights)
+    fits, verdict = _fits(weights, against) if against is not None else _sizes_fit(weights)
+    lines += [f"  {_strength(weights)}"] if fits else []
+    lines += [f"  {line}" for line in (*verdict, *weights.notes)]
     if not weights.is_trained:
         lines.append("  it is untrained: it changes nothing")
-    if against is not None:
-        lines += _fits(weights, against)
     return lines
 
 
@@ -180,11 +192,7 @@ def _spelling(weights: LoRAWeights, names: set[str]) -> str:
         return f"format {weights.metadata['file_format']!r} of acestep-mlx {made}"
     found = next((what for end, what in SPELLINGS.items() if any(n.endswith(end) for n in names)), "other")
     prefix = next(
-        (
-            p
-            for p in ("base_model.model.", "diffusion_model.", "transformer.")
-            if any(n.startswith(p) for n in names)
-        ),
+        (p for p in PREFIXES if any(n.startswith(p) for n in names)),
         "",
     )
     return f"{found} keys{f' under {prefix!r}' if prefix else ''}"
@@ -193,9 +201,8 @@ def _spelling(weights: LoRAWeights, names: set[str]) -> str:
 def _lora_facts(weights: LoRAWeights) -> list[str]:
     facts = weights.metadata
     ranks = Counter(module.rank for module in weights.modules.values())
-    scales = Counter(round(module.scale, 6) for module in weights.modules.values())
     targets = Counter(_target(name) for name in weights.modules)
-    lines = [f"  rank: {_counted(ranks)}", f"  {_strength(scales)}"]
+    lines = [f"  rank: {_counted(ranks)}"]
     if "alpha" in facts:
         kind = ", rsLoRA" if facts.get("use_rslora") else ""
         lines.append(
@@ -218,13 +225,15 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
     return lines
 
 
-def _strength(scales: Counter[float]) -> str:
+def _strength(weights: LoRAWeights) -> str:
     """How strong to use it. A scale other than 1 is in the file's alpha, which not every loader reads."""
+    scales = Counter(round(module.scale, 6) for module in weights.modules.values())
+    only = " (the only one at which a DoRA is the same in every program)" if weights.is_dora else ""
     if list(scales) == [1.0]:
-        return "use at strength 1.0"
+        return f"use at strength 1.0{only}"
     return (
         f"scale {_counted(scales)}, applied by acestep-mlx itself (use at strength 1.0 here); for other "
-        "loaders `acestep-mlx export` multiplies it in"
+        f"loaders `acestep-mlx export` multiplies it in{only}"
     )
 
 
@@ -241,14 +250,14 @@ def _target(name: str) -> str:
     return ".".join(parts[last + 1 :])
 
 
-def _fits(weights: LoRAWeights, folder: ModelFolder) -> list[str]:
+def _fits(weights: LoRAWeights, folder: ModelFolder) -> tuple[bool, list[str]]:
     from ..models.load import COMPONENTS
 
     skeleton = COMPONENTS["transformer"][1](folder.component_config("transformer"))  # lazy: takes no memory
     try:
         weights.check_against(skeleton)
     except CheckpointError as error:
-        return [f"  does not fit {folder.path}: {error}"]
+        return False, [f"does not fit {folder.path}: {error}"]
     recorded = weights.metadata.get("base_fingerprint")
     same = recorded == folder.fingerprints["transformer"]
     note = (
@@ -258,7 +267,20 @@ def _fits(weights: LoRAWeights, folder: ModelFolder) -> list[str]:
         if same
         else ", another than it was trained on"
     )
-    return [f"  fits {folder.path}{note}"]
+    return True, [f"fits {folder.path}{note}"]
+
+
+def _sizes_fit(weights: LoRAWeights) -> tuple[bool, list[str]]:
+    """Without a model at hand: whether the sizes are ACE-Step v1's."""
+    from ..lora.recognise import check_model, other_size
+
+    shapes = {path: module.shape for path, module in weights.modules.items()}
+    try:
+        check_model(shapes, "it")
+    except CheckpointError as error:
+        return False, [str(error)]
+    wrong = other_size(shapes)
+    return True, [f"for a miniature model, not the released one: {wrong}"] if wrong else []
 
 
 def weights_file(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,8 +11,11 @@ from ..errors import ConfigError
 from ..words import count, size
 from .paths import NamedPath
 
+if TYPE_CHECKING:
+    from ..lora.weights import LoRAWeights
+
 FORMATS = {
-    "peft": "the original pipeline, diffusers, ComfyUI",
+    "peft": "the original pipeline, diffusers, and (unless it is a DoRA) ComfyUI",
     "comfyui": "ComfyUI",
     "simpletuner": "SimpleTuner's --init_lora",
     "mlx": "acestep-mlx, with the trained A, B and scale apart",
@@ -68,7 +72,7 @@ def command(
     compared before this says done.
     """
     from ..lora.formats import DTYPES, find_file, prepare, read_lora, verify, write_lora
-    from ..lora.lyrics_embedder import ignored_by_comfyui
+    from ..lora.recognise import check_model
     from ..models.load import ModelFolder
 
     source = find_file(path)
@@ -81,26 +85,68 @@ def command(
     base = ModelFolder.open(model).load("transformer") if model else None
     if base is not None:
         weights.check_against(base)
+    else:
+        check_model({name: module.shape for name, module in weights.modules.items()}, weights.source)
     write_lora(target, weights, kind, DTYPES[dtype], base=base, with_lyrics_embedder=with_lyrics_embedder)
     written = prepare(weights, kind, base, with_lyrics_embedder=with_lyrics_embedder)
     difference = verify(target, written, DTYPES[dtype])
     kinds = "DoRA" if weights.is_dora else "LoRA"
     click.echo(
         f"{target}: {kinds} of {count(len(weights.modules), 'module')}, rank {weights.rank}, {dtype}, "
-        f"{size(target.stat().st_size)}, for {FORMATS[kind]}"
+        f"{size(target.stat().st_size)}, for {programs(weights, kind, with_lyrics_embedder)}"
     )
     if kind == "peft" and target.name != FILE_NAME:
         click.echo(f"note: the original pipeline wants a folder with this file in it as {FILE_NAME}")
+    for line in notes(weights, kind, with_lyrics_embedder):
+        click.echo(f"note: {line}")
+    click.echo(f"read back and compared: the update differs by {difference:.1e} of itself at most")
+
+
+def programs(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> str:
+    """The programs that load all of this LoRA from a file of this format."""
+    if kind == "peft":
+        whole = with_lyrics_embedder and bool(weights.lyrics_embedder or weights.diffs)
+        return "the original pipeline, diffusers" + ("" if weights.is_dora or whole else ", ComfyUI")
+    if kind == "simpletuner" and _convolutions(weights):
+        return "SimpleTuner's resume (not --init_lora)"
+    return FORMATS[kind]
+
+
+def _convolutions(weights: LoRAWeights) -> list[str]:
+    from ..lora.keys import convolution_dims
+
+    return [path for path in weights.modules if convolution_dims(path)]
+
+
+def notes(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> list[str]:
+    """What the programs do with such a file that a user may not expect, and what the file lacks."""
+    from ..lora.lyrics_embedder import ignored_by_comfyui
+
+    lines = []
+    if kind == "peft" and weights.is_dora:
+        lines.append("ComfyUI does not load a DoRA from this file; --format comfyui is for it")
+    if kind == "simpletuner" and (lost := _convolutions(weights)):
+        lines.append(
+            f"SimpleTuner's --init_lora knows linear layers only and would drop {len(lost)} of these "
+            "modules, which are convolutions there"
+        )
+    if kind != "mlx" and weights.is_dora:
+        lines.append("a DoRA is the same in all programs at strength 1.0 only")
     embedder = {**(weights.lyrics_embedder or {}), **weights.diffs}
     if embedder and not with_lyrics_embedder:
-        click.echo("note: the trained lyrics embedder is not in this file; --with-lyrics-embedder adds it")
-    elif embedder and kind == "comfyui" and (lost := ignored_by_comfyui(embedder)):
-        click.echo(
-            f"note: ComfyUI has no way to load {len(lost)} of the lyrics embedder's tensors (pos_bias_u/v)"
+        lines.append("the trained lyrics embedder is not in this file; --with-lyrics-embedder adds it")
+    elif embedder and kind == "comfyui" and (unloaded := ignored_by_comfyui(embedder)):
+        lines.append(
+            f"ComfyUI has no way to load {len(unloaded)} of the lyrics embedder's tensors (pos_bias_u/v)"
+        )
+    elif embedder and kind == "peft":
+        lines.append(
+            "ComfyUI does not load a lyrics embedder from this file; the original pipeline puts it in whole "
+            "at any strength, and keeps it when the LoRA is unloaded"
         )
     if not weights.is_trained:
-        click.echo("note: this LoRA is untrained: it changes nothing")
-    click.echo(f"read back and compared: the update differs by {difference:.1e} of itself at most")
+        lines.append("this LoRA is untrained: it changes nothing")
+    return [*lines, *weights.notes]
 
 
 def _target(source: Path, kind: str, output: Path | None) -> Path:

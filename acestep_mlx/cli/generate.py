@@ -163,6 +163,9 @@ def command(
     pipe = ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse_loras)
     for path, scale in chosen:
         pipe.load_lora(path, scale)
+    for lora in pipe.loras:
+        for line in lora.weights.left_out:
+            click.echo(f"note: {lora.path}: {line}", err=True)
     facts = _facts(pipe)
     _compare(earlier, facts)
     if request.lyrics:

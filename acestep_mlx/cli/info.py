@@ -111,13 +111,11 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
 
 
 def _weights(path: Path, model: ModelFolder | None) -> list[str]:
-    from ..lora.keys import parse
+    from ..lora.recognise import recognise
     from ..models.files import read_header
     from . import describe
 
-    names = read_header(path).tensors
-    roles = {key.role for key in map(parse, names) if key is not None}
-    if roles & {"a", "b", "a_in_r", "b_r_out"}:
+    if recognise(read_header(path).tensors) is not None:
         return describe.lora(path, model)
     return describe.weights_file(path)
 

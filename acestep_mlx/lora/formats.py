@@ -20,11 +20,12 @@ import numpy as np
 
 from .. import __version__
 from ..errors import CheckpointError, ConfigError
+from .facts import METADATA_KEY
 from .files import whole_or_nothing
 from .keys import convolution_dims, describe_unknown
 from .linear import base_linears, row_norms_squared
 from .lyrics_embedder import for_format
-from .reading import FILE_NAME, METADATA_KEY, find_file, read_lora
+from .reading import FILE_NAME, find_file, read_lora
 from .weights import LoRAWeights, relative_difference
 
 __all__ = [
@@ -177,6 +178,8 @@ def _facts(prepared: LoRAWeights, format: str) -> str:
             facts["base"]
         ).name  # LoRAs are shared: where a home folder is, is nobody's business
     facts |= {"file_format": format, "baked": FORMATS[format].baked, "tool_version": __version__}
+    if prepared.unscaled:
+        facts["scale_known"] = False
     if not FORMATS[format].baked:
         scales = {path: module.scale for path, module in prepared.modules.items()}
         common = max(set(scales.values()), key=list(scales.values()).count)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from mlx_lm.tuner.lora import LoRALinear as _LoRALinear
 
 from ..errors import ConfigError, nearest
 from .keys import describe_unknown
-from .linear import Wrapper, adapted_norms, linear_shape, row_norms_squared
+from .linear import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
 from .weights import LoRAModule, LoRAWeights
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -305,18 +305,46 @@ def check_start(
 ) -> None:
     """Whether adapters of these ranks (by path) can start from `weights`; needs the model's shapes only.
 
-    Raises CheckpointError for another model's LoRA, ConfigError where modules, rank or kind do not fit.
+    Raises CheckpointError for another model's LoRA, ConfigError where modules, rank or kind do not fit; it
+    names all the settings that would make them fit.
     """
     weights.check_against(transformer, where)
-    extra = [path for path in weights.modules if path not in ranks]
-    if extra:
-        raise ConfigError(f"{where} has modules that this run does not train: {describe_unknown(extra)}")
-    for path, module in weights.modules.items():
-        rank = ranks[path]
-        if module.rank > rank:
-            raise ConfigError(f"{where} has rank {module.rank} at {path}, and lora_rank is {rank}: raise it")
-        if module.magnitude is not None and not use_dora:
-            raise ConfigError(f"{where} is a DoRA: set use_dora, or start from a plain LoRA")
+    problems, advice = [], []
+    if extra := [path for path in weights.modules if path not in ranks]:
+        problems.append(f"has modules that this run does not train: {describe_unknown(extra)}")
+        advice.append(_targets_advice(base_linears(transformer), set(weights.modules), set(ranks)))
+    larger = {path: m.rank for path, m in weights.modules.items() if m.rank > ranks.get(path, m.rank)}
+    if larger:
+        path, rank = max(larger.items(), key=lambda item: item[1])
+        problems.append(f"has rank {rank} at {path}, and lora_rank is {ranks[path]}")
+        advice.append(f"lora_rank={rank}")
+    if weights.is_dora and not use_dora:
+        problems.append("is a DoRA")
+        advice.append("use_dora=true")
+    if problems:
+        raise ConfigError(f"{where} {', and '.join(problems)}; to start from it set {', '.join(advice)}")
+
+
+def _targets_advice(linears: Iterable[str], wanted: set[str], trained: set[str]) -> str:
+    """The setting that trains the modules `wanted` too: a preset where the run uses one, else a list."""
+    linears = list(linears)
+
+    def covered(targets: tuple[str, ...]) -> set[str]:
+        return {p for p in linears if any(p == t or p.endswith(f".{t}") for t in targets)}
+
+    if any(trained == covered(targets) for targets in TARGET_PRESETS.values()):
+        for name, targets in TARGET_PRESETS.items():
+            if wanted <= covered(targets):
+                return f"acestep_lora_target={name}"
+    endings = dict.fromkeys(map(_ending, sorted(wanted | trained)))
+    return f"peft_lora_target_modules={','.join(endings)}"
+
+
+def _ending(path: str) -> str:
+    """The end of a path that names this kind of module: `attn.to_out.0` → `to_out.0`, `….w_1` → `w_1`."""
+    parts = path.split(".")
+    plain = len(parts) == 1 or not (parts[-1].isdigit() or parts[-1] in ("conv", "linear"))
+    return parts[-1] if plain else ".".join(parts[-2:])
 
 
 def load_adapters(transformer: nn.Module, weights: LoRAWeights, where: str | None = None) -> None:

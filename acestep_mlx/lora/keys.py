@@ -44,11 +44,18 @@ CONVOLUTIONS: tuple[tuple[str, int], ...] = (
     (r"proj_in\.early_conv_layers\.2", 2),
 )
 
-# Underscored paths back to dotted ones; every linear layer of the transformer.
+# Underscored paths back to dotted ones; every linear layer and convolution of the transformer.
 FLAT_PATHS: tuple[tuple[str, str], ...] = (
     (r"transformer_blocks_(\d+)_(attn|cross_attn)_(to_[qkv])", r"transformer_blocks.\1.\2.\3"),
     (r"transformer_blocks_(\d+)_(attn|cross_attn)_to_out_0", r"transformer_blocks.\1.\2.to_out.0"),
-    (r"transformer_blocks_(\d+)_ff_(inverted|point)_conv_conv", r"transformer_blocks.\1.ff.\2_conv.conv"),
+    (
+        r"transformer_blocks_(\d+)_cross_attn_(add_[qkv]_proj|to_add_out)",
+        r"transformer_blocks.\1.cross_attn.\2",
+    ),
+    (
+        r"transformer_blocks_(\d+)_ff_(inverted|depth|point)_conv_conv",
+        r"transformer_blocks.\1.ff.\2_conv.conv",
+    ),
     (r"lyric_encoder_encoders_(\d+)_self_attn_(linear_\w+)", r"lyric_encoder.encoders.\1.self_attn.\2"),
     (r"lyric_encoder_encoders_(\d+)_feed_forward_(w_[12])", r"lyric_encoder.encoders.\1.feed_forward.\2"),
     (r"lyric_encoder_embed_out_0", r"lyric_encoder.embed.out.0"),
@@ -56,20 +63,30 @@ FLAT_PATHS: tuple[tuple[str, str], ...] = (
     (r"t_block_1", r"t_block.1"),
     (r"timestep_embedder_(linear_[12])", r"timestep_embedder.\1"),
     (r"final_layer_linear", r"final_layer.linear"),
-    (r"proj_in_early_conv_layers_2", r"proj_in.early_conv_layers.2"),
+    (r"proj_in_early_conv_layers_([02])", r"proj_in.early_conv_layers.\1"),
+    (r"projectors_(\d+)_(\d+)", r"projectors.\1.\2"),
 )
 
-# Endings of adapters that are not LoRAs, for the message.
-OTHER_KINDS = {
-    "lokr_": "LyCORIS LoKr",
-    "hada_": "LyCORIS LoHa",
-    "oft_": "OFT",
-    "glora": "GLoRA",
-    "ia3_l": "IA3",
-    "lora_mid": "a LoCon convolution",
-    "lora_embedding_": "a LoRA on an embedding",
-    "lora_B.bias": "a LoRA with biases",
-}
+# Modules of the checkpoint that its forward pass never uses: (path, why). A LoRA on them changes nothing.
+UNUSED: tuple[tuple[str, str], ...] = (
+    (r"transformer_blocks\.\d+\.cross_attn\.(add_[qkv]_proj|to_add_out)", "the model never uses them"),
+    (r"projectors\.\d+\.\d+", "only a loss that is not offered here uses them"),
+)
+
+# Endings of adapters that are not LoRAs: (ending, what it is).
+OTHER_KINDS: tuple[tuple[str, str], ...] = (
+    (r"\.lokr_(w1|w2|t2)\w*", "LyCORIS LoKr"),
+    (r"\.hada_(w1|w2|t1|t2)\w*", "LyCORIS LoHa"),
+    (r"\.oft_\w+(\.weight)?", "OFT"),
+    (r"\.(a1|a2|b1|b2|bm)\.weight", "GLoRA"),
+    (r"\.ia3_l(\.\w+)*|\.on_input", "IA3"),
+    (r"\.vera_lambda_[bd]", "VeRA"),
+    (r"\.lora_mid(\.\w+)*", "LoCon with a middle convolution"),
+    (r"\.lora_embedding_[AB](\.\w+)*", "LoRA on an embedding"),
+    (r"\.lora_B(\.\w+)?\.bias", "LoRA with biases"),
+    (r"\.(w_norm|b_norm)", "LyCORIS norm layers"),
+)
+_OTHER_KINDS = tuple((re.compile(f"(?P<path>.+?)(?:{ending})"), kind) for ending, kind in OTHER_KINDS)
 
 
 @dataclass(frozen=True)
@@ -118,5 +135,23 @@ def convolution_dims(path: str) -> int:
 def describe_unknown(names: list[str]) -> str:
     """A line that names unknown keys and says what they look like."""
     shown = listed([repr(n if len(n) < 120 else n[:117] + "...") for n in names], between=", ")
-    kind = next((kind for n in names for mark, kind in OTHER_KINDS.items() if mark in n), None)
+    kind = next((kind for kind in map(other_kind, names) if kind), None)
     return shown + (f" ({kind} is not supported)" if kind else "")
+
+
+def other_kind(name: str) -> str | None:
+    """What adapter a tensor of this name belongs to, where that is no LoRA that can be read."""
+    return next((kind for pattern, kind in _OTHER_KINDS if pattern.fullmatch(name)), None)
+
+
+def module_of(name: str) -> str | None:
+    """The path in front of an adapter's ending, as the file spells it; None for any other tensor."""
+    for pattern, _ in (*_ROLES, *_OTHER_KINDS):
+        if match := pattern.fullmatch(name):
+            return match["path"]
+    return None
+
+
+def unused(path: str) -> str | None:
+    """Why a LoRA on this module of the checkpoint changes nothing, or None where it does."""
+    return next((why for pattern, why in UNUSED if re.fullmatch(pattern, path)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ import numpy as np
 from ..errors import CheckpointError
 from ..models.files import FLOATS, PICKLES, read_header
 from ..words import count
-from .keys import Key, describe_unknown, parse
+from .facts import METADATA_KEY, read_facts
+from .keys import Key, describe_unknown, parse, unused
 from .lyrics_embedder import FOLDER as EMBEDDER_FOLDER
 from .lyrics_embedder import read_lyrics_embedder
-from .scales import PeftSettings, read_settings
+from .recognise import recognise
+from .scales import PeftSettings, check_scale, read_settings
 from .weights import LoRAModule, LoRAWeights
 
-METADATA_KEY = "acestep_mlx"  # our own facts in a file's metadata, as JSON
 FILE_NAME = "pytorch_lora_weights.safetensors"
 FILE_NAMES = (FILE_NAME, "adapter_model.safetensors")  # looked for in a folder, in this order
 
@@ -51,14 +51,22 @@ def read_lora(path: str | Path) -> LoRAWeights:
     """A LoRA from any supported file or folder, in float32.
 
     A folder may also hold `lyrics_embedder/`. Raises CheckpointError for files that are corrupt, of another
-    kind or contradictory, for unknown keys, and for NaN.
+    kind or another model, or contradictory, for unknown keys, and for NaN.
     """
     file = find_file(path)
     header = read_header(file)
     metadata = header.metadata
     if not header.tensors:
         raise CheckpointError(f"{file} holds no tensors")
-    not_floats = [f"{n} ({t.dtype})" for n, t in header.tensors.items() if t.dtype not in FLOATS]
+    adapter = recognise(header.tensors)
+    if adapter is not None and adapter.problem:
+        raise CheckpointError(f"{file} {adapter.problem}")
+    not_floats = [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in header.tensors.items()
+        if tensor.dtype not in FLOATS
+        and not name.endswith(".alpha")  # LyCORIS stores whole alphas as integers
+    ]
     if not_floats:
         raise CheckpointError(f"{file}: LoRA weights must be floats, but {describe_unknown(not_floats)}")
     empty = [name for name, tensor in header.tensors.items() if tensor.size == 0]
@@ -71,24 +79,12 @@ def read_lora(path: str | Path) -> LoRAWeights:
         mx.eval(tensors)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
-    ours = _our_metadata(metadata, file)
+    ours = read_facts(metadata, file)
     weights = _collect(tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
     if Path(path).expanduser().is_dir() and (file.parent / EMBEDDER_FOLDER).is_dir():
         weights.lyrics_embedder = read_lyrics_embedder(file.parent)
     weights.check_finite()
     return weights
-
-
-def _our_metadata(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
-    if METADATA_KEY not in metadata:
-        return {}
-    try:
-        ours = json.loads(metadata[METADATA_KEY])
-    except (ValueError, RecursionError):
-        ours = None
-    if not isinstance(ours, dict):
-        raise CheckpointError(f"{file}: its {METADATA_KEY} metadata is damaged")
-    return ours
 
 
 def _collect(
@@ -124,9 +120,16 @@ def _collect(
         raise CheckpointError(f"{where} holds more than one adapter for the same modules: {names}")
     if not parts:
         raise CheckpointError(f"{where} holds no LoRA modules")
+    skipped = tuple(path for path in sorted(parts) if unused(path))
+    used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
+    if not used:
+        raise CheckpointError(
+            f"{where} holds only modules that change nothing: {describe_unknown([*skipped])}"
+        )
     scales = _Scales(ours, settings, where)
-    modules = {path: _module(path, part, scales, where) for path, part in sorted(parts.items())}
-    return LoRAWeights(modules, ours, embedder or None, diffs, where)
+    modules = {path: _module(path, part, scales, where) for path, part in used.items()}
+    unscaled = sum(not scales.stored(part.get("alpha")) for part in used.values())
+    return LoRAWeights(modules, ours, embedder or None, diffs, where, skipped, unscaled)
 
 
 def _oriented(key: Key, value: mx.array) -> tuple[str, mx.array]:
@@ -143,6 +146,10 @@ class _Scales:
     settings: PeftSettings | None
     where: str
 
+    def stored(self, alpha: mx.array | None) -> bool:
+        """Whether the file says with what scale a module was trained."""
+        return alpha is not None or self.settings is not None or self.ours.get("scale_known", bool(self.ours))
+
     def of(self, path: str, rank: int, alpha: mx.array | None) -> float:
         found: dict[str, float] = {}
         if alpha is not None:
@@ -157,14 +164,14 @@ class _Scales:
                 found[self.settings.source] = self.settings.scale(path, rank)
             except ValueError as error:
                 raise CheckpointError(f"{self.where}: {error}") from None
-        if len(found) == 2 and not math.isclose(*found.values(), rel_tol=1e-4):
+        if len(found) == 2 and not math.isclose(*found.values(), rel_tol=1e-4):  # NaN is not close either
             said = " and ".join(f"{source} says {scale:.6g}" for source, scale in found.items())
             raise CheckpointError(f"{self.where}: the scale of {path} is contradictory: {said}")
         scale = next(iter(found.values()), 1.0)
-        if not math.isfinite(scale) or scale == 0:
-            raise CheckpointError(
-                f"{self.where}: alpha of {path} gives the scale {scale:g}: it would do nothing"
-            )
+        try:
+            check_scale(scale, f"alpha of {path}")
+        except ValueError as error:
+            raise CheckpointError(f"{self.where}: {error}") from None
         return scale
 
     def _own(self, path: str) -> float:
@@ -172,7 +179,7 @@ class _Scales:
         scale = (
             scales.get(path, self.ours.get("scale")) if isinstance(scales, dict) else self.ours.get("scale")
         )
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        if scale is None:
             raise CheckpointError(f"{self.where}: its {METADATA_KEY} metadata gives no scale for {path}")
         return float(scale)
 
@@ -188,6 +195,11 @@ def _module(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -
             f"B {tuple(b.shape)} has {b.shape[1]}"
         )
     magnitude = part.get("magnitude", part.get("dora_scale"))
+    if "dora_scale" in part and part["dora_scale"].ndim > 1 and part["dora_scale"].shape[0] != b.shape[0]:
+        raise CheckpointError(
+            f"{where}: {path}.dora_scale {tuple(part['dora_scale'].shape)} is a factor of inputs (LyCORIS "
+            "with wd_on_out=False), which is not supported; it would have to be one of outputs"
+        )
     if magnitude is None and scales.settings is not None and scales.settings.use_dora:
         raise CheckpointError(f"{where}: {scales.settings.source} says DoRA, but {path} has no magnitudes")
     if magnitude is not None and magnitude.size != b.shape[0]:
@@ -197,7 +209,8 @@ def _module(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -
         b,
         scales.of(path, a.shape[0], part.get("alpha")),
         None if magnitude is None else magnitude.reshape(-1),
-        "base" if "dora_scale" in part else "adapted",
+        # LyCORIS divides by ‖W + ΔW‖ as peft does; ComfyUI by ‖W‖, for which only we have written files.
+        "base" if "dora_scale" in part and scales.ours.get("file_format") == "comfyui" else "adapted",
     )
 
 

@@ -2,7 +2,8 @@
 
 `<module>.alpha` gives alpha/r; peft's settings (`lora_adapter_metadata`, the flat metadata of older
 SimpleTuner files, or `adapter_config.json` beside the file) give alpha/r or alpha/√r with their rank and
-alpha patterns; a file with neither is what loaders take it for: 1.0 × the stored weights.
+alpha patterns; a file with neither is what loaders take it for: 1.0 × the stored weights, and the scale that
+it was trained with is unknown.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..errors import CheckpointError
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 ADAPTER_CONFIG = "adapter_config.json"
+SCALES = (1e-6, 65536.0)  # that training can have used; beyond lies damage
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,24 @@ class PeftSettings:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
+def check_scale(scale: float, what: str) -> None:
+    """Raises ValueError, in words, for a scale that no training has used; `what` gives it."""
+    if scale == 0:
+        raise ValueError(f"{what} gives the scale 0: it would do nothing")
+    if not SCALES[0] <= scale <= SCALES[1]:
+        raise ValueError(
+            f"{what} gives the scale {scale:.6g}, and a trained one lies between {SCALES[0]:g} and "
+            f"{SCALES[1]:g}: the file is damaged, or was written with a wrong alpha"
+        )
+
+
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and abs(value) <= 1e300
+
+
+def is_number(value: Any) -> bool:
+    """An int or float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _literal(value: Any) -> Any:

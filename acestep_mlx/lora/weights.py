@@ -12,8 +12,11 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..words import count, listed
-from .keys import describe_unknown
+from .keys import describe_unknown, unused
 from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
+
+# Rank → what upstream's published recipes set beside it: a scale of 2, which its files do not say.
+UPSTREAM_RECIPES = {16: "alpha 32", 256: "alpha 32 with rsLoRA"}
 
 
 @dataclass
@@ -78,7 +81,8 @@ class LoRAWeights:
 
     `metadata` are the trainer's own facts (rank, alpha, targets, base fingerprint, …), `lyrics_embedder` the
     parameters trained in full (upstream names → values), `diffs` additions to whole parameters, `source` the
-    name for messages.
+    name for messages. Of a file: `skipped` are its modules that change nothing, and are left out; `unscaled`
+    of its modules do not say with what scale they were trained.
     """
 
     modules: dict[str, LoRAModule]
@@ -86,6 +90,8 @@ class LoRAWeights:
     lyrics_embedder: dict[str, mx.array] | None = None
     diffs: dict[str, mx.array] = field(default_factory=dict)
     source: str = "this LoRA"
+    skipped: tuple[str, ...] = ()
+    unscaled: int = 0
 
     @property
     def rank(self) -> int:
@@ -95,6 +101,29 @@ class LoRAWeights:
     @property
     def is_dora(self) -> bool:
         return any(m.magnitude is not None for m in self.modules.values())
+
+    @property
+    def left_out(self) -> list[str]:
+        """A line for each reason why modules of the file are left out."""
+        lines = []
+        for why in dict.fromkeys(unused(path) for path in self.skipped):
+            paths = [path for path in self.skipped if unused(path) == why]
+            lines.append(f"{count(len(paths), 'module')} left out, because {why}: {describe_unknown(paths)}")
+        return lines
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the file, a line each."""
+        if not self.unscaled:
+            return self.left_out
+        some = "" if self.unscaled == len(self.modules) else f" for {count(self.unscaled, 'module')}"
+        recipe = UPSTREAM_RECIPES.get(self.rank)
+        example = f"2 (upstream's recipe for rank {self.rank}: {recipe})" if recipe else "alpha/rank"
+        line = (
+            f"no alpha is stored{some}: the scale that it was trained with is unknown, and 1.0 is taken; "
+            f"if its alpha was not its rank, the right strength is alpha/rank: try --lora-scale {example}"
+        )
+        return [*self.left_out, line]
 
     @property
     def is_trained(self) -> bool:

@@ -73,7 +73,7 @@ def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1) -> Preflig
     requests(config)
     model = base_model(config)
     skeleton = ACEStepTransformer(model.transformer) if model.transformer is not None else None
-    _check_lora(config, skeleton)
+    _check_lora(config, skeleton, notify)
     resume = _find_checkpoint(config, notify)
     if resume is None:
         return Preflight(model, None, 0)
@@ -150,7 +150,7 @@ def _check_trackers(config: TrainConfig) -> None:
         raise ConfigError(f"report_to={name} needs: pip install 'acestep-mlx[{name}]'")
 
 
-def _check_lora(config: TrainConfig, skeleton: nn.Module | None) -> None:
+def _check_lora(config: TrainConfig, skeleton: nn.Module | None, notify: Notify) -> None:
     """Targets and `init_lora` against the model's shapes, where they are known (arrays stay lazy)."""
     spec = lora_spec(config)
     targets = find_targets(skeleton, spec.targets) if skeleton is not None else {}
@@ -161,6 +161,8 @@ def _check_lora(config: TrainConfig, skeleton: nn.Module | None) -> None:
         start = read_lora(config.resolve(config.init_lora))
     except CheckpointError as error:
         raise CheckpointError(f"init_lora: {error}") from None
+    for line in start.notes:
+        notify(f"{where}: {line}", "warning")
     if start.lyrics_embedder and not config.lyrics_embedder_train:
         raise ConfigError(
             f"{where} carries a trained lyrics embedder; set lyrics_embedder_train=true to go on from it"

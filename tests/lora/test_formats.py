@@ -295,17 +295,20 @@ def test_folders_with_adapter_config(file, tmp_path):
         "dora_scale",
     ],
 )
-def test_magnitudes(key, tmp_path):
+@pytest.mark.parametrize("writer", [None, "comfyui", "peft"])
+def test_magnitudes(key, writer, tmp_path):
+    """Over ‖W + ΔW‖ whoever wrote them, and over ‖W‖ only in a file that we have written for ComfyUI."""
     magnitude = M[:, None] if key == "dora_scale" else M
     save_file(
         {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B, f"{PATH}.{key}": magnitude},
         tmp_path / "x.safetensors",
+        {METADATA_KEY: json.dumps({"file_format": writer, "baked": True})} if writer else None,
     )
     model = make()
     module = read_lora(tmp_path / "x.safetensors").modules[PATH]
     linear = base_linears(model)[PATH]
     base = {f"{PATH}.weight": np.array(linear.weight)}
-    if key == "dora_scale":
+    if key == "dora_scale" and writer == "comfyui":
         wanted = readers.comfyui(tmp_path / "x.safetensors", base)[0][f"{PATH}.weight"]
     else:
         wanted = readers.peft_layer(base[f"{PATH}.weight"], A, B, M)
@@ -324,6 +327,117 @@ def test_every_underscored_path_is_found():
         assert key is not None and key.path == path
     assert parse("lora_unet_double_blocks_0_img_attn.lora_down.weight") is None
     assert all(re.compile(pattern) for pattern, _ in FLAT_PATHS)
+
+
+def with_alpha(value: object, how: str, folder: Path) -> Path:
+    """A file whose alpha is `value`, said in one of the places where programs say it."""
+    tensors = {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B}
+    metadata: dict[str, str] = {}
+    if how == ".alpha":
+        tensors[f"{PATH}.alpha"] = np.array(value, np.float32)
+    elif how == "adapter_config.json":
+        (folder / how).write_text(json.dumps(peft_config(lora_alpha=value)))
+    elif how == "alpha_pattern":
+        metadata["lora_adapter_metadata"] = json.dumps(peft_config(alpha_pattern={"to_out.0": value}))
+    elif how == "lora_adapter_metadata":
+        metadata["lora_adapter_metadata"] = json.dumps(peft_config(lora_alpha=value))
+    elif how == "flat metadata":
+        metadata |= {k: str(v) for k, v in peft_config(lora_alpha=value).items()}
+    elif how == "our scale":
+        metadata[METADATA_KEY] = json.dumps({"baked": False, "rank": 4, "scale": value})
+    elif how == "our scales":
+        metadata[METADATA_KEY] = json.dumps({"baked": False, "rank": 4, "scale": 1, "scales": {PATH: value}})
+    else:
+        metadata[METADATA_KEY] = json.dumps({"baked": True, "rank": 4, "alpha": value})
+    save_file(tensors, folder / FILE_NAME, metadata or None)
+    return folder / FILE_NAME
+
+
+PLACES = (
+    ".alpha", "adapter_config.json", "alpha_pattern", "lora_adapter_metadata", "flat metadata", "our scale",
+    "our scales", "our alpha",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", PLACES)
+@pytest.mark.parametrize("value", [1e38, 1e30, 1e7, math.nan, math.inf, 0, -4, 1e-30, 10**400, "many", True])
+def test_alphas_that_no_training_has_used(how, value, tmp_path):
+    if how == ".alpha" and (isinstance(value, (str, bool)) or value == 10**400):
+        return  # no tensor
+    if how == "flat metadata" and isinstance(value, float) and not math.isfinite(value):
+        return  # not a literal: read as text, like "many"
+    path = with_alpha(value, how, tmp_path)
+    for place in (path, tmp_path):
+        with pytest.raises(CheckpointError) as error:
+            read_lora(place)
+        assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("how", PLACES)
+@pytest.mark.parametrize("value", [0.01, 1, 4, 512])
+def test_alphas_that_some_training_has_used(how, value, tmp_path):
+    weights = read_lora(with_alpha(value, how, tmp_path))
+    scale = {"our scale": value, "our scales": value, "our alpha": 1.0}.get(how, value / 4)
+    assert weights.modules[PATH].scale == pytest.approx(scale)
+    assert weights.unscaled == 0 and weights.notes == []
+
+
+def test_where_no_alpha_is_stored_the_scale_is_unknown(tmp_path):
+    path = tmp_path / "x.safetensors"
+    other = "transformer_blocks.0.attn.to_q"
+    bare = {f"{p}.lora_{part}.weight": x for p in (PATH, other) for part, x in (("A", A), ("B", B))}
+    save_file(bare, path)
+    weights = read_lora(path)
+    assert weights.unscaled == 2 and {m.scale for m in weights.modules.values()} == {1.0}
+    assert "no alpha is stored: the scale that it was trained with is unknown" in weights.notes[0]
+    again = read_lora(write_lora(tmp_path / "y.safetensors", weights))  # an export does not make it known
+    assert again.unscaled == 2 and again.notes == weights.notes
+    save_file(bare | {f"{PATH}.alpha": alpha(4)}, path)  # known for one of two
+    assert read_lora(path).unscaled == 1 and "stored for 1 module:" in read_lora(path).notes[0]
+    for rank, try_this in (
+        (16, "2 (upstream's recipe for rank 16: alpha 32)"),
+        (8, "--lora-scale alpha/rank"),
+    ):
+        a, b = np.ones((rank, 64), np.float32), np.ones((64, rank), np.float32)
+        save_file({f"{PATH}.lora_A.weight": a, f"{PATH}.lora_B.weight": b}, path)
+        assert try_this in read_lora(path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("rank", 0), ("rank", "4"), ("rank", 2.5), ("alpha", None), ("alpha", "x"), ("alpha", [1]),
+        ("step", -1), ("step", "last"), ("targets", "to_q"), ("targets", [1]), ("scales", [1.0]),
+        ("scales", {"x": "y"}), ("baked", "yes"), ("use_rslora", 1), ("base", 3),
+        ("base_fingerprint", {}), ("file_format", 7),
+    ],
+)  # fmt: skip
+def test_our_own_facts_have_a_schema(fact, value, tmp_path):
+    from acestep_mlx.lora.facts import SCHEMA
+
+    facts = {"baked": True, "rank": 4, "alpha": 4.0, fact: value, "of a newer version": [1]}
+    path = tmp_path / "x.safetensors"
+    save_file(good(), path, {METADATA_KEY: json.dumps(facts)})
+    if value is None:  # said to be unknown
+        assert read_lora(path).metadata["of a newer version"] == [1]
+        return
+    assert fact in SCHEMA
+    with pytest.raises(CheckpointError, match=f"metadata is damaged: {fact} should be ") as error:
+        read_lora(path)
+    assert str(path) in str(error.value)
+
+
+def test_whole_alphas_may_be_integers(tmp_path):
+    """As LyCORIS stores them."""
+    save_file({**good(), f"{PATH}.alpha": np.array(8, np.int64)}, tmp_path / "x.safetensors")
+    assert read_lora(tmp_path / "x.safetensors").modules[PATH].scale == 2.0
+
+
+def test_magnitudes_of_inputs_are_refused(tmp_path):
+    """LyCORIS with wd_on_out=False: on a square layer they have as many values as outputs."""
+    save_file({**good(), f"{PATH}.dora_scale": M[None]}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="factor of inputs"):
+        read_lora(tmp_path / "x.safetensors")
 
 
 # Bad files --------------------------------------------------------------------------------------------------
@@ -441,10 +555,11 @@ def test_hostile_names_reach_nothing(name, tmp_path):
 def test_a_lora_for_another_model_names_its_keys(tmp_path):
     other = trained(LoRASpec(rank=4), "float32")
     weights = from_model(other, LoRASpec(rank=4))
-    weights.modules = {f"single_{path}": module for path, module in weights.modules.items()}
+    deeper = {path.replace("blocks.1.", "blocks.20."): module for path, module in weights.modules.items()}
+    weights.modules = deeper
     weights = read_lora(write_lora(tmp_path / "x.safetensors", weights))
     with pytest.raises(
-        CheckpointError, match=r"another model: 19 of its 19 .*'single_lyric_encoder\.encoders\.0"
+        CheckpointError, match=r"another model: 8 of its 19 .*'transformer_blocks\.20\.attn\.to_k'"
     ):
         weights.check_against(make())
     with pytest.raises(CheckpointError, match=r"another size: .* is 64×64 there and 32×32 here"):

@@ -29,6 +29,7 @@ from acestep_mlx.models.load import ModelFolder
 from .standin import disturb
 
 SPEC = LoRASpec(rank=4, alpha=10)
+LINEAR, CONVOLUTIONS = ("to_q",), ("to_q", "point_conv.conv", "early_conv_layers.2")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_strength_zero_copies_the_model(quantised, loras, tmp_path):
 
 def test_nothing_is_left_of_a_fuse_that_failed(tiny_model, loras, tmp_path, monkeypatch):
     other = read_lora(loras["lora"])
-    other.modules = {f"other.{path}": module for path, module in other.modules.items()}
+    other.modules = {path.replace("blocks.1.", "blocks.9."): m for path, m in other.modules.items()}
     write_lora(tmp_path / "other.safetensors", other)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
@@ -232,6 +233,11 @@ def test_exporting_a_lyrics_embedder(loras, tiny_model, tmp_path, capsys):
     export(loras["embedder"], "-o", tmp_path / "a.safetensors")
     assert "--with-lyrics-embedder adds it" in capsys.readouterr().out
     export(loras["embedder"], "-o", tmp_path / "b.safetensors", "--with-lyrics-embedder")
+    out = capsys.readouterr().out
+    assert (
+        "for the original pipeline, diffusers\n" in out and "ComfyUI does not load a lyrics embedder" in out
+    )
+    assert "puts it in whole at any strength" in out
     assert read_lora(tmp_path / "a.safetensors").lyrics_embedder is None
     assert read_lora(tmp_path / "b.safetensors").lyrics_embedder
     options = ("--with-lyrics-embedder", "--format", "comfyui")
@@ -244,6 +250,36 @@ def test_exporting_a_lyrics_embedder(loras, tiny_model, tmp_path, capsys):
         velocity(tiny_model, (loras["embedder"], 1.0)),
     )
     assert same < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("targets", "dora", "kind", "says", "never"),
+    [
+        (LINEAR, False, "peft", "for the original pipeline, diffusers, ComfyUI\n", "note: a DoRA"),
+        (LINEAR, True, "peft", "for the original pipeline, diffusers\n", "diffusers, ComfyUI"),
+        (LINEAR, True, "peft", "note: ComfyUI does not load a DoRA from this file", "diffusers, ComfyUI"),
+        (LINEAR, True, "comfyui", "for ComfyUI\nnote: a DoRA is the same in all programs at", "pipeline"),
+        (LINEAR, False, "simpletuner", "for SimpleTuner's --init_lora\n", "drop"),
+        (LINEAR, True, "simpletuner", "for SimpleTuner's --init_lora\n", "drop"),
+        (CONVOLUTIONS, False, "simpletuner", "for SimpleTuner's resume (not --init_lora)\n", "pipeline"),
+        (CONVOLUTIONS, True, "simpletuner", "would drop 3 of these modules", "pipeline"),
+        (CONVOLUTIONS, False, "peft", "for the original pipeline, diffusers, ComfyUI\n", "drop"),
+        (CONVOLUTIONS, False, "comfyui", "for ComfyUI\n", "drop"),
+    ],
+)  # fmt: skip
+def test_export_names_the_programs_that_load_all_of_it(
+    targets, dora, kind, says, never, tiny_model, tmp_path, capsys
+):
+    model = ModelFolder.open(tiny_model).load("transformer")
+    spec = LoRASpec(rank=2, use_dora=dora, targets=targets)
+    inject(model, spec)
+    disturb(model)
+    write_lora(tmp_path / "x.safetensors", from_model(model, spec))
+    export(
+        tmp_path / "x.safetensors", "-o", tmp_path / "y.safetensors", "--format", kind, "--model", tiny_model
+    )
+    out = capsys.readouterr().out
+    assert says in out.replace("note: the original pipeline wants a folder", "\n") and never not in out
 
 
 def test_an_untrained_lora_is_exported_with_a_word(tiny_model, tmp_path, capsys):

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.lora.inject import (
+    DEFAULT_TARGETS,
     TARGET_PRESETS,
     LoRASpec,
     adapter_modules,
@@ -276,3 +277,40 @@ def test_init_lora_that_does_not_fit():
         with pytest.raises(ConfigError, match=says):
             load_adapters(model, weights)
     assert adapter_modules(make()) == {}
+
+
+def test_init_lora_names_all_the_settings_that_it_needs():
+    """Upstream's recipe trains the speaker embedder too, at rank 256."""
+    official = LoRASpec(rank=16, targets=TARGET_PRESETS["attn_qkv+linear_qkv+speech_embedder"], use_dora=True)
+    weights = from_model(trained(official), official)
+    model = make()
+    inject(model, LoRASpec(rank=4))
+    with pytest.raises(ConfigError) as error:
+        load_adapters(model, weights, "init_lora=official.safetensors")
+    message = str(error.value)
+    assert "\n" not in message and "modules that this run does not train: 'speaker_embedder'" in message
+    wanted = "acestep_lora_target=attn_qkv+linear_qkv+speech_embedder, lora_rank=16, use_dora=true"
+    assert message.endswith(f"; to start from it set {wanted}")
+
+
+@pytest.mark.parametrize(
+    ("file", "run", "advice"),
+    [
+        (("linear_q", "to_q"), TARGET_PRESETS["attn_qkv"], "acestep_lora_target=attn_qkv+linear_qkv"),
+        (("speaker_embedder",), DEFAULT_TARGETS, "acestep_lora_target=attn_qkv+linear_qkv+speech_embedder"),
+        (("lyric_proj", "to_q"), ("to_q",), "peft_lora_target_modules=lyric_proj,to_q"),
+        (("inverted_conv.conv", "to_out.0"), DEFAULT_TARGETS, "to_v,inverted_conv.conv"),
+    ],
+)
+def test_the_targets_that_init_lora_names_are_enough(file, run, advice):
+    weights = from_model(trained(LoRASpec(rank=4, targets=file)), LoRASpec(rank=4))
+    model = make()
+    inject(model, LoRASpec(rank=4, targets=run))
+    with pytest.raises(ConfigError, match="to start from it set") as error:
+        load_adapters(model, weights)
+    assert advice in str(error.value)
+    key, _, value = str(error.value).rpartition(" set ")[2].partition("=")
+    targets = TARGET_PRESETS[value] if key == "acestep_lora_target" else tuple(value.split(","))
+    model = make()
+    inject(model, LoRASpec(rank=4, targets=targets))
+    load_adapters(model, weights)

@@ -105,6 +105,15 @@ def _stand_ins() -> None:
         sys.modules.update({"torchvision": torchvision, "torchvision.transforms": transforms})
 
 
+def load_training(name: str) -> types.ModuleType:
+    """Import one module of the reference's trainer, e.g. `load_training("adapter")`."""
+    package = folder().parents[2]
+    _namespace("simpletuner", package)
+    _namespace("simpletuner.helpers", package / "helpers")
+    _namespace("simpletuner.helpers.training", package / "helpers" / "training")
+    return importlib.import_module(f"simpletuner.helpers.training.{name}")
+
+
 def load(name: str) -> types.ModuleType:
     """Import one reference module, e.g. `load("transformer")`, `load("lyrics_utils.lyric_encoder")`."""
     base = folder()

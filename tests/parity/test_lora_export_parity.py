@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from acestep_mlx.cli.export import programs
 from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
 from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
 from acestep_mlx.lora.weights import LoRAWeights
 from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
 
+from . import reference
 from .test_transformer_parity import (
     make_inputs,
     make_ours,
@@ -87,6 +90,50 @@ def test_same_update_and_velocity(name: str, monkeypatch: pytest.MonkeyPatch, tm
     assert relative_error(states, expected_states) <= 1e-4
     if name != "everything else":
         assert relative_error(plain, expected) > 1e-2  # the LoRA does something here
+
+
+def test_the_readme_says_how_diffusers_loads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its line is run as it stands; the folder alone, or the default prefix, would load nothing."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\| diffusers \| `(model\.load_lora_adapter\(.*?\))`", readme, re.M)
+    theirs = make_reference(CONFIG, monkeypatch)
+    weights = train_a_little(make_ours(CONFIG, theirs), SPECS["rsLoRA"])
+    write_lora(tmp_path / "FOLDER" / FILE_NAME, weights)
+    monkeypatch.chdir(tmp_path)
+    exec(line, {"model": theirs})
+    layers = {n: m for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert layers.keys() == weights.modules.keys()
+    for path, layer in layers.items():
+        (name,) = layer.scaling
+        delta = layer.get_delta_weight(name).detach().numpy()
+        assert np.abs(delta - np.array(weights.modules[path].delta())).max() <= 1e-6, path
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_simpletuner_starts_from_it(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`--init_lora` by the reference's own function, on the adapter that its trainer makes; and what `export`
+    announces is what it takes.
+    """
+    adapter = reference.load_training("adapter")
+    theirs = make_reference(CONFIG, monkeypatch)
+    weights = train_a_little(make_ours(CONFIG, theirs), SPECS[name])
+    path = write_lora(tmp_path / "x.safetensors", weights, "simpletuner")
+    spec = SPECS[name]
+    config = peft.LoraConfig(
+        r=spec.rank, lora_alpha=spec.rank, use_dora=spec.use_dora, target_modules=list(weights.modules)
+    )
+    theirs.add_adapter(config, adapter_name="default")
+    dropped, missing = adapter.load_lora_weights({"transformer": theirs}, str(path), use_dora=spec.use_dora)
+    layers = {n: m for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.layer.Linear)}
+    assert not missing and len(layers) > 5
+    for module_path, layer in layers.items():
+        delta = layer.get_delta_weight("default").detach().numpy()
+        assert np.abs(delta - np.array(weights.modules[module_path].delta())).max() <= 1e-6, module_path
+        if spec.use_dora:
+            magnitude = layer.lora_magnitude_vector["default"].weight.detach().numpy()
+            assert np.allclose(magnitude, np.array(weights.modules[module_path].magnitude)), module_path
+    told = programs(weights, "simpletuner", False)
+    assert ("not --init_lora" in told) == bool(dropped) == ("convolutions" in name)
 
 
 def test_mixed_ranks_are_padded_to_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

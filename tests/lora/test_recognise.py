@@ -1,0 +1,189 @@
+"""Adapters of other kinds and LoRAs of other models are known by their keys and shapes, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from acestep_mlx.cli import main
+from acestep_mlx.errors import CheckpointError
+from acestep_mlx.lora.formats import read_lora
+from acestep_mlx.lora.recognise import is_ours, recognise, released
+
+ENDINGS = {"peft": ("lora_A.weight", "lora_B.weight"), "kohya": ("lora_down.weight", "lora_up.weight")}
+
+
+def lora(paths: list[str], out: int = 64, inputs: int = 64, ending: str = "peft") -> dict[str, np.ndarray]:
+    a, b = ENDINGS[ending]
+    made = {}
+    for path in paths:
+        made[f"{path}.{a}"] = np.ones((4, inputs), np.float32)
+        made[f"{path}.{b}"] = np.ones((out, 4), np.float32)
+    return made
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    return int(caught.value.code or 0)
+
+
+# Modules as the LoRAs of other models spell them, and the word that must be said about them.
+OTHERS = {
+    "FLUX, kohya": (["lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_3_linear1"], "FLUX"),
+    "FLUX, diffusers": (
+        [
+            "transformer.transformer_blocks.0.attn.to_q",
+            "transformer.transformer_blocks.0.attn.add_q_proj",
+            "transformer.transformer_blocks.0.ff.net.0.proj",
+            "transformer.single_transformer_blocks.0.attn.to_q",
+        ],
+        "FLUX",
+    ),
+    "FLUX, ComfyUI": (["diffusion_model.double_blocks.0.img_attn.qkv"], "FLUX"),
+    "SD, kohya": (["lora_unet_down_blocks_0_attentions_0_proj_in"], "Stable Diffusion"),
+    "SD, text encoder": (["lora_te_text_model_encoder_layers_0_self_attn_q_proj"], "text encoder"),
+    "SDXL, diffusers": (["unet.up_blocks.0.attentions.0.proj_in"], "Stable Diffusion"),
+    "SDXL, original": (["lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"], "Stable Diffusion"),
+    "SD3": (
+        ["transformer.transformer_blocks.1.attn.to_q", "transformer.transformer_blocks.1.attn.add_k_proj"],
+        "Stable Diffusion 3",
+    ),
+    "SD3, original": (["lora_unet_joint_blocks_0_x_block_attn_qkv"], "Stable Diffusion 3"),
+    "Qwen-Image": (["transformer_blocks.3.attn.to_q", "transformer_blocks.3.img_mlp.net.2"], "Qwen-Image"),
+    "LTX": (["transformer_blocks.3.attn1.to_q", "transformer_blocks.3.attn2.to_k"], "LTX"),
+    "ACE-Step 1.5, peft": (["base_model.model.layers.0.self_attn.q_proj"], "ACE-Step 1.5"),
+    "ACE-Step 1.5, cross": (["base_model.model.layers.23.cross_attn.v_proj"], "ACE-Step 1.5"),
+    "ACE-Step 1.5, ComfyUI": (["diffusion_model.decoder.layers.0.self_attn.o_proj"], "ACE-Step 1.5"),
+    "ACE-Step 1.5, diffusers": (["transformer.layers.0.cross_attn.to_q"], "ACE-Step 1.5"),
+    "ACE-Step 1.5, LyCORIS": (["lycoris_layers_0_mlp_gate_proj"], "ACE-Step 1.5"),
+    "Wan": (["diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.ffn.2"], "Wan"),
+    "Llama": (["base_model.model.model.layers.0.self_attn.q_proj"], "language model"),
+    "AuraFlow": (["joint_transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.x"], "AuraFlow"),
+    "T5": (["encoder.block.0.layer.0.SelfAttention.q"], "T5"),
+    "nobody's": (["some.where.linear_9"], "another model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_loras_of_other_models(name, ending, tmp_path, capsys):
+    paths, word = OTHERS[name]
+    file = tmp_path / "x.safetensors"
+    save_file(lora(paths, ending=ending), file)
+    found = recognise(lora(paths, ending=ending))
+    assert found is not None and not found.usable and found.kind == "LoRA"
+    with pytest.raises(CheckpointError, match=f"is for .*{word}.*, not for ACE-Step v1"):
+        read_lora(file)
+    assert run("info", file) == 0
+    out = capsys.readouterr().out
+    assert word in out and "not for ACE-Step v1" in out and "strength" not in out
+    assert run("export", file, "-o", tmp_path / "y.safetensors") == 1
+    errors = capsys.readouterr().err
+    assert word in errors and errors.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("width", "block", "word"),
+    [
+        (3072, 0, "FLUX"),
+        (1536, 3, "Stable Diffusion 3"),
+        (1280, 0, "1280×1280"),
+        (2560, 30, "not in the model"),
+    ],
+)
+def test_the_same_names_in_another_size(width, block, word, tmp_path, capsys):
+    """FLUX and others call their attention layers as ours: the width tells them apart."""
+    file = tmp_path / "x.safetensors"
+    save_file(lora([f"transformer_blocks.{block}.attn.to_{n}" for n in "qkv"], width, width), file)
+    assert run("info", file) == 0
+    out = capsys.readouterr().out
+    assert "not for ACE-Step v1" in out and word in out and "use at strength" not in out
+    assert run("export", file, "-o", tmp_path / "y.safetensors") == 1
+    assert word in capsys.readouterr().err
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+def test_the_released_model_and_miniatures_pass(tmp_path, capsys):
+    for name, width in (("true", 2560), ("tiny", 128)):
+        file = tmp_path / f"{name}.safetensors"
+        save_file(lora(["transformer_blocks.23.attn.to_q", "transformer_blocks.0.cross_attn.to_out.0"],
+                       width, width), file)  # fmt: skip
+        assert run("info", file) == 0
+        out = capsys.readouterr().out
+        assert "use at strength 1.0" in out and "not for" not in out
+        assert ("for a miniature model" in out) == (name == "tiny")
+        assert run("export", file, "-o", tmp_path / name / "y.safetensors") == 0
+
+
+def test_every_module_of_the_model_is_known_in_every_spelling():
+    for path in [*released(), "transformer_blocks.0.ff.depth_conv.conv", "projectors.0.2"]:
+        dotted = ("", "transformer.", "diffusion_model.", "base_model.model.")
+        flat = ("lora_unet_", "lycoris_", "lora_transformer_")
+        spellings = [prefix + path for prefix in dotted] + [f + path.replace(".", "_") for f in flat]
+        assert [spelt for spelt in spellings if not is_ours(spelt)] == []
+    for path in (
+        "transformer_blocks.0.attn.to_x",
+        "to_q",
+        "speaker_embedder.0",
+        "encoders.0.self_attn.linear_q",
+    ):
+        assert not is_ours(path), path
+
+
+KINDS = {
+    "LyCORIS LoKr": ("lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"),
+    "LyCORIS LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "OFT": ("oft_blocks", "alpha"),
+    "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight"),
+    "file of whole weights": ("diff",),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "prefix", ["lycoris_transformer_blocks_0_attn_to_q", "transformer_blocks.0.attn.to_q"]
+)
+def test_other_kinds_are_called_by_their_name(kind, prefix, tmp_path, capsys):
+    file = tmp_path / "x.safetensors"
+    save_file({f"{prefix}.{end}": np.ones((4, 4), np.float32) for end in KINDS[kind]}, file)
+    assert run("info", file) == 0
+    out = capsys.readouterr().out
+    assert f"{kind} for ACE-Step v1, 1 module" in out and "not supported" in out
+    with pytest.raises(CheckpointError, match=f"is a {kind} of 1 module, and .* not supported"):
+        read_lora(file)
+
+
+def test_a_lokr_of_another_model_is_both(tmp_path, capsys):
+    file = tmp_path / "x.safetensors"
+    save_file({"lycoris_layers_0_cross_attn_k_proj.lokr_w1": np.ones((4, 4), np.float32)}, file)
+    assert run("info", file) == 0
+    out = capsys.readouterr().out
+    assert "LyCORIS LoKr for ACE-Step 1.5" in out and "not for ACE-Step v1" in out
+
+
+def test_modules_that_the_model_never_uses_are_left_out_and_named(tmp_path: Path, capsys):
+    used, idle = "transformer_blocks.0.cross_attn.to_q", "transformer_blocks.0.cross_attn.add_q_proj"
+    file = tmp_path / "x.safetensors"
+    save_file(lora([used, idle, "projectors.1.0"]), file)
+    weights = read_lora(file)
+    assert list(weights.modules) == [used] and weights.skipped == ("projectors.1.0", idle)
+    assert len(weights.left_out) == 2
+    assert run("info", file) == 0
+    assert f"1 module left out, because the model never uses them: '{idle}'" in capsys.readouterr().out
+    assert run("export", file, "-o", tmp_path / "y.safetensors") == 0
+    assert "note: 1 module left out" in capsys.readouterr().out
+    assert list(read_lora(tmp_path / "y.safetensors").modules) == [used]
+    save_file(lora([idle]), file)
+    with pytest.raises(CheckpointError, match="only modules that change nothing"):
+        read_lora(file)
+
+
+def test_files_that_are_no_adapters():
+    assert recognise([]) is None
+    assert recognise(["encoder.block.0.layer.0.SelfAttention.q.weight", "lyric_proj.bias"]) is None
+    assert recognise(["transformer_blocks.0.attn.to_q.weight"]) is None
