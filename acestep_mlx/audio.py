@@ -1,15 +1,17 @@
 """Audio files ↔ arrays, resampling, and the log-mel spectrogram.
 
-wav, flac, aiff, mp3, ogg and opus go through libsndfile, everything else through FFmpeg. Memory is taken for
-what a file holds, never for what its header claims.
+wav, flac, aiff, mp3, ogg and opus go through libsndfile, everything else, and what libsndfile would not read
+to its end, through FFmpeg. A song is what decoding to its end gives, never what its header claims.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import numpy as np
 
 from . import ffmpeg
 from .errors import DataError
+from .lengths import doubt as doubt_of
 
 SOUNDFILE = (
     ".wav",
@@ -58,6 +61,8 @@ TAGS = (
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz
 MAX_FRAMES = 1 << 28  # 2 GiB as float32 stereo: an hour and a half at 48 kHz
 BLOCK = 1 << 16  # frames read or written at a time
+LOSSY_FRAMES = 4096  # by which the length that a lossy format states may be off
+PLACEHOLDERS = (0x7FFF0000, 0xFFFF0000)  # sizes from here on that writers to a pipe leave in the header
 SILENCE = 1e-4  # peak, −80 dB
 
 _HALF = 0.5**0.5
@@ -85,38 +90,122 @@ OGG_LAYOUTS = {
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file says of itself; `duration` in seconds, `sample_rate` in Hz, `format` in lower case."""
+    """Sound in a file: `sample_rate` in Hz, `format` in lower case.
+
+    duration: seconds; exact, or only stated (`look`), or counted (`probe`). promised: seconds that the file
+    firmly states: when fewer can be decoded it is truncated; 0 where it states none. doubt: why what the
+    header says about the length is not taken; empty when it is.
+    """
 
     duration: float
     sample_rate: int
     channels: int
     format: str
     decoder: str = "soundfile"  # or "ffmpeg"
+    exact: bool = True
+    promised: float = 0.0
+    doubt: str = ""
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
-    """Length, rate and channels without decoding. DataError: missing, empty, truncated or not audio."""
+    """Length, rate and channels. Decodes only when the file does not state its length exactly.
+
+    DataError: missing, empty, truncated or not audio.
+    """
+    path = Path(path)
+    info = look(path)
+    if info.exact:
+        return info
+    frames = sum(len(block) for block in decode(path, info))
+    return replace(info, duration=frames / info.sample_rate)
+
+
+def look(path: Path) -> AudioInfo:
+    """What a file's headers and structure tell, without decoding. DataError as for `probe`."""
+    _check_file(path)
+    if path.suffix.lower() in FFMPEG and ffmpeg.available():
+        try:
+            return _by_ffmpeg(path)
+        except DataError as error:
+            try:  # the content counts, not the name
+                return _by_soundfile(path)
+            except DataError:
+                raise error from None
+    return _by_soundfile(path)
+
+
+def _by_soundfile(path: Path) -> AudioInfo:
+    """libsndfile's view, or FFmpeg's where libsndfile has none or would not read all."""
     import soundfile
 
-    path = Path(path)
-    _check_file(path)
-    if path.suffix.lower() not in FFMPEG:
-        try:
-            found = soundfile.info(str(path))
-        except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-            reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
-            if not ffmpeg.available():
-                raise DataError(
-                    f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)"
-                ) from None
-        else:
-            return _sane(
-                path, AudioInfo(found.duration, found.samplerate, found.channels, found.format.lower())
-            )
-    stream = ffmpeg.probe(path)
+    try:
+        found = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
+        if ffmpeg.available():
+            return _by_ffmpeg(path)
+        if path.suffix.lower() in FFMPEG:
+            raise ffmpeg.missing(path) from None
+        raise DataError(f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)") from None
+    doubt = doubt_of(path, found.format, found.frames)
+    if doubt is not None and not doubt.whole:
+        if ffmpeg.available():
+            return _by_ffmpeg(path, doubt.reason)
+        if found.frames > 0:
+            raise DataError(f"{path}: {doubt.reason}; reading it to its end needs FFmpeg; {ffmpeg.INSTALL}")
+    info = AudioInfo(found.duration, found.samplerate, found.channels, found.format.lower())
+    promised = info.duration if doubt is None or doubt.cut else 0.0
     return _sane(
-        path, AudioInfo(stream.duration, stream.sample_rate, stream.channels, stream.codec, "ffmpeg")
+        path,
+        replace(info, promised=promised, exact=doubt is None, doubt=doubt.reason if doubt else ""),
     )
+
+
+def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
+    """FFmpeg's view; `doubt`: why libsndfile does not do, and why no length is believed."""
+    stream = ffmpeg.probe(path)
+    if not doubt and not stream.duration:
+        doubt = "it does not state a length"
+    seconds = 0.0 if doubt else stream.duration
+    return _sane(
+        path,
+        AudioInfo(
+            seconds, stream.sample_rate, stream.channels, stream.codec, "ffmpeg",
+            exact=False, promised=seconds, doubt=doubt,
+        ),
+    )  # fmt: skip
+
+
+def decode(
+    path: Path, info: AudioInfo, start: float = 0.0, duration: float | None = None
+) -> Iterator[np.ndarray]:
+    """(frames, 2) float32 blocks at the file's own rate, from `start` for `duration` seconds (None: all).
+
+    DataError: damaged, no audio, nothing from `start` on, values that are not numbers, or, once the end is
+    reached, fewer than `info.promised` seconds.
+    """
+    first = round(start * info.sample_rate)
+    stop = math.inf if duration is None else first + round(duration * info.sample_rate)
+    layouts = OGG_LAYOUTS if info.format == "ogg" else LAYOUTS
+    position = first if info.exact else 0  # frames of the file that lie behind
+    with contextlib.closing(_blocks(path, info, position)) as blocks:
+        for block in blocks:
+            part = block[max(0, first - position) : min(len(block), stop - position)]
+            position += len(block)
+            if len(part):
+                if not np.isfinite(part).all():
+                    raise DataError(f"{path}: holds values that are not finite numbers")
+                yield to_stereo(part, layouts)
+            if position >= stop:
+                return
+    seconds = position / info.sample_rate
+    if not position:
+        raise DataError(f"{path}: holds no audio")
+    if position <= first:
+        raise DataError(f"{path}: starts at {start} s, but lasts only {seconds:.2f} s")
+    # Lossy formats may not know their length to the sample.
+    if position < info.promised * info.sample_rate - max(LOSSY_FRAMES, 0.1 * info.sample_rate):
+        raise DataError(f"{path}: truncated: only {seconds:.2f} of {info.promised:.2f} s can be decoded")
 
 
 def read_audio(
@@ -133,43 +222,27 @@ def read_audio(
     to stereo, `channels=1` gives the mean of left and right. DataError with the reason when the file is
     missing, empty, truncated, damaged, too long for memory, or holds values that are not numbers.
     """
-    path = Path(path)
-    if (start or 0) < 0 or (duration is not None and duration <= 0):
+    path, first = Path(path), start or 0.0
+    if first < 0 or (duration is not None and duration <= 0):
         raise DataError(f"{path}: a part from {start} s for {duration} s makes no sense")
-    info = probe(path)
+    info = look(path)
     limit = MAX_FRAMES * min(1.0, info.sample_rate / (sample_rate or info.sample_rate))  # frames of the file
-    wanted = info.duration - (start or 0.0) if duration is None else duration
+    wanted = info.promised - first if duration is None else duration
     if wanted * info.sample_rate > limit:
         raise DataError(f"{path}: {wanted:.0f} s are too much for memory; read a part of it")
-    if start and info.duration and start >= info.duration:
+    if info.exact and first >= info.duration:
         raise DataError(f"{path}: starts at {start} s, but lasts only {info.duration:.2f} s")
-
-    if info.decoder == "ffmpeg":
-        blocks = ffmpeg.blocks(path, info.channels, start, duration)
-    else:
-        blocks = _soundfile_blocks(path, start, duration)
-    layouts = OGG_LAYOUTS if info.format == "ogg" else LAYOUTS
     stereo, frames = [], 0
-    for block in blocks:
+    for block in decode(path, info, first, duration):
         frames += len(block)
         if frames > limit:
             raise DataError(f"{path}: is longer than it says, and too much for memory; read a part of it")
-        stereo.append(to_stereo(block, layouts))
-    if not frames:
-        raise DataError(f"{path}: holds no audio")
-    # Lossy formats may not know their length to the sample.
-    promised = min(info.duration - (start or 0.0), wanted)
-    if frames < (promised - 0.1) * info.sample_rate:
-        raise DataError(
-            f"{path}: truncated: only {frames / info.sample_rate:.2f} of {promised:.2f} s can be decoded"
-        )
+        stereo.append(block)
     samples = np.concatenate(stereo)
     if channels == 1:
         samples = samples.mean(axis=1, keepdims=True)
     if sample_rate is not None:
         samples = resample(samples, info.sample_rate, sample_rate)
-    if not np.isfinite(samples).all():
-        raise DataError(f"{path}: holds values that are not finite numbers")
     return np.clip(samples, -1.0, 1.0)
 
 
@@ -305,19 +378,18 @@ def log_mel(
     return mx.concatenate(pieces, axis=1).swapaxes(1, 2).reshape(*wav.shape[:-1], n_mels, F)
 
 
-def _soundfile_blocks(path: Path, start: float | None, duration: float | None) -> Iterator[np.ndarray]:
+def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
+    """The file's (frames, channels) float32 blocks to its end, from a frame on where lengths are exact."""
+    if info.decoder == "ffmpeg":
+        yield from ffmpeg.blocks(path, info.channels, info.sample_rate)
+        return
     import soundfile
 
     try:
         with soundfile.SoundFile(str(path)) as file:
-            if start:
-                file.seek(round(start * file.samplerate))
-            left = file.frames if duration is None else round(duration * file.samplerate)
-            while left > 0:
-                block = file.read(min(left, BLOCK), dtype="float32", always_2d=True)
-                if not len(block):
-                    return
-                left -= len(block)
+            if first:
+                file.seek(first)
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
                 yield block
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         reason = str(error).rpartition(": ")[2].rstrip(".")
@@ -338,8 +410,8 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: empty file")
     if head[:4] in (b"RIFF", b"FORM") and len(head) == 8:
         promised = 8 + struct.unpack("<I" if head[:4] == b"RIFF" else ">I", head[4:])[0]
-        # Writers to a pipe leave 0 or the largest number; one padding byte may be missing.
-        if promised < 0xFFFF0000 and promised > size + 1:
+        # Writers to a pipe leave 0 or a largest number; one padding byte may be missing.
+        if promised > size + 1 and not any(low <= promised - 8 <= low + 0x20000 for low in PLACEHOLDERS):
             raise DataError(f"{path}: truncated: {size} of {promised} bytes are there")
 
 
@@ -348,6 +420,6 @@ def _sane(path: Path, info: AudioInfo) -> AudioInfo:
         raise DataError(f"{path}: sample rate {info.sample_rate} Hz is not between {MIN_RATE} and {MAX_RATE}")
     if info.channels < 1:
         raise DataError(f"{path}: holds no audio")
-    if info.decoder == "soundfile" and info.duration <= 0:
+    if info.exact and info.duration <= 0:
         raise DataError(f"{path}: holds no audio")
     return info

@@ -29,8 +29,15 @@ PROBE_SECONDS = 60
 BLOCK_BYTES = 1 << 20
 
 
+# Containers that state a length; what FFmpeg says of others is worked out from the first frames and the size.
+STATED = {"mov", "asf", "caf", "matroska", "ape", "wv", "tta", "wav", "flac", "aiff", "w64"}
+
+
 class Stream(NamedTuple):
-    """The first audio stream of a file; `duration` in seconds, 0 where the file does not say."""
+    """The first audio stream of a file; `duration` in seconds, 0 where the file states none.
+
+    Even a stated one is true to a frame only: what encoders add at the ends is not always left out.
+    """
 
     duration: float
     sample_rate: int
@@ -43,6 +50,11 @@ def available() -> bool:
     return all(shutil.which(program) for program in ("ffmpeg", "ffprobe"))
 
 
+def missing(path: Path) -> DataError:
+    """The error of a file that only FFmpeg reads."""
+    return DataError(f"{path}: reading {path.suffix or 'this format'} needs FFmpeg; {INSTALL}")
+
+
 def _open(path: Path) -> list[str]:
     # An absolute `file:` URL: neither a leading '-' nor a ':' in the name means anything to FFmpeg.
     return ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS, "-i", f"file:{path.absolute()}"]
@@ -51,8 +63,8 @@ def _open(path: Path) -> list[str]:
 def probe(path: Path) -> Stream:
     """What the file says of itself. DataError when it holds no audio, or FFmpeg is missing."""
     if not available():
-        raise DataError(f"{path}: reading {path.suffix or 'this format'} needs FFmpeg; {INSTALL}")
-    entries = "stream=sample_rate,channels,codec_name,duration:format=duration"
+        raise missing(path)
+    entries = "stream=sample_rate,channels,codec_name,duration:format=duration,format_name"
     command = ["ffprobe", "-v", "error", "-select_streams", "a:0", "-show_entries", entries, "-of", "json"]
     try:
         done = subprocess.run(
@@ -70,23 +82,26 @@ def probe(path: Path) -> Stream:
     if not found.get("streams"):
         raise DataError(f"{path}: holds no audio")
     stream = found["streams"][0]
-    durations = (stream.get("duration"), found.get("format", {}).get("duration"))
+    container = found.get("format", {})
+    durations = (stream.get("duration"), container.get("duration"))
+    stated = not STATED.isdisjoint(container.get("format_name", "").split(","))
     return Stream(
-        next((float(d) for d in durations if d not in (None, "N/A")), 0.0),
+        next((float(d) for d in durations if d not in (None, "N/A")), 0.0) if stated else 0.0,
         int(stream.get("sample_rate") or 0),
         int(stream.get("channels") or 0),
         stream.get("codec_name") or "unknown",
     )
 
 
-def blocks(path: Path, channels: int, start: float | None, duration: float | None) -> Iterator[np.ndarray]:
-    """Decoded audio in (frames, channels) float32 blocks, from `start` for `duration` seconds.
+def blocks(path: Path, channels: int, sample_rate: int) -> Iterator[np.ndarray]:
+    """The whole decoded audio in (frames, channels) float32 blocks at `sample_rate` Hz.
 
-    DataError when decoding fails, also when it fails after the first blocks.
+    There is no start: seeking goes by times, which some files do not have and others have wrong. DataError
+    when decoding fails, also when it fails after the first blocks.
     """
-    command = ["ffmpeg", "-nostdin", "-v", "error", *(["-ss", str(start)] if start else [])]
-    command += [*_open(path), "-map", "0:a:0", *(["-t", str(duration)] if duration is not None else [])]
-    command += ["-f", "f32le", "-c:a", "pcm_f32le", "pipe:1"]
+    command = ["ffmpeg", "-nostdin", "-v", "error", *_open(path), "-map", "0:a:0"]
+    # Said, so that songs of several rates joined in one file come out at one.
+    command += ["-ar", str(sample_rate), "-ac", str(channels), "-f", "f32le", "-c:a", "pcm_f32le", "pipe:1"]
     with tempfile.TemporaryFile() as messages:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
         assert child.stdout is not None

@@ -365,7 +365,7 @@ def test_log_mel_of_silence_is_finite() -> None:
 @needs_ffmpeg
 def test_ffmpeg_is_not_left_running(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.m4a", tone(5.0, 44100), 44100)
-    blocks = ffmpeg.blocks(path, 2, None, None)
+    blocks = ffmpeg.blocks(path, 2, 44100)
     next(blocks)
     blocks.close()  # the generator ends its child
 

@@ -329,6 +329,7 @@ def audio_file(path: Path) -> list[str]:
     line = (
         f"{path}: {found.format} audio, {found.duration:.2f} s, {found.sample_rate} Hz, "
         f"{count(found.channels, 'channel')}, {frames} latent frames"
+        + (f"; length counted by decoding: {found.doubt}" if found.doubt else "")
     )
     if path.suffix.lower() not in WRITABLE:
         return [line]

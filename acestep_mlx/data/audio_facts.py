@@ -1,8 +1,8 @@
 """What a song's file really holds: content hash, length, and whether it can be trained on.
 
-Every file is decoded once, in blocks; the facts are remembered in a small index keyed by size and
-modification time, so that later starts only look at the clock. Headers are not trusted: a truncated file
-says so here.
+Every file is decoded once, in blocks; the facts are remembered in a small index keyed by size, modification
+time and the hash of some blocks, so that later starts read little. Headers are not trusted: a length that is
+only guessed is counted, and a truncated file says so here.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..audio import SILENCE, probe, read_audio
+from ..audio import SILENCE, decode, look
 from ..errors import DataError
 from .store import write_atomic
 
-INDEX_VERSION = 1
-_WINDOW = 20.0  # seconds decoded at a time
+INDEX_VERSION = 2  # 1 took lengths that headers guess, and knew no blocks
+_BLOCKS, _BLOCK_BYTES = 16, 4096  # read of each song on every start
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
 
 
@@ -58,9 +59,13 @@ class FileAudio:
     def stamp(self) -> str:
         try:
             status = self.path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"cannot read {self.path}: not a file")
+            with self.path.open("rb") as file:
+                blocks = hash_blocks(status.st_size, lambda at, n: os.pread(file.fileno(), n, at))
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror or error}") from None
-        return f"{self.path}|{status.st_size}|{status.st_mtime_ns}"
+        return f"{self.path}|{status.st_size}|{status.st_mtime_ns}|{blocks}"
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Path]:
@@ -71,7 +76,8 @@ class FileAudio:
 class BytesAudio:
     """A song stored inside a data set.
 
-    `read` gives its bytes; they are put into a temporary file for decoding.
+    `read` gives its bytes; they are put into a temporary file for decoding. `version` changes with the
+    content, ending in the hash of some blocks.
     """
 
     name: str
@@ -92,11 +98,29 @@ class BytesAudio:
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """content: SHA-256 of the bytes; duration: seconds as decoded; problem: why it cannot be used."""
+    """content: SHA-256 of the bytes; duration: seconds as decoded; problem: why it cannot be used.
+
+    counted: why the length that the file gives was not taken, or None. guessed: the length in seconds that an
+    earlier version of this program took for such a song, or None.
+    """
 
     content: str
     duration: float
     problem: str | None = None
+    counted: str | None = None
+    guessed: float | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> AudioFacts:
+        """Facts as the index holds them. ValueError or TypeError when they are not."""
+        facts = cls(**raw)
+        numbers = [facts.duration, *([] if facts.guessed is None else [facts.guessed])]
+        texts = [facts.content, facts.problem or "", facts.counted or ""]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("not a text")
+        if not all(type(n) in (int, float) and math.isfinite(n) and n >= 0 for n in numbers):
+            raise ValueError("not a length")
+        return facts
 
 
 def examine(audio: AudioRef) -> AudioFacts:
@@ -105,13 +129,22 @@ def examine(audio: AudioRef) -> AudioFacts:
         with audio.open() as path:
             content = hash_file(path)
             try:
-                return AudioFacts(content, _decode_all(path))
+                return AudioFacts(content, *_decode_all(path))
             except DataError as error:
                 return AudioFacts(content, 0.0, str(error).removeprefix(f"{path}: "))
     except DataError as error:
         return AudioFacts("", 0.0, str(error))
     except OSError as error:
         return AudioFacts("", 0.0, f"cannot be read: {error.strerror or error}")
+
+
+def hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
+    """Hash of some blocks spread over `size` bytes, ends included; `read(position, count)` gives them."""
+    digest = hashlib.sha256()
+    last = max(0, size - _BLOCK_BYTES)
+    for position in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
+        digest.update(read(position, _BLOCK_BYTES))
+    return digest.hexdigest()[:32]
 
 
 def hash_file(path: Path) -> str:
@@ -123,32 +156,22 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _decode_all(path: Path) -> float:
-    """The decoded length in seconds. DataError: empty, damaged, truncated, silent or not finite."""
-    info = probe(path)
-    expected = info.duration if info.duration > 0 else math.inf  # raw AAC does not say
-    decoded, zeros, peak, start = 0, 0, 0.0, 0.0
-    while expected - start > 0.1:
-        try:
-            # the file's own rate: nothing is resampled only to be looked at
-            block = read_audio(path, sample_rate=None, start=start, duration=_WINDOW)
-        except DataError:
-            if decoded and expected == math.inf:
-                break  # the end of a file that does not know its length
-            raise
+def _decode_all(path: Path) -> tuple[float, None, str | None]:
+    """The decoded length in seconds, no problem, and why it had to be counted.
+
+    DataError: empty, damaged, truncated, silent or not finite.
+    """
+    info = look(path)
+    decoded, zeros, peak = 0, 0, 0.0
+    for block in decode(path, info):  # the file's own rate: nothing is resampled only to be looked at
         decoded += len(block)
         peak = max(peak, float(np.abs(block).max()))
         zeros += int((block == 0).all(axis=1).sum())
-        start += _WINDOW
-        if expected == math.inf and len(block) < _WINDOW * info.sample_rate:
-            break
-    if decoded == 0:
-        raise DataError("holds no sound")
     if peak < SILENCE:
         raise DataError("silent")
     if zeros > _SILENT_SHARE * decoded:
         raise DataError(f"silent ({100 * zeros / decoded:.0f} % of it)")
-    return decoded / info.sample_rate
+    return decoded / info.sample_rate, None, info.doubt or None
 
 
 class FactsIndex:
@@ -157,6 +180,7 @@ class FactsIndex:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._facts: dict[str, AudioFacts] = {}
+        self._guessed: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp
         self._changed = False
         if path is not None and path.is_file():
             self._read(path)
@@ -165,10 +189,13 @@ class FactsIndex:
         """A damaged or older index is simply built again: it holds nothing that cannot be recomputed."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            facts = {stamp: AudioFacts.from_dict(raw) for stamp, raw in content["facts"].items()}
             if content["version"] == INDEX_VERSION:
-                self._facts = {stamp: AudioFacts(**facts) for stamp, facts in content["facts"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._facts = {}
+                self._facts = facts
+            elif content["version"] == 1:
+                self._guessed = {stamp: one.duration for stamp, one in facts.items() if one.problem is None}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self._facts, self._guessed = {}, {}
 
     def look_up(
         self, songs: Sequence[AudioRef], progress: Callable[[int, int, str], None] | None = None
@@ -192,6 +219,8 @@ class FactsIndex:
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             results = pool.map(lambda i: examine(songs[i]), firsts)
             for done, (stamp, facts) in enumerate(zip(waiting, results, strict=True), 1):
+                if facts.counted is not None:
+                    facts = replace(facts, guessed=self._guessed.get(stamp.rpartition("|")[0]))
                 for i in waiting[stamp]:
                     found[i] = facts
                 if facts.content:
@@ -203,6 +232,13 @@ class FactsIndex:
                     self.save()
         self.save()
         return [facts for facts in found if facts is not None]
+
+    def forget(self, songs: Iterable[AudioRef]) -> None:
+        """Songs that turned out not to be what the index says are examined again on the next start."""
+        for song in songs:
+            with contextlib.suppress(DataError):  # gone: its stamp will be another
+                self._changed = self._facts.pop(song.stamp(), None) is not None or self._changed
+        self.save()
 
     def save(self) -> None:
         """Write the index if something was learned."""

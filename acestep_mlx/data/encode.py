@@ -25,8 +25,8 @@ from ..models.codec import SAMPLE_RATE, Codec
 from ..models.load import ModelFolder
 from ..text import lyrics as lyric_text
 from ..text.report import summary as lyric_summary
-from .audio_facts import hash_file
-from .manifest import Manifest, Progress, Sample, nothing_left
+from .audio_facts import FactsIndex, hash_file
+from .manifest import Manifest, Progress, Sample, index_path, nothing_left
 from .store import Store, cache_key
 
 VERSION = 1  # of what is stored; raise it when the computation changes
@@ -55,18 +55,25 @@ class Cache:
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
         self._codec: Codec | None = None
+        self._index = index_path(config)
         self._awaited: set[str] = set()  # latents that are still to be encoded on demand
 
     # ── keys and places ──────────────────────────────────────────────────────────────────────────────
     def latent_key(self, sample: Sample) -> str:
+        # Where a header's length is a guess, entries without this mark were cut by it.
+        mark = {"length": "counted"} if sample.counted else {}
+        return self._latent_key(sample.content, (sample.start, sample.seconds), **mark)
+
+    def _latent_key(self, content: str, part: tuple[float, float], **mark: str) -> str:
         return cache_key(
             kind="latents",
             version=VERSION,
-            content=sample.content,
-            start=sample.start,
-            seconds=sample.seconds,
+            content=content,
+            start=part[0],
+            seconds=part[1],
             dcae=self._prints["dcae"],
             mel=self._prints["mel"],
+            **mark,
         )
 
     def text_key(self, caption: str) -> str:
@@ -129,7 +136,13 @@ class Cache:
         if found["text"] is None:
             self._encode_text([sample], None)
         if found["latents"] is None:
-            self._put_latents(sample, load_part(sample))
+            self._count_again(sample)
+            try:
+                sound = load_part(sample)
+            except DataError:
+                FactsIndex(self._index).forget([sample.audio])
+                raise
+            self._put_latents(sample, sound)
             self._awaited.discard(self.latent_key(sample))
             if not self._awaited:
                 self.release()
@@ -259,6 +272,7 @@ class Cache:
             key, store = self.latent_key(sample), self._store(sample, "latents")
             if not store.has(key):
                 missing.setdefault((key, store), sample)
+                self._count_again(sample)
         failed: dict[str, str] = {}
         for done, (sample, sound) in enumerate(_ahead(load_part_or_reason, list(missing.values())), 1):
             problem = sound if isinstance(sound, str) else None
@@ -272,7 +286,19 @@ class Cache:
             _tell(progress, "latents", done, len(missing), sample.id)
         self.release()
         if failed:
+            FactsIndex(self._index).forget(s.audio for s in samples if self.latent_key(s) in failed)
             self._drop({s.id: failed[self.latent_key(s)] for s in samples if self.latent_key(s) in failed})
+
+    def _count_again(self, sample: Sample) -> None:
+        """Report a song whose latents are in the cache, but of a part that a guessed length gave."""
+        if sample.former is None:
+            return
+        if not self._store(sample, "latents").has(self._latent_key(sample.content, sample.former)):
+            return
+        for one in self.report.sets:
+            if one.id == sample.backend.id:
+                detail = f"{sample.former[1]:.2f} s were taken, {sample.seconds:.2f} s are there"
+                one.again.append((sample.id.removeprefix(f"{one.id}/"), detail))
 
     def _drop(self, failed: dict[str, str]) -> None:
         self.samples = [sample for sample in self.samples if sample.id not in failed]

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..audio import SUFFIXES
 from ..config import TrainConfig
 from ..errors import ConfigError, DataError, nearest
 from ..words import brief
-from .audio_facts import BytesAudio, FileAudio
+from .audio_facts import BytesAudio, FileAudio, hash_blocks
 from .backends import Backend
 from .captions import clean_lyrics
 from .local import Song, path_problem
@@ -30,17 +35,6 @@ _SOUND_COLUMNS = ("audio", "filename", "file_name", "path", "file")
 _VARIANTS = "recaption"  # upstream: a dictionary of rewordings, of which training picks one at random
 _NOT_LYRICS = re.compile(r"write a .* song that genre is")  # upstream's mark for "no lyrics here"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_MAGIC = (
-    (b"RIFF", ".wav"),
-    (b"fLaC", ".flac"),
-    (b"OggS", ".ogg"),
-    (b"FORM", ".aiff"),
-    (b"ID3", ".mp3"),
-    (b"\xff\xfb", ".mp3"),
-    (b"\xff\xf3", ".mp3"),
-    (b"\xff\xf2", ".mp3"),
-)
-
 Where = Callable[[str], tuple[Path | None, str | None]]
 
 
@@ -65,7 +59,7 @@ def scan(backend: Backend, config: TrainConfig) -> list[Song]:
     )
     sounds = table.select_columns([sound])
     cells = list(_cells(sounds, sound))
-    names = _names(table, [path for path, _ in cells])
+    names = _names(table, [cell.path for cell in cells])
     songs = []
     for number, (name, row, cell) in enumerate(zip(names, rows, cells, strict=True)):
         song = _song(name, sounds, sound, number, cell, where)
@@ -91,6 +85,8 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
     cache = str(backend.download_dir) if backend.download_dir else None
     try:
         with _quiet(), _sound_as_it_is(datasets.Audio):
+            if folder is not None:
+                _stay_inside(backend, folder, _saved_files(folder) if saved else _data_files(folder, cache))
             if saved:
                 found = datasets.load_from_disk(str(folder))
             elif folder is not None:
@@ -101,6 +97,8 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
                 )
             else:
                 found = datasets.load_dataset(name, revision=backend.revision, cache_dir=cache)
+    except DataError:
+        raise
     except Exception as error:  # the library raises everything from ValueError to its own and Arrow's errors
         raise DataError(_why(backend, folder, error)) from None
     if isinstance(found, dict):
@@ -113,6 +111,46 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
         if isinstance(feature, datasets.Audio):
             found = found.cast_column(column, datasets.Audio(decode=False))
     return found
+
+
+def _saved_files(folder: Path) -> Iterator[str]:
+    """The files that a saved data set says it is made of."""
+    splits = folder / "dataset_dict.json"
+    names = json.loads(splits.read_bytes())["splits"] if splits.is_file() else ["."]
+    for name in names:
+        yield str(folder / name)
+        state = json.loads((folder / name / "state.json").read_bytes())
+        yield from (str(folder / name / one["filename"]) for one in state["_data_files"])
+
+
+def _data_files(folder: Path, cache: str | None) -> Iterator[str]:
+    """The files that the library would read: by default the folder's, else what its README.md names."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
+    for files in (builder.config.data_files or {}).values():
+        yield from map(str, files)
+
+
+def _stay_inside(backend: Backend, folder: Path, files: Iterable[str]) -> None:
+    """DataError for a data set that reads files outside its folder.
+
+    A snapshot in the hub's cache consists of links into the cache.
+    """
+    from huggingface_hub import constants
+
+    own = [Path(os.path.normpath(folder)), folder.resolve()]
+    roots = [folder, Path(constants.HF_HUB_CACHE)]
+    roots += [folder.parent.parent] if folder.parent.name == "snapshots" else []
+    for file in files:
+        # inside by its name and, behind links, in truth
+        named = Path(os.path.normpath(folder / file))
+        inside = any(named.is_relative_to(root) for root in own)
+        if "://" in file or not inside or not any(named.resolve().is_relative_to(r.resolve()) for r in roots):
+            raise DataError(
+                f"data set {backend.id!r}: {folder} reads {file}, which lies outside the data set's folder; "
+                "copy it into the folder and name it there"
+            )
 
 
 def _part(backend: Backend) -> dict[str, Any]:
@@ -214,6 +252,9 @@ def _sound_column(backend: Backend, table: Any) -> str:
     for name in _SOUND_COLUMNS:
         if name in table.column_names:
             return name
+    for name, feature in table.features.items():
+        if getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view"):
+            return str(name)
     raise ConfigError(
         f"data set {backend.id!r}: no column with sound ({', '.join(table.column_names)}); set audio_column"
     )
@@ -294,48 +335,78 @@ def _lyrics(value: Any) -> str | None:
     return clean_lyrics(value.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _cells(sounds: Any, column: str) -> Iterator[tuple[Any, bytes | None]]:
-    """(path, first bytes of the sound or None) of each row, without reading the sound itself."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+@dataclass(frozen=True)
+class Cell:
+    """One row's sound: the path that it names, and its bytes, of which nothing has been read yet, or None."""
 
+    path: Any
+    sound: np.ndarray | None
+
+
+def _cells(sounds: Any, column: str) -> Iterator[Cell]:
+    """The cells of all rows. Chunk by chunk: the sound of a batch may be more than Arrow joins (2 GB)."""
     for table in sounds.with_format("arrow").iter(batch_size=1000):
-        cells = table[column].combine_chunks()
-        if not pa.types.is_struct(cells.type):
-            yield from ((value, None) for value in cells.to_pylist())
-            continue
-        fields = {field.name for field in cells.type}
-        paths = pc.struct_field(cells, "path").to_pylist() if "path" in fields else [None] * len(cells)
-        if "bytes" not in fields:
-            yield from ((path, None) for path in paths)
-            continue
-        heads = pc.binary_slice(pc.struct_field(cells, "bytes"), 0, 4).to_pylist()
-        yield from zip(paths, heads, strict=True)
+        for chunk in table[column].chunks:
+            for scalar in chunk:
+                yield _cell(scalar)
 
 
-def _song(
-    name: str, sounds: Any, column: str, number: int, cell: tuple[Any, bytes | None], where: Where
-) -> Song:
+def _cell(scalar: Any) -> Cell:
+    """A cell of any type that holds sound: a path, bytes, a list of octets, or a struct of bytes and path."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(scalar.type):
+        parts = [field.name for field in scalar.type] if scalar.is_valid else []
+        path, sound = (_cell(scalar[name]) if name in parts else None for name in ("path", "bytes"))
+        return Cell(path.path if path else None, sound.sound if sound else None)
+    return Cell(scalar.as_py() if _is_text(scalar.type) else None, _octets(scalar))
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(
+        check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+
+
+def _octets(scalar: Any) -> np.ndarray | None:
+    """The bytes of a binary cell or of a list of whole numbers, as an array over Arrow's memory."""
+    import pyarrow as pa
+
+    if not scalar.is_valid or _is_text(scalar.type):
+        return None
+    if hasattr(scalar, "as_buffer"):
+        return np.frombuffer(scalar.as_buffer(), np.uint8)
+    values = getattr(scalar, "values", None)
+    if isinstance(values, pa.Array) and pa.types.is_integer(values.type) and not values.null_count:
+        return np.asarray(values.to_numpy(zero_copy_only=True))
+    return None
+
+
+def _song(name: str, sounds: Any, column: str, number: int, cell: Cell, where: Where) -> Song:
     """A song whose bytes are inside the data set, or in a file that the row names."""
-    path, head = cell
-    if head is None:
+    path, sound = cell.path, cell.sound
+    if sound is None:
         if not isinstance(path, str) or not path:
             return Song(name, FileAudio(Path()), [], None, problem="no sound in this row")
         found, problem = where(path)
         return Song(name, FileAudio(found or Path(path)), [], None, problem=problem and f"{path}: {problem}")
 
     def read() -> bytes:
-        return bytes(sounds[number][column]["bytes"])
+        row = sounds.with_format("arrow")[number]
+        octets = _cell(row[column][0]).sound
+        assert octets is not None
+        if octets.dtype != np.uint8 and len(octets) and not 0 <= octets.min() <= octets.max() <= 255:
+            raise DataError("its list of numbers holds others than bytes")
+        return octets.astype(np.uint8, copy=False).tobytes()
 
-    version = f"{getattr(sounds, '_fingerprint', '')}:{number}"
-    return Song(name, BytesAudio(name, version, _suffix(path, head), read), [], None)
-
-
-def _suffix(path: Any, head: bytes) -> str:
+    blocks = hash_blocks(len(sound), lambda at, n: sound[at : at + n].tobytes())
+    version = f"{getattr(sounds, '_fingerprint', '')}:{number}|{blocks}"
     suffix = Path(path).suffix.lower() if isinstance(path, str) else ""
-    if suffix in SUFFIXES:
-        return suffix
-    return next((ending for magic, ending in _MAGIC if head.startswith(magic)), ".m4a")
+    # Without a known name the content tells the format.
+    suffix = suffix if suffix in SUFFIXES else ""
+    return Song(name, BytesAudio(name, version, suffix, read), [], None)
 
 
 def _locator(folder: Path | None, saved: bool, config: TrainConfig, backend: Backend) -> Where:

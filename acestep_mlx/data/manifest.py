@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import TrainConfig
@@ -34,7 +34,8 @@ class Sample:
     id: data set and name, for people and sample lists. content: SHA-256 of the file. captions: variants, at
     least one (an empty string when there is no caption). lyrics: text, or None. start, seconds: the part
     that is used; `seconds` is at most the data set's maximum and may be below 3 (then the sound is padded
-    with silence).
+    with silence). counted: the file's own length was not believed. former: the part (start, seconds) that an
+    earlier version took by a guessed length, or None.
     """
 
     id: str
@@ -46,6 +47,8 @@ class Sample:
     start: float
     seconds: float
     cut: bool
+    counted: bool = False
+    former: tuple[float, float] | None = None
 
     @property
     def samples(self) -> int:
@@ -196,6 +199,9 @@ def _sample(
         report.no_caption.append(song.name)
     report.notes += [(song.name, note) for note in song.notes]
     start, seconds = _part(backend, facts, config.seed)
+    former = None if facts.guessed is None else replace(facts, duration=facts.guessed)
+    if facts.counted is not None:
+        report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
     return Sample(
         id=f"{backend.id}/{song.name}",
         backend=backend,
@@ -206,6 +212,8 @@ def _sample(
         start=start,
         seconds=seconds,
         cut=facts.duration > seconds + 1e-3,
+        counted=facts.counted is not None,
+        former=None if former is None else _part(backend, former, config.seed),
     )
 
 

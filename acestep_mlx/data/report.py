@@ -29,6 +29,8 @@ class SetReport:
     skipped: Named = field(default_factory=list)
     padded: Named = field(default_factory=list)
     cut: Named = field(default_factory=list)
+    counted: Named = field(default_factory=list)
+    again: Named = field(default_factory=list)
     no_caption: list[str] = field(default_factory=list)
     no_lyrics: list[str] = field(default_factory=list)
     notes: Named = field(default_factory=list)
@@ -74,6 +76,8 @@ class SetReport:
             "skipped": self.skipped,
             "padded": self.padded,
             "cut": self.cut,
+            "length_counted": self.counted,
+            "encoded_again": self.again,
             "no_caption": self.no_caption,
             "no_lyrics": self.no_lyrics,
             "lyrics_lines": self.languages(),
@@ -135,7 +139,13 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
         out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
     out += _named("skipped", [f"{name}: {reason}" for name, reason in one.skipped], 0)
-    details = {"padded": one.padded, "cut": one.cut, "text": one.notes}
+    details = {
+        "padded": one.padded,
+        "cut": one.cut,
+        "length counted by decoding": one.counted,
+        "encoded again, because their length had been guessed": one.again,
+        "text": one.notes,
+    }
     for label, named in details.items():
         out += _named(label, [f"{name}: {detail}" for name, detail in named], limit)
     out += _named("without caption", one.no_caption, limit)

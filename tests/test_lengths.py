@@ -1,0 +1,227 @@
+"""A length that a header or a library guesses is never taken for the song's."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from acestep_mlx import audio, ffmpeg
+from acestep_mlx.audio import probe, read_audio
+from acestep_mlx.cli.describe import audio_file
+from acestep_mlx.data.audio_facts import FileAudio, examine
+from acestep_mlx.errors import DataError
+from acestep_mlx.lengths import mp3_frame, walk_mp3
+from acestep_mlx.pipeline import ACEStepPipeline
+from acestep_mlx.sampling.request import Request
+
+from .test_audio import encode, needs_ffmpeg, pitch
+
+RATE = 44100
+HALF = 2.0  # seconds of each half of the song
+
+
+@cache
+def song(rate: int = RATE) -> np.ndarray:
+    """(samples, 2): a quiet tone of 440 Hz, then a loud noise with one of 880 Hz: bit rates differ much."""
+    t = np.arange(round(HALF * rate)) / rate
+    noise = np.random.default_rng(0).normal(0, 0.05, len(t))
+    quiet, loud = 0.1 * np.sin(2 * np.pi * 440 * t), 0.5 * np.sin(2 * np.pi * 880 * t) + noise
+    return np.repeat(np.concatenate([quiet, loud])[:, None], 2, axis=1).astype(np.float32)
+
+
+def made(form: str, rate: int = RATE, x: np.ndarray | None = None, **how: object) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, song(rate) if x is None else x, rate, format=form, **how)
+    return buffer.getvalue()
+
+
+@cache
+def mp3(xing: bool = True, mode: str = "VARIABLE", rate: int = RATE, reverse: bool = False) -> bytes:
+    x = song(rate)[::-1] if reverse else song(rate)
+    data = made("MP3", rate, x, bitrate_mode=mode, compression_level=0.5)
+    frame = mp3_frame(data, 0)
+    assert frame is not None and walk_mp3(data).xing is not None
+    return data if xing else data[frame.size :]
+
+
+def id3(size: int) -> bytes:
+    """A tag such as a cover picture makes, full of what looks like frame headers."""
+    return b"ID3\x04\0\0" + bytes([size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127]) + (
+        b"\xff\xfb\x90\x64" * (size // 4 + 1)
+    )[:size]  # fmt: skip
+
+
+def wav(size: int) -> bytes:
+    """A streamed wav: `size` stands where its bytes should be counted."""
+    data = bytearray(made("WAV", subtype="PCM_16"))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = struct.pack("<I", size)
+    data[4:8] = struct.pack("<I", min(size + 36, 0xFFFFFFFF))
+    return bytes(data)
+
+
+def flac(total: int) -> bytes:
+    data = bytearray(made("FLAC"))
+    kept = struct.unpack(">Q", data[18:26])[0] >> 36 << 36
+    data[18:26] = struct.pack(">Q", kept | total)
+    return bytes(data)
+
+
+def torn_ogg() -> bytes:
+    """Pages are missing at the front, as in a recording of a broadcast: the times start late."""
+    data = made("OGG")
+    pages = [i for i in range(len(data)) if data.startswith(b"OggS", i)]
+    return data[: pages[2]] + data[pages[len(pages) // 2] :]
+
+
+ONE = 2 * HALF
+# name → (suffix, bytes, seconds, what the reason says)
+GUESSED: dict[str, tuple[str, Callable[[], bytes], float, str]] = {
+    "VBR without Xing": ("mp3", lambda: mp3(False), ONE, "no Xing header"),
+    "VBR without Xing, loud first": ("mp3", lambda: mp3(False, reverse=True), ONE, "no Xing header"),
+    "CBR without Xing": ("mp3", lambda: mp3(False, "CONSTANT"), ONE, "no Xing header"),
+    "without Xing, behind a picture": ("mp3", lambda: id3(90_000) + mp3(False), ONE, "no Xing header"),
+    "22 kHz without Xing": ("mp3", lambda: mp3(False, rate=22050), ONE, "no Xing header"),
+    "joined mp3": ("mp3", lambda: mp3() * 2, 2 * ONE, "Xing header counts"),
+    "three mp3 with pictures": ("mp3", lambda: (id3(40_000) + mp3()) * 3, 3 * ONE, "Xing header counts"),
+    "joined without Xing": ("mp3", lambda: mp3(False, "CONSTANT") * 2, 2 * ONE, "no Xing header"),
+    "joined mp3 of two rates": ("mp3", lambda: mp3() + mp3(rate=22050), 2 * ONE, "Xing header counts"),
+    "a Xing header that claims days": ("mp3", lambda: claimed(mp3(), 1 << 24), ONE, "Xing header counts"),
+    "joined ogg": ("ogg", lambda: made("OGG") * 2, 2 * ONE, "2 songs are joined"),
+    "joined ogg of two rates": ("ogg", lambda: made("OGG") + made("OGG", 22050), 2 * ONE, "2 songs"),
+    "three opus": ("opus", lambda: made("OGG", 48000, subtype="OPUS") * 3, 3 * ONE, "3 songs are joined"),
+    "torn ogg": ("ogg", torn_ogg, HALF, "pages of it are missing"),
+    "streamed flac": ("flac", lambda: flac(0), ONE, "gives no length"),
+    "flac of weeks": ("flac", lambda: flac((1 << 36) - 1), ONE, "impossible length"),
+    "joined flac": ("flac", lambda: made("FLAC") * 2, 2 * ONE, "2 songs are joined"),
+    "wav of 0 bytes": ("wav", lambda: wav(0), ONE, "holds nothing"),
+}  # fmt: skip
+
+
+def claimed(data: bytes, frames: int) -> bytes:
+    """The mp3 with another number of frames in its Xing header, which also gives its bytes."""
+    place = min(i for i in (data.find(b"Xing"), data.find(b"Info")) if i > 0)
+    return data[: place + 8] + struct.pack(">I", frames) + data[place + 12 :]
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", GUESSED)
+def test_the_song_is_what_decoding_to_its_end_gives(name: str, tmp_path: Path) -> None:
+    suffix, make, seconds, reason = GUESSED[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(make())
+    info = probe(path)
+    # joints of lossy songs give a little more or less, and torn ones say only that something is gone
+    assert abs(info.duration - seconds) < (0.2 if seconds == ONE else 0.7)
+    assert reason in info.doubt and not info.exact
+    sound = read_audio(path, sample_rate=None)
+    assert len(sound) == round(info.duration * info.sample_rate)
+    facts = examine(FileAudio(path))
+    assert facts.problem is None and facts.duration == info.duration and reason in (facts.counted or "")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["VBR without Xing", "joined ogg", "streamed flac", "wav of 0 bytes"])
+def test_info_and_generate_tell_the_same_number(name: str, tmp_path: Path) -> None:
+    suffix, make, _, reason = GUESSED[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(make())
+    seconds = examine(FileAudio(path)).duration
+    (line,) = audio_file(path)[:1]
+    assert f"{seconds:.2f} s" in line and reason in line
+    source = ACEStepPipeline.read_source(None, Request(task="audio2audio", source=str(path)))  # type: ignore[arg-type]
+    assert source is not None and abs(len(source) - seconds * 44100) < 2
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "name", ["VBR without Xing", "CBR without Xing", "joined mp3 of two rates", "joined ogg", "streamed flac"]
+)
+def test_a_part_is_where_it_is_in_the_whole(name: str, tmp_path: Path) -> None:
+    suffix, make, _, _ = GUESSED[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(make())
+    whole, rate = read_audio(path, sample_rate=None), audio.look(path).sample_rate
+    seconds = len(whole) / rate
+    for start, duration in ((0.3, 0.5), (seconds - 0.5, None)):
+        part = read_audio(path, sample_rate=None, start=start, duration=duration)
+        first = round(start * rate)
+        assert np.abs(part - whole[first : first + len(part)]).max() < 1e-4
+        assert abs(len(part) - rate * (duration or 0.5)) < 2
+    with pytest.raises(DataError, match="but lasts only"):
+        read_audio(path, start=seconds + 1)
+
+
+@needs_ffmpeg
+def test_an_estimate_of_aac_proves_nothing(tmp_path: Path) -> None:
+    """A stream without a container: its first frames are quiet, so FFmpeg thinks that it lasts far longer."""
+    path = encode(tmp_path / "a.aac", song(), RATE)
+    facts = examine(FileAudio(path))
+    assert facts.problem is None and abs(facts.duration - ONE) < 0.1 and facts.counted
+    assert probe(path).duration == facts.duration
+    path.write_bytes(path.read_bytes() * 2)
+    assert abs(probe(path).duration - 2 * ONE) < 0.2
+    late = read_audio(path, start=ONE + HALF + 1, duration=1.0)
+    assert abs(pitch(late[:, 0]) - 880) < 1
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF, 0x80000000, 0x7FFFF000])
+def test_sizes_that_writers_to_a_pipe_leave_are_no_promise(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(size))
+    assert probe(path).duration == ONE == examine(FileAudio(path)).duration
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3", "aiff", "au"])
+def test_what_states_its_length_exactly_is_not_decoded(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(made(form.upper()))
+    with monkeypatch.context() as patch:
+        patch.setattr(audio, "decode", None)
+        info = probe(path)
+    assert info.exact and info.duration == ONE and not info.doubt
+    facts = examine(FileAudio(path))
+    assert (facts.duration, facts.counted) == (ONE, None)
+    assert len(read_audio(path)) == round(ONE * 44100)
+
+
+def test_a_cut_mp3_is_truncated_by_its_xing_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    data = mp3(mode="CONSTANT")
+    path.write_bytes(data[: len(data) // 2])
+    for look in (probe, read_audio):
+        with pytest.raises(DataError, match=r"truncated: only [12]\.\d\d of 4\.00 s"):
+            look(path)
+    assert "truncated" in str(examine(FileAudio(path)).problem)
+
+
+def test_without_ffmpeg_a_guess_is_refused_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ffmpeg, "available", lambda: False)
+    path = tmp_path / "a.mp3"
+    path.write_bytes(mp3(False))
+    with pytest.raises(DataError, match=r"no Xing header; reading it to its end needs FFmpeg; install"):
+        probe(path)
+    path.write_bytes(mp3(False, "CONSTANT"))  # here libsndfile's guess is no shorter than the song
+    assert abs(probe(path).duration - ONE) < 0.2 and not probe(path).exact
+
+
+def test_frames_are_found_behind_tags_and_noise() -> None:
+    data = mp3()
+    frames = walk_mp3(data)
+    xing = frames.xing
+    assert xing is not None and xing.frames == frames.frames and frames.samples == 1152 * frames.frames
+    assert frames.uniform
+    for dirty in (id3(5000) + data, data + b"TAG" + bytes(125), bytes(700) + data, data + b"APETAGEX" * 9):
+        assert walk_mp3(dirty)[:2] == frames[:2] and walk_mp3(dirty).xing == xing
+    assert not walk_mp3(data + id3(300) + data).uniform
+    for nothing in (b"", b"\xff", b"text " * 99, bytes(999), b"\xff\xfb\x90\x64"):
+        assert walk_mp3(nothing).frames == 0
