@@ -1,0 +1,279 @@
+"""The rims of a training step: gradients that are not finite while the loss is, how far clipping lets a step
+go, which step has which rate, what evaluation and validation leave of dropout.
+
+Most steps here are on a model of three numbers a loss is made up for, so that every movement is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from acestep_mlx.lora.inject import LoRASpec, adapter_modules
+from acestep_mlx.training.evaluate import Evaluation
+from acestep_mlx.training.events import Listeners, StepDone
+from acestep_mlx.training.optim import OPTIMIZERS, Group, Schedule, make_optimizer
+from acestep_mlx.training.step import StepSettings, TrainStep
+from acestep_mlx.training.trainer import Counters, Intervals, Trainer
+
+from . import tiny
+
+
+class Numbers(nn.Module):
+    """Two parameters, of three numbers and of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = mx.array([1.0, 2.0, 3.0]), mx.array([4.0])
+
+
+#: The gradient of `slope` at `batch["latents"]` of ones; its norm is 13.
+SLOPE = {"a": [3.0, 4.0, 0.0], "b": [12.0]}
+NORM = 13.0
+
+
+def slope(model: nn.Module, batch: Any, drawn: Any, dtype: Any) -> mx.array:
+    """(B,) with a known gradient in every parameter, times the sample's latents."""
+    value = mx.sum(model.a * mx.array(SLOPE["a"])) + mx.sum(model.b * mx.array(SLOPE["b"]))
+    return value * batch["latents"].reshape(-1)
+
+
+def steep(where: str) -> Callable[..., mx.array]:
+    """As `slope`; for a sample of 0 the loss is as finite as ever, and one number's gradient is not."""
+
+    def loss(model: nn.Module, batch: Any, drawn: Any, dtype: Any) -> mx.array:
+        latents = batch["latents"].reshape(-1)
+        one = getattr(model, where)[-1]
+        root = mx.sqrt(one - mx.stop_gradient(one) + mx.where(latents == 0, 0.0, 1.0))  # at 0 or 1
+        return slope(model, {"latents": mx.ones(latents.shape)}, drawn, dtype) + root
+
+    return loss
+
+
+def sample(*latents: float) -> dict[str, mx.array]:
+    return {
+        "latents": mx.array(latents).reshape(-1, 1, 1, 1),
+        "keys": mx.stack([mx.random.key(i) for i in range(len(latents))]),
+    }
+
+
+def step_of(
+    model: nn.Module,
+    loss: Callable[..., mx.array] = slope,
+    *,
+    optimizer: str = "sgd",
+    rate: float = 0.1,
+    schedule: Schedule | None = None,
+    split: bool = False,
+    **settings: Any,
+) -> TrainStep:
+    """A TrainStep over Numbers; `split`: each parameter in a group of its own."""
+    schedule = schedule or Schedule("constant", rate, 0, 10)
+
+    def group(name: str, *paths: str) -> Group:
+        return Group(name, make_optimizer(optimizer, rate, weight_decay=0.0), schedule, list(paths))
+
+    groups = [group("lora", "a"), group("lyrics_embedder", "b")] if split else [group("lora", "a", "b")]
+    return TrainStep(model, groups, StepSettings(**settings), loss=loss, compiled=False)
+
+
+def values(model: nn.Module) -> dict[str, np.ndarray]:
+    return {k: np.array(v) for k, v in model.parameters().items()}
+
+
+# ── a gradient that is not finite ────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("where", ["a", "b"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_bad_gradient_under_a_finite_loss_changes_nothing(where: str, optimizer: str) -> None:
+    model = Numbers()
+    step = step_of(model, steep(where), optimizer=optimizer)
+    step(sample(1.0), update=True)
+    before, state = values(model), {k: np.array(v) for k, v in step.arrays()["optimizer"].items()}
+    result = step(sample(0.0), update=True, step=1)
+    assert mx.isfinite(result.loss).item() and not result.finite.item()
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, before[name])
+    for name, value in step.arrays()["optimizer"].items():
+        np.testing.assert_array_equal(np.array(value), state[name], err_msg=name)
+    assert step(sample(1.0), update=True, step=2).finite.item()
+    assert all((value != before[name]).any() for name, value in values(model).items()), "and on it goes"
+
+
+@pytest.mark.parametrize("order", [(1.0, 0.0), (0.0, 1.0)])
+def test_a_bad_gradient_is_left_out_of_what_is_accumulated(order: tuple[float, float]) -> None:
+    model, alone = Numbers(), Numbers()
+    step = step_of(model, steep("b"), accumulate=2, max_grad_norm=0.0)
+    for i, latents in enumerate(order):
+        step(sample(latents), update=i == 1)
+    step_of(alone, steep("b"), max_grad_norm=0.0)(sample(1.0), update=True)
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, values(alone)[name])
+
+
+def test_nothing_but_bad_gradients_is_an_update_that_changes_nothing() -> None:
+    model = Numbers()
+    step = step_of(model, steep("a"), accumulate=2)
+    for i in range(2):
+        step(sample(0.0), update=i == 1)
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, values(Numbers())[name])
+
+
+def test_a_gradient_whose_square_overflows_is_not_finite_either() -> None:
+    model = Numbers()
+    result = step_of(model)(sample(1e30), update=True)
+    assert mx.isfinite(result.loss).item() and not result.finite.item()
+    np.testing.assert_array_equal(values(model)["a"], values(Numbers())["a"])
+
+
+def test_float16_lowers_its_scale_for_a_gradient_alone() -> None:
+    step = step_of(Numbers(), steep("b"), compute_dtype=mx.float16)
+    scale = step.carry["scale"].item()
+    step(sample(0.0), update=True)
+    assert step.carry["scale"].item() == scale / 2 and step.carry["good"].item() == 0
+    step(sample(1.0), update=True, step=1)
+    assert step.carry["scale"].item() == scale / 2 and step.carry["good"].item() == 1
+
+
+def test_the_scale_of_float16_is_not_in_the_step() -> None:
+    model = Numbers()
+    result = step_of(model, compute_dtype=mx.float16, max_grad_norm=0.0)(sample(1.0), update=True)
+    assert result.grad_norm.item() == pytest.approx(NORM)
+    np.testing.assert_allclose(values(model)["a"], [1 - 0.3, 2 - 0.4, 3.0], rtol=1e-6)
+
+
+# ── clipping, by the step that plain gradient descent takes ──────────────────────────────────────────
+@pytest.mark.parametrize("split", [False, True], ids=["one group", "two groups"])
+@pytest.mark.parametrize("compute", [mx.float32, mx.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize(("limit", "factor"), [(0.0, 1), (1.0, 1 / 13), (6.5, 0.5), (13.1, 1), (100.0, 1)])
+def test_clipping_shortens_the_step_to_the_limit_and_no_further(
+    limit: float, factor: float, compute: mx.Dtype, split: bool
+) -> None:
+    """By the norm over all parameters, whatever group they are in; what is reported is the norm before it."""
+    model = Numbers()
+    step = step_of(model, max_grad_norm=limit, compute_dtype=compute, split=split)
+    result = step(sample(1.0), update=True)
+    for name, value in values(model).items():
+        moved = values(Numbers())[name] - value
+        np.testing.assert_allclose(moved, 0.1 * factor * np.array(SLOPE[name]), rtol=1e-5, atol=1e-7)
+    assert result.grad_norm.item() == pytest.approx(NORM)
+
+
+def test_what_is_clipped_is_the_mean_of_what_was_accumulated() -> None:
+    """Gradients of 2 and of −1 times the slope, weights 1 and 3: their mean is −1/4 of it, and clipped so."""
+    model = Numbers()
+    step = step_of(model, accumulate=2, max_grad_norm=1.0)
+    step(sample(2.0), update=False)
+    result = step(sample(-1.0, -1.0, -1.0), update=True)
+    assert result.grad_norm.item() == pytest.approx(NORM / 4)
+    moved = values(Numbers())["a"] - values(model)["a"]
+    np.testing.assert_allclose(moved, -0.1 / NORM * np.array(SLOPE["a"]), rtol=1e-5, atol=1e-8)
+
+
+# ── the rate of each step ────────────────────────────────────────────────────────────────────────────
+class Samples:
+    """An endless source of one sample."""
+
+    epoch = 0
+
+    def next(self) -> dict[str, mx.array]:
+        return sample(1.0)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+RISING = Schedule("linear", 0.1, 3, 9)  # 0, 1/3, 2/3, 1, 5/6, …
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("start", [0, 2, 5])
+def test_a_step_has_the_rate_that_is_reported_for_it(
+    start: int, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step n goes by the schedule after n − 1 updates, also after a resume and with accumulation."""
+    model = Numbers()
+    step = step_of(model, schedule=RISING, max_grad_norm=0.0, accumulate=accumulate)
+    told: list[StepDone] = []
+    places = [model.b.item()]
+    original = TrainStep.__call__
+
+    def watched(self: TrainStep, batch: Any, *, update: bool, **options: Any) -> Any:
+        result = original(self, batch, update=update, **options)
+        if update:
+            places.append(model.b.item())
+        return result
+
+    monkeypatch.setattr(TrainStep, "__call__", watched)
+    Trainer(
+        step,
+        Samples(),
+        start + 4,
+        intervals=Intervals(0),
+        save=lambda: (Path(), []),
+        emit=Listeners([lambda event: told.append(event) if isinstance(event, StepDone) else None]),
+        counters=Counters(step=start),
+    ).run()
+    wanted = [RISING(i) for i in range(start, start + 4)]
+    np.testing.assert_allclose(-np.diff(places) / SLOPE["b"][0], wanted, atol=1e-6)
+    assert [event.step for event in told] == [start + i for i in (1, 2, 3, 4)]
+    assert [event.learning_rate for event in told] == pytest.approx(wanted)
+
+
+# ── dropout belongs to training alone ────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("spec", [LoRASpec(rank=2, dropout=0.5), LoRASpec(2, dropout=0.9, use_dora=True)])
+def test_evaluation_is_without_dropout_and_leaves_training_with_it(spec: LoRASpec) -> None:
+    def losses(dropout: float) -> tuple[float, Any]:
+        model = tiny.adapted(spec=replace(spec, dropout=dropout))
+        step = tiny.step(model, compiled=False)
+        evaluation = Evaluation(model, [tiny.batch(0), tiny.batch(1)], step.settings)
+        before = evaluation()
+        step(tiny.batch(2), update=True)
+        assert evaluation()[0] != before[0]  # the weights have moved
+        assert all(layer.training for layer in adapter_modules(model).values())
+        return before
+
+    (with_dropout, bins), (without, plain) = losses(spec.dropout), losses(0.0)
+    assert with_dropout == without and bins == plain
+
+
+def test_dropout_comes_back_after_an_evaluation_that_fails() -> None:
+    model = tiny.adapted(spec=LoRASpec(rank=2, dropout=0.5))
+    batch = {k: v for k, v in tiny.batch(0).items() if k != "text"}
+    with pytest.raises(KeyError, match="text"):
+        Evaluation(model, [batch], StepSettings())()
+    assert all(layer.training for layer in adapter_modules(model).values())
+
+
+def test_clips_are_heard_without_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acestep_mlx.config import load_config
+    from acestep_mlx.training import validation
+
+    model = tiny.adapted(spec=LoRASpec(rank=2, dropout=0.5))
+    layers = adapter_modules(model).values()
+    heard: list[set[tuple[bool, bool]]] = []
+
+    class Pipeline:
+        def __init__(self, *components: Any, **options: Any) -> None: ...
+        def prepare(self, request: Any) -> Any:
+            return SimpleNamespace(prompt=mx.zeros(1))
+
+        def release(self, *names: str) -> None: ...
+        def run(self, request: Any, **options: Any) -> np.ndarray:
+            heard.append({(layer.training, layer.enabled) for layer in layers})
+            return np.zeros((1, 4, 2), np.float32)
+
+    monkeypatch.setattr(validation, "ACEStepPipeline", Pipeline)
+    folder: Any = SimpleNamespace(fingerprints={})
+    clips = validation.Validation(load_config({"validation_prompt": "jazz"}), folder, tmp_path)
+    clips(model, 1, Listeners())
+    assert heard == [{(False, False)}, {(False, True)}]  # without the LoRA, then with it
+    assert all(layer.training and layer.enabled for layer in layers)
