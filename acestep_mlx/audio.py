@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import ffmpeg
+from .atomic import temporary
 from .errors import DataError
 from .lengths import doubt as doubt_of
 
@@ -273,7 +274,7 @@ def write_audio(
         raise DataError(f"{path}: not written: the audio holds values that are not finite numbers")
     samples = np.clip(samples, -1.0, 1.0)
     form, encoding = WRITABLE[path.suffix.lower()]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = temporary(path)
     try:
         with soundfile.SoundFile(
             str(partial), "w", int(sample_rate), samples.shape[1], format=form, subtype=encoding

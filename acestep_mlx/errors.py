@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 
 #: `errno` of a full disk, or of a quota that is used up
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def refusal(error: OSError) -> str:
+    """What the system refuses, and where, in a few words."""
+    if error.errno in NO_SPACE:
+        what = "the disk is full"
+    elif error.errno == errno.EFBIG:
+        what = "a file may not grow that large (ulimit -f, or the file system's limit)"
+    else:
+        what = error.strerror or str(error) or type(error).__name__
+    return f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, (str, bytes)) else what
 
 
 class AceStepError(Exception):

@@ -62,7 +62,9 @@ def overhead(heads: int, frames: int, steps: int) -> None:
         metrics = MetricsFile(Path(name) / "metrics.jsonl")
         seen: list[StepDone] = []
         emit = Listeners([metrics, lambda e: seen.append(e) if isinstance(e, StepDone) else None])
-        trainer = Trainer(step, source, 0, intervals=Intervals(0), save=lambda: (Path(), []), emit=emit)
+        trainer = Trainer(
+            step, source, 0, intervals=Intervals(0), save=lambda health: (Path(), []), emit=emit
+        )
         trainer.intervals = _Never()
         batch = source.next()
         arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}

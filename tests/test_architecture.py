@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1] / "acestep_mlx"
 STOREY = {
     "errors": 0,
     "schema": 0,
+    "atomic": 0,
     "words": 0,
     "config": 1,
     "audio": 1,

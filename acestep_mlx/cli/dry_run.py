@@ -29,7 +29,7 @@ class Length:
     batches_per_epoch: int
 
 
-def show(config: TrainConfig) -> None:
+def show(config: TrainConfig, overwrite: bool = False) -> None:
     """Print what training with `config` would do. Raises the same errors as training would."""
     import click
 
@@ -41,7 +41,7 @@ def show(config: TrainConfig) -> None:
     def notify(text: str, level: str) -> None:
         click.echo(f"{level}: {text}" if level != "info" else text, err=True)
 
-    found = preflight(config, notify)
+    found = preflight(config, notify, overwrite=overwrite)
     with CountProgress() as progress:
         manifest = build_manifest(config, progress)
     longest = max(sample.bucket for sample in manifest.samples) * 4096 / 44100

@@ -18,12 +18,18 @@ from .events import TrainDisplay
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved configuration, data, memory and length; train nothing."
 )
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Begin anew where output_dir holds a run: it is moved aside, not deleted.",
+)
 @click.pass_context
-def command(context: click.Context, config: str, dry_run: bool) -> None:
+def command(context: click.Context, config: str, dry_run: bool, overwrite: bool) -> None:
     """Train a LoRA as CONFIG says: a config.json, a folder that holds one, env=NAME or example=NAME.
 
     Every option of the configuration may also follow as --key=value, and wins. Ctrl-C ends with a complete
-    checkpoint; the same command with resume_from_checkpoint=latest goes on from there, bit for bit.
+    checkpoint; the same command with resume_from_checkpoint=latest goes on from there, bit for bit. An
+    output_dir that holds a run is gone on with, refused or moved aside, never replaced.
     """
     from ..config import load_config
 
@@ -31,16 +37,17 @@ def command(context: click.Context, config: str, dry_run: bool) -> None:
     if dry_run:
         from .dry_run import show
 
-        show(resolved)
+        show(resolved, overwrite)
         return
+    from ..training.interrupts import INTERRUPTED, StopRequest
     from ..training.loop import train
 
     with TrainDisplay() as display:
-        result = train(resolved, on_event=display)
+        result = train(resolved, overwrite=overwrite, on_event=display, stop=StopRequest(INTERRUPTED))
     if not result.finished:
         click.echo(
             f"interrupted at step {result.step}; {result.checkpoint} is complete. "
             "Go on with --resume_from_checkpoint=latest",
             err=True,
         )
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

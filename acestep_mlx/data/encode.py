@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..atomic import PREFIX, SUFFIX
 from ..audio import is_silent, read_audio
 from ..config import TrainConfig
 from ..errors import DataError
@@ -183,7 +184,7 @@ class Cache:
         used = self.files()
         folders = {store.folder for store in self._stores.values() if store.folder is not None}
         unused = [p for folder in folders for p in folder.glob("??/*.cache") if p not in used]
-        unused += [p for folder in folders for p in folder.glob("??/.*.tmp")]  # of runs that were killed
+        unused += [p for folder in folders for p in folder.glob(f"??/{PREFIX}*{SUFFIX}")]  # of runs that died
         size = sum(path.stat().st_size for path in unused)
         for path in unused:
             path.unlink(missing_ok=True)

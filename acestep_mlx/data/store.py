@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..atomic import temporary
 from ..errors import DataError
 
 _MAGIC = b"ACEC1"
@@ -31,17 +32,17 @@ def cache_key(**parts: Any) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write so that the file is whole or not there. DataError when the disk is full or not writable."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         raise DataError(f"cannot write the cache file {path}: {error.strerror or error}") from None
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..atomic import PREFIX
 from ..errors import CheckpointError
 
 
@@ -16,7 +17,7 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name at the end, or vanishes."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".safetensors", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=".safetensors", dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None

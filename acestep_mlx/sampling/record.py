@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .. import __version__
+from ..atomic import temporary
 from ..audio import WRITABLE, resample, write_audio
 from ..errors import ConfigError, DataError
 from .request import Request
@@ -98,7 +99,7 @@ def write_song(
 def write_beside(path: Path, suffix: str, data: bytes) -> None:
     """Write the file that goes with a sound file, whole or not at all. Raises DataError."""
     target = beside(path, suffix)
-    partial = path.with_name(f".{target.name}.part")
+    partial = temporary(target)
     try:
         partial.write_bytes(data)
         partial.replace(target)

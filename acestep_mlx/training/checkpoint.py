@@ -14,20 +14,24 @@ Everything is written into a hidden folder beside it, synced, and renamed; `trai
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
+import resource
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from .. import schema
-from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError
+from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError, refusal
 from ..models.files import inside, read_header, read_json
 from ..words import size
 
@@ -75,6 +79,8 @@ STATE_SCHEMA = schema.record(
         "lora": LORA_FACTS,
         "checkpointed_blocks": schema.whole(0, 10_000),
         "identity": schema.table(schema.anything),
+        "healthy": schema.flag,
+        "evaluation": schema.optional(schema.number()),
     },
 )
 
@@ -92,6 +98,28 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.state["step"])
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether a checkpoint is worth going on from, and how good it was.
+
+    healthy: losses, gradients and weights since the checkpoint before it were finite, and so was its
+    evaluation. evaluation: the mean loss on the evaluation set, or None where none was measured at its step.
+    """
+
+    healthy: bool = True
+    evaluation: float | None = None
+
+    def evaluated(self, loss: float | None) -> Health:
+        """The same once the evaluation gave `loss`."""
+        finite = loss is None or math.isfinite(loss)
+        return replace(self, healthy=self.healthy and finite, evaluation=loss if finite else None)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Health:
+        """From training_state.json; checkpoints of older versions do not say, and count as healthy."""
+        return cls(state.get("healthy", True), state.get("evaluation"))
 
 
 def sha256(path: Path) -> str:
@@ -124,9 +152,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     Raises CheckpointError when the disk is full; whatever `target` was before is then still there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}{PARTIAL}")
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         fill(partial)
@@ -143,12 +170,21 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         if old.exists() and not target.exists():
             old.rename(target)
-        free = shutil.disk_usage(target.parent).free
-        full = (isinstance(error, OSError) and error.errno in NO_SPACE) or free < 16 << 20
-        why = f"the disk is full ({size(free)} left); free some space" if full else str(error)
         raise CheckpointError(
-            f"{target} could not be written: {why}; earlier checkpoints are untouched"
+            f"{target} could not be written: {_why(error, target.parent)}; earlier checkpoints are untouched"
         ) from error
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """MLX says only that a write failed; the disk's free space and the limits of this process say more."""
+    with contextlib.suppress(OSError):  # the disk itself is gone
+        free = shutil.disk_usage(folder).free
+        if (isinstance(error, OSError) and error.errno in NO_SPACE) or free < 16 << 20:
+            return f"the disk is full ({size(free)} left); free some space"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and not isinstance(error, OSError):
+        return f"{error} (files may not grow above {size(limit)}: ulimit -f)"
+    return refusal(error) if isinstance(error, OSError) else str(error)
 
 
 def save(
@@ -215,9 +251,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has no {STATE}: it is not a checkpoint of this trainer, or not a whole one"
         )
-    state = schema.read_artifact(
-        path / STATE, STATE_SCHEMA, what="the checkpoint", version=FORMAT_VERSION, kind=FORMAT
-    )
+    state = _read_state(path)
     _check_counters(path, state)
     files = state["files"]
     for name in REQUIRED:
@@ -233,6 +267,12 @@ def verify(path: Path) -> dict[str, Any]:
         if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
     return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    return schema.read_artifact(
+        path / STATE, STATE_SCHEMA, what="the checkpoint", version=FORMAT_VERSION, kind=FORMAT
+    )
 
 
 def _check_counters(path: Path, state: Mapping[str, Any]) -> None:
@@ -305,10 +345,41 @@ def clean(output_dir: Path) -> None:
                 path.rename(target)
 
 
+def healths(output_dir: Path) -> dict[Path, Health]:
+    """Every checkpoint's health, oldest first; one that cannot be read is not healthy."""
+    found = {}
+    for path in checkpoints(output_dir):
+        try:
+            found[path] = Health.of(_read_state(path))
+        except (CheckpointError, NewerVersionError):
+            found[path] = Health(healthy=False)
+    return found
+
+
+def last_healthy(output_dir: Path) -> Path | None:
+    """The newest checkpoint that is healthy."""
+    return next((p for p, health in reversed(healths(output_dir).items()) if health.healthy), None)
+
+
+def best(output_dir: Path) -> Path | None:
+    """The healthy checkpoint with the lowest evaluation loss; of equal ones the newest."""
+    rated = [
+        (health.evaluation, -i, path)
+        for i, (path, health) in enumerate(healths(output_dir).items())
+        if health.healthy and health.evaluation is not None
+    ]
+    return min(rated)[2] if rated else None
+
+
 def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
-    """Delete the oldest checkpoints beyond `limit` (0 = keep all), never `keep`; returns the deleted ones."""
-    found = checkpoints(output_dir)
-    surplus = [p for p in found if p != keep][: max(0, len(found) - limit)] if limit > 0 else []
+    """Delete the oldest checkpoints beyond `limit` (0 = keep all); returns the deleted ones.
+
+    Kept are `keep`, the last `limit` of all and of the healthy ones, and the best.
+    """
+    found = healths(output_dir)
+    healthy = [path for path, health in found.items() if health.healthy]
+    kept = {keep, best(output_dir), *list(found)[-limit:], *healthy[-limit:]}
+    surplus = [path for path in found if path not in kept] if limit > 0 else []
     for path in surplus:
         # Renamed first, so that a kill in the middle never leaves a checkpoint that looks whole.
         going = path.with_name(f".{path.name}{PARTIAL}")

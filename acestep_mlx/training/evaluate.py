@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,14 +41,16 @@ class Evaluation:
         d = Draw(noise, t / 1000, t, batch["keys"][0])
         return mx.mean(sample_losses(self.model, batch, d, self.settings.compute_dtype))
 
-    def __call__(self) -> tuple[float, dict[str, float]]:
-        """(mean over songs and bins, label → mean over songs)."""
+    def __call__(self, stopped: Callable[[], bool] = lambda: False) -> tuple[float, dict[str, float]] | None:
+        """(mean over songs and bins, label → mean over songs); None once `stopped` says so."""
         layers = list(adapter_modules(self.model).values())
         for layer in layers:
             layer.eval()
         sums = [0.0] * len(TIMESTEPS)
         try:
             for batch in self.batches:
+                if stopped():
+                    return None
                 arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
                 if self.lyrics is not None:
                     arrays = self.lyrics.add_to(arrays)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..atomic import temporary
+
 
 @dataclass(frozen=True)
 class Event:
@@ -146,7 +148,7 @@ class MetricsFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row.get("step", 0) <= step] if step else []
-        partial = path.with_name(path.name + ".partial")
+        partial = temporary(path)
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         partial.replace(path)
         self._file = path.open("a", encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import NO_SPACE, AceStepError
+from ..errors import AceStepError, refusal
 
 # Pieces of what Metal, CUDA and the CPU allocator say. The first two groups are RuntimeErrors of MLX.
 OUT_OF_MEMORY = (
@@ -57,10 +57,9 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
         kept = keeps() if callable(keeps) else keeps
-        raise AceStepError(f"the disk is full; free some space and resume. {kept}".strip()) from error
+        what = f"{refusal(error)}. Mend that, then go on with --resume_from_checkpoint=latest."
+        raise AceStepError(f"{what} {kept}".strip()) from error
     except (RuntimeError, MemoryError) as error:
         said = f"{type(error).__name__} {error}".lower()
         kept = keeps() if callable(keeps) else keeps

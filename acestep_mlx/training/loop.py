@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import resource
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +19,13 @@ from ..convert.cache import ensure_model
 from ..data.batches import Batches
 from ..data.encode import Cache, encode_dataset
 from ..data.manifest import build_manifest
-from ..errors import ConfigError
+from ..errors import AceStepError, ConfigError, refusal
 from ..lora.formats import write_lora
 from ..lora.inject import from_model
 from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
 from ..models.load import ModelFolder
 from ..words import count, listed, size
-from . import checkpoint, faults, plan
+from . import checkpoint, faults, output, plan
 from .distributed import World
 from .evaluate import Evaluation
 from .events import (
@@ -39,15 +42,14 @@ from .events import (
 from .interrupts import StopRequest
 from .lyric_states import LyricStates
 from .macos import keep_awake, wired_memory
-from .preflight import preflight
+from .output import METRICS
+from .preflight import check_folder, preflight
 from .report import write_report
 from .setup import build_model, cache_limit, machine_memory, optimizer_groups, step_settings, total_steps
 from .step import TrainStep
-from .trackers import make_trackers
+from .trackers import make_trackers, trackers_folder
 from .trainer import Counters, Intervals, Trainer
 from .validation import Validation
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ class TrainResult:
 def train(
     config: TrainConfig | str | Path | Mapping[str, Any],
     *,
+    overwrite: bool = False,
     on_event: Listener | None = None,
     stop: StopRequest | None = None,
 ) -> TrainResult:
     """Train a LoRA as `config` says (a TrainConfig, or anything `load_config` takes).
 
-    on_event: receives the events of `training.events`, on rank 0 only. stop: ends a run in another thread.
-    Ctrl-C and SIGTERM end the run with a complete checkpoint. Raises AceStepError subclasses in one line.
+    overwrite: begin anew in a folder that holds a run, which is moved aside. on_event: receives the events of
+    `training.events`, on rank 0 only. stop: ends a run in another thread. Ctrl-C, SIGTERM and SIGHUP end the
+    run with a complete checkpoint. Raises AceStepError subclasses in one line, and KeyboardInterrupt before
+    the first step.
     """
     if not isinstance(config, TrainConfig):
         config = load_config(config)
@@ -78,8 +83,13 @@ def train(
     emit = Listeners([on_event] if on_event is not None and world.first else [])
     limit = mx.set_cache_limit(cache_limit())
     try:
-        with keep_awake(), wired_memory():
-            return _Run(config, world, emit).train(stop)
+        with keep_awake(), wired_memory(), stop or StopRequest() as stop:
+            stop.say = emit.notice
+            if not world.first:
+                return _Run(config, world, emit, stop, overwrite).train()
+            check_folder("output_dir", config.output_path)
+            with output.exclusive(config.output_path, emit.notice):
+                return _Run(config, world, emit, stop, overwrite).train()
     finally:
         mx.set_cache_limit(limit)
         mx.clear_cache()
@@ -93,9 +103,13 @@ def _kinds(arrays: Mapping[str, mx.array]) -> dict[str, tuple[Any, ...]]:
 class _Run:
     """The parts of one run, made in the order in which they can fail cheaply."""
 
-    def __init__(self, config: TrainConfig, world: World, emit: Listeners) -> None:
-        self.config, self.world, self.emit = config, world, emit
-        self.output = config.output_path
+    def __init__(
+        self, config: TrainConfig, world: World, emit: Listeners, stop: StopRequest, overwrite: bool
+    ) -> None:
+        self.config, self.world, self.emit, self.stop = config, world, emit, stop
+        self.output, self.overwrite = config.output_path, overwrite
+        self.last_checkpoint: Path | None = None
+        stop.kept = self._kept
         for key, reason in config.ignored:
             emit.notice(f"{key} is ignored: {reason}")
         self.resumed = self._check()
@@ -105,18 +119,13 @@ class _Run:
 
     # ── before any weight is loaded ──────────────────────────────────────────────────────────────────
     def _check(self) -> checkpoint.Checkpoint | None:
-        """All cheap checks; makes the output folder and reads the checkpoint that the run goes on from."""
+        """All cheap checks; reads the checkpoint that the run goes on from."""
         if not self.world.first:
             return None
         checkpoint.clean(self.output)
-        found = preflight(
-            self.config, lambda text, level: self.emit(Notice(text, level)), ranks=self.world.size
-        )
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"output_dir={self.output} is not writable: {error.strerror}") from None
+        found = preflight(self.config, self.emit.notice, ranks=self.world.size, overwrite=self.overwrite)
         if found.resume is not None:
+            self.last_checkpoint = found.resume
             return checkpoint.read(found.resume)
         if self.config.resume_from_checkpoint:
             self.emit.notice(f"no checkpoint in {self.output} yet: starting from the beginning")
@@ -152,18 +161,17 @@ class _Run:
         return cache
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────
-    def train(self, stop: StopRequest | None) -> TrainResult:
+    def train(self) -> TrainResult:
         config, world = self.config, self.world
-        last = self.resumed.path if self.resumed else None
-        keeps = f"The last complete checkpoint is {last}." if last else ""
-        with faults.explained(config.to_dict(), keeps):
+        with faults.explained(config.to_dict(), self._kept):
             self.model, self.spec = build_model(config, self.folder)
         for note in self.spec.notes:
             self.emit.notice(note, "warning")
         self.batches = Batches(self.cache, config, rank=world.rank, world=world.size)
         self.model.checkpoint_blocks = self._checkpointed_blocks()
         try:
-            return self._train(stop)
+            with self.stop.deferred():
+                return self._train()
         finally:
             self.batches.close()
 
@@ -181,7 +189,7 @@ class _Run:
         loads = [plan.Load(s.frames, size, s.text, s.lyrics) for s in self.batches.shapes]
         return self.world.share(max(plan.choose_blocks(config, load, model, budget, bits) for load in loads))
 
-    def _train(self, stop: StopRequest | None) -> TrainResult:
+    def _train(self) -> TrainResult:
         config, world, batches = self.config, self.world, self.batches
         total = total_steps(config, batches.batches_per_epoch)
         self.step = TrainStep(
@@ -195,17 +203,17 @@ class _Run:
             config.to_dict(), {"transformer": self.folder.fingerprints["transformer"], "ranks": world.size}
         )
         counters = self._restore()
+        self._check_disk()
+        self._set_aside(counters.step)
         metrics = MetricsFile(self.output / METRICS, counters.step) if world.first else None
         trackers = make_trackers(config, self.output) if world.first else []
         for listener in (metrics, *trackers):
             if listener is not None:
                 self.emit.add(listener)
         self.counters = counters
-        self.last_checkpoint = self.resumed.path if self.resumed else None
         self.evaluation = self._evaluation()
         parameters = sum(p.size for p in self.step.parameters().values())
         self.emit(Started(counters.step, total, parameters, len(self.cache.samples), str(self.output)))
-        self._check_disk(parameters)
         trainer = Trainer(
             self.step,
             batches,
@@ -219,11 +227,13 @@ class _Run:
             counters=counters,
             evaluate=self._evaluate,
             validate=self._validate,
+            way_on=self._way_on,
+            resumed=self._resumed_health(),
         )  # fmt: skip
         try:
             with faults.explained(config.to_dict(), self._kept):
                 self._catch_up(counters, trainer.intervals, total)
-                return self._finish(trainer.run(stop))
+                return self._finish(trainer.run(self.stop))
         finally:
             for listener in (metrics, *trackers):
                 if listener is not None:
@@ -232,15 +242,42 @@ class _Run:
     def _kept(self) -> str:
         return f"The last complete checkpoint is {self.last_checkpoint}." if self.last_checkpoint else ""
 
-    def _check_disk(self, parameters: int) -> None:
-        """Warn when checkpoints will not fit: weights twice, and up to two moments, in float32."""
-        config = self.config
+    def _set_aside(self, step: int) -> None:
+        """Move away what would be replaced, or be taken for a part of this run's history."""
+        if not self.world.first:
+            return
+        if self.overwrite:
+            moved = output.set_aside(self.output, trackers_folder(self.config, self.output))
+            if moved is not None:
+                self.emit.notice(f"the run that was in {self.output} is now in {moved}")
+        elif self.resumed is not None:
+            moved = output.set_later_aside(self.output, step)
+            if moved is not None:
+                self.emit.notice(f"what came after step {step} is now in {moved}")
+
+    def _check_disk(self) -> None:
+        """ConfigError when no checkpoint can be written; a warning when not as many as are kept."""
+        if not self.world.first:
+            return
+        config, arrays = self.config, self.step.arrays()
+        trained = sum(value.nbytes for value in self.step.parameters().values())
+        files = [trained, *(sum(value.nbytes for value in part.values()) for part in arrays.values())]
+        limit, free = resource.getrlimit(resource.RLIMIT_FSIZE)[0], shutil.disk_usage(self.output).free
+        if limit != resource.RLIM_INFINITY and limit < max(files):
+            raise ConfigError(
+                f"a checkpoint has files of {size(max(files))}, and this process may write files of at most "
+                f"{size(limit)} (ulimit -f); raise that limit"
+            )
+        one = trained + sum(files)  # the trained weights are in it twice, once for other loaders
         kept = (config.checkpoints_total_limit or 10) + 1
-        needed, free = 16 * parameters * kept, shutil.disk_usage(self.output).free
-        if self.world.first and free < needed:
+        if free < one:
+            raise ConfigError(
+                f"{size(free)} are left in {self.output}, and a checkpoint takes {size(one)}; free some space"
+            )
+        if free < one * kept:
             self.emit.notice(
                 f"{size(free)} are left in {self.output}, and {count(kept, 'checkpoint')} may take "
-                f"{size(needed)}; lower checkpoints_total_limit or free some space",
+                f"{size(one * kept)}; lower checkpoints_total_limit or free some space",
                 "warning",
             )
 
@@ -277,14 +314,52 @@ class _Run:
         batches = self.batches.evaluation(config.num_eval_images)
         return Evaluation(self.model, batches, self.step.settings, self.step.lyrics)
 
-    def _evaluate(self, step: int) -> None:
-        if self.evaluation is not None:
-            loss, bins = self.evaluation()
-            self.emit(Evaluated(step, loss, bins))
+    def _evaluate(self, step: int) -> float | None:
+        if self.evaluation is None:
+            return None
+        found = self.evaluation(self._stopped)
+        if found is None:
+            return None
+        loss, bins = found
+        self.emit(Evaluated(step, loss, bins))
+        if not math.isfinite(loss):
+            self.emit.notice(f"step {step}: the evaluation loss is not finite", "warning")
+        return loss
+
+    def _stopped(self) -> bool:
+        return self.stop.requested
+
+    def _resumed_health(self) -> checkpoint.Health | None:
+        """Health of the checkpoint that the run goes on from, where it is one of this folder."""
+        if self.resumed is None or self.resumed.path.parent.resolve() != self.output.resolve():
+            return None
+        return checkpoint.Health.of(self.resumed.state)
+
+    def _way_on(self) -> str:
+        """How to go on once the loss is no number any more: options that can be typed as they are."""
+        config = self.config
+        found = checkpoint.last_healthy(self.output)
+        if found is None and self.resumed is not None and checkpoint.Health.of(self.resumed.state).healthy:
+            found = self.resumed.path
+        known = f"The last healthy checkpoint is {found}. " if found else "No checkpoint is healthy. "
+        start = shlex.quote(str(found))
+        if config.mixed_precision == "fp16":  # another precision is another run
+            where = shlex.quote(f"{self.output}-bf16")
+            begin = f" --init_lora={start}" if found else ""
+            return (
+                f"{known}fp16 has too small a range; begin anew with --mixed_precision=bf16{begin} "
+                f"--output_dir={where} --resume_from_checkpoint=latest"
+            )
+        lower = f"--learning_rate={config.learning_rate / 4:g}"
+        if config.lyrics_embedder_train:
+            lower += f" --lyrics_embedder_lr={config.lyrics_embedder_lr / 4:g}"
+        if found is None:
+            return f"{known}Begin anew at a lower rate: {lower} --overwrite"
+        return f"{known}Go on from it at a lower rate: --resume_from_checkpoint={start} {lower}"
 
     def _validate(self, step: int) -> None:
         if self.validation is not None:
-            self.validation(self.model, step, self.emit)
+            self.validation(self.model, step, self.emit, self._stopped)
 
     def _catch_up(self, counters: Counters, intervals: Intervals, total: int) -> None:
         """Measure before the first step; after a kill, do what was due then and is not recorded."""
@@ -316,14 +391,17 @@ class _Run:
             save_lyrics_embedder(folder, embedder_parameters(self.model))
         return path
 
-    def _save(self) -> tuple[Path, list[Path]]:
+    def _save(self, health: checkpoint.Health) -> tuple[Path, list[Path]]:
         step, counters = self.step, self.counters
         path = self.output / f"checkpoint-{counters.step}"
         if not self.world.first:
             return path, []
-        arrays = step.arrays()
+        arrays, adapter = step.arrays(), step.parameters()
+        finite = mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in adapter.values()])).item()
         state = {
             "tool_version": __version__,
+            "healthy": bool(finite) and health.healthy,
+            "evaluation": health.evaluation,
             "counters": counters.to_dict(),
             "batches": self.batches.state(),
             "lora": self.spec.facts,
@@ -334,7 +412,7 @@ class _Run:
             self.output,
             counters.step,
             state=state,
-            adapter=step.parameters(),
+            adapter=adapter,
             optimizer=arrays["optimizer"],
             sampler=arrays["sampler"],
             config=self.config.to_dict(),
@@ -348,8 +426,9 @@ class _Run:
     def _report(self) -> Path | None:
         try:
             return write_report(self.output, self.config)
-        except OSError as error:
-            self.emit.notice(f"report.html could not be written: {error}", "warning")
+        except (OSError, AceStepError) as error:
+            what = refusal(error) if isinstance(error, OSError) else error
+            self.emit.notice(f"report.html could not be written: {what}", "warning")
             return None
 
     def _finish(self, reason: str) -> TrainResult:

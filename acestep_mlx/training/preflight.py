@@ -25,7 +25,7 @@ from ..lora.inject import check_start, find_targets
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..models.dit import ACEStepTransformer, TransformerConfig
 from ..models.load import COMPONENTS, ModelFolder
-from . import checkpoint
+from . import checkpoint, output
 from .setup import lora_spec
 from .validation import requests
 
@@ -64,8 +64,11 @@ class Preflight:
     step: int
 
 
-def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1) -> Preflight:
-    """Check everything about a run that can be checked in a moment; raises AceStepError subclasses."""
+def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1, overwrite: bool = False) -> Preflight:
+    """Check everything about a run that can be checked in a moment; raises AceStepError subclasses.
+
+    overwrite: the run begins anew, whatever the output folder holds.
+    """
     check_folder("output_dir", config.output_path)
     if not config.vae_cache_disable:
         check_folder("cache_dir", config.resolve(config.cache_dir))
@@ -74,10 +77,16 @@ def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1) -> Preflig
     model = base_model(config)
     skeleton = ACEStepTransformer(model.transformer) if model.transformer is not None else None
     _check_lora(config, skeleton, notify)
-    resume = _find_checkpoint(config, notify)
+    resume = _find_checkpoint(config, notify, overwrite)
+    if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
+        output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)
     if resume is None:
         return Preflight(model, None, 0)
     state = checkpoint.verify(resume)
+    if not checkpoint.Health.of(state).healthy:
+        healthy = checkpoint.last_healthy(resume.parent)
+        known = f"the last healthy one is {healthy}" if healthy else "no checkpoint beside it is healthy"
+        notify(f"{resume} is not healthy: numbers before it were not finite; {known}", "warning")
     _check_identity(config, resume, state, model, ranks)
     if changed := checkpoint.changed_settings(resume, config.to_dict()):
         notify(f"changed since {resume.name}: {', '.join(changed)}", "info")
@@ -174,9 +183,13 @@ def _check_lora(config: TrainConfig, skeleton: nn.Module | None, notify: Notify)
         check_embedder(embedder_parameters(skeleton), start.lyrics_embedder, where, complete=True)
 
 
-def _find_checkpoint(config: TrainConfig, notify: Notify) -> Path | None:
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.resolve().parent == folder.resolve()
+
+
+def _find_checkpoint(config: TrainConfig, notify: Notify, overwrite: bool) -> Path | None:
     given = config.resume_from_checkpoint
-    if not given:
+    if not given or (overwrite and given == "latest"):
         return None
     if given == "latest":
         return checkpoint.newest(config.output_path, notify)
@@ -187,6 +200,10 @@ def _find_checkpoint(config: TrainConfig, notify: Notify) -> Path | None:
         found = [p.name for p in checkpoint.checkpoints(config.output_path)][-5:]
         there = f"there {'is' if len(found) == 1 else 'are'} {', '.join(found)}" if found else "there is none"
         raise CheckpointError(f"resume_from_checkpoint={given}: not in {config.output_path}; {there}")
+    if overwrite and _is_in(path, config.output_path):
+        raise ConfigError(
+            f"--overwrite moves {path} aside, so a run cannot go on from it; leave one of the two out"
+        )
     return path
 
 

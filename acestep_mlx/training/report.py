@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import __version__
+from ..atomic import temporary
 from ..audio import log_mel
 from ..config import TrainConfig
 from ..words import rate, size
@@ -30,7 +31,7 @@ def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
     if not rows:
         return None
     steps = [r for r in rows if r["event"] == "step"]
-    evaluations = [r for r in rows if r["event"] == "eval"]
+    evaluations = [r for r in rows if r["event"] == "eval" and r["loss"] is not None]
     clips = list({r["path"]: r for r in rows if r["event"] == "clip" and Path(r["path"]).is_file()}.values())
     title = config.tracker_run_name or output_dir.name
     page = (
@@ -43,7 +44,7 @@ def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
         f"{_clips(clips)}{_settings(config)}</main><script>{SCRIPT}</script></body></html>"
     )
     path = output_dir / "report.html"
-    partial = path.with_name(".report.html.partial")
+    partial = temporary(path)
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)
     return path
@@ -97,7 +98,11 @@ def _points(rows: Sequence[Row], key: str, scale: float = 1.0) -> list[tuple[flo
 def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
     bins = list(evaluations[-1]["bins"]) if evaluations else []
     by_bin = [
-        Series(name, [(r["step"], r["bins"][name]) for r in evaluations if name in r["bins"]], f"r{i}")
+        Series(
+            name,
+            [(r["step"], r["bins"][name]) for r in evaluations if r["bins"].get(name) is not None],
+            f"r{i}",
+        )
         for i, name in enumerate(bins)
     ]
     rates = [

@@ -164,6 +164,11 @@ class TrainStep:
         self._micro = run(partial(self._run, update=False))
         self._update = run(partial(self._run, update=True))
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients are computed on a scaled loss (fp16)."""
+        return "scale" in self.carry
+
     def parameters(self) -> dict[str, mx.array]:
         """Trainable parameters by full path."""
         return dict(tree_flatten(self.model.trainable_parameters()))

@@ -94,10 +94,15 @@ class WandB:
         self._run.finish()
 
 
+def trackers_folder(config: TrainConfig, output_dir: Path) -> Path:
+    """`logging_dir`, taken from the output folder."""
+    folder = Path(config.logging_dir)
+    return folder if folder.is_absolute() else output_dir / folder
+
+
 def make_trackers(config: TrainConfig, output_dir: Path) -> list[Tracker]:
     """The trackers that `report_to` asks for; ConfigError when their package is missing."""
-    folder = Path(config.logging_dir)
-    folder = folder if folder.is_absolute() else output_dir / folder
+    folder = trackers_folder(config, output_dir)
     if config.report_to == "tensorboard":
         return [TensorBoard(folder)]
     if config.report_to == "wandb":

@@ -6,16 +6,18 @@ never wait for the device and the device never waits for them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ..errors import AceStepError
+from ..errors import AceStepError, CheckpointError, DataError, refusal
+from .checkpoint import Health
 from .events import CheckpointSaved, Listeners, StepDone
 from .interrupts import StopRequest
 from .step import StepResult, TrainStep
@@ -123,8 +125,12 @@ class Trainer:
     """Runs `total_steps` updates.
 
     Args:
-        save: writes a checkpoint of the current state and returns its path and what was removed.
-        evaluate, validate: called with the step when they are due, after the checkpoint.
+        save: writes a checkpoint of the current state, as healthy as it says, and returns its path and what
+            was removed.
+        evaluate: called with the step when it is due, before the checkpoint; the mean loss, or None.
+        validate: called with the step when it is due, after the checkpoint.
+        way_on: what to do after a loss that stays not finite, in a sentence.
+        resumed: health of the checkpoint that the counters are of.
     """
 
     def __init__(
@@ -134,16 +140,23 @@ class Trainer:
         total_steps: int,
         *,
         intervals: Intervals,
-        save: Callable[[], tuple[Path, list[Path]]],
+        save: Callable[[Health], tuple[Path, list[Path]]],
         emit: Listeners,
         counters: Counters | None = None,
-        evaluate: Callable[[int], None] = lambda step: None,
+        evaluate: Callable[[int], float | None] = lambda step: None,
         validate: Callable[[int], None] = lambda step: None,
+        way_on: Callable[[], str] = lambda: "",
+        resumed: Health | None = None,
     ) -> None:
         self.step, self.batches, self.total = step, batches, total_steps
         self.intervals, self.save, self.emit = intervals, save, emit
-        self.evaluate, self.validate = evaluate, validate
+        self.evaluate, self.validate, self.way_on = evaluate, validate, way_on
         self.counters = counters or Counters()
+        self._saved: tuple[int, int] | None = None  # (step, micro) that a checkpoint of this folder holds
+        self._saved_health = resumed or Health()
+        if resumed is not None:
+            self._saved = (self.counters.step, self.counters.micro)
+        self._health = Health()  # of the steps since the last checkpoint, and the evaluation of this step
         self.accumulate = step.settings.accumulate
         self._pending: _Pending | None = None
         self._times: deque[tuple[float, float]] = deque(
@@ -156,21 +169,18 @@ class Trainer:
     def run(self, stop: StopRequest | None = None) -> str:
         """Train; returns "done" or "interrupted" (after a complete checkpoint either way).
 
-        Raises AceStepError after MAX_SKIPPED updates in a row without a finite batch.
+        Raises AceStepError after MAX_SKIPPED updates in a row without a finite batch, and DataError (after a
+        checkpoint) when there is no next batch.
         """
+        stop = stop or StopRequest()
         self._restart_clock()
-        told = False
-        with stop or StopRequest() as stop:
-            while self.counters.step < self.total:
-                self._micro_step(stop)
-                if stop.requested and not told:
-                    told = True
-                    self.emit.notice("stopping here with a complete checkpoint; Ctrl-C again stops at once")
-                if self._should_stop(stop):
-                    self._drain()
-                    self._checkpoint()
-                    return "interrupted"
-            self._drain()
+        while self.counters.step < self.total:
+            if self._should_stop(stop):
+                self._drain()
+                self._checkpoint()
+                return "interrupted"
+            self._micro_step(stop)
+        self._drain()
         return "done"
 
     def _should_stop(self, stop: StopRequest) -> bool:
@@ -182,7 +192,7 @@ class Trainer:
 
     def _micro_step(self, stop: StopRequest) -> None:
         counters = self.counters
-        batch = self.batches.next()
+        batch = self._next_batch()
         arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
         update = counters.micro + 1 == self.accumulate
         result = self.step(arrays, update=update, step=counters.step, stop=stop.requested)
@@ -203,32 +213,60 @@ class Trainer:
         if update:
             self._boundary()
 
+    def _next_batch(self) -> Mapping[str, Any]:
+        """The next batch. When it cannot be had, what was trained is kept before the error is raised."""
+        try:
+            return self.batches.next()
+        except (AceStepError, OSError) as error:
+            if self.step.world > 1:  # the others wait in the middle of an update
+                raise
+            self._drain()
+            what = refusal(error) if isinstance(error, OSError) else str(error)
+            where = f"training stopped at step {self.counters.step}: {what}"
+            try:
+                path = self._checkpoint()
+            except CheckpointError as failed:
+                raise DataError(f"{where}; then {failed}") from error
+            kept = f"{path} is complete; " if path is not None else ""
+            raise DataError(f"{where}. {kept}go on with --resume_from_checkpoint=latest") from error
+
     def _boundary(self) -> None:
-        """What may happen after an update: checkpoint, then evaluation and validation."""
+        """What may happen after an update: evaluation, checkpoint, validation."""
         counters, intervals = self.counters, self.intervals
         ended = self.batches.epoch if self.batches.epoch > counters.epoch else None
         counters.epoch = self.batches.epoch
         place = (counters.step, ended, counters.step == self.total)
-        due = {
-            self._checkpoint: intervals.checkpoint_due(*place),
-            lambda: self.evaluate(counters.step): intervals.evaluation_due(*place),
-            lambda: self.validate(counters.step): intervals.validation_due(*place),
-        }
-        if any(due.values()):
-            self._drain()
-            for act, wanted in due.items():
-                if wanted:
-                    act()
-            self._restart_clock()
+        evaluation, saving = intervals.evaluation_due(*place), intervals.checkpoint_due(*place)
+        validation = intervals.validation_due(*place)
+        self._health = replace(self._health, evaluation=None)  # of the step before
+        if not (evaluation or saving or validation):
+            return
+        self._drain()
+        if evaluation:
+            self._health = self._health.evaluated(self.evaluate(counters.step))
+        if saving:
+            self._checkpoint()
+        if validation:
+            self.validate(counters.step)
+        self._restart_clock()
 
     def _restart_clock(self) -> None:
         """Rates are of the last 20 updates, without the pauses between them."""
         self._times.clear()
         self._times.append((time.perf_counter(), self._audio))
 
-    def _checkpoint(self) -> None:
-        path, removed = self.save()
+    def _checkpoint(self) -> Path | None:
+        """Save, unless a checkpoint holds this very moment; its path, where one was written."""
+        now, health = (self.counters.step, self.counters.micro), self._health
+        if self._saved == now:
+            return None
+        if self._saved is not None and self._saved[0] == now[0]:  # the same weights, further in their batches
+            before = self._saved_health
+            health = Health(health.healthy and before.healthy, before.evaluation)
+        path, removed = self.save(health)
         self.emit(CheckpointSaved(self.counters.step, str(path), tuple(map(str, removed))))
+        self._saved, self._saved_health, self._health = now, health, Health()
+        return path
 
     def _drain(self) -> None:
         """Read the numbers of the micro-step that is on its way, if any."""
@@ -242,6 +280,9 @@ class Trainer:
         if p.result.finite.item():
             counters.loss_sum += loss * p.samples
             counters.loss_weight += p.samples
+        elif not (self.step.scales_loss and math.isfinite(loss)):
+            # In fp16 a gradient that overflows is how the loss scale is found; the weights may be well.
+            self._health = replace(self._health, healthy=False)
         if p.update:
             self._report(p, norm)
 
@@ -282,9 +323,7 @@ class Trainer:
         if counters.skipped_in_a_row >= MAX_SKIPPED:
             raise AceStepError(
                 f"training stopped at step {p.step}: {MAX_SKIPPED} steps in a row had a loss or gradient "
-                "that is not finite. The checkpoints are untouched; go on from the last one with a lower "
-                "learning_rate, or with "
-                "mixed_precision=bf16 if it is fp16"
+                f"that is not finite. {self.way_on()}".rstrip()
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import mlx.nn as nn
 
 from ..audio import write_audio
 from ..config import TrainConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..lora.inject import adapter_modules, disabled
 from ..models.load import ModelFolder
 from ..pipeline import ACEStepPipeline
@@ -105,6 +106,10 @@ def requests(config: TrainConfig) -> dict[str, Request]:
     }
 
 
+class _Stopped(Exception):
+    """The run was asked to stop while a clip was made."""
+
+
 class Validation:
     """Made before the model is loaded: texts are encoded now, and the text encoder is freed again."""
 
@@ -120,8 +125,13 @@ class Validation:
             mx.eval([c.prompt for c in self.conditions.values()])
             pipeline.release("text_encoder")
 
-    def __call__(self, model: nn.Module, step: int, emit: Listeners) -> None:
-        """Make and write all clips. The model's LoRA is in evaluation mode meanwhile."""
+    def __call__(
+        self, model: nn.Module, step: int, emit: Listeners, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Make and write all clips, or as many as there are until `stopped` says so.
+
+        The model's LoRA is in evaluation mode meanwhile. Clips that cannot be written are named and left out.
+        """
         if not self.prompts:
             return
         layers = list(adapter_modules(model).values())
@@ -129,25 +139,44 @@ class Validation:
             layer.eval()
         try:
             for prompt in self.prompts:
-                base = self.target / f"base_{_slug(prompt.name)}_{self._digest(prompt)}.wav"
-                if not base.is_file():
-                    with disabled(model):
-                        self._clip(model, prompt, base)
-                if prompt.name not in self._told:
-                    self._told.add(prompt.name)
-                    emit(self._event(prompt, base, 0, False))
-                path = self.target / f"step_{step}_{_slug(prompt.name)}_0.wav"
-                self._clip(model, prompt, path)
-                emit(self._event(prompt, path, step, True))
+                self._clips(model, prompt, step, emit, stopped)
+        except _Stopped:
+            pass
+        except DataError as error:
+            emit.notice(f"validation clip: {error}", "warning")
         finally:
             for layer in layers:
                 layer.train()
             mx.clear_cache()
 
-    def _clip(self, model: nn.Module, prompt: Prompt, path: Path) -> None:
+    def _clips(
+        self, model: nn.Module, prompt: Prompt, step: int, emit: Listeners, stopped: Callable[[], bool]
+    ) -> None:
+        """The clip with the LoRA, and once the one without it."""
+        base = self.target / f"base_{_slug(prompt.name)}_{self._digest(prompt)}.wav"
+        if not base.is_file():
+            with disabled(model):
+                self._clip(model, prompt, base, stopped)
+        if prompt.name not in self._told:
+            self._told.add(prompt.name)
+            emit(self._event(prompt, base, 0, False))
+        path = self.target / f"step_{step}_{_slug(prompt.name)}_0.wav"
+        self._clip(model, prompt, path, stopped)
+        emit(self._event(prompt, path, step, True))
+
+    def _clip(self, model: nn.Module, prompt: Prompt, path: Path, stopped: Callable[[], bool]) -> None:
+        def tell(stage: str, fraction: float) -> None:
+            if stopped():
+                raise _Stopped
+
+        tell("", 0.0)
         pipeline = ACEStepPipeline(self.folder, low_memory=True, transformer=model)
-        sound = pipeline.run(self.requests[prompt.name], conditions=self.conditions[prompt.name])[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        request, conditions = self.requests[prompt.name], self.conditions[prompt.name]
+        sound = pipeline.run(request, conditions=conditions, progress=tell)[0]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{path.parent} cannot be made: {error.strerror or error}") from None
         write_audio(path, sound, SAMPLE_RATE)
 
     def _event(self, prompt: Prompt, path: Path, step: int, with_lora: bool) -> ValidationClip:
