@@ -9,7 +9,6 @@ it was trained with is unknown.
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import schema
 from ..errors import CheckpointError
 
 ADAPTER_METADATA = "lora_adapter_metadata"
@@ -81,12 +81,7 @@ def check_scale(scale: float, what: str) -> None:
 
 
 def _number(value: Any) -> bool:
-    return is_number(value) and abs(value) <= 1e300
-
-
-def is_number(value: Any) -> bool:
-    """An int or float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 def _literal(value: Any) -> Any:
@@ -121,16 +116,17 @@ def read_settings(metadata: Mapping[str, str], file: Path) -> PeftSettings | Non
             return PeftSettings.from_dict(_json(metadata[ADAPTER_METADATA]), ADAPTER_METADATA)
         if "r" in metadata and "lora_alpha" in metadata:
             return PeftSettings.from_dict(metadata, "its metadata")
-        if config.is_file():
-            return PeftSettings.from_dict(_json(config.read_text(encoding="utf-8")), ADAPTER_CONFIG)
-    except (OSError, ValueError, RecursionError) as error:
+        if config.exists():
+            return PeftSettings.from_dict(_json(schema.read_file(config)), ADAPTER_CONFIG)
+    except (OSError, ValueError) as failed:
+        error = (failed.strerror or failed) if isinstance(failed, OSError) else failed
         source = ADAPTER_METADATA if ADAPTER_METADATA in metadata else ADAPTER_CONFIG
         raise CheckpointError(f"{file}: {source} cannot be used: {error}") from None
     return None
 
 
-def _json(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+def _json(text: str | bytes) -> dict[str, Any]:
+    value = schema.parse_json(text)
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     return value

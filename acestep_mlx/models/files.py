@@ -82,7 +82,9 @@ def read_header(path: Path) -> Header:
         raise _corrupt(path, f"its header is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise _corrupt(path, "its header is not a JSON object")
-    metadata = content.pop("__metadata__", {})
+    metadata = content.pop("__metadata__", None)
+    if metadata is None:  # as mx.save_safetensors writes it when it is given none
+        metadata = {}
     if not isinstance(metadata, dict):
         raise _corrupt(path, "its metadata is not a JSON object")
     if len(content) > MAX_TENSORS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from acestep_mlx.cli.export import programs
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.lora.formats import FILE_NAME, FORMATS, METADATA_KEY, TOLERANCES, read_lora, write_lora
 from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
@@ -99,6 +101,43 @@ def test_every_loader_applies_exactly_the_trained_update(spec, tmp_path):
         assert unused == []
         assert_same(got, wanted)
     assert max(np.abs(wanted[k] - base[k]).max() for k in base) > 0.01
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", ["peft", "comfyui", "simpletuner"])
+@pytest.mark.parametrize("embedder", [False, True])
+def test_comfyui_is_announced_where_it_loads_all_of_a_file(spec, kind, embedder, tmp_path):
+    """A DoRA's `lora_magnitude_vector`, whole parameters and `transformer.` keys do nothing there."""
+    if embedder and kind == "simpletuner":
+        return  # refused
+    base_model, model = make(), trained(SPECS[spec])
+    weights = from_model(model, SPECS[spec])
+    if embedder:
+        weights.lyrics_embedder = {n: 1.1 * v for n, v in embedder_parameters(base_model).items()}
+        set_embedder(model, weights.lyrics_embedder)
+    path = tmp_path / "x.safetensors"
+    write_lora(path, weights, kind, base=base_model, with_lyrics_embedder=embedder)
+    base, wanted = upstream_weights(base_model), adapted(model, upstream_weights(model))
+    got, unused = readers.comfyui(path, base)
+    lost = ignored_by_comfyui(weights.lyrics_embedder or {})
+    whole = not unused and all(np.allclose(got[k], v, atol=1e-5) for k, v in wanted.items() if k not in lost)
+    assert ("ComfyUI" in programs(weights, kind, embedder)) == whole
+    if spec == "dora" and kind == "peft" and not embedder:
+        attention = [k for k in base if "attn" in k and k.endswith(".weight")]
+        off = [np.linalg.norm(got[k] - wanted[k]) / np.linalg.norm(wanted[k] - base[k]) for k in attention]
+        assert max(off) > 0.3  # of the update, so this pair must never be announced
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.25, 1.5])
+def test_below_and_above_strength_one_comfyui_and_we_interpolate(strength, tmp_path):
+    model = trained(SPECS["dora"])
+    base = upstream_weights(model)
+    path = write_lora(tmp_path / "x.safetensors", from_model(model, SPECS["dora"]), "comfyui", base=model)
+    got, _ = readers.comfyui(path, base, strength)
+    linears = base_linears(model)
+    for name, module in read_lora(path).modules.items():
+        mine = np.array(module.adapted_weight(linears[name], strength))
+        assert np.allclose(got[f"{name}.weight"].reshape(mine.shape), mine, atol=1e-5), name
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -280,8 +319,13 @@ def test_folders_with_adapter_config(file, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(peft_config(use_rslora=True)))
     assert read_lora(tmp_path).modules[PATH].scale == 5.0
     assert read_lora(tmp_path / file).modules[PATH].scale == 5.0
-    (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+    for text in ("{", "[]", '{"r": 4, "r": 8}', "[" * 100_000, '{"r": NaN}'):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+            read_lora(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    os.mkfifo(tmp_path / "adapter_config.json")
+    with pytest.raises(CheckpointError, match="it is a named pipe"):
         read_lora(tmp_path)
 
 
@@ -422,7 +466,7 @@ def test_our_own_facts_have_a_schema(fact, value, tmp_path):
         assert read_lora(path).metadata["of a newer version"] == [1]
         return
     assert fact in SCHEMA
-    with pytest.raises(CheckpointError, match=f"metadata is damaged: {fact} should be ") as error:
+    with pytest.raises(CheckpointError, match=rf"metadata is damaged: {fact}\S* must be ") as error:
         read_lora(path)
     assert str(path) in str(error.value)
 

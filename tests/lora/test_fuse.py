@@ -359,3 +359,19 @@ def test_a_file_where_the_new_folder_should_be(tiny_model, loras, tmp_path):
     for place, says in (("file", "it is a file"), ("file/new", "file is a file; choose another folder")):
         with pytest.raises(CheckpointError, match=says):
             fuse(tiny_model, [(loras["lora"], 1.0)], tmp_path / place)
+
+
+def test_fuse_and_generate_say_which_modules_are_left_out(tiny_model, tmp_path, capsys):
+    block = "transformer_blocks.0.cross_attn"
+    a, b = mx.ones((2, 128)), mx.ones((128, 2))
+    tensors = {f"{block}.{layer}.lora_A.weight": a for layer in ("to_q", "to_add_out")}
+    tensors |= {f"{block}.{layer}.lora_B.weight": b for layer in ("to_q", "to_add_out")}
+    lora = tmp_path / "x.safetensors"
+    mx.save_safetensors(str(lora), tensors)
+    short = ("--duration", "1", "--steps", "1", "--output", str(tmp_path / "x.wav"))
+    for arguments in (("fuse", "--output", str(tmp_path / "new")), ("generate", "--prompt", "x", *short)):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*arguments, "--model", str(tiny_model), "--lora", str(lora)])
+        assert not caught.value.code
+        errors = capsys.readouterr().err
+        assert f"1 module left out, because the model never uses them: '{block}.to_add_out'" in errors

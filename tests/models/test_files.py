@@ -116,3 +116,14 @@ def test_an_unfinished_file_is_an_error(tmp_path: Path) -> None:
     writer = SafetensorsWriter(tmp_path / "x.safetensors", {"a": ("F32", (3,))})
     with pytest.raises(ValueError, match="too many bytes"):
         writer.write("a", mx.zeros((4,)))
+
+
+def test_a_file_without_metadata_as_mlx_writes_it(tmp_path):
+    """`mx.save_safetensors` without metadata stores null in their place."""
+    import mlx.core as mx
+
+    path = tmp_path / "x.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.zeros((2,))})
+    assert b'"__metadata__":null' in path.read_bytes()
+    header = read_header(path)
+    assert header.metadata == {} and list(header.tensors) == ["a"]

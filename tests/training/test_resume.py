@@ -222,3 +222,29 @@ def test_dry_run_says_where_a_run_goes_on_and_what_contradicts(root, tiny_model)
             preflight(load_config({**again, **change}), lambda *_: None)
     with pytest.raises(CheckpointError, match=r"checkpoint-9: not in .*; there is checkpoint-2"):
         preflight(load_config({**config, "resume_from_checkpoint": "checkpoint-9"}), lambda *_: None)
+
+
+def test_preflight_says_what_a_lora_to_start_from_lacks(root, tiny_model, tmp_path):
+    """A file without alpha, with modules that the model never uses; and which settings upstream's needs."""
+    from acestep_mlx.config import load_config
+    from acestep_mlx.training.preflight import preflight
+
+    block = "transformer_blocks.0.cross_attn"
+    shapes = {f"{block}.to_q": 128, f"{block}.add_q_proj": 128}
+    file = tmp_path / "start.safetensors"
+
+    def write(shapes: dict[str, int]) -> None:
+        tensors = {f"{path}.lora_A.weight": mx.ones((2, width)) for path, width in shapes.items()}
+        tensors |= {f"{path}.lora_B.weight": mx.ones((128, 2)) for path in shapes}
+        mx.save_safetensors(str(file), tensors)
+
+    write(shapes)
+    config = runs.configuration(root, tiny_model, "start", init_lora=str(file), lora_rank=2)
+    said: list[tuple[str, str]] = []
+    preflight(load_config(config), lambda text, level: said.append((text, level)))
+    assert [level for _, level in said] == ["warning", "warning"]
+    assert "1 module left out, because the model never uses them" in said[0][0]
+    assert f"init_lora={file}: no alpha is stored" in said[1][0]
+    write({**shapes, "speaker_embedder": 64})
+    with pytest.raises(ConfigError, match=r"set acestep_lora_target=attn_qkv\+linear_qkv\+speech_embedder$"):
+        preflight(load_config(config), lambda *_: None)
