@@ -347,41 +347,49 @@ def _cells(sounds: Any, column: str) -> Iterator[Cell]:
     """The cells of all rows. Chunk by chunk: the sound of a batch may be more than Arrow joins (2 GB)."""
     for table in sounds.with_format("arrow").iter(batch_size=1000):
         for chunk in table[column].chunks:
-            for scalar in chunk:
-                yield _cell(scalar)
+            yield from _chunk(chunk)
 
 
-def _cell(scalar: Any) -> Cell:
-    """A cell of any type that holds sound: a path, bytes, a list of octets, or a struct of bytes and path."""
+def _chunk(cells: Any) -> Iterator[Cell]:
+    """Cells of any type that holds sound: paths, bytes, lists of octets, or structs of bytes and path."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(cells.type):
+        names = {field.name for field in cells.type}
+        nothing = itertools.repeat(Cell(None, None), len(cells))
+        paths, sounds = (
+            _chunk(pc.struct_field(cells, name)) if name in names else nothing for name in ("path", "bytes")
+        )
+        yield from (Cell(path.path, sound.sound) for path, sound in zip(paths, sounds, strict=True))
+    elif pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+        yield from (Cell(path, None) for path in cells.to_pylist())
+    else:
+        yield from (Cell(None, sound) for sound in _octets(cells))
+
+
+def _octets(cells: Any) -> Iterator[np.ndarray | None]:
+    """Binary cells or lists of whole numbers as arrays over Arrow's memory, of which nothing is read here."""
     import pyarrow as pa
 
-    if pa.types.is_struct(scalar.type):
-        parts = [field.name for field in scalar.type] if scalar.is_valid else []
-        path, sound = (_cell(scalar[name]) if name in parts else None for name in ("path", "bytes"))
-        return Cell(path.path if path else None, sound.sound if sound else None)
-    return Cell(scalar.as_py() if _is_text(scalar.type) else None, _octets(scalar))
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return any(
-        check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    )
-
-
-def _octets(scalar: Any) -> np.ndarray | None:
-    """The bytes of a binary cell or of a list of whole numbers, as an array over Arrow's memory."""
-    import pyarrow as pa
-
-    if not scalar.is_valid or _is_text(scalar.type):
-        return None
-    if hasattr(scalar, "as_buffer"):
-        return np.frombuffer(scalar.as_buffer(), np.uint8)
-    values = getattr(scalar, "values", None)
-    if isinstance(values, pa.Array) and pa.types.is_integer(values.type) and not values.null_count:
-        return np.asarray(values.to_numpy(zero_copy_only=True))
-    return None
+    if pa.types.is_fixed_size_binary(cells.type) or pa.types.is_binary_view(cells.type):
+        cells = cells.cast(pa.large_binary())
+    elif pa.types.is_fixed_size_list(cells.type):
+        cells = cells.cast(pa.large_list(cells.type.value_type))
+    kind = cells.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        _, starts, data = cells.buffers()
+        values = pa.Array.from_buffers(pa.uint8(), data.size if data else 0, [None, data])
+        width = np.int32 if pa.types.is_binary(kind) else np.int64
+        ends: Any = np.frombuffer(starts, width)[cells.offset :] if len(cells) else []
+    elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type):
+        values, ends = cells.values, cells.offsets.to_numpy()
+    else:
+        yield from itertools.repeat(None, len(cells))
+        return
+    for i, there in enumerate(cells.is_valid().to_pylist()):
+        octets = values.slice(int(ends[i]), int(ends[i + 1] - ends[i])) if there else None
+        yield None if octets is None or octets.null_count else octets.to_numpy(zero_copy_only=True)
 
 
 def _song(name: str, sounds: Any, column: str, number: int, cell: Cell, where: Where) -> Song:
@@ -395,7 +403,7 @@ def _song(name: str, sounds: Any, column: str, number: int, cell: Cell, where: W
 
     def read() -> bytes:
         row = sounds.with_format("arrow")[number]
-        octets = _cell(row[column][0]).sound
+        octets = next(_chunk(row[column].chunk(0))).sound
         assert octets is not None
         if octets.dtype != np.uint8 and len(octets) and not 0 <= octets.min() <= octets.max() <= 255:
             raise DataError("its list of numbers holds others than bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,12 +13,16 @@ import numpy as np
 import pytest
 
 from acestep_mlx.audio import read_audio
+from acestep_mlx.data import audio_facts
+from acestep_mlx.data.audio_facts import hash_file
 from acestep_mlx.data.encode import Cache, encode_dataset, load_part
 from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.data.store import Store, cache_key, write_atomic
 from acestep_mlx.errors import DataError
 from acestep_mlx.models.load import ModelFolder
 
+from ..test_audio import needs_ffmpeg
+from ..test_lengths import mp3
 from .songs import config, song, write
 
 
@@ -237,6 +242,135 @@ def test_a_song_that_changes_or_vanishes_is_skipped_and_named(root: Path, tiny_m
     shutil.rmtree(root / "cache")
     with pytest.raises(DataError, match="nothing left to train on: 2 songs skipped"):
         encode_dataset(manifest, settings, ModelFolder.open(tiny_model))
+
+
+def replaced(path: Path, data: bytes) -> None:
+    """Another content of the same size and time, as a restored backup or `cp -p` gives it."""
+    status = path.stat()
+    assert len(data) == status.st_size and data != path.read_bytes()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", ["another song", "first bytes", "last bytes", "stereo for mono"])
+def test_another_song_of_the_same_size_and_time_is_noticed(kind: str, root: Path, tiny_model: Path) -> None:
+    watch, path = Watch(), root / "songs" / "b.wav"
+    before = encode(root, tiny_model, watch)
+    old = before.read(before.samples[1], 0)["latents"]
+    watch.take()
+    data = bytearray(path.read_bytes())
+    if kind == "another song":
+        data = bytearray(write(root / "other.wav", 4.0, 999.0).read_bytes())
+    elif kind == "first bytes":
+        data[60:64] = b"\1\2\3\4"
+    elif kind == "last bytes":
+        data[-1] ^= 0x55
+    else:
+        data[22:24], data[32:34] = b"\2\0", b"\4\0"
+    replaced(path, bytes(data))
+    after = encode(root, tiny_model, watch)
+    assert watch.take() == ["latents"] and len(after.samples) == 2
+    new = after.read(after.samples[1], 0)["latents"]
+    assert new is not None and old is not None and (new.shape != old.shape or (new != old).any())
+
+
+def test_a_change_between_the_blocks_is_noticed_when_encoding_and_mends_itself(
+    root: Path, tiny_model: Path
+) -> None:
+    path = root / "songs" / "b.wav"
+    before = encode(root, tiny_model)
+    data = bytearray(path.read_bytes())
+    middle = (len(data) - 4096) // 15 * 7 + 4096 + 1000  # behind the eighth block, before the ninth
+    data[middle : middle + 100] = bytes(100)
+    replaced(path, bytes(data))
+    assert encode(root, tiny_model).samples == before.samples  # the price of cheap starts …
+    shutil.rmtree(root / "cache" / "vae")
+    cache = encode(root, tiny_model)
+    assert [s.id for s in cache.samples] == ["set/a.wav"] and "changed" in cache.skipped[0][1]
+    again = encode(root, tiny_model)  # … is paid once
+    assert len(again.samples) == 2 and not again.skipped
+    assert again.samples[1].content == hash_file(path) != before.samples[1].content
+
+
+def test_a_song_that_changes_before_it_is_encoded_on_demand_mends_itself(
+    root: Path, tiny_model: Path
+) -> None:
+    path = root / "songs" / "b.wav"
+    encode(root, tiny_model, None, vae_cache_ondemand=True)
+    data = bytearray(path.read_bytes())
+    middle = (len(data) - 4096) // 15 * 7 + 4096 + 1000
+    data[middle] ^= 0xFF
+    replaced(path, bytes(data))
+    cache = encode(root, tiny_model, None, vae_cache_ondemand=True)
+    with pytest.raises(DataError, match="changed"):
+        cache.make(cache.samples[1], 0)
+    cache = encode(root, tiny_model, None, vae_cache_ondemand=True)
+    assert cache.make(cache.samples[1], 0)["latents"].shape[-1] == cache.samples[1].frames
+
+
+def test_a_start_reads_little_of_each_song(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    song(root / "songs", "long", 60.0)
+    build_manifest(config(root))
+    read: list[int] = []
+    pread = os.pread
+
+    def counted(file: int, n: int, at: int) -> bytes:
+        read.append(n)
+        return pread(file, n, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.setattr(audio_facts, "examine", None)
+    assert len(build_manifest(config(root)).samples) == 3
+    assert 0 < sum(read) <= 3 * (64 << 10)
+
+
+@needs_ffmpeg
+def test_entries_whose_length_was_guessed_are_encoded_again_and_counted(root: Path, tiny_model: Path) -> None:
+    songs, watch = root / "songs", Watch()
+    encode(root, tiny_model, watch)
+    (songs / "guessed.mp3").write_bytes(mp3(xing=False))
+    (songs / "guessed.txt").write_text("pop")
+    manifest = build_manifest(config(root))
+    guessed = next(s for s in manifest.samples if s.id == "set/guessed.mp3")
+    # What version 1 left: its index, and latents of the part that it took.
+    facts = {}
+    for s in manifest.samples:
+        status = s.audio.path.stat()  # type: ignore[attr-defined]
+        seconds = 1.5 if s is guessed else s.seconds
+        facts[f"{s.audio.name}|{status.st_size}|{status.st_mtime_ns}"] = {
+            "content": s.content, "duration": seconds, "problem": None,
+        }  # fmt: skip
+    index = root / "cache" / "audio_index.json"
+    index.write_text(json.dumps({"version": 1, "facts": facts}))
+    fresh = Cache(manifest, config(root), ModelFolder.open(tiny_model))
+    old = fresh._latent_key(guessed.content, (0.0, 1.5))
+    fresh._store(guessed, "latents").put(old, {"latents": np.zeros((8, 16, 17), np.float16)})
+    watch.take()
+
+    cache = encode(root, tiny_model, watch)
+    assert watch.take() == ["latents"], "songs of exact length keep their entries"
+    (report,) = cache.report.sets
+    assert [name for name, _ in report.again] == ["guessed.mp3"] == [name for name, _ in report.counted]
+    assert "no Xing header" in report.counted[0][1] and report.again[0][1].startswith("1.50 s were taken, 4.")
+    text = "\n".join(cache.report.lines())
+    assert "length counted by decoding: 1" in text
+    assert "encoded again, because their length had been guessed: 1" in text
+    sample = next(s for s in cache.samples if s.id == "set/guessed.mp3")
+    latents = cache.read(sample, 0)["latents"]
+    assert latents is not None and latents.shape[-1] == sample.frames and abs(sample.seconds - 4) < 0.2
+
+    cache = encode(root, tiny_model, watch)
+    assert watch.take() == [] and not cache.report.sets[0].again and cache.report.sets[0].counted
+
+
+@needs_ffmpeg
+def test_a_guess_that_gave_the_same_part_is_encoded_again_too(root: Path, tiny_model: Path) -> None:
+    """Its sound may have been taken from another place: seeking went by the guess."""
+    (root / "songs" / "guessed.mp3").write_bytes(mp3(xing=False))
+    entry = {"audio": {"max_duration_seconds": 3}}
+    cache = encode(root, tiny_model, None, entry)
+    guessed = next(s for s in cache.samples if s.id == "set/guessed.mp3")
+    assert cache.latent_key(guessed) != cache._latent_key(guessed.content, (guessed.start, guessed.seconds))
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from acestep_mlx import ffmpeg
+from acestep_mlx.data import huggingface
 from acestep_mlx.data.encode import load_part
 from acestep_mlx.data.manifest import Manifest, build_manifest
 from acestep_mlx.errors import ConfigError, DataError
 
+from ..test_lengths import id3, mp3
 from .songs import config, tone, write
 
 datasets = pytest.importorskip("datasets")
@@ -253,3 +256,192 @@ def test_sound_is_encoded_normally_afterwards(tmp_path: Path, songs: Path) -> No
     before = datasets.Audio.encode_example
     read(tmp_path, songs)
     assert datasets.Audio.encode_example is before
+
+
+# ── cells of every type ──────────────────────────────────────────────────────────────────────────────
+def test_bytes_in_any_type_of_column(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = [wav(300), None, b"", wav(301)]
+    lists = [None if d is None else list(d) for d in data]
+    kinds = {
+        "binary": (data, pa.binary()),
+        "large_binary": (data, pa.large_binary()),
+        "uint8": (lists, pa.list_(pa.uint8())),
+        "large uint8": (lists, pa.large_list(pa.uint8())),
+        "int64": (lists, pa.list_(pa.int64())),
+        "binary_view": (data, pa.binary_view()),
+        "struct of lists": (
+            [None if d is None else {"bytes": d, "path": None} for d in lists],
+            pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())]),
+        ),
+    }
+    for name, (cells, kind) in kinds.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        table = pa.table({"audio": pa.array(cells, kind), "prompt": pa.array(["a", "b", "c", "d"])})
+        pq.write_table(table, folder / "train.parquet")
+        manifest = read(tmp_path, folder)
+        assert [s.captions[0] for s in manifest.samples] == ["a", "d"], name
+        assert [reason for _, reason in manifest.skipped] == ["no sound in this row", "empty file"], name
+        spectrum = np.abs(np.fft.rfft(load_part(manifest.samples[1])[:, 0]))
+        assert abs(np.fft.rfftfreq(round(3.5 * 44100), 1 / 44100)[spectrum.argmax()] - 301) < 1, name
+
+
+def test_cells_of_later_batches_are_their_own() -> None:
+    import pyarrow as pa
+
+    data = [b"one", None, b"", b"three", b"four"]
+    lists = [None if d is None else list(d) for d in data]
+    arrays = [
+        pa.array(data, pa.binary()),
+        pa.array(data, pa.large_binary()),
+        pa.array(lists, pa.list_(pa.uint8())),
+    ]
+    arrays += [
+        pa.StructArray.from_arrays([array], ["bytes"], mask=pa.array([False] * 4 + [True]))
+        for array in arrays
+    ]
+    for array in arrays:
+        expected = data if array.null_count == 1 and array[4].is_valid else [*data[:4], None]
+        for start in range(len(data) + 1):
+            cells = [cell.sound for cell in huggingface._chunk(array.slice(start))]
+            assert [None if sound is None else sound.tobytes() for sound in cells] == expected[start:]
+
+
+def test_a_binary_column_is_found_by_its_type(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "set").mkdir()
+    table = pa.table({"prompt": ["a"], "mp3": pa.array([wav(300)], pa.binary())})
+    pq.write_table(table, tmp_path / "set" / "train.parquet")
+    assert found(read(tmp_path, tmp_path / "set")) == [(("a",), None)]
+
+
+def test_numbers_that_are_no_bytes(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "set").mkdir()
+    cells = [list(wav(300)), [1, 2, 300], [-1] * 9, [1, None, 2]]
+    table = pa.table({"prompt": ["a"] * 4, "audio": pa.array(cells, pa.list_(pa.int64()))})
+    pq.write_table(table, tmp_path / "set" / "train.parquet")
+    manifest = read(tmp_path, tmp_path / "set")
+    assert len(manifest.samples) == 1
+    reasons = [reason for _, reason in manifest.skipped]
+    assert reasons == ["its list of numbers holds others than bytes"] * 2 + ["no sound in this row"]
+
+
+def test_more_sound_in_a_batch_than_arrow_joins() -> None:
+    """3.5 GB in one batch, of which only some blocks are read: the memory is never filled."""
+    import pyarrow as pa
+
+    size = 700 << 20
+    offsets, zeros = pa.py_buffer(np.array([0, size], np.int32)), pa.py_buffer(np.zeros(size, np.uint8))
+    sound = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, zeros])
+    cell = pa.StructArray.from_arrays([sound, pa.array(["a.wav"])], ["bytes", "path"])
+    table = datasets.table.InMemoryTable(pa.table({"audio": pa.chunked_array([cell] * 5)}))
+    sounds = datasets.Dataset(table, fingerprint="made up")
+    cells = list(huggingface._cells(sounds, "audio"))
+    assert [(c.path, len(c.sound)) for c in cells if c.sound is not None] == [("a.wav", size)] * 5
+    song = huggingface._song("a", sounds, "audio", 4, cells[4], lambda path: (None, "unused"))
+    assert song.problem is None and song.audio.stamp() != ""
+
+
+@pytest.mark.parametrize("form", ["AU", "CAF", "W64", "AIFF", "FLAC", "OGG", "MP3", "RF64"])
+def test_bytes_without_a_name_are_offered_to_libsndfile(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ffmpeg, "available", lambda: False)
+    rows = [{"bytes": wav(300, format=form), "path": None}, {"bytes": wav(301, format=form), "path": "x.m4a"}]
+    manifest = read(tmp_path, parquet(tmp_path / "set", rows, prompt=["a", "b"]))
+    assert len(manifest.samples) == 2, manifest.skipped
+
+
+def test_an_mp3_row_without_a_xing_header_is_whole(tmp_path: Path) -> None:
+    """What libsndfile guesses for it is more than there is, which is no truncation."""
+    data = mp3(False, "CONSTANT")
+    tags = id3(20_000)
+    rows = [{"bytes": data, "path": None}, {"bytes": tags + data, "path": "a.mp3"}]
+    manifest = read(tmp_path, parquet(tmp_path / "set", rows, prompt=["a", "b"]))
+    assert len(manifest.samples) == 2, manifest.skipped
+    assert all(abs(s.seconds - 4) < 0.1 for s in manifest.samples)
+    assert len(manifest.report.sets[0].counted) == 2
+
+
+def test_a_row_whose_sound_is_replaced_is_noticed(tmp_path: Path) -> None:
+    """Also when the library, going by the file's size and time, says that nothing changed."""
+    first = read(tmp_path, parquet(tmp_path / "one", [{"bytes": wav(300), "path": "a.wav"}], prompt=["a"]))
+    other = read(tmp_path, parquet(tmp_path / "two", [{"bytes": wav(301), "path": "a.wav"}], prompt=["a"]))
+    versions = [m.samples[0].audio.stamp().rpartition("|")[2] for m in (first, other)]
+    assert versions[0] != versions[1]
+
+
+# ── data sets that lead elsewhere ────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    "how", ["relative", "absolute", "glob", "data_dir", "split", "link", "link to folder"]
+)
+def test_data_files_may_not_lead_outside(how: str, tmp_path: Path) -> None:
+    outside = parquet(tmp_path / "outside", [{"bytes": wav(300), "path": None}], prompt=["a"])
+    folder = tmp_path / "set"
+    folder.mkdir()
+    named = {
+        "relative": "data_files: ../outside/train.parquet",
+        "absolute": f"data_files: {outside}/train.parquet",
+        "glob": "data_files: ../out*/*.parquet",
+        "data_dir": "data_dir: ../outside",
+        "split": "data_files:\n  - split: train\n    path: [../outside/train.parquet]",
+    }
+    if how == "link":
+        (folder / "train.parquet").symlink_to(outside / "train.parquet")
+    elif how == "link to folder":
+        (folder / "data").symlink_to(outside)
+    else:
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {named[how]}\n---\n")
+    with pytest.raises(DataError, match=r"outside the data set's folder|cannot be loaded") as error:
+        read(tmp_path, folder)
+    assert "\n" not in str(error.value)
+
+
+def test_data_files_inside_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    parquet(folder / "data", [{"bytes": wav(300), "path": None}], prompt=["a"])
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: data/../data/*.parquet\n---\n"
+    )
+    assert found(read(tmp_path, folder)) == [(("a",), None)]
+    (tmp_path / "linked").symlink_to(folder)  # the user's own link to the data set
+    assert found(read(tmp_path, tmp_path / "linked")) == [(("a",), None)]
+
+
+def test_a_snapshot_in_the_hubs_cache_is_read(tmp_path: Path) -> None:
+    repo = tmp_path / "datasets--someone--songs"
+    blobs = parquet(repo / "blobs", [{"bytes": wav(300), "path": None}], prompt=["a"]) if (
+        repo.mkdir() is None
+    ) else None  # fmt: skip
+    snapshot = repo / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train.parquet").symlink_to(Path(str(blobs)) / "train.parquet")
+    assert found(read(tmp_path, snapshot)) == [(("a",), None)]
+
+
+@pytest.mark.parametrize("how", ["file", "absolute", "split"])
+def test_saved_sets_may_not_lead_outside(how: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", 3.0)
+    outside, folder = upstream(tmp_path, [str(path)], "outside"), upstream(tmp_path, [str(path)])
+    if how == "split":
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "../outside"]}))
+        (folder / "train").mkdir()
+        for file in folder.iterdir():
+            if file.is_file() and file.name != "dataset_dict.json":
+                file.rename(folder / "train" / file.name)
+    else:
+        (arrow,) = outside.glob("*.arrow")
+        state = json.loads((folder / "state.json").read_text())
+        state["_data_files"] = [{"filename": str(arrow) if how == "absolute" else f"../outside/{arrow.name}"}]
+        (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match="outside the data set's folder"):
+        read(tmp_path, folder)

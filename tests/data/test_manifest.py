@@ -386,3 +386,23 @@ def test_formats_of_every_kind(tmp_path: Path, songs: Path) -> None:
         ".wav", ".flac", ".aiff", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma",
     }  # fmt: skip
     assert all(abs(s.seconds - 4.0) < 0.15 for s in found.samples)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"duration": "long"}, {"duration": None}, {"duration": -1}, {"duration": float("nan")}, {"content": 7},
+     {"problem": ["x"]}, {"guessed": "1"}, {"counted": 3}, {"more": 1}],
+)  # fmt: skip
+def test_an_index_of_another_shape_is_built_again(
+    change: dict[str, object], tmp_path: Path, songs: Path
+) -> None:
+    song(songs, "a")
+    settings = config(tmp_path)
+    before = build_manifest(settings).samples
+    path = index_path(settings)
+    assert path is not None
+    content = json.loads(path.read_text())
+    for facts in content["facts"].values():
+        facts.update(change)
+    path.write_text(json.dumps(content))
+    assert build_manifest(settings).samples == before
