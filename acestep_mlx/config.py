@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import ConfigError, nearest
 from .foreign_options import IGNORED_PREFIXES
+from .names import as_stored
 from .options import ALIASES, OPTIMIZER_CONFIG, OPTIONS, PRECISION_BITS, SUPPORTED, Option
 from .values import is_off, kind_of, parse_value, read_json, show
 
@@ -97,10 +98,11 @@ class TrainConfig:
         except RuntimeError:
             raise ConfigError(f"{path}: there is no such user") from None
         if target.is_absolute():
-            return target
+            return as_stored(target)
         candidates = [Path.cwd() / target, self.folder / target]
         if target.parts[:2] == ("config", "examples"):
             candidates.append(EXAMPLES / Path(*target.parts[2:]))
+        candidates = [as_stored(candidate) for candidate in candidates]
         for candidate in candidates:
             if candidate.exists():
                 return candidate.absolute()

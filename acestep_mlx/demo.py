@@ -47,7 +47,7 @@ SONGS = (
     Song(
         "winter_clock",
         "calm, minor, music box, instrumental",
-        "[instrumental]\n",
+        "[inst]\n",
         ((0, 3, 7), (-2, 1, 5), (-4, 0, 3), (-5, -1, 2)),
         90.0,
         5.0,

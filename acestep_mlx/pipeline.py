@@ -24,6 +24,7 @@ from .sampling.request import MAX_SECONDS, Request
 from .sampling.sample import sample
 from .text.lyrics import LyricTokenizer
 from .text.prompt import PromptTokenizer
+from .text.sheet import read_sheet
 
 Progress = Callable[[str, float], None]  # what is being done, and the fraction of it that is
 MAX_SCALE = 100.0
@@ -190,8 +191,12 @@ class ACEStepPipeline:
         return Conditions(prompt, target)
 
     def _lyrics(self, lyrics: str, language: str) -> tuple[mx.array, mx.array]:
-        """Ids and mask (1, M). Without lyrics M is 0, where the reference has one token and masks it."""
-        if not lyrics.strip():
+        """Ids and mask (1, M) of lyrics as people write them (`text.sheet`).
+
+        Without lyrics M is 0, where the reference has one token and masks it.
+        """
+        lyrics = read_sheet(lyrics).text
+        if not lyrics:
             return mx.zeros((1, 0), dtype=mx.int32), mx.zeros((1, 0))
         ids = mx.array([self.lyric_tokenizer.tokenize(lyrics, language)], dtype=mx.int32)
         return ids, mx.ones(ids.shape)

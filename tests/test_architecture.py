@@ -17,6 +17,7 @@ STOREY = {
     "schema": 0,
     "atomic": 0,
     "words": 0,
+    "names": 0,
     "config": 1,
     "audio": 1,
     "text": 1,

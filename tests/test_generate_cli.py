@@ -220,3 +220,18 @@ def test_what_the_model_will_not_hear_is_said_first(run: Run, tmp_path: Path) ->
     code, _, err = run("--lyrics-file", "long.lyrics", "--steps", "1")
     assert code == 0, err
     assert "too long" in err and err.index("too long") < err.index("denoising")
+
+
+@pytest.mark.parametrize("flag", ["--lyrics", "--edit-lyrics"])
+def test_what_was_changed_in_the_lyrics_is_said_first(run: Run, tmp_path: Path, flag: str) -> None:
+    written = r"[Verse 1]\n[00:12,50]la la\n(Chorus)\noh"
+    soundfile.write("a.wav", 0.1 * np.random.default_rng(0).standard_normal((44100, 2)), 44100)
+    edit = ["--task", "edit", "--source", "a.wav"] if flag == "--edit-lyrics" else []
+    code, _, err = run(flag, written, "--steps", "1", "-o", "b.wav", *edit)
+    assert code == 0, err
+    name = flag[2:].replace("-", " ")
+    assert f"{name}: marks: [Verse 1] → [verse], (Chorus) → [chorus]" in err
+    assert f"{name}: time stamps removed from 1 line" in err and f"{name}: \\n written out" in err
+    assert err.index("marks:") < err.index("denoising")
+    stored = json.loads(Path("b.json").read_text())["acestep_mlx"]["request"]
+    assert stored[flag[2:].replace("-", "_")] == written, "what was asked for is what is repeated"

@@ -310,3 +310,13 @@ def test_a_damaged_model_does_not_give_silence(pipe: ACEStepPipeline) -> None:
             pipe.run(FAST)
     finally:
         pipe.transformer.final_layer.linear.bias = weight
+
+
+def test_lyrics_are_read_as_people_write_them(pipe: ACEStepPipeline) -> None:
+    """Marks and time stamps as in a data set; the tokenizer itself stays the reference's."""
+    meant = pipe.lyric_tokenizer.tokenize("[verse]\nhello\n[chorus]\nla")
+    for written in ("[Verse 1]\\nhello\\n(Chorus)\\nla", "[00:01.00][Verse 2]\n(0:03) hello\nChorus:\nla"):
+        conditions = pipe.prepare(replace(FAST, lyrics=written))
+        assert conditions.prompt.lyric_ids.tolist() == [meant]
+        assert pipe.lyric_tokenizer.tokenize(written) != meant
+    assert pipe.prepare(replace(FAST, lyrics="[00:01.00]")).prompt.lyric_ids.shape == (1, 0)

@@ -340,12 +340,14 @@ def audio_file(path: Path) -> list[str]:
 
 
 def lyrics(path: Path, vocab: Path, language: str | None) -> list[str]:
-    """Lyrics line by line, as the tokenizer reads them."""
+    """Lyrics line by line, as training and `generate` read them."""
     from ..text.lyrics import LyricTokenizer
     from ..text.report import lyrics_report, read_lyrics
+    from ..text.sheet import read_sheet
 
-    text = read_lyrics(path)
-    return [f"{path}: lyrics", *lyrics_report(text, LyricTokenizer(vocab), language).splitlines()]
+    sheet = read_sheet(read_lyrics(path))
+    lines = lyrics_report(sheet.text, LyricTokenizer(vocab), language).splitlines()
+    return [f"{path}: lyrics", *sheet.notes, *lines]
 
 
 def song_record(path: Path) -> list[str]:

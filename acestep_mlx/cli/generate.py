@@ -168,8 +168,7 @@ def command(
             click.echo(f"note: {lora.path}: {line}", err=True)
     facts = _facts(pipe)
     _compare(earlier, facts)
-    if request.lyrics:
-        _remark(pipe, request)
+    _remark(pipe, request)
     started = time.perf_counter()
     with StageBar() as bar:
         songs = pipe.run(request, progress=bar)
@@ -251,13 +250,23 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
 
 
 def _remark(pipe: ACEStepPipeline, request: Request) -> None:
-    """Say what of the lyrics the model will not hear, before the work begins."""
+    """Say what of the lyrics was changed, and what the model will not hear, before the work begins."""
     from ..text.report import summary
+    from ..text.sheet import read_sheet
 
     language = None if request.lyrics_language == "auto" else request.lyrics_language
-    report = pipe.lyric_tokenizer.report(request.lyrics, language)
-    for line in summary(report)[1:]:  # the first line counts lines and tokens
-        click.echo(f"lyrics: {line}", err=True)
+    for name, lyrics in (("lyrics", request.lyrics), ("edit lyrics", request.edit_lyrics)):
+        if not lyrics:
+            continue
+        sheet = read_sheet(lyrics)
+        remarks = list(sheet.notes)
+        if sheet.text:
+            report = pipe.lyric_tokenizer.report(sheet.text, language)
+            remarks += summary(report)[1:]  # the first line counts lines and tokens
+        else:
+            remarks.append("nothing is left to sing")
+        for line in remarks:
+            click.echo(f"{name}: {line}", err=True)
 
 
 def _compare(earlier: dict[str, Any], facts: dict[str, Any]) -> None:

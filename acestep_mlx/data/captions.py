@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..text.files import read_text
+from ..text.sheet import unescape_breaks
 
 __all__ = [
     "CAPTION_NAMES", "LYRICS_NAMES", "caption_lines", "clean_lyrics", "lyrics_name", "read_text", "shuffled",
@@ -17,14 +18,17 @@ __all__ = [
 ]  # fmt: skip
 
 CAPTION_NAMES = ("{stem}.txt", "{stem}_prompt.txt")
-LYRICS_NAMES = ("{stem}.lyrics", "{stem}_lyrics.txt")
+LYRICS_NAMES = ("{stem}.lyrics", "{stem}_lyrics.txt", "{stem}.lyrics.txt", "{stem}.lrc", "{stem}.srt")
 _TOKENS = re.compile(r"\{(\w*)\}")
 _SEPARATORS = {"comma": ",", "space": " ", "period": "."}
 
 
 def caption_lines(text: str, multiline: bool) -> list[str]:
-    """Variants in a caption file: every non-empty line, or the whole text as one caption."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    r"""Variants in a caption file: every non-empty line, or the whole text as one caption.
+
+    A `\n` that is written out, as lists have it, is a line's end.
+    """
+    lines = [line.strip() for line in unescape_breaks(text)[0].split("\n") if line.strip()]
     return lines if multiline else [" ".join(lines)] if lines else []
 
 

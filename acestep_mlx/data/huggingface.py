@@ -24,10 +24,11 @@ from ..audio import SUFFIXES
 from ..config import TrainConfig
 from ..errors import ConfigError, DataError, nearest
 from ..words import brief
+from . import sidecars
 from .audio_facts import BytesAudio, FileAudio, hash_blocks
 from .backends import Backend
 from .captions import clean_lyrics
-from .local import Song, path_problem
+from .local import Song, find_file
 
 _CAPTION_COLUMNS = ("prompt", "caption", "tags", "text", "description")
 _LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
@@ -65,6 +66,10 @@ def scan(backend: Backend, config: TrainConfig) -> list[Song]:
         song = _song(name, sounds, sound, number, cell, where)
         song.captions = _captions(row, fields, variants, backend.fallback_caption)
         song.lyrics = _lyrics(row.get(lyrics)) if lyrics else None
+        try:
+            sidecars.check_caption("\n".join(song.captions), "the caption", listed=True)
+        except DataError as error:
+            song.problem = song.problem or str(error)
         songs.append(song)
     if not songs:
         raise DataError(f"data set {backend.id!r}: {backend.dataset_name} has no rows")
@@ -437,9 +442,9 @@ def _locator(folder: Path | None, saved: bool, config: TrainConfig, backend: Bac
     def inside(path: str) -> tuple[Path | None, str | None]:
         problem: str | None = "no such file"
         for root in roots:
-            problem = path_problem(root, path)
-            if problem is None:
-                return root / path, None
+            found, problem = find_file(root, path)
+            if found is not None:
+                return found, None
         return None, problem
 
     def anywhere(path: str) -> tuple[Path | None, str | None]:
@@ -447,9 +452,9 @@ def _locator(folder: Path | None, saved: bool, config: TrainConfig, backend: Bac
             return inside(path)
         problem: str | None = None
         for base in [Path("/")] if Path(path).is_absolute() else bases:
-            problem = path_problem(base, path)
-            if problem is None:
-                return base / path, None
+            found, problem = find_file(base, path)
+            if found is not None:
+                return found, None
         return None, "no such file" if problem == "leads out of the data set's folder" else problem
 
     return anywhere if saved else inside

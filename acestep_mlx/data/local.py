@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..audio import SUFFIXES
 from ..errors import ConfigError, DataError, nearest
+from ..names import Folders, as_stored, composed, is_file, is_folder, shown
+from ..sampling.record import made_here
+from ..words import listed
+from . import sidecars
 from .audio_facts import AudioRef, FileAudio
 from .backends import Backend
 from .captions import CAPTION_NAMES, LYRICS_NAMES, caption_lines, clean_lyrics, lyrics_name, read_text
+from .folders import sound_files
 
 _FILENAME_COLUMNS = ("filename", "file_name", "file", "path", "audio", "name")
 _CAPTION_COLUMNS = ("caption", "prompt", "tags", "text")
@@ -33,77 +38,51 @@ class Song:
     problem: str | None = None
 
 
-def scan(backend: Backend) -> list[Song]:
+@dataclass
+class Found:
+    """What a data set holds: songs, and sound files and folders that are none of them, as (name, reason)."""
+
+    songs: list[Song]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def scan(backend: Backend, own: Mapping[Path, str] | None = None) -> Found:
     """The songs of a local or CSV data set, sorted by name.
 
-    DataError when the folder is not there or empty.
+    own: output and cache folders of the run, resolved, with what each is. DataError when the folder is not
+    there or holds no songs.
     """
     folder = backend.folder
     assert folder is not None
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
+    if not is_folder(folder):
+        what = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise DataError(f"data set {backend.id!r}: {folder} {what}; set instance_data_dir")
     rows = _read_csv(backend, folder) if backend.csv_file is not None else None
+    reader = _Reader(backend, folder, rows)
     if backend.type == "csv":
         assert rows is not None
-        return [_listed(backend, folder, name, row) for name, row in rows.items()]
-    songs = [_found(backend, folder, path, rows) for path in _audio_files(folder)]
+        return reader.listed(rows)
+    found = sound_files(folder, own or {})
+    songs = [reader.song(path) for path in found.files]
+    songs += [Song(name, FileAudio(folder / name), [], None, problem=why) for name, why in found.unreadable]
     if not songs:
         kinds = ", ".join(sorted(s.lstrip(".") for s in SUFFIXES))
-        raise DataError(f"data set {backend.id!r}: no audio files in {folder} (known: {kinds})")
-    return songs
+        others = [f"{name}: {reason}" for name, reason in found.left_out]
+        besides = f"; left out: {listed(others)}" if others else ""
+        raise DataError(f"data set {backend.id!r}: no audio files in {folder} (known: {kinds}){besides}")
+    return Found(songs, found.left_out)
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    """Audio files below the folder, sorted.
+def find_file(folder: Path, name: str) -> tuple[Path | None, str | None]:
+    """The audio file that a list names, as it is spelled on disk, or (None, why it cannot be used).
 
-    Hidden files are left out; folders are visited once (links may loop).
+    Names are relative to the folder and may not lead out of it; separators of Windows are understood.
     """
-    found: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        status = Path(place).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(place) / name
-            for name in files
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
-
-
-def _nfc(name: str) -> str:
-    """Composed Unicode: a Mac may hand out "é" as two characters, a list has one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _found(backend: Backend, folder: Path, path: Path, rows: Mapping[str, dict[str, str]] | None) -> Song:
-    name = path.relative_to(folder).as_posix()
-    song = Song(name, FileAudio(path), [], None)
-    if not path.is_file():
-        song.problem = "broken link" if path.is_symlink() else "not a regular file"
-        return song
-    row = None
-    if rows is not None:
-        row = next((rows[key] for key in map(_nfc, (name, path.name, path.stem)) if key in rows), None)
-    _describe(backend, path, song, row)
-    return song
-
-
-def _listed(backend: Backend, folder: Path, name: str, row: dict[str, str]) -> Song:
-    """A song named by a CSV row; the name may not lead out of the folder."""
-    decomposed = unicodedata.normalize("NFD", name)
-    name = decomposed if not (folder / name).exists() and (folder / decomposed).exists() else name
-    path = folder / name
-    song = Song(name, FileAudio(path), [], None)
-    song.problem = path_problem(folder, name)
-    if song.problem is None:
-        _describe(backend, path, song, row)
-    return song
+    problem = path_problem(folder, name)
+    if problem is not None and "\\" in name:
+        name = name.replace("\\", "/")
+        problem = path_problem(folder, name)
+    return (as_stored(folder / name), None) if problem is None else (None, problem)
 
 
 def path_problem(folder: Path, name: str) -> str | None:
@@ -111,7 +90,7 @@ def path_problem(folder: Path, name: str) -> str | None:
     if not name or "\0" in name:
         return "not a file name"
     try:
-        target = (folder / name).resolve()
+        target = as_stored(folder / name).resolve()
         if not target.is_relative_to(folder.resolve()):
             return "leads out of the data set's folder"
         if not target.is_file():
@@ -124,52 +103,139 @@ def path_problem(folder: Path, name: str) -> str | None:
     return None
 
 
-def _describe(backend: Backend, path: Path, song: Song, row: dict[str, str] | None) -> None:
-    """Fill in captions and lyrics; a text that cannot be read makes the song a problem, with the reason."""
+class _Reader:
+    """Songs with their captions and lyrics; a text that cannot be used makes the song a problem."""
+
+    def __init__(self, backend: Backend, folder: Path, rows: Mapping[str, dict[str, str]] | None) -> None:
+        self.backend, self.folder, self.rows = backend, folder, rows
+        self.folders = Folders()
+        self.lists = sidecars.Lists(self.folders.names)
+
+    def listed(self, rows: Mapping[str, dict[str, str]]) -> Found:
+        """Songs named by the rows of a list."""
+        found = Found([])
+        for name, row in rows.items():
+            path, problem = find_file(self.folder, name)
+            if path is not None and made_here(path):
+                found.left_out.append((shown(name), "made by acestep-mlx"))
+            else:
+                song = Song(shown(name), FileAudio(path or self.folder / name), [], None, problem=problem)
+                found.songs.append(self._described(song, path, row))
+        if not found.songs:
+            others = [f"{name}: {reason}" for name, reason in found.left_out]
+            raise DataError(f"data set {self.backend.id!r}: no songs in the list; left out: {listed(others)}")
+        return found
+
+    def song(self, path: Path) -> Song:
+        """A song found in the folder, with its row where there is a list."""
+        name = path.relative_to(self.folder).as_posix()
+        song = Song(shown(name), FileAudio(path), [], None)
+        if not _can_be_spelled(name):
+            song.problem = "its name is not valid UTF-8; rename it"
+        elif not is_file(path):
+            song.problem = _why_no_file(path)
+        keys = map(composed, (name, path.name, path.stem))
+        row = next((self.rows[key] for key in keys if key in self.rows), None) if self.rows else None
+        return self._described(song, path, row)
+
+    def _described(self, song: Song, path: Path | None, row: dict[str, str] | None) -> Song:
+        if song.problem is not None or path is None:
+            return song
+        try:
+            song.captions = self._captions(path, song, row)
+            song.lyrics = self._lyrics(path, song, row)
+        except DataError as error:
+            song.problem = str(error)
+        return song
+
+    def _text(self, file: Path, song: Song) -> str:
+        text, note = read_text(file)
+        if note:
+            song.notes.append(f"{shown(file.name)}: {note}")
+        return text
+
+    def _captions(self, path: Path, song: Song, row: dict[str, str] | None) -> list[str]:
+        backend = self.backend
+        if backend.only_instance_prompt:
+            return []
+        match backend.caption_strategy:
+            case "filename":
+                return [" ".join(path.stem.replace("_", " ").split())]
+            case "csv":
+                text = row["caption"].replace("\r", "\n") if row else ""
+                sidecars.check_caption(text, "the caption in the list", listed=True)
+                return caption_lines(text, backend.multiline)
+            case "textfile":
+                return self._caption_file(path, song)
+        return []
+
+    def _caption_file(self, path: Path, song: Song) -> list[str]:
+        """The caption beside a song. DataError when it is, or may be, in another program's file."""
+        captions: list[str] = []
+        for name in (template.format(stem=path.stem) for template in CAPTION_NAMES):
+            file = self.folders.find(path.parent, name)
+            if file is not None:
+                text = self._text(file, song)
+                sidecars.check_caption(
+                    text, shown(file.name), f"put the caption alone into {shown(file.name)}"
+                )
+                captions = caption_lines(text, self.backend.multiline)
+                break
+        other = sidecars.beside(path.stem, lambda name: self.folders.find(path.parent, name))
+        if other is not None:
+            file, what = other
+            text = f"{shown(file.name)} looks like {what}, which is not read"
+            if captions and not file.name.lower().endswith(".caption.txt"):  # there, NAME.txt holds lyrics
+                song.notes.append(text)
+                return captions
+            raise DataError(f"{text}; put the caption alone into {shown(path.stem)}.txt")
+        if not captions and (file := self.lists.find(path, self.folder)) is not None:
+            advice = ", or set csv_file and caption_strategy=csv" if file.suffix.lower() == ".csv" else ""
+            raise DataError(
+                f"{shown(file.name)} looks like another trainer's list of songs with this one in it, which "
+                f"is not read; put the caption alone into {shown(path.stem)}.txt{advice}"
+            )
+        return captions
+
+    def _lyrics(self, path: Path, song: Song, row: dict[str, str] | None) -> str | None:
+        if row and row.get("lyrics"):
+            sidecars.check_lyrics(row["lyrics"], "the lyrics in the list")
+            return clean_lyrics(row["lyrics"])
+        if self.backend.lyrics_format is not None:
+            names: tuple[str, ...] = (lyrics_name(self.backend.lyrics_format, path),)
+        else:
+            names = tuple(template.format(stem=path.stem) for template in LYRICS_NAMES)
+        for name in names:
+            file = self.folders.find(path.parent, name)
+            if file is not None:
+                text = self._text(file, song)
+                sidecars.check_lyrics(text, shown(file.name))
+                return clean_lyrics(text)
+        return None
+
+
+def _why_no_file(path: Path) -> str:
     try:
-        song.captions = _captions(backend, path, song, row)
-        listed = row.get("lyrics") if row else None
-        song.lyrics = clean_lyrics(listed) if listed else _lyrics(backend, path, song)
-    except DataError as error:
-        song.problem = str(error)
+        path.stat()
+    except OSError as error:
+        gone = error.errno in (errno.ENOENT, errno.ELOOP)
+        return "broken link" if gone and path.is_symlink() else f"cannot be read: {error.strerror or error}"
+    return "not a regular file"
 
 
-def _captions(backend: Backend, path: Path, song: Song, row: dict[str, str] | None) -> list[str]:
-    match backend.caption_strategy:
-        case "filename":
-            return [" ".join(path.stem.replace("_", " ").split())]
-        case "csv":
-            return caption_lines(row["caption"].replace("\r", "\n"), backend.multiline) if row else []
-        case "textfile":
-            for template in CAPTION_NAMES:
-                file = path.with_name(template.format(stem=path.stem))
-                if file.is_file() or file.is_symlink():
-                    text, note = read_text(file)
-                    if note:
-                        song.notes.append(f"{file.name}: {note}")
-                    return caption_lines(text, backend.multiline)
-    return []
-
-
-def _lyrics(backend: Backend, path: Path, song: Song) -> str | None:
-    if backend.lyrics_format is not None:
-        names: tuple[str, ...] = (lyrics_name(backend.lyrics_format, path),)
-    else:
-        names = tuple(template.format(stem=path.stem) for template in LYRICS_NAMES)
-    for name in names:
-        file = path.parent / name
-        if file.is_file() or file.is_symlink():
-            text, note = read_text(file)
-            if note:
-                song.notes.append(f"{file.name}: {note}")
-            return clean_lyrics(text)
-    return None
+def _can_be_spelled(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
     """Rows by file name: {"caption", "lyrics"}. DataError or ConfigError when the list cannot be used."""
     assert backend.csv_file is not None
-    path = next((p for p in (folder / backend.csv_file, Path.cwd() / backend.csv_file) if p.is_file()), None)
+    places = [as_stored(place / backend.csv_file) for place in (folder, Path.cwd())]
+    path = next((place for place in places if is_file(place)), None)
     if path is None:
         raise DataError(f"data set {backend.id!r}: no list {backend.csv_file} in {folder}")
     text, _ = read_text(path, limit=1 << 28)
@@ -189,7 +255,9 @@ def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
             name = (row.get(columns["filename"] or "") or "").strip()
             if name:
                 fields = {kind: row.get(column or "") or "" for kind, column in columns.items()}
-                rows[_nfc(Path(name).as_posix())] = fields
+                if "\\" in name and not os.path.lexists(as_stored(folder / name)):
+                    name = name.replace("\\", "/")
+                rows[composed(Path(name).as_posix())] = fields
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: not a CSV list ({error})") from None
     if not rows:

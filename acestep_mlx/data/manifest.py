@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import DataError
 from ..text.lines import foreign_lines, in_language
+from ..text.sheet import read_sheet
 from ..words import count, listed
 from . import local
 from .audio_facts import AudioFacts, AudioRef, FactsIndex
@@ -118,9 +120,11 @@ def build_manifest(config: TrainConfig, progress: Progress | None = None) -> Man
     samples: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     reports: list[SetReport] = []
+    own = own_folders(config, backends)
     for backend in backends.audio:
-        songs = _songs(backend, config)
-        report = SetReport(backend.id, files=len(songs), interval=backend.interval)
+        found = _songs(backend, config, own)
+        songs = found.songs
+        report = SetReport(backend.id, files=len(songs), interval=backend.interval, no_songs=found.left_out)
         for song, facts in _chosen(backend, songs, index, looked_at):
             reason = song.problem or _reason(backend, facts)
             if reason is not None or facts is None:
@@ -149,12 +153,22 @@ def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:
     )
 
 
-def _songs(backend: Backend, config: TrainConfig) -> list[local.Song]:
+def own_folders(config: TrainConfig, backends: Backends) -> dict[Path, str]:
+    """Where this run writes, resolved → what is there: nothing in these folders is a song."""
+    caches = [config.resolve(config.cache_dir), backends.text_dir]
+    for backend in backends.audio:
+        caches += [backend.latent_dir, backend.text_dir]
+        caches += [backend.download_dir] if backend.download_dir else []
+    own = {Path(os.path.realpath(folder)): "a cache of this run" for folder in caches}
+    return own | {Path(os.path.realpath(config.output_path)): "output_dir of this run"}
+
+
+def _songs(backend: Backend, config: TrainConfig, own: Mapping[Path, str]) -> local.Found:
     if backend.type == "huggingface":
         from . import huggingface
 
-        return huggingface.scan(backend, config)
-    return local.scan(backend)
+        return local.Found(huggingface.scan(backend, config))
+    return local.scan(backend, own)
 
 
 def _chosen(
@@ -218,15 +232,21 @@ def _sample(
 
 
 def _lyrics(backend: Backend, song: local.Song, report: SetReport) -> str | None:
-    """The song's lyrics, marked with the data set's language where it has one: so that is in every key."""
-    if song.lyrics is None:
+    """The song's lyrics as the model reads them, marked with the data set's language where it has one.
+
+    Both are so in every key. None without lyrics, and where only time stamps were left.
+    """
+    sheet = read_sheet(song.lyrics or "")
+    report.notes += [(song.name, f"lyrics: {note}") for note in sheet.notes]
+    report.lyrics_changed += bool(sheet.notes)
+    if not sheet.text:
         return None
-    for number, script in foreign_lines(song.lyrics):
+    for number, script in foreign_lines(sheet.text):
         problem = f"lyrics line {number} is in {script} script, which the model has no tokens for"
         if backend.lyrics_unsupported == "error":
             raise DataError(f"{song.name}: {problem} (lyrics_unsupported=error)")
         report.notes.append((song.name, problem))
-    return in_language(song.lyrics, backend.lyrics_language) if backend.lyrics_language else song.lyrics
+    return in_language(sheet.text, backend.lyrics_language) if backend.lyrics_language else sheet.text
 
 
 def _caption_variants(backend: Backend, song: local.Song) -> list[str]:

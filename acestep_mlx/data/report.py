@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..words import count
+from ..words import count, listed
 
 if TYPE_CHECKING:
     from .manifest import Sample
 
 Named = list[tuple[str, str]]
+_MOST = 20  # left-out files and folders that a run names
 
 
 @dataclass
 class SetReport:
-    """One data set. Lists hold song names (with a detail); hours count what is trained on, once."""
+    """One data set. Lists hold song names (with a detail); hours count what is trained on, once.
+
+    no_songs: sound files and folders that are nobody's songs (caches, packages). lyrics_changed: how many
+    songs' lyrics were brought into the model's form. trigger: whether trigger words stand before captions.
+    """
 
     id: str
     files: int
@@ -26,6 +31,7 @@ class SetReport:
     seconds: float = 0.0
     captions: int = 0
     left_out: int = 0
+    no_songs: Named = field(default_factory=list)
     skipped: Named = field(default_factory=list)
     padded: Named = field(default_factory=list)
     cut: Named = field(default_factory=list)
@@ -34,6 +40,8 @@ class SetReport:
     no_caption: list[str] = field(default_factory=list)
     no_lyrics: list[str] = field(default_factory=list)
     notes: Named = field(default_factory=list)
+    lyrics_changed: int = 0
+    trigger: bool = False
     buckets: Counter[int] = field(default_factory=Counter)
     lyrics: dict[str, str] = field(default_factory=dict)
     passes: float = 1.0
@@ -44,6 +52,7 @@ class SetReport:
         self.songs += 1
         self.seconds += sample.seconds
         self.captions += len(sample.captions)
+        self.trigger = sample.backend.prepend_instance_prompt
         self.passes = (1 + sample.backend.repeats) * sample.backend.probability
         self.buckets[sample.bucket] += 1
         if sample.seconds < 3.0:
@@ -54,6 +63,41 @@ class SetReport:
             self.no_lyrics.append(name)
         else:
             self.lyrics[name] = sample.lyrics
+
+    @property
+    def without_caption(self) -> str:
+        """What it means for a song that it has no caption."""
+        prompt = "the trigger words alone" if self.trigger else "an empty prompt"
+        return f"trained on {prompt}, so that no words of its own call up what it sounds like"
+
+    @property
+    def without_lyrics(self) -> str:
+        """What it means for a song that it has no lyrics."""
+        return "trained as if nothing were sung, so that a voice in it is tied to no words"
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """What a run says of the data before its first step, as (text, "info" or "warning")."""
+        out: list[tuple[str, str]] = []
+        songs = f"of {count(self.songs, 'song')} in {self.id}"
+        if n := len(self.no_caption):
+            advice = "put a caption into NAME.txt beside NAME, or set instance_prompt"
+            have = "has" if n == 1 else "have"
+            out.append((f"{n} {songs} {have} no caption ({listed(self.no_caption)}): {self.without_caption}; "
+                        f"{advice}", "warning"))  # fmt: skip
+        if n := len(self.no_lyrics):
+            advice = "put lyrics into NAME.lyrics, [inst] where nobody sings"
+            have = "has" if n == 1 else "have"
+            out.append((f"{n} {songs} {have} no lyrics ({listed(self.no_lyrics)}): {self.without_lyrics}; "
+                        f"{advice}", "info"))  # fmt: skip
+        if n := self.lyrics_changed:
+            what = "time stamps left out, marks replaced by those the model knows"
+            out.append(
+                (f"lyrics of {n} {songs} are read in the model's form ({what}); --dry-run lists them", "info")
+            )
+        shown = [f"left out, no song: {name} ({reason})" for name, reason in self.no_songs[:_MOST]]
+        more = len(self.no_songs) - len(shown)
+        shown += [f"left out, no songs: {more} more; --dry-run lists them"] if more else []
+        return out + [(line, "info") for line in shown]
 
     def languages(self) -> dict[str, int]:
         """Language → lines of lyrics in it, most first; structure lines like `[verse]` do not count."""
@@ -73,6 +117,7 @@ class SetReport:
             "hours": self.seconds / 3600,
             "captions": self.captions,
             "left_out_by_max_num_samples": self.left_out,
+            "left_out": self.no_songs,
             "skipped": self.skipped,
             "padded": self.padded,
             "cut": self.cut,
@@ -101,6 +146,10 @@ class DatasetReport:
     @property
     def hours(self) -> float:
         return sum(one.seconds for one in self.sets) / 3600
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """What a run says of its data before the first step, as (text, "info" or "warning")."""
+        return [remark for one in self.sets for remark in one.remarks()]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -139,6 +188,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
         out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
     out += _named("skipped", [f"{name}: {reason}" for name, reason in one.skipped], 0)
+    out += _named("left out, no songs", [f"{name}: {reason}" for name, reason in one.no_songs], limit)
     details = {
         "padded": one.padded,
         "cut": one.cut,
@@ -148,16 +198,16 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
     }
     for label, named in details.items():
         out += _named(label, [f"{name}: {detail}" for name, detail in named], limit)
-    out += _named("without caption", one.no_caption, limit)
-    out += _named("without lyrics", one.no_lyrics, limit)
+    out += _named("without caption", one.no_caption, limit, one.without_caption)
+    out += _named("without lyrics", one.no_lyrics, limit, one.without_lyrics)
     return out
 
 
-def _named(label: str, names: list[str], limit: int) -> list[str]:
+def _named(label: str, names: list[str], limit: int, meaning: str = "") -> list[str]:
     if not names:
         return []
     shown = names if not limit else names[:limit]
-    out = [f"  {label}: {len(names)}", *(f"    {name}" for name in shown)]
+    out = [f"  {label}: {len(names)}{meaning and f', {meaning}'}", *(f"    {name}" for name in shown)]
     if len(names) > len(shown):
         out.append(f"    and {len(names) - len(shown)} more")
     return out

@@ -21,7 +21,17 @@ from .request import Request
 
 KEY = "acestep_mlx"
 RATES = (44100, 48000)
+SOFTWARE = f"acestep-mlx {__version__}"
 MAX_RECORD_BYTES = 16 << 20  # of a JSON file or of a sound file's tags; ours have some kilobytes
+
+_TAG_BYTES = 1 << 16  # of a beginning and an end, where every format keeps its tags
+_WRITTEN = (r"acestep-mlx \d", f'"{KEY}":')
+_OURS = re.compile(
+    b"|".join(
+        [text.encode() for text in _WRITTEN]
+        + [re.escape("acestep-mlx ".encode(f"utf-16-{order}")) for order in ("le", "be")]
+    )
+)
 
 
 def default_name(request: Request) -> str:
@@ -88,7 +98,7 @@ def write_song(
     request = record["request"]
     tags = {
         "title": request["prompt"][:200] or request["task"],
-        "software": f"acestep-mlx {__version__}",
+        "software": SOFTWARE,
         "comment": json.dumps({KEY: record}),
     }
     write_audio(path, samples, sample_rate, tags=tags)
@@ -124,6 +134,20 @@ def read_record(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{path} does not say how a song was made (no {KEY!r} request in it)") from None
     return record
+
+
+def made_here(path: Path) -> bool:
+    """Whether a sound file, of any format, carries the tags that this program writes. Reads its ends only."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"RIFF" and _OURS.search(_wav_info(file)):
+                return True
+            file.seek(0)
+            head = file.read(_TAG_BYTES)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAG_BYTES))
+            return _OURS.search(head) is not None or _OURS.search(file.read()) is not None
+    except OSError:
+        return False
 
 
 def _describes(record: Mapping[str, Any]) -> bool:
@@ -165,15 +189,22 @@ def _comment(path: Path) -> str:
 
 def _wav_comment(sound: BinaryIO) -> str:
     """The ICMT text of a RIFF file's INFO list, or an empty string; the samples are not read."""
+    fields = io.BytesIO(_wav_info(sound))
+    for field, length in _chunks(fields):
+        if field == b"ICMT":
+            return fields.read(length).rstrip(b"\0").decode("utf-8")
+    return ""
+
+
+def _wav_info(sound: BinaryIO) -> bytes:
+    """The body of a RIFF file's INFO list, or nothing."""
     sound.seek(12)
     for name, size in _chunks(sound):
         if name == b"LIST" and size <= MAX_RECORD_BYTES:
             body = sound.read(size)
-            fields = io.BytesIO(body[4:] if body[:4] == b"INFO" else b"")
-            for field, length in _chunks(fields):
-                if field == b"ICMT":
-                    return fields.read(length).rstrip(b"\0").decode("utf-8")
-    return ""
+            if body[:4] == b"INFO":
+                return body[4:]
+    return b""
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:

@@ -152,7 +152,10 @@ class _Run:
         def tell(stage: str, done: int, total: int, name: str) -> None:
             self.emit(Progress(stage, done, total, name))
 
-        cache = encode_dataset(build_manifest(self.config, tell), self.config, self.folder, tell)
+        manifest = build_manifest(self.config, tell)
+        for text, level in manifest.report.remarks():
+            self.emit.notice(text, level)
+        cache = encode_dataset(manifest, self.config, self.folder, tell)
         for name, reason in cache.skipped:
             self.emit.notice(f"skipped {name}: {reason}", "warning")
         if cache.skipped:

@@ -19,6 +19,7 @@ from ..errors import ConfigError, DataError
 from ..lora.inject import adapter_modules, disabled
 from ..models.load import ModelFolder
 from ..pipeline import ACEStepPipeline
+from ..sampling.record import SOFTWARE
 from ..sampling.request import Request
 from .events import Listeners, ValidationClip
 
@@ -31,7 +32,7 @@ LIBRARY: dict[str, tuple[str, str]] = {
         "[verse]\nA light is on across the bay\nIt knows the words I did not say\n\n[chorus]\nStay until "
         "the morning\n",
     ),
-    "house": ("house, 124 bpm, four on the floor, synth bass, bright, club", "[instrumental]\n"),
+    "house": ("house, 124 bpm, four on the floor, synth bass, bright, club", "[inst]\n"),
     "folk": (
         "acoustic folk, guitar, male voice, calm, fireside",
         "[verse]\nThe road goes over hill and stone\nAnd every river leads me home\n",
@@ -177,7 +178,7 @@ class Validation:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{path.parent} cannot be made: {error.strerror or error}") from None
-        write_audio(path, sound, SAMPLE_RATE)
+        write_audio(path, sound, SAMPLE_RATE, tags={"software": SOFTWARE})
 
     def _event(self, prompt: Prompt, path: Path, step: int, with_lora: bool) -> ValidationClip:
         seed = self.requests[prompt.name].seeds[0]

@@ -361,3 +361,20 @@ def test_spectrogram_is_a_valid_picture(tmp_path):
     assert data.startswith(b"\x89PNG") and zlib.crc32(data[12:29]).to_bytes(4, "big") == data[29:33]
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     assert (width, height) == (480, 128)
+
+
+def test_what_songs_lack_is_said_before_the_first_step(root, tiny_model, tmp_path):
+    songs = tmp_path / "songs"
+    runs.write_songs(songs)
+    (songs / "low.txt").unlink()
+    (songs / "low.lyrics").write_text("[Verse 1]\nla")
+    (songs / "Set.band").mkdir()
+    (songs / "Set.band" / "take.wav").write_bytes(b"RIFF")
+    backends = [{"id": "s", "instance_data_dir": str(songs)}]
+    _, seen = runs.run(runs.configuration(root, tiny_model, "lacks", max_train_steps=1, backends=backends))
+    first = next(i for i, event in enumerate(seen.events) if isinstance(event, StepDone))
+    said = "\n".join(event.text for event in seen.events[:first] if isinstance(event, Notice))
+    for part in ("1 of 3 songs in s has no caption (low.wav): trained on an empty prompt",
+                 "1 of 3 songs in s has no lyrics (middle.wav): trained as if nothing were sung",
+                 "lyrics of 2 of 3 songs", "left out, no song: Set.band/ (package (.band))"):  # fmt: skip
+        assert part in said

@@ -1,0 +1,200 @@
+"""Metadata files of other programs beside songs: recognised, so that none is trained on as a caption.
+
+They are not read here. A caption file is plain text; what has another program's form costs the song, with a
+line that says what the file looks like.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..names import composed
+from ..text.files import read_text
+from ..text.marks import mark_line
+from ..text.sheet import has_stamp, square_marks, unescape_breaks
+
+_TAGS = "caption|lyrics|bpm|keyscale|key|timesignature|duration|language|prompt|tags|genre"
+_KNOWN_TAG = re.compile(rf"</?\s*(?:{_TAGS})\s*/?>", re.IGNORECASE)
+_ANY_PAIR = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>.*?</\1\s*>", re.DOTALL)
+_XML = re.compile(r"\s*<(?:\?xml|!doctype|!--)", re.IGNORECASE)
+# Side-Step's and HOT-Step's fields; a line that begins with one is not a caption's own words.
+_FIELD = re.compile(
+    r"""[\s"'*-]*(caption|genre|bpm|key|signature|lyrics|tags|custom_tag|trigger|is_instrumental|repeats?
+    |prompt_override|duration|keyscale|scale|time_?signature|sig|language|lang|tempo|tag_position|prompt
+    |audio_path|raw_lyrics|formatted_lyrics)["'*]*\s*[:=]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_HEADERS = {"---", "+++"}
+
+#: endings of files in which other programs keep a song's caption → what such a file looks like
+BESIDE = {
+    ".caption.txt": "a caption of ACE-Step 1.5 or Side-Step",
+    ".caption": "another trainer's caption",
+    ".tags": "another trainer's caption",
+    ".json": "another trainer's metadata (ACE-Step 1.5, ace-lora-trainer, musubi)",
+    ".jsonl": "another trainer's metadata",
+    ".yaml": "another trainer's metadata",
+    ".yml": "another trainer's metadata",
+    ".toml": "another trainer's metadata",
+}
+LISTS = (".json", ".jsonl", ".csv", ".tsv")
+_PATH_NAMES = ("audio_path", "audio", "filename", "file_name", "file", "path", "keys")
+_TEXT_NAMES = ("caption", "prompt", "tags", "text", "lyrics", "genre", "bpm", "key", "keyscale", "recaption")
+_LIST_BYTES = 1 << 26
+
+
+def looks_like(text: str, *, listed: bool = False) -> str | None:
+    """What a text that should be a caption looks like instead; None for a plain caption.
+
+    listed: it stands in a list's caption column, where `Genre: rock` is somebody's own words.
+    """
+    text = unescape_breaks(text)[0]
+    if _KNOWN_TAG.search(text):
+        return "ai-toolkit's metadata (<CAPTION> …)"
+    if _XML.match(text) or _ANY_PAIR.search(text):
+        return "XML"
+    if _is_json(text):
+        return "JSON metadata (musubi and others)"
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if lines and lines[0] in _HEADERS:
+        return "metadata (YAML or TOML)"
+    field = next((found for line in lines if (found := _FIELD.match(line))), None)
+    if field and not listed:
+        return f"metadata of Side-Step or HOT-Step ({field[1]}: …)"
+    if any(has_stamp(line) for line in lines):
+        return "lyrics with time stamps"
+    mark = next((line for line in lines if any(square_marks(line)) or _is_mark(line)), None)
+    return f"lyrics with structure marks ({mark[:40]})" if mark else None
+
+
+def _is_mark(line: str) -> bool:
+    """A mark without square brackets that is all of its line, and more than one plain word."""
+    found = mark_line(line)
+    return found is not None and not found[1] and not line.isalpha()
+
+
+def _is_json(text: str) -> bool:
+    """Objects, lists of them, lines of them, and the remains of one (`{"caption": …` without its end)."""
+    start = text.lstrip()[:1]
+    if start not in ("{", "["):
+        return False
+    if start == "{" and re.match(r"\s*\{\s*(?:\"[^\"]*\"|'[^']*'|[A-Za-z_]\w*)\s*:|\s*\{\s*\}", text):
+        return True
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return start == "[" and re.match(r"\s*\[\s*[\"{]", text) is not None
+
+
+def check_caption(text: str, name: str, advice: str = "", *, listed: bool = False) -> None:
+    """DataError when `text`, which `name` gives, is no plain caption."""
+    if (found := looks_like(text, listed=listed)) is not None:
+        raise DataError(
+            f"{name} looks like {found}, which is not read as a caption{advice and f'; {advice}'}"
+        )
+
+
+def check_lyrics(text: str, name: str) -> None:
+    """DataError when `text` is another program's metadata rather than lyrics: tags, JSON, named fields."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    fields = {found[1].lower() for line in lines[:40] if (found := _FIELD.match(line))}
+    first = _FIELD.match(lines[0]) if lines else None
+    tagged = len(_KNOWN_TAG.findall(text)) > 1 or _XML.match(text)
+    if tagged or _is_json(text) or (first and (len(fields) > 1 or first[1].lower() in ("caption", "lyrics"))):
+        what = looks_like(text) or "metadata"
+        raise DataError(
+            f"{name} looks like {what}, which is not read as lyrics; put the lyrics alone into it"
+        )
+
+
+# ── files beside a song ──────────────────────────────────────────────────────────────────────────────
+def beside(stem: str, named: Callable[[str], Path | None]) -> tuple[Path, str] | None:
+    """The other program's file that describes a song, and what it looks like. named: a file in its folder."""
+    for ending, what in BESIDE.items():
+        found = named(stem + ending)
+        if found is not None and not (ending == ".json" and _is_ours(found)):
+            return found, what
+    return None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a JSON file is what `generate` writes beside a song."""
+    try:
+        with path.open("rb") as file:
+            return b'"acestep_mlx"' in file.read(4096)
+    except OSError:
+        return False
+
+
+class Lists:
+    """Lists of songs (dataset.json, metadata.jsonl, a CSV) in the songs' folders that nobody asked for."""
+
+    def __init__(self, names: Callable[[Path], Iterable[str]]) -> None:
+        self._names = names  # the names in a folder
+        self._of = cache(self._read)
+
+    def find(self, song: Path, root: Path) -> Path | None:
+        """The list in the song's folder, or in one above it up to `root`, that describes the song."""
+        folder = song.parent
+        name, stem = composed(song.name), composed(song.stem)
+        while True:
+            for path, songs in self._of(folder):
+                if songs is None or name in songs or stem in songs:
+                    return path
+            if folder == root or folder == folder.parent:
+                return None
+            folder = folder.parent
+
+    def _read(self, folder: Path) -> list[tuple[Path, set[str] | None]]:
+        """Each list with the base names of its songs; None where it names none that can be told."""
+        found: list[tuple[Path, set[str] | None]] = []
+        for name in sorted(self._names(folder)):
+            if name.startswith(".") or not name.lower().endswith(LISTS):
+                continue
+            path = folder / name
+            try:
+                text = read_text(path, _LIST_BYTES)[0]
+            except DataError:
+                continue
+            rows = _rows(text, path.suffix.lower())
+            names = {base for row in rows if isinstance(row, dict) and (base := _song_name(row))}
+            if names:
+                found.append((path, names))
+            elif name.lower() in ("dataset.json", "metadata.jsonl"):
+                found.append((path, None))
+        return found
+
+
+def _rows(text: str, suffix: str) -> list[Any]:
+    """The rows of a list in whatever form; [] for other files."""
+    try:
+        if suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        if suffix == ".json":
+            content = json.loads(text)
+            if isinstance(content, dict):
+                content = next((content[k] for k in ("samples", "data", "songs") if k in content), [])
+            return content if isinstance(content, list) else []
+        first = text.split("\n", 1)[0]
+        return list(csv.DictReader(io.StringIO(text), delimiter=max(",;\t|", key=first.count)))
+    except (ValueError, RecursionError, csv.Error):
+        return []
+
+
+def _song_name(row: dict[Any, Any]) -> str | None:
+    """The base name of the song that a row describes, if it describes one."""
+    fields = {key.strip().lower(): value for key, value in row.items() if isinstance(key, str)}
+    if not any(name in fields for name in _TEXT_NAMES):
+        return None
+    name = next(
+        (fields[n] for n in _PATH_NAMES if isinstance(fields.get(n), str) and fields[n].strip()), None
+    )
+    return composed(re.split(r"[\\/]", name.strip())[-1]) if name else None

@@ -1,0 +1,213 @@
+"""Lyrics as people write them → lyrics as the model reads them: before the tokenizer, with what was changed.
+
+Time stamps of any form are not sung, a part's name becomes the mark that the model knows, and a mark stands
+on a line of its own. The tokenizer itself stays as the reference's: data sets and `generate` go through here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from .clean import is_lrc_tag, language_tag_of, split_lines
+from .marks import is_counter, known_mark, mark_line
+
+_BREAK = re.compile(r"(?:\\+r)?\\+n")
+# 1:02, 00:12.34, 00:12,34, 00:12:34, 01:02:03,456; outside square brackets seconds have two digits
+_CLOCK = r"\d{1,3}(?:[:：]\d{1,3}){1,3}(?:[.,．，]\d{1,6})?"
+_STRICT_CLOCK = r"\d{1,3}(?:[:：]\d{2}){1,3}(?:[.,．，]\d{1,6})?"
+_SECONDS = r"\d{1,5}[.,]\d{1,6}\s*s?|\d{1,5}\s*(?:s|sec|ms)"
+_TO = r"\s*(?:-+>?|→|–|—|~|to|/|,|;)\s*"
+
+
+def _times(time: str) -> str:
+    """One time, or a range of two."""
+    return rf"[-+@]?\s*(?:{time})(?:{_TO}(?:{time}))*"
+
+
+_STAMP = re.compile(
+    rf"[ \t]*(?:[\[［【<〈{{]\s*{_times(f'{_CLOCK}|{_SECONDS}')}\s*[\]］】>〉}}]"
+    rf"|[(（]\s*{_times(_STRICT_CLOCK)}\s*[)）])[ \t]*"
+)
+_BARE_STAMP = re.compile(rf"\s*({_STRICT_CLOCK}(?:{_TO}{_STRICT_CLOCK})*)(?:\s*[-–—|]+\s*|\s*:\s+|\s+|$)")
+_TAIL_STAMP = re.compile(rf"\s+[-–—|@]*\s*{_STRICT_CLOCK}\s*$")
+_CERTAIN = re.compile(r"\d[.,]\d{2,}|\d[:：]\d+[:：]\d")  # a fraction, or hours: no time of day in a song
+_CUE = re.compile(rf"\s*{_CLOCK}\s*(?:-+>|→)\s*{_CLOCK}\s*(.*)")
+_CUE_SETTING = re.compile(r"(?:(?:align|position|line|size|vertical|region|[XY][12]):\S+\s*)+")
+_STYLE = re.compile(r"</?[ibuvc](?:[ .][^>]*)?>|</?font[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
+_SQUARE = re.compile(r"[\[［【]([^\[\]［］【】]*)[\]］】]")
+
+
+@dataclass
+class Sheet:
+    """Lyrics for the tokenizer, and in words what was changed. An empty text: nothing is left to sing."""
+
+    text: str
+    notes: list[str] = field(default_factory=list)
+
+
+def read_sheet(text: str) -> Sheet:
+    """`text` without time stamps and subtitle numbers, its parts marked as the model knows them.
+
+    Idempotent: what it returns is not changed again.
+    """
+    text, breaks = unescape_breaks(text)
+    notes = [r"\n written out, read as line breaks"] if breaks else []
+    lines = split_lines(text)
+    if any(_CUE.match(line) for line in lines):
+        lines, cues = _without_cues(lines)
+        notes.append(f"subtitles read, {cues} cue{'s' * (cues != 1)} without number and time")
+    lines, stamped = _without_stamps(lines)
+    if stamped:
+        notes.append(f"time stamps removed from {stamped} line{'s' * (stamped != 1)}")
+    marks = _Marks()
+    lines = [piece for line in lines for piece in marks.read(line)]
+    notes += marks.notes()
+    return Sheet("\n".join(line.rstrip() for line in lines).strip(), notes)
+
+
+def unescape_breaks(text: str) -> tuple[str, bool]:
+    r"""`text` with each written-out `\n` as a line break, and whether there was one."""
+    if "\\" not in text:
+        return text, False
+    text, found = _BREAK.subn("\n", text)
+    return text, found > 0
+
+
+def has_stamp(line: str) -> bool:
+    """Whether a line begins with a time stamp, holds one in square brackets, or times a subtitle."""
+    if _CUE.match(line):
+        return True
+    bare = _BARE_STAMP.match(line)
+    if bare and _CERTAIN.search(bare[1]):
+        return True
+    return any(not found.start() or found[0].strip()[0] in "[［【<" for found in _STAMP.finditer(line))
+
+
+def square_marks(line: str) -> Iterator[str]:
+    """The model's marks for what stands in square brackets in a line."""
+    return (mark for group in _SQUARE.finditer(line) if (mark := _square_mark(group)))
+
+
+def _without_cues(lines: list[str]) -> tuple[list[str], int]:
+    """Lines of SRT or WebVTT without numbers, times, styles and blank lines; and how many cues there were."""
+    out: list[str] = []
+    cues, header = 0, False
+    for line in lines:
+        stripped = line.strip("\ufeff \t")
+        if not stripped:
+            header = False
+        elif stripped.startswith("WEBVTT") and not cues:
+            header = True
+        elif cue := _CUE.match(stripped):
+            cues += 1
+            header = False
+            if out and out[-1].strip().isdigit():
+                out.pop()
+            rest = _CUE_SETTING.sub("", cue[1]).strip()
+            out += [rest] if rest else []
+        elif not header:
+            out.append(_STYLE.sub("", line))
+    return out, cues
+
+
+def _without_stamps(lines: list[str]) -> tuple[list[str], int]:
+    """Lines without time stamps, and in how many there were some.
+
+    A time without brackets is one where it has a fraction or hours, or where most lines have one in the same
+    place: "7:30 in the morning" is sung.
+    """
+    bare = [_STAMP.sub(_gap, line).strip() if _STAMP.search(line) else line for line in lines]
+    for pattern, place in ((_BARE_STAMP, re.Pattern.match), (_TAIL_STAMP, re.Pattern.search)):
+        found: Callable[..., re.Match[str] | None] = place
+        sung = [line for line in bare if line.strip() and mark_line(line) is None and not _SQUARE.match(line)]
+        usual = sum(found(pattern, line) is not None for line in sung)
+        everywhere = usual >= 2 and 2 * usual >= len(sung)
+        bare = [
+            line[: match.start()] + line[match.end() :]
+            if (match := found(pattern, line)) and (everywhere or _CERTAIN.search(match[0]))
+            else line
+            for line in bare
+        ]
+    return bare, sum(before.strip() != after.strip() for before, after in zip(lines, bare, strict=True))
+
+
+def _gap(stamp: re.Match[str]) -> str:
+    """A word stamp inside a word joins its parts."""
+    return " " if stamp[0] != stamp[0].strip() else ""
+
+
+def _square_mark(group: re.Match[str]) -> str | None:
+    if is_lrc_tag(group[0]) or language_tag_of(group[0]) is not None:
+        return None
+    return known_mark(group[1])
+
+
+class _Marks:
+    """Reads line by line, and remembers what became of the marks."""
+
+    def __init__(self) -> None:
+        self.changed: Counter[str] = Counter()
+        self.moved: Counter[str] = Counter()
+        self.unknown: Counter[str] = Counter()
+
+    def notes(self) -> list[str]:
+        """What was changed, in words."""
+        kinds = (
+            ("marks: ", self.changed),
+            ("marks put on a line of their own: ", self.moved),
+            ("no mark of the model, so its words are read: ", self.unknown),
+        )
+        return [label + _listed(counts) for label, counts in kinds if counts]
+
+    def read(self, line: str) -> list[str]:
+        """The line with the model's marks, each on a line of its own."""
+        if not line.strip():
+            return [line]
+        groups = [(group, mark) for group in _SQUARE.finditer(line) if (mark := _square_mark(group))]
+        if not groups:
+            if (found := mark_line(line)) is not None:
+                return self._bare(line, *found)
+            self._doubt(line)
+            return [line]
+        out: list[str] = []
+        at = 0
+        for group, mark in groups:
+            out += self._words(line[at : group.start()], bool(at))
+            written = group[0]
+            if written.lower() != f"[{mark}]":  # the tokenizer reads capitals as small letters
+                self.changed[f"{written} → [{mark}]"] += 1
+                written = f"[{mark}]"
+            elif line.strip() != written and len(groups) + len(line.split()) > 2:
+                self.moved[written] += 1
+            out.append(written)
+            at = group.end()
+        return out + self._words(line[at:], True)
+
+    def _bare(self, line: str, mark: str, rest: str) -> list[str]:
+        written = line.strip() if not rest else line.strip().removesuffix(rest).strip() or line.strip()
+        self.changed[f"{written} → [{mark}]"] += 1
+        return [f"[{mark}]", *self._words(rest, True)]
+
+    def _words(self, text: str, after: bool) -> list[str]:
+        """What stands beside a mark; `after` it, a number or an "x2" belongs to the mark."""
+        text = text.strip()
+        if after:
+            text = text.lstrip(":：-–— ").strip()
+            if is_counter(text):
+                self.changed[f"{text} left out"] += 1
+                return []
+        self._doubt(text)
+        return [text] if text else []
+
+    def _doubt(self, line: str) -> None:
+        """Remember what looks like a mark and is none: a bracket that begins a line."""
+        group = _SQUARE.match(line.strip())
+        if group and not is_lrc_tag(group[0]) and language_tag_of(group[0]) is None:
+            self.unknown[group[0]] += 1
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{what} ({count}×)" if count > 1 else what for what, count in counts.items())

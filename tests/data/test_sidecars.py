@@ -1,0 +1,239 @@
+"""Other programs' metadata beside songs is never trained on as a caption, and costs only its own song."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from acestep_mlx.data.manifest import Manifest
+from acestep_mlx.data.sidecars import looks_like
+
+from .songs import manifest, song
+
+# What other programs write into NAME.txt → a part of what it is said to look like.
+FOREIGN = {
+    "ai-toolkit": ("<CAPTION>\nslow jazz\n</CAPTION>\n<LYRICS>la la</LYRICS>\n<BPM>90</BPM>", "ai-toolkit"),
+    "ai-toolkit in small letters": ("<caption>slow jazz</caption>", "ai-toolkit"),
+    "ai-toolkit, never closed": ("<CAPTION>slow jazz", "ai-toolkit"),
+    "Side-Step": (
+        "caption: slow jazz\ngenre:\nbpm: 90\nkey: C major\nsignature: 4\nis_instrumental: false\n"
+        "lyrics:\n[verse]\nla la",
+        "Side-Step",
+    ),
+    "HOT-Step": ("Caption: slow jazz\r\ntag_position: prepend\r\n", "HOT-Step"),
+    "Side-Step, only numbers": ("bpm: 120\nkeyscale: F# minor", "Side-Step"),
+    "Side-Step after a plain line": ("slow jazz\ntempo: 90\n", "Side-Step"),
+    "musubi": ('{"caption": "slow jazz", "lyrics": "la", "bpm": 90}', "JSON"),
+    "musubi over lines": ('\n{\n  "caption": "slow jazz",\n  "bpm": 90\n}\n', "JSON"),
+    "JSON cut short": ('{"caption": "slow jazz", "ly', "JSON"),
+    "a JSON list": ('[{"caption": "slow jazz"}]', "JSON"),
+    "JSON of words": ('["slow", "jazz"]', "JSON"),
+    "YAML": ("---\ntitle: x\n", "YAML"),
+    "TOML": ('caption = "slow jazz"\n', "Side-Step"),
+    "XML": ('<?xml version="1.0"?>\n<song><title>x</title></song>', "XML"),
+    "lyrics of ACE-Step 1.5": ("[Verse 1]\nla la\n\n[Chorus]\noh oh", "structure marks ([Verse 1])"),
+    "instrumental": ("[Instrumental]", "structure marks"),
+    "marks in round brackets": ("la la\n(Chorus)\noh oh", "structure marks ((Chorus))"),
+    "marks with a colon": ("Verse 1:\nla la", "structure marks"),
+    "marks inside a line": ("[verse] la la [chorus] oh", "structure marks"),
+    "written-out line ends": ("[verse]\\nla la", "structure marks"),
+    "LRC": ("[ti:x]\n[00:12.00]la la\n[00:15.00]oh", "time stamps"),
+    "hours": ("[01:02:03] la la", "time stamps"),
+    "SRT": ("1\n00:00:01,000 --> 00:00:04,000\nla la", "time stamps"),
+    "times in round brackets": ("(0:12) la la\n(0:15) oh", "time stamps"),
+}
+PLAIN = (
+    "slow jazz\nlate at night, piano\n",
+    "pop, 120 BPM, key: C major, female voice",
+    "Mood: calm. A piano ballad (live at 7:30 in the morning)",
+    "a song with verse, chorus and bridge",
+    "lo-fi <my-style> beat, 4/4",
+    "[pop], [rock] and {metal}",
+    "the drop comes at 1:20",
+    "cool & warm <3",
+    "“quoted”, 'words'",
+)
+
+
+def reasons(found: Manifest) -> dict[str, str]:
+    return {name.removeprefix("set/"): reason for name, reason in found.skipped}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_text_is_no_caption(name: str, tmp_path: Path) -> None:
+    text, part = FOREIGN[name]
+    song(tmp_path / "songs", "ours", caption="pop")
+    song(tmp_path / "songs", "theirs", caption=text)
+    for options in ({}, {"disable_multiline_split": True}):
+        found = manifest(tmp_path, dict(options))
+        assert [s.captions for s in found.samples] == [("pop",)]
+        reason = reasons(found)["theirs.wav"]
+        assert "theirs.txt looks like" in reason and part in reason and "\n" not in reason
+    assert "skipped: 1" in "\n".join(found.report.lines())
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_plain_lines_stay_captions(text: str, tmp_path: Path) -> None:
+    assert looks_like(text) is None
+    song(tmp_path / "songs", "a", caption=text)
+    (sample,) = manifest(tmp_path).samples
+    assert sample.captions == tuple(line for line in text.split("\n") if line)
+
+
+def test_a_long_plain_file_is_variants(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", caption="\n".join(f"caption number {n}" for n in range(12)))
+    assert len(manifest(tmp_path).samples[0].captions) == 12
+
+
+def test_foreign_text_does_not_matter_where_it_is_no_caption(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", caption=FOREIGN["Side-Step"][0])
+    for entry in (
+        {"caption_strategy": "filename"},
+        {"instance_prompt": "zyx", "only_instance_prompt": True},
+        {"instance_prompt": "zyx", "caption_strategy": "instanceprompt"},
+    ):
+        assert len(manifest(tmp_path, entry).samples) == 1
+
+
+# ── files beside songs ───────────────────────────────────────────────────────────────────────────────
+BESIDE = {
+    "a.json": json.dumps({"caption": "jazz", "bpm": 90}),
+    "a.caption.txt": "jazz",
+    "a.caption": "jazz",
+    "a.yaml": "caption: jazz",
+    "dataset.json": json.dumps(
+        {"metadata": {}, "samples": [{"audio_path": "C:\\x\\a.wav", "caption": "jazz"}]}
+    ),
+    "list.json": json.dumps([{"filename": "a.wav", "caption": "jazz"}]),
+    "metadata.jsonl": json.dumps({"file_name": "songs/a.wav", "text": "jazz"}) + "\n",
+    "captions.csv": "File,Caption,BPM\na.wav,jazz,90\n",
+    "captions.tsv": "filename\tcaption\na\tjazz\n",
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_song_described_elsewhere_is_left_out(name: str, tmp_path: Path) -> None:
+    songs = tmp_path / "songs"
+    song(songs, "a", caption=None)
+    song(songs, "b", caption="pop")
+    song(songs, "c", caption=None)
+    (songs / name).write_text(BESIDE[name], encoding="utf-8")
+    found = manifest(tmp_path)
+    assert [s.id for s in found.samples] == ["set/b.wav", "set/c.wav"]
+    reason = reasons(found)["a.wav"]
+    assert name in reason and "looks like" in reason and "a.txt" in reason
+    assert found.report.sets[0].no_caption == ["c.wav"], "nothing describes it, so it simply has none"
+
+
+def test_a_list_of_songs_in_a_folder_above(tmp_path: Path) -> None:
+    song(tmp_path / "songs" / "album", "a", caption=None)
+    song(tmp_path / "songs", "b")
+    rows = {"samples": [{"audio_path": "album/a.wav", "caption": "jazz"}]}
+    (tmp_path / "songs" / "dataset.json").write_text(json.dumps(rows))
+    assert "dataset.json looks like" in reasons(manifest(tmp_path))["album/a.wav"]
+
+
+def test_a_dataset_json_that_cannot_be_understood_costs_songs_without_captions(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", caption=None)
+    song(tmp_path / "songs", "b")
+    (tmp_path / "songs" / "dataset.json").write_text("{")
+    found = manifest(tmp_path)
+    assert [s.id for s in found.samples] == ["set/b.wav"] and "dataset.json" in reasons(found)["a.wav"]
+
+
+def test_ones_own_caption_is_used_and_the_rest_is_named(tmp_path: Path) -> None:
+    songs = tmp_path / "songs"
+    song(songs, "a", caption="mine")
+    (songs / "a.json").write_text(BESIDE["a.json"])
+    found = manifest(tmp_path)
+    assert found.samples[0].captions == ("mine",)
+    ((name, note),) = found.report.sets[0].notes
+    assert name == "a.wav" and note.startswith("a.json looks like") and "not read" in note
+
+
+def test_beside_a_caption_txt_the_txt_is_lyrics(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", caption="hello there\nmy old friend")
+    song(tmp_path / "songs", "b")
+    (tmp_path / "songs" / "a.caption.txt").write_text("jazz")
+    assert "a.caption.txt looks like" in reasons(manifest(tmp_path))["a.wav"]
+
+
+def test_other_files_in_the_folder_do_not_matter(tmp_path: Path) -> None:
+    songs = tmp_path / "songs"
+    song(songs, "a", caption=None)
+    (songs / "config.json").write_text('{"model_family": "ace_step"}')
+    (songs / "multidatabackend.json").write_text('[{"id": "x", "instance_data_dir": "songs"}]')
+    (songs / "prices.csv").write_text("file,price\na.wav,3\n")
+    (songs / "b.json").write_text('{"caption": "of another song"}')
+    assert manifest(tmp_path).report.sets[0].no_caption == ["a.wav"]
+
+
+def test_a_configured_list_is_the_users_own(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", caption=None)
+    (tmp_path / "songs" / "list.csv").write_text('file,caption\na.wav,"Genre: rock, key: C"\n')
+    found = manifest(tmp_path, {"csv_file": "list.csv", "caption_strategy": "csv"})
+    assert found.samples[0].captions == ("Genre: rock, key: C",)
+    (tmp_path / "songs" / "list.csv").write_text('file,caption\na.wav,"[verse] la la"\n')
+    song(tmp_path / "songs", "b")
+    (tmp_path / "songs" / "list.csv").open("a").write("b.wav,pop\n")
+    found = manifest(tmp_path, {"csv_file": "list.csv", "caption_strategy": "csv"})
+    assert "structure marks" in reasons(found)["a.wav"] and len(found.samples) == 1
+
+
+# ── lyrics ───────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    "name", ["a.lyrics", "a_lyrics.txt", "a.lyrics.txt", "a.lrc", "a.srt", "a.LRC", "a.Lyrics"]
+)
+def test_lyrics_are_found_under_every_usual_name(name: str, tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a")
+    (tmp_path / "songs" / name).write_text("[00:01.00]la la\n[00:02.00]oh")
+    assert manifest(tmp_path).samples[0].lyrics == "la la\noh"
+
+
+@pytest.mark.parametrize("name", ["ai-toolkit", "Side-Step", "musubi", "JSON cut short"])
+def test_metadata_is_not_sung(name: str, tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", lyrics=FOREIGN[name][0])
+    song(tmp_path / "songs", "b", lyrics="Key: to my heart\nla la")
+    found = manifest(tmp_path)
+    assert [s.id for s in found.samples] == ["set/b.wav"]
+    assert "a.lyrics looks like" in reasons(found)["a.wav"]
+
+
+def test_the_report_says_what_was_changed_in_lyrics(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", lyrics="[00:01.00][Verse 1]\n[00:02.00]la la\n(Chorus)\noh")
+    song(tmp_path / "songs", "b", lyrics="[verse]\nla la")
+    found = manifest(tmp_path)
+    assert [s.lyrics for s in found.samples] == ["[verse]\nla la\n[chorus]\noh", "[verse]\nla la"]
+    text = "\n".join(found.report.lines())
+    assert "a.wav: lyrics: time stamps removed from 2 lines" in text
+    assert "a.wav: lyrics: marks: [Verse 1] → [verse], (Chorus) → [chorus]" in text
+    assert any(text.startswith("lyrics of 1 of 2 songs") for text, _ in found.report.remarks())
+
+
+def test_lyrics_of_a_list(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a")
+    (tmp_path / "songs" / "list.csv").write_text(
+        "file,caption,lyrics\na.wav,pop\\nrock,[Verse 1]\\nla la\\n\\n[Chorus]\\noh\n"
+    )
+    found = manifest(tmp_path, {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"})
+    (sample,) = found.samples
+    assert sample.lyrics == "[verse]\nla la\n\n[Chorus]\noh" and sample.captions == ("pop", "rock")
+
+
+def test_lyrics_of_nothing_but_time_stamps_are_none(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", lyrics="[00:01.00]\n[00:02.00]\n")
+    found = manifest(tmp_path)
+    assert found.samples[0].lyrics is None and found.report.sets[0].no_lyrics == ["a.wav"]
+
+
+def test_hugging_face_captions_are_checked_too(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    from .test_huggingface import parquet, read, wav
+
+    cells = [{"bytes": wav(300 + i), "path": f"{i}.wav"} for i in range(3)]
+    texts = ["pop", "[verse]\nla la", '{"caption": "jazz"}']
+    found = read(tmp_path, parquet(tmp_path / "set", cells, text=texts))
+    assert [s.captions for s in found.samples] == [("pop",)]
+    assert "structure marks" in reasons(found)["1.wav"] and "JSON" in reasons(found)["2.wav"]
