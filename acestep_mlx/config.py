@@ -17,6 +17,7 @@ from .foreign_options import IGNORED_PREFIXES
 from .names import as_stored
 from .options import ALIASES, OPTIMIZER_CONFIG, OPTIONS, PRECISION_BITS, SUPPORTED, Option
 from .values import is_off, kind_of, parse_value, read_json, show
+from .words import without_secrets
 
 __all__ = ["ALIASES", "OPTIONS", "Option", "TrainConfig", "load_config", "parse_value", "read_json"]
 
@@ -70,8 +71,11 @@ class TrainConfig:
         return self._origins.get(name, "default")
 
     def to_dict(self) -> dict[str, Any]:
-        """Supported options with their resolved values; plain JSON types. `load_config` accepts it again."""
-        return {name: self._values[name] for name in SUPPORTED}
+        """Supported options with their resolved values; plain JSON types. `load_config` accepts it again.
+
+        This is what checkpoints, reports and trackers get, so access tokens are left out.
+        """
+        return {name: without_secrets(self._values[name]) for name in SUPPORTED}
 
     def replace(self, **changes: Any) -> TrainConfig:
         """The same configuration with some options changed (checked like any other value)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
@@ -30,8 +32,20 @@ def listed(items: Sequence[str], limit: int = 3, between: str = "; ") -> str:
     return between.join(items[:limit]) + (f" … and {more:,} more" if more > 0 else "")
 
 
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+(?=@)")
+
+
+def without_secrets(value: Any) -> Any:
+    """A text, or the texts in lists and objects, with access tokens and passwords in URLs made unreadable."""
+    if isinstance(value, str):
+        return _SECRET.sub("…", value)
+    if isinstance(value, Mapping):
+        return {key: without_secrets(entry) for key, entry in value.items()}
+    return [without_secrets(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
 def brief(text: object, width: int = 160) -> str:
     """A foreign text (another library's error) in one line of at most `width` characters, whole words."""
-    line = " ".join(str(text).split())
+    line = without_secrets(" ".join(str(text).split()))
     # a single word that is too long for it would vanish altogether
     return textwrap.shorten(line, width, placeholder=" …") if " " in line[:width] else line[:width]

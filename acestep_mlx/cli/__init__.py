@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
             click.echo(line, err=True)
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {without_secrets(str(error))}", err=True)
         sys.exit(1)
     except click.ClickException as error:
         error.show()
