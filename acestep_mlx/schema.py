@@ -36,21 +36,22 @@ def show(value: Any, width: int = 60) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**width:
         return "a number of many digits"
     try:
-        text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
+        plain = isinstance(value, (str, float))
+        text = ascii(value) if plain else json.dumps(value, default=str)
     except (TypeError, ValueError, RecursionError):
         text = ascii(type(value).__name__)
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _wrong(where: str, wanted: str, got: Any) -> Mismatch:
     return Mismatch(f"{where} must be {wanted}, got {show(got)}")
 
 
-def _span(low: float, high: float) -> str:
+def _span(low: float, high: float, unit: str = "") -> str:
     def plain(n: float) -> str:
         return str(n) if isinstance(n, int) else f"{n:g}"
 
-    return f"between {plain(low)} and {plain(high)}"
+    return f"between {plain(low)} and {plain(high)}{unit and ' ' + unit}"
 
 
 def whole(low: int = 0, high: int = MAX_WHOLE) -> Check:
@@ -68,14 +69,14 @@ def whole(low: int = 0, high: int = MAX_WHOLE) -> Check:
     return check
 
 
-def number(low: float = -1e300, high: float = 1e300) -> Check:
-    """A finite number of `low` to `high`; returned as it is, int or float."""
+def number(low: float = -1e300, high: float = 1e300, unit: str = "") -> Check:
+    """A finite number of `low` to `high`; returned as it is, int or float. unit: for the message."""
 
     def check(value: Any, where: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise _wrong(where, "a number", value)
         if (isinstance(value, float) and not math.isfinite(value)) or not low <= value <= high:
-            raise _wrong(where, _span(low, high), value)
+            raise _wrong(where, _span(low, high, unit), value)
         return value
 
     return check
@@ -100,8 +101,16 @@ def text(value: Any, where: str) -> str:
 
 
 def path_text(value: Any, where: str) -> str:
-    """Text that can be a path: not empty, without NUL."""
-    if not text(value, where).strip() or "\0" in value:
+    """Text that can be a path: not empty, without NUL, its names no longer than a file system has them.
+
+    A name whose bytes are not UTF-8 may be one, as Python spells it (`\\udcff`).
+    """
+    try:
+        data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
+    except UnicodeEncodeError:
+        data = b""
+    long = len(data) > 4095 or any(len(name) > 255 for name in data.split(b"/"))
+    if not data.strip() or b"\0" in data or long:
         raise _wrong(where, "a path", value)
     return str(value)
 

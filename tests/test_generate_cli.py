@@ -235,3 +235,103 @@ def test_what_was_changed_in_the_lyrics_is_said_first(run: Run, tmp_path: Path, 
     assert err.index("marks:") < err.index("denoising")
     stored = json.loads(Path("b.json").read_text())["acestep_mlx"]["request"]
     assert stored[flag[2:].replace("-", "_")] == written, "what was asked for is what is repeated"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("3:30", 210),
+        ("0:01.5", 1.5),
+        ("1:02:03", 3723),
+        ("90", 90),
+        ("90s", 90),
+        ("12.5", 12.5),
+        (" 2:00 ", 120),
+    ],
+)
+def test_lengths_as_people_write_them(text: str, seconds: float) -> None:
+    from acestep_mlx.cli.generate import Seconds
+
+    assert Seconds().convert(text, None, None) == seconds
+
+
+LENGTHS = ["--duration", "--repaint-start", "--repaint-end", "--extend-left", "--extend-right"]
+
+
+@pytest.mark.parametrize("flag", LENGTHS)
+@pytest.mark.parametrize("text", ["3:75", "1:2:3:4", "3.30.1", ":30", "3m", "", "-1:00"])
+def test_a_length_that_is_none(flag: str, text: str, run: Run) -> None:
+    code, _, err = run(flag, text)
+    assert code == 2 and "write seconds (210) or minutes (3:30)" in err
+
+
+def test_a_clocks_length_makes_such_a_song(run: Run) -> None:
+    assert run("--duration", "0:02", "-o", "a.wav")[0] == 0
+    assert abs(soundfile.info("a.wav").duration - 2) < 0.1
+
+
+def test_a_name_without_a_suffix(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("--batch", "2", "--seed", "5", "-o", "name")
+    assert code == 0, err
+    assert {p.name for p in tmp_path.glob("*.wav")} == {"name-5.wav", "name-6.wav"} and "name-5.wav" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["repaint", "--repaint-end", "0.5"],
+            "--duration changes nothing: repaint has the length of its source",
+        ),
+        (["audio2audio"], "--duration changes nothing: audio2audio has the length of its source"),
+        (
+            ["extend", "--extend-right", "1", "--edit-end", "0.5"],
+            "--edit-end changes nothing: extend does not",
+        ),
+    ],
+)
+def test_a_flag_that_changes_nothing_is_named(flags: list[str], words: str, run: Run) -> None:
+    assert run("-o", "a.wav")[0] == 0
+    code, _, err = run("--task", *flags, "--source", "a.wav", "-o", "b.wav")
+    assert code == 0 and f"note: {words}" in err, err
+
+
+def test_every_error_begins_the_same_way(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--steps", "two"], ["--nope"], ["--steps", "0"], ["--batch", "2", "--seed", "1,2"]):
+        code, _, err = run(*flags)
+        assert code and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    for arguments in (["nope"], ["train"], ["--nope"], ["export", "--format", "x", "y"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        err = capfd.readouterr().err
+        assert stop.value.code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1, err
+
+
+NAMED = ["--prompt", "--lyrics", "--output", "--source", "--lora", "--model", "--from-json"]
+
+
+@pytest.mark.parametrize("flag", NAMED)
+def test_bytes_that_are_not_utf8_in_an_argument(flag: str, run: Run, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run(flag, "caf\udce9.wav")
+    assert (
+        code == 2
+        and not out
+        and err == ("error: the argument caf\\xe9.wav is not UTF-8; rename the file, or write it anew\n")
+    )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_whose_name_is_not_utf8(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "caf\udce9"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    monkeypatch.chdir(folder)
+    code, _, err = run("-o", "a.wav", "--seed", "3")
+    assert code == 0, err
+    code, _, err = run("--task", "audio2audio", "--source", "a.wav", "-o", "b.wav")
+    assert code == 0, err
+    code, _, err = run("--from-json", "a.json", "-o", "c.wav", base=False)
+    assert code == 0 and (folder / "c.wav").read_bytes() == (folder / "a.wav").read_bytes(), err

@@ -40,7 +40,8 @@ def test_texts() -> None:
     assert schema.text("Ü 🎵", "") == "Ü 🎵"
     for value in (None, 3, ["x"], "\ud800", "a\udcff"):
         refused(schema.text, value)
-    for value in ("", "  ", "a\0b"):
+    assert schema.path_text("caf\udce9", "") == "caf\udce9", "a byte that is not UTF-8"
+    for value in ("", "  ", "a\0b", "\ud800", 3, None, "x" * 256, "x/" * 3000):
         refused(schema.path_text, value)
     check = schema.choice("a", 1, None)
     assert check("a", "") == "a" and check(None, "") is None

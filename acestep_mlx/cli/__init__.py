@@ -48,11 +48,31 @@ def cli(debug: bool) -> None:
     """Train LoRAs for the ACE-Step v1 3.5B music model on a Mac, and hear them."""
 
 
+def _show(error: click.ClickException) -> None:
+    """What click has found wrong with the arguments, as all our errors look."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help itself, from click 8.2 on
+        error.show()
+        return
+    context = getattr(error, "ctx", None)
+    hint = f" (see {context.command_path} --help)" if context is not None else ""
+    click.echo(f"error: {error.format_message()}{hint}", err=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments  # also after the command's name
     arguments = [a for a in arguments if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that is not UTF-8 is shown with its bytes
+            stream.reconfigure(errors="backslashreplace")
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            shown = argument.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            click.echo(
+                f"error: the argument {shown} is not UTF-8; rename the file, or write it anew", err=True
+            )
+            sys.exit(2)
     try:
         result = cli.main(arguments, prog_name="acestep-mlx", standalone_mode=False)
     except AceStepError as error:
@@ -63,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         click.echo(f"error: {without_secrets(str(error))}", err=True)
         sys.exit(1)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
@@ -13,6 +15,7 @@ import click
 
 from ..errors import ConfigError
 from ..sampling.request import Request
+from ..schema import show
 from .paths import NamedPath
 from .steps import StageBar
 
@@ -20,7 +23,25 @@ if TYPE_CHECKING:
     from ..pipeline import ACEStepPipeline
 
 NUMBERS = {"float": float, "int": int, "float | None": float}
+CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:\.\d*)?)")  # 3:30, 1:02:03.5
 COMMON = ("prompt", "lyrics", "duration", "steps", "guidance_scale", "seeds")  # at the top of --help
+
+
+class Seconds(click.ParamType):
+    """A length in seconds, or as a clock shows it: `210`, `210s`, `3:30`."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        clock = CLOCK.fullmatch(text)
+        if clock is not None:
+            hours, minutes, seconds = clock.groups()
+            return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
+        try:
+            return float(text.removesuffix("s"))
+        except ValueError:
+            self.fail(f"{show(value)} is not a length; write seconds (210) or minutes (3:30)", param, ctx)
 
 
 class Whole(click.ParamType):
@@ -36,11 +57,15 @@ class Whole(click.ParamType):
         try:
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers", param, ctx)
+            self.fail(f"{show(value)} is not a list of whole numbers", param, ctx)
+
+
+def _flag(name: str) -> str:
+    return "--" + {"seeds": "seed", "retake_seeds": "retake-seed"}.get(name, name.replace("_", "-"))
 
 
 def _option(name: str, kind: str, help: str, facts: Any, default: Any) -> Callable[..., Any]:
-    flag = "--" + {"seeds": "seed", "retake_seeds": "retake-seed"}.get(name, name.replace("_", "-"))
+    flag = _flag(name)
     if facts["choices"]:
         help += f" One of {', '.join(facts['choices'])}."
     if default not in (None, "", ()) and not isinstance(default, bool) and name != "seeds":
@@ -54,7 +79,8 @@ def _option(name: str, kind: str, help: str, facts: Any, default: Any) -> Callab
         )
     if kind.startswith("tuple"):
         return click.option(flag, name, type=Whole(), metavar="N[,N…]", help=help)
-    return click.option(flag, name, type=NUMBERS.get(kind, str), metavar=_metavar(kind, facts), help=help)
+    kinds: Any = Seconds() if facts["unit"] == "s" else NUMBERS.get(kind, str)
+    return click.option(flag, name, type=kinds, metavar=_metavar(kind, facts), help=help)
 
 
 def _metavar(kind: str, facts: Any) -> str:
@@ -144,7 +170,8 @@ def command(
     if given["prompt"] is None and from_json is None:
         raise click.UsageError("--prompt is needed: what the music is like (or --from-json to repeat a song)")
     earlier = records.read_record(from_json) if from_json else {}
-    request = _request(earlier.get("request", {}), given, batch)
+    where = f"from {from_json}" if from_json else ""
+    request = _request(earlier.get("request", {}), given, batch, where)
     sample_rate = sample_rate or earlier.get("sample_rate", 44100)
     if sample_rate not in records.RATES:
         raise ConfigError(f"--sample-rate must be 44100 or 48000, got {sample_rate}")
@@ -166,12 +193,15 @@ def command(
     for lora in pipe.loras:
         for line in lora.weights.left_out:
             click.echo(f"note: {lora.path}: {line}", err=True)
+    source = pipe.read_source(request)
     facts = _facts(pipe)
     _compare(earlier, facts)
+    for name, why in request.idle(name for name, value in given.items() if value is not None).items():
+        click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
     _remark(pipe, request)
     started = time.perf_counter()
     with StageBar() as bar:
-        songs = pipe.run(request, progress=bar)
+        songs = pipe.run(request, source_audio=source, progress=bar)
     seconds = round(time.perf_counter() - started, 2)
 
     for i, (file, song) in enumerate(zip(paths, songs, strict=True)):
@@ -186,16 +216,16 @@ def command(
         click.echo(f"{file} ({len(song) / 44100:.1f} s, seed {request.seeds[i]}{picture})")
 
 
-def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None) -> Request:
+def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None, where: str) -> Request:
     from ..pipeline import random_seed
 
     values = {**earlier, **{name: value for name, value in given.items() if value is not None}}
     if given["seeds"] is not None and given["retake_seeds"] is None:
         values.pop("retake_seeds", None)
     values.setdefault("seeds", (random_seed(),))
-    if values.get("source"):
-        values["source"] = str(Path(values["source"]).expanduser().resolve())
-    request = Request.from_dict(values)
+    request = Request.from_dict(values, where)
+    if request.source is not None:  # so that the song's record says it from everywhere
+        request = replace(request, source=os.path.realpath(Path(request.source).expanduser()))
     if batch is None:
         return request
     if not 1 <= batch <= 64:
@@ -228,9 +258,11 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
     """The model and the LoRAs, by path and by content."""
     from .. import __version__
     from ..lora.formats import find_file
+    from ..sampling.record import RECORD_VERSION
 
     folder = pipe.folder
     return {
+        "format_version": RECORD_VERSION,
         "version": __version__,
         "model": {
             "path": str(folder.path.resolve()),

@@ -13,13 +13,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, schema
 from ..atomic import temporary
 from ..audio import WRITABLE, resample, write_audio
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, NewerVersionError
 from .request import Request
 
 KEY = "acestep_mlx"
+RECORD_VERSION = 1  # of what is under it
 RATES = (44100, 48000)
 SOFTWARE = f"acestep-mlx {__version__}"
 MAX_RECORD_BYTES = 16 << 20  # of a JSON file or of a sound file's tags; ours have some kilobytes
@@ -43,11 +44,13 @@ def default_name(request: Request) -> str:
 def output_paths(output: str | Path | None, request: Request, suffix: str = ".wav") -> list[Path]:
     """One path for each seed. An output that is a folder (or none) gets names of its own.
 
-    Several songs, and names made here, carry the seed: `slow-jazz-7.wav`. Raises DataError for a suffix that
-    cannot be written.
+    Several songs, and names made here, carry the seed: `slow-jazz-7.wav`. A name without a suffix gets
+    `suffix`. Raises DataError for a suffix that cannot be written.
     """
     path = Path(output).expanduser() if output is not None else Path()
     named = output is not None and not path.is_dir() and not str(output).endswith(os.sep)
+    if named and not path.suffix:
+        path = path.with_name(path.name + suffix)
     if named and path.suffix.lower() not in WRITABLE:
         raise DataError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}")
     if named and len(request.seeds) == 1:
@@ -103,7 +106,8 @@ def write_song(
     }
     write_audio(path, samples, sample_rate, tags=tags)
     text = json.dumps({KEY: record, **facts}, ensure_ascii=False, indent=2)
-    write_beside(path, ".json", f"{text}\n".encode())
+    # a byte of a name that is not UTF-8 becomes `\\udcff`, which JSON has too
+    write_beside(path, ".json", f"{text}\n".encode(errors="backslashreplace"))
 
 
 def write_beside(path: Path, suffix: str, data: bytes) -> None:
@@ -119,20 +123,46 @@ def write_beside(path: Path, suffix: str, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+RECORD_SCHEMA = schema.record(
+    {"request": schema.record({})},
+    {
+        "version": schema.text,
+        "model": schema.record({}, {"path": schema.path_text, "fingerprints": schema.table(schema.text)}),
+        "loras": schema.items(
+            schema.record(
+                {"path": schema.path_text, "scale": schema.number(-100, 100)}, {"sha256": schema.text}
+            ),
+        ),
+        "sample_rate": schema.choice(*RATES),
+    },
+)
+
+
 def read_record(path: str | Path) -> dict[str, Any]:
     """The record of a song, from its JSON or from the tags of the sound file itself.
 
-    Raises DataError when there is none in it.
+    Raises DataError when there is none in it, or when it is damaged; NewerVersionError for one that only a
+    newer version understands. `request` is checked by `Request.from_dict`.
     """
     path = Path(path).expanduser()
     try:
-        record = json.loads(_text(path))[KEY]
-        if not (isinstance(record, dict) and isinstance(record["request"], dict) and _describes(record)):
-            raise TypeError
+        content = schema.parse_json(_text(path))
+        record = content[KEY] if isinstance(content, dict) else None
+        if not isinstance(record, dict):
+            raise ValueError
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{path} does not say how a song was made (no {KEY!r} request in it)") from None
+    except (ValueError, KeyError) as error:
+        why = f"not JSON: {error}" if error.args and isinstance(error, ValueError) else f"no {KEY!r} in it"
+        raise DataError(f"{path} does not say how a song was made ({why})") from None
+    try:
+        schema.check_version(record.get("format_version", 1), RECORD_VERSION, "the song's record")
+        record = {k: v for k, v in record.items() if v is not None}
+        RECORD_SCHEMA(record, "")
+    except NewerVersionError as error:
+        raise NewerVersionError(f"{path}: {error}") from None
+    except schema.Mismatch as error:
+        raise DataError(f"{path} does not say how a song was made: {error}") from None
     return record
 
 
@@ -150,22 +180,11 @@ def made_here(path: Path) -> bool:
         return False
 
 
-def _describes(record: Mapping[str, Any]) -> bool:
-    """Whether what is said of the model and the LoRAs, if anything, has the form that is written here."""
-    loras = record.get("loras") or []
-    return (
-        isinstance(record.get("model") or {}, dict)
-        and isinstance(loras, list)
-        and all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in loras)
-        and all(type(one.get("scale")) in (int, float) for one in loras)
-    )
-
-
 def _text(path: Path) -> str:
     """The JSON in a file or in a sound file's tags; ValueError where it is far too long to be ours."""
     if path.suffix.lower() in WRITABLE:
         return _comment(path)
-    with path.open("rb") as file:
+    with schema.open_file(path) as file:
         data = file.read(MAX_RECORD_BYTES + 1)
     if len(data) > MAX_RECORD_BYTES:
         raise ValueError
@@ -176,7 +195,8 @@ def _comment(path: Path) -> str:
     import soundfile
 
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        what = "not a file" if path.exists() else "no such file"
+        raise DataError(f"{path}: {what}")
     if path.suffix.lower() == ".wav":  # libsndfile does not read back comments above 2 KB
         with path.open("rb") as sound:
             return _wav_comment(sound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from acestep_mlx.errors import ConfigError, nearest
+from acestep_mlx.schema import show
 
 LANGUAGES = {
     "ar": "Arabic",
@@ -47,7 +48,7 @@ def language_code(name: str, where: str = "lyrics language") -> str:
             return code
     known = ", ".join(LANGUAGES)
     hint = nearest(key, [*LANGUAGES.values(), *_BY_NAME])
-    raise ConfigError(f"{where} {name!r} is not one the model sings{hint} (known: {known})")
+    raise ConfigError(f"{where} {show(name)} is not one the model sings{hint} (known: {known})")
 
 
 def forced_language(language: str | None, where: str = "lyrics language") -> str | None:

@@ -60,8 +60,8 @@ def test_names(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="suffix must be one of"):
         r.output_paths("x.aac", request)
-    with pytest.raises(DataError, match="suffix"):
-        r.output_paths("x", request)
+    assert [p.name for p in r.output_paths("a/x", request)] == ["x-7.wav", "x-9.wav"]
+    assert r.output_paths("x", Request(seeds=(7,)), ".flac") == [Path("x.flac")]
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
