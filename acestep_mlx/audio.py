@@ -140,7 +140,7 @@ def _by_soundfile(path: Path) -> AudioInfo:
     import soundfile
 
     try:
-        found = soundfile.info(str(path))
+        found = soundfile.info(os.fsencode(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
         if ffmpeg.available():
@@ -277,7 +277,7 @@ def write_audio(
     partial = temporary(path)
     try:
         with soundfile.SoundFile(
-            str(partial), "w", int(sample_rate), samples.shape[1], format=form, subtype=encoding
+            os.fsencode(partial), "w", int(sample_rate), samples.shape[1], format=form, subtype=encoding
         ) as file:
             for tag, text in (tags or {}).items():
                 setattr(file, tag, text)
@@ -374,7 +374,7 @@ def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             if first:
                 file.seek(first)
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):

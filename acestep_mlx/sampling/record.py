@@ -201,7 +201,7 @@ def _comment(path: Path) -> str:
         with path.open("rb") as sound:
             return _wav_comment(sound)
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             return file.comment
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -162,7 +163,7 @@ def _spread(rows: Sequence[Row], count: int) -> list[Row]:
 def _card(row: Row) -> str:
     import soundfile
 
-    sound, rate = soundfile.read(row["path"], dtype="float32", always_2d=True)
+    sound, rate = soundfile.read(os.fsencode(row["path"]), dtype="float32", always_2d=True)
     title = f"Step {row['step']}" if row["with_lora"] else "Without LoRA"
     picture = ""
     if len(sound) > 4096:
