@@ -242,11 +242,11 @@ def _find(source: str) -> Path:
             )
         return path
     if kind == "env":
-        stem = Path(name).expanduser()
+        stem = as_stored(Path(name).expanduser())
         tried = [stem, Path("config") / stem] if stem.suffix == ".json" else []
         tried += [stem / "config.json", Path("config") / stem / "config.json"]
     else:
-        stem = Path(source).expanduser()
+        stem = as_stored(Path(source).expanduser())
         tried = [stem / "config.json"] if stem.is_dir() else [stem]
     for path in tried:
         if path.is_file():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from ..names import as_stored
 from ..sampling.request import Request
 from ..schema import show
 from .paths import NamedPath
@@ -225,7 +226,7 @@ def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None, 
     values.setdefault("seeds", (random_seed(),))
     request = Request.from_dict(values, where)
     if request.source is not None:  # so that the song's record says it from everywhere
-        request = replace(request, source=os.path.realpath(Path(request.source).expanduser()))
+        request = replace(request, source=os.path.realpath(as_stored(Path(request.source).expanduser())))
     if batch is None:
         return request
     if not 1 <= batch <= 64:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ..names import as_stored
+
 
 class NamedPath(click.Path):
     """A path that is not empty: `Path("")` would silently be the working directory.
@@ -27,4 +29,7 @@ class NamedPath(click.Path):
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 self.fail("the name is too long", param, ctx)
+        text = os.fspath(value)
+        if (stored := as_stored(Path(text))) != Path(text):
+            value = str(stored) + (os.sep if text.endswith(os.sep) else "")
         return super().convert(value, param, ctx)

@@ -23,6 +23,7 @@ import numpy as np
 from ..audio import SUFFIXES
 from ..config import TrainConfig
 from ..errors import ConfigError, DataError, nearest
+from ..text.sheet import unescape_breaks
 from ..words import brief
 from . import sidecars
 from .audio_facts import BytesAudio, FileAudio, hash_blocks
@@ -329,7 +330,7 @@ def _text(value: Any) -> str:
     """A cell as one line; lists of tags are joined by ", "; dictionaries are not captions by themselves."""
     if isinstance(value, (list, tuple)):
         return ", ".join(text for text in (_text(part) for part in value) if text)
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    return " ".join(unescape_breaks(value)[0].split()) if isinstance(value, str) else ""
 
 
 def _lyrics(value: Any) -> str | None:

@@ -206,7 +206,9 @@ class _Reader:
         else:
             names = tuple(template.format(stem=path.stem) for template in LYRICS_NAMES)
         for name in names:
-            file = self.folders.find(path.parent, name)
+            file = self.folders.find(path.parent, name) or self.folders.find(
+                path.parent, name.replace("\\", "/")
+            )
             if file is not None:
                 text = self._text(file, song)
                 sidecars.check_lyrics(text, shown(file.name))

@@ -125,6 +125,7 @@ def build_manifest(config: TrainConfig, progress: Progress | None = None) -> Man
         found = _songs(backend, config, own)
         songs = found.songs
         report = SetReport(backend.id, files=len(songs), interval=backend.interval, no_songs=found.left_out)
+        report.listed = backend.caption_strategy in ("csv", "huggingface")
         for song, facts in _chosen(backend, songs, index, looked_at):
             reason = song.problem or _reason(backend, facts)
             if reason is not None or facts is None:

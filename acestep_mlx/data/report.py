@@ -22,6 +22,7 @@ class SetReport:
 
     no_songs: sound files and folders that are nobody's songs (caches, packages). lyrics_changed: how many
     songs' lyrics were brought into the model's form. trigger: whether trigger words stand before captions.
+    listed: whether captions come from a list or a table rather than from files.
     """
 
     id: str
@@ -42,6 +43,7 @@ class SetReport:
     notes: Named = field(default_factory=list)
     lyrics_changed: int = 0
     trigger: bool = False
+    listed: bool = False
     buckets: Counter[int] = field(default_factory=Counter)
     lyrics: dict[str, str] = field(default_factory=dict)
     passes: float = 1.0
@@ -80,12 +82,14 @@ class SetReport:
         out: list[tuple[str, str]] = []
         songs = f"of {count(self.songs, 'song')} in {self.id}"
         if n := len(self.no_caption):
-            advice = "put a caption into NAME.txt beside NAME, or set instance_prompt"
+            where = "its column" if self.listed else "a file NAME.txt beside the song"
+            advice = f"put a caption into {where}, or set instance_prompt"
             have = "has" if n == 1 else "have"
             out.append((f"{n} {songs} {have} no caption ({listed(self.no_caption)}): {self.without_caption}; "
                         f"{advice}", "warning"))  # fmt: skip
         if n := len(self.no_lyrics):
-            advice = "put lyrics into NAME.lyrics, [inst] where nobody sings"
+            where = "their column" if self.listed else "a file NAME.lyrics beside the song"
+            advice = f"put lyrics into {where}, [inst] where nobody sings"
             have = "has" if n == 1 else "have"
             out.append((f"{n} {songs} {have} no lyrics ({listed(self.no_lyrics)}): {self.without_lyrics}; "
                         f"{advice}", "info"))  # fmt: skip

@@ -32,6 +32,7 @@ _FIELD = re.compile(
     |audio_path|raw_lyrics|formatted_lyrics)["'*]*\s*[:=]""",
     re.IGNORECASE | re.VERBOSE,
 )
+_ANY_FIELD = re.compile(r"(\w[\w -]{0,24})\s*[:=]\s*\S")
 _HEADERS = {"---", "+++"}
 
 #: endings of files in which other programs keep a song's caption → what such a file looks like
@@ -61,6 +62,8 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
         return "ai-toolkit's metadata (<CAPTION> …)"
     if _XML.match(text) or _ANY_PAIR.search(text):
         return "XML"
+    if text.lstrip().startswith("{\\rtf"):
+        return "rich text (RTF)"
     if _is_json(text):
         return "JSON metadata (musubi and others)"
     lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -69,6 +72,9 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
     field = next((found for line in lines if (found := _FIELD.match(line))), None)
     if field and not listed:
         return f"metadata of Side-Step or HOT-Step ({field[1]}: …)"
+    named = [found[1].lower() for line in lines if (found := _ANY_FIELD.match(line))]
+    if len(set(named)) == len(lines) > 2:
+        return f"metadata ({lines[0][:40]})"
     if any(has_stamp(line) for line in lines):
         return "lyrics with time stamps"
     mark = next((line for line in lines if any(square_marks(line)) or _is_mark(line)), None)
@@ -181,7 +187,8 @@ def _rows(text: str, suffix: str) -> list[Any]:
         if suffix == ".json":
             content = json.loads(text)
             if isinstance(content, dict):
-                content = next((content[k] for k in ("samples", "data", "songs") if k in content), [])
+                keyed = [{"path": k, **v} for k, v in content.items() if isinstance(v, dict)]
+                content = next((content[k] for k in ("samples", "data", "songs") if k in content), keyed)
             return content if isinstance(content, list) else []
         first = text.split("\n", 1)[0]
         return list(csv.DictReader(io.StringIO(text), delimiter=max(",;\t|", key=first.count)))

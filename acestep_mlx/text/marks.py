@@ -59,7 +59,8 @@ _BARE = ("verse", "chorus", "pre-chorus", "intro", "outro")
 _MOST_WORDS = 5
 _SEPARATOR = re.compile(r"[:：|,，;/+&(（\"“]|\s[-–—]+\s")
 _WORD = re.compile(r"[^\W\d_]+|\d+")
-_DECORATION = " \t*_#=~-–—•>"
+_LAST_BRACKET = re.compile(r"\s*([(（\[][^()（）\[\]]*[)）\]])\s*$")
+_DECORATION = " \t*_#=~|-–—•>"
 _COUNT = re.compile(r"[(\[{]?\s*(?:[x×*]\s*\d{1,2}|\d{1,2}\s*[x×]|\d|repeat(?:s|ed)?)\s*[)\]}]?")
 _TIME = re.compile(r"\d{1,3}(?:[:：]\d{1,3})+(?:[.,]\d+)?")
 
@@ -113,8 +114,9 @@ def mark_line(line: str) -> tuple[str, str] | None:
         spelled_out = inner[:1].isupper() or not rest
         return (mark, rest.lstrip(":：").strip()) if mark and spelled_out else None
     head, colon, rest = plain.replace("：", ":").partition(":")
+    head = _LAST_BRACKET.sub(lambda last: "" if is_counter(last[1]) else last[0], head)
     mark = known_mark(head, certain=True)
-    if mark is None or len(head.split()) > _MOST_WORDS:
+    if mark is None or _SEPARATOR.search(head):  # words that would be lost
         return None
     if colon or plain != bare or mark in _BARE:
         return mark, rest.strip(_DECORATION)

@@ -18,7 +18,10 @@ _BREAK = re.compile(r"(?:\\+r)?\\+n")
 # 1:02, 00:12.34, 00:12,34, 00:12:34, 01:02:03,456; outside square brackets seconds have two digits
 _CLOCK = r"\d{1,3}(?:[:：]\d{1,3}){1,3}(?:[.,．，]\d{1,6})?"
 _STRICT_CLOCK = r"\d{1,3}(?:[:：]\d{2}){1,3}(?:[.,．，]\d{1,6})?"
-_SECONDS = r"\d{1,5}[.,]\d{1,6}\s*s?|\d{1,5}\s*(?:s|sec|ms)"
+_SECONDS = (
+    r"\d{1,5}[.,]\d{1,6}\s*s?|\d{1,5}\s*(?:s|sec|ms)|\d{1,2}\.\d{2}\.\d{2,3}"
+    r"|(?:\d{1,2}\s*h\s*)?\d{1,3}\s*m(?:in)?\s*\d{1,2}(?:[.,]\d{1,6})?\s*s?"
+)
 _TO = r"\s*(?:-+>?|→|–|—|~|to|/|,|;)\s*"
 
 
@@ -37,6 +40,7 @@ _CERTAIN = re.compile(r"\d[.,]\d{2,}|\d[:：]\d+[:：]\d")  # a fraction, or hou
 _CUE = re.compile(rf"\s*{_CLOCK}\s*(?:-+>|→)\s*{_CLOCK}\s*(.*)")
 _CUE_SETTING = re.compile(r"(?:(?:align|position|line|size|vertical|region|[XY][12]):\S+\s*)+")
 _STYLE = re.compile(r"</?[ibuvc](?:[ .][^>]*)?>|</?font[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
+_DATA = re.compile(r"\[[A-Za-z#_]+\s*:.*\]")
 _SQUARE = re.compile(r"[\[［【]([^\[\]［］【】]*)[\]］】]")
 
 
@@ -62,6 +66,8 @@ def read_sheet(text: str) -> Sheet:
     lines, stamped = _without_stamps(lines)
     if stamped:
         notes.append(f"time stamps removed from {stamped} line{'s' * (stamped != 1)}")
+    lines, data = _without_data(lines, stamped > 0)
+    notes += [f"LRC data left out: {_listed(Counter(data))}"] if data else []
     marks = _Marks()
     lines = [piece for line in lines for piece in marks.read(line)]
     notes += marks.notes()
@@ -94,8 +100,9 @@ def square_marks(line: str) -> Iterator[str]:
 def _without_cues(lines: list[str]) -> tuple[list[str], int]:
     """Lines of SRT or WebVTT without numbers, times, styles and blank lines; and how many cues there were."""
     out: list[str] = []
-    cues, header = 0, False
+    cues, header, before = 0, False, ""
     for line in lines:
+        before, line_before = line, before
         stripped = line.strip("\ufeff \t")
         if not stripped:
             header = False
@@ -104,13 +111,30 @@ def _without_cues(lines: list[str]) -> tuple[list[str], int]:
         elif cue := _CUE.match(stripped):
             cues += 1
             header = False
-            if out and out[-1].strip().isdigit():
+            if out and line_before.strip().isdigit():  # the cue's number
                 out.pop()
             rest = _CUE_SETTING.sub("", cue[1]).strip()
             out += [rest] if rest else []
         elif not header:
             out.append(_STYLE.sub("", line))
     return out, cues
+
+
+def _without_data(lines: list[str], timed: bool) -> tuple[list[str], list[str]]:
+    """Lines without LRC's data (`[ar:Artist]`, any `[name:value]` where lyrics were timed), and the data."""
+    data = [line.strip() for line in lines]
+    data = [line for line in data if is_lrc_tag(line) or (timed and _is_data(line))]
+    return [line for line in lines if line.strip() not in data], data
+
+
+def _is_data(line: str) -> bool:
+    group = _SQUARE.fullmatch(line)
+    return (
+        group is not None
+        and _DATA.fullmatch(line) is not None
+        and _square_mark(group) is None
+        and language_tag_of(line) is None
+    )
 
 
 def _without_stamps(lines: list[str]) -> tuple[list[str], int]:

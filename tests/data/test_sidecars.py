@@ -32,6 +32,8 @@ FOREIGN = {
     "JSON of words": ('["slow", "jazz"]', "JSON"),
     "YAML": ("---\ntitle: x\n", "YAML"),
     "TOML": ('caption = "slow jazz"\n', "Side-Step"),
+    "any named fields": ("title: Night\nartist: Me\nmood: calm", "metadata (title: Night)"),
+    "rich text": (r"{\rtf1\ansi slow jazz}", "RTF"),
     "XML": ('<?xml version="1.0"?>\n<song><title>x</title></song>', "XML"),
     "lyrics of ACE-Step 1.5": ("[Verse 1]\nla la\n\n[Chorus]\noh oh", "structure marks ([Verse 1])"),
     "instrumental": ("[Instrumental]", "structure marks"),
@@ -108,6 +110,7 @@ BESIDE = {
     ),
     "list.json": json.dumps([{"filename": "a.wav", "caption": "jazz"}]),
     "metadata.jsonl": json.dumps({"file_name": "songs/a.wav", "text": "jazz"}) + "\n",
+    "meta_cap.json": json.dumps({"a.wav": {"caption": "jazz"}, "x": {"caption": "y"}}),
     "captions.csv": "File,Caption,BPM\na.wav,jazz,90\n",
     "captions.tsv": "filename\tcaption\na\tjazz\n",
 }

@@ -228,6 +228,16 @@ def test_composed_and_decomposed_names_meet_everywhere(on_disk: str, written: st
     assert (sample.captions, sample.lyrics) == (("pop",), "la la")
 
 
+def test_a_lyrics_format_with_backslashes(tmp_path: Path, songs: Path) -> None:
+    (songs / "words").mkdir()
+    (songs / "words" / "mine.txt").write_text("la la")
+    entry = {"audio": {"lyrics_filename_format": "words\\{stem}.txt"}}
+    assert manifest(tmp_path, entry).samples[0].lyrics == "la la"
+    (tmp_path / "out.txt").write_text("la la")
+    entry = {"audio": {"lyrics_filename_format": "..\\out.txt"}}
+    assert manifest(tmp_path, entry).samples[0].lyrics is None
+
+
 @pytest.mark.parametrize(("on_disk", "written"), FORMS)
 def test_lists_and_options_find_either_spelling(on_disk: str, written: str, tmp_path: Path) -> None:
     disk, user = (unicodedata.normalize(form, NAME) for form in (on_disk, written))
@@ -237,6 +247,24 @@ def test_lists_and_options_find_either_spelling(on_disk: str, written: str, tmp_
         entry = {"type": kind, "csv_file": f"{user}.csv", "caption_strategy": "csv"}
         assert [s.captions for s in manifest(tmp_path, entry).samples] == [("pop",)]
     assert as_stored(tmp_path / "songs" / user).exists()
+
+
+@pytest.mark.parametrize(("on_disk", "written"), FORMS)
+def test_commands_find_either_spelling(
+    on_disk: str, written: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from acestep_mlx.cli import main
+
+    disk, user = (unicodedata.normalize(form, NAME) for form in (on_disk, written))
+    song(tmp_path / disk / "songs", "a")
+    write(tmp_path / disk / f"{disk}.wav")
+    settings = {"data_backend_config": [{"id": "x", "instance_data_dir": str(tmp_path / user / "songs")}]}
+    (tmp_path / disk / f"{disk}.json").write_text(json.dumps(settings))
+    for path in ("songs", f"{user}.wav", f"{user}.json"):
+        with pytest.raises(SystemExit) as stop:
+            main(["info", str(tmp_path / user / path)])
+        out, err = capfd.readouterr()
+        assert not stop.value.code and out, err
 
 
 def test_the_exact_spelling_comes_first(tmp_path: Path) -> None:

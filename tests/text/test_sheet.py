@@ -43,6 +43,7 @@ def tokenizer() -> LyricTokenizer:
         "[12.34]Hello there\n[15.2s] again",
         "<00:12.34>Hel<00:12.50>lo <00:13.00>there\nagain",
         "{00:12} Hello there\nagain",
+        "[00.12.34] Hello there\n[1m02s] again",
         "00:12.34 Hello there\n00:15.00 again",
         "0:12 Hello there\n0:15 again",
         "0:12 - Hello there\n0:15 | again",
@@ -122,7 +123,8 @@ def test_every_known_mark_is_one_token_and_stays(tokenizer: LyricTokenizer) -> N
     [("(Chorus)", "chorus"), ("(verse 2)", "verse"), ("{Chorus}", "chorus"), ("<bridge>", "bridge"),
      ("（副歌）", "chorus"), ("【Chorus】", "chorus"), ("［Verse 1］", "verse"), ("Verse 2:", "verse"),
      ("Chorus", "chorus"), ("**Bridge**", "bridge"), ("## Intro", "intro"), ("--- Chorus ---", "chorus"),
-     ("CHORUS X2:", "chorus"), ("[Chorus] (x2)", "chorus"), ("[ verse ]", "verse")],
+     ("CHORUS X2:", "chorus"), ("Chorus (x2)", "chorus"), ("Verse 1 [x2]:", "verse"),
+     ("(Chorus) (2x)", "chorus"), ("[Chorus] (x2)", "chorus"), ("[ verse ]", "verse")],
 )  # fmt: skip
 def test_marks_without_square_brackets(line: str, mark: str) -> None:
     sheet = read_sheet(f"{line}\nla la")
@@ -132,7 +134,8 @@ def test_marks_without_square_brackets(line: str, mark: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["(yeah)", "(break)", "(the end)", "Bridge over troubled water", "Chorus girls dance", "Solo", "Hook",
-     "I need a hook (up)", "In the final verse", "(oh, the bridge)", "Start", "End", "Most"],
+     "Chorus, sing with me", "Intro - and then we go", "Chorus (of angels)", "I need a hook (up)",
+     "In the final verse", "(oh, the bridge)", "Start", "End", "Most"],
 )  # fmt: skip
 def test_what_is_sung_is_no_mark(line: str) -> None:
     assert mark_line(line) is None
@@ -147,11 +150,26 @@ def test_a_mark_stands_on_a_line_of_its_own() -> None:
 
 
 def test_marks_that_mean_nothing_to_the_model_stay_and_are_named() -> None:
-    sheet = read_sheet("[Spoken]\nhello\n[Female voice] la\n[in the end]\n[lang:ja]\n[ar: Me]")
-    assert sheet.text == "[Spoken]\nhello\n[Female voice] la\n[in the end]\n[lang:ja]\n[ar: Me]"
+    sheet = read_sheet("[Spoken]\nhello\n[Female voice] la\n[in the end]\n[lang:ja]\n永遠")
+    assert sheet.text == "[Spoken]\nhello\n[Female voice] la\n[in the end]\n[lang:ja]\n永遠"
     assert sheet.notes == [
         "no mark of the model, so its words are read: [Spoken], [Female voice], [in the end]"
     ]
+
+
+def test_data_of_lrc_is_left_out_and_named() -> None:
+    sheet = read_sheet(
+        "[ar: Me]\n[id: $1]\n[hash:ab]\n[00:01.00]la la\n[00:02.00][Chorus: Ann]\n[00:03.00]oh"
+    )
+    assert sheet.text == "la la\n[chorus]\noh"
+    assert "LRC data left out: [ar: Me], [id: $1], [hash:ab]" in sheet.notes
+    assert read_sheet("[ti: x]\n[ar: Me]").text == ""
+    assert read_sheet("[spoken: softly]\nla").text == "[spoken: softly]\nla", "without time stamps no LRC"
+
+
+def test_digits_in_subtitles_are_sung() -> None:
+    text = "00:01.000 --> 00:02.000\n1999\n\n00:03.000 --> 00:04.000\nparty"
+    assert read_sheet("WEBVTT\n\n" + text).text == "1999\nparty"
 
 
 def test_language_tags_stay_before_their_lines() -> None:
