@@ -40,7 +40,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/mypy acestep_mlx
 
 bench: $(VENV)/.test-installed
-	for name in train_step memory encode generate convert loop; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	for name in train_step memory encode generate convert loop lyrics; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,6 +21,18 @@ def require(program: str) -> str:
             pytest.fail(f"{program} is not installed, and CI must not skip this test")
         pytest.skip(f"{program} is not installed")
     return found
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`slow_after(n)`: the quick tier takes the first n cases of a parametrised test."""
+    cases: Counter[str] = Counter()
+    for item in items:
+        if (mark := item.get_closest_marker("slow_after")) is not None:
+            test = item.nodeid.partition("[")[0]
+            cases[test] += 1
+            if cases[test] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -95,21 +94,15 @@ def test_the_walls_are_seen() -> None:
     assert {"click", "acestep_mlx.errors", "acestep_mlx.demo"} <= names
 
 
-def test_help_is_quick_and_light() -> None:
+def test_help_is_light() -> None:
+    """What it takes is counted in modules: about 120 with click's."""
     code = (
         "import sys, acestep_mlx.cli as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'mlx', 'numpy', 'transformers', 'soundfile', 'mlx_lm'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "assert not heavy, heavy\n"
+        "assert len(sys.modules) < 160, sorted(sys.modules)"
     )
-    quickest = float("inf")
-    for _ in range(10):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        # Processor time: what the answer takes when nothing else runs beside it.
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        quickest = min(quickest, spent)
-    assert quickest < 0.2, f"acestep-mlx --help took {quickest:.2f} s"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

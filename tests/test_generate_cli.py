@@ -215,6 +215,7 @@ def test_a_prompt_is_needed(run: Run, tiny_model: Path) -> None:
     assert code == 2 and "--prompt is needed" in err
 
 
+@pytest.mark.slow
 def test_what_the_model_will_not_hear_is_said_first(run: Run, tmp_path: Path) -> None:
     (tmp_path / "long.lyrics").write_text("la la la\n" * 2000, encoding="utf-16")
     code, _, err = run("--lyrics-file", "long.lyrics", "--steps", "1")

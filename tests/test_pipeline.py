@@ -174,6 +174,7 @@ def test_repainting_everything_is_a_retake(pipe: ACEStepPipeline) -> None:
     assert np.array_equal(whole, retake)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("values", "frames"),
     [

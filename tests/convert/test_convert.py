@@ -112,6 +112,7 @@ def test_shards_and_weight_norm_spellings_give_the_same_model(tiny_checkpoint: P
     assert ModelFolder.open(tmp_path / "old").fingerprints == one
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("source_dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
 def test_dtypes(source_dtype: str, dtype: str | None, tmp_path: Path) -> None:
@@ -124,6 +125,7 @@ def test_dtypes(source_dtype: str, dtype: str | None, tmp_path: Path) -> None:
         assert {value.dtype for value in weights(folder.path, component).values()} == {wanted}
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize(
     ("bits", "group", "mode"),
     [(b, g, "affine") for b, g in AFFINE] + [(None, None, m) for m in ("mxfp4", "nvfp4", "mxfp8")],
@@ -197,6 +199,7 @@ def test_the_package_can_be_called(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert again(tiny_checkpoint, tmp_path / "b").path.is_dir()
 
 
+@pytest.mark.slow
 def test_memory_stays_small(tmp_path: Path) -> None:
     """A large matrix is converted in less memory than it has; in a process of its own."""
     from dataclasses import replace

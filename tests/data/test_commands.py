@@ -85,6 +85,7 @@ def test_dry_run(project: Path) -> None:
     assert "starts at step 0 with a new LoRA" in text
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [(["--init_lora=nosuch"], "nosuch"), (["--init_lora=other"], "other"),
@@ -111,6 +112,7 @@ def test_dry_run_refuses_what_training_refuses(arguments: list[str], part: str, 
     assert not list(project.rglob("*.cache"))
 
 
+@pytest.mark.slow
 def test_dry_run_of_a_pytorch_checkpoint_takes_its_own_size(project: Path, tiny_checkpoint: Path) -> None:
     done = run(
         project, "train", "config.json", "--dry-run", f"--pretrained_model_name_or_path={tiny_checkpoint}"
@@ -120,6 +122,7 @@ def test_dry_run_of_a_pytorch_checkpoint_takes_its_own_size(project: Path, tiny_
     assert re.search(r"base weights: \d\.\d+ MB", done.stdout), done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["absent/folder/model", "./absent", "/absent"])
 def test_dry_run_without_a_model_is_one_line(given: str, project: Path) -> None:
     done = run(project, "train", "config.json", "--dry-run", f"--pretrained_model_name_or_path={given}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -86,9 +85,8 @@ def test_a_second_start_computes_nothing(root: Path, tiny_model: Path) -> None:
     encode(root, tiny_model, watch)
     assert sorted(watch.take()) == ["captions"] * 2 + ["latents"] * 2 + ["lyrics"]
     before = {path: path.stat().st_mtime_ns for path in cache_files(root)}
-    start = time.perf_counter()
     encode(root, tiny_model, watch)
-    assert watch.take() == [] and time.perf_counter() - start < 1.0
+    assert watch.take() == []
     assert {path: path.stat().st_mtime_ns for path in cache_files(root)} == before
 
 
@@ -129,6 +127,7 @@ def test_another_model_invalidates_its_own_results(component: str, root: Path, t
     assert set(watch.take()) == {"latents" if component == "dcae" else "captions"}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "other"])
 def test_damaged_cache_files_are_computed_again(damage: str, root: Path, tiny_model: Path) -> None:
     watch = Watch()
@@ -180,6 +179,7 @@ def test_size_on_disk(root: Path, tiny_model: Path) -> None:
     assert cache.disk_usage() == sum(path.stat().st_size for path in cache_files(root))
 
 
+@pytest.mark.slow
 def test_compressed_caches_hold_the_same(root: Path, tiny_model: Path) -> None:
     plain = encode(root, tiny_model)
     arrays = {s.id: plain.read(s, 0) for s in plain.samples}
@@ -220,6 +220,7 @@ def test_on_demand_gives_the_same_bits_and_keeps_them(root: Path, tiny_model: Pa
     assert encode(root, tiny_model, watch).complete and watch.take() == []
 
 
+@pytest.mark.slow
 def test_caches_that_vanish_during_a_run_are_made_again(root: Path, tiny_model: Path) -> None:
     cache = encode(root, tiny_model)
     sample = cache.samples[0]

@@ -36,6 +36,7 @@ EVERY_LINEAR = (
 )
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dora", [False, True])
 def test_untrained_adapter_is_a_bit_exact_no_op(kind, dora):

@@ -26,6 +26,7 @@ def plain_gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     return value * nn.silu(gate)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_silu_softmax_relu(dtype: mx.Dtype, compiled: bool) -> None:
@@ -83,6 +84,7 @@ def test_masked_leaves_the_rest_alone() -> None:
     assert softmax(masked(scores, mask))[:, 1].max().item() < 1e-30
 
 
+@pytest.mark.slow
 def test_the_backward_pass_holds_little() -> None:
     """Compiled, in bfloat16: the gradient of the gated convolution needs less than eight times its input."""
     x = normal(0, 1, 256, 2048).astype(mx.bfloat16)

@@ -85,6 +85,7 @@ def test_windows_cover_everything_once() -> None:
                 assert all(w.high == length or w.high - w.stop >= 3 for w in got)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("config", [DCAEConfig.tiny(), NESTED], ids=["released", "nested"])
 @pytest.mark.parametrize("window", [1, 3, 8])
 def test_autoencoder_in_windows(config: DCAEConfig, window: int) -> None:
@@ -98,6 +99,7 @@ def test_autoencoder_in_windows(config: DCAEConfig, window: int) -> None:
     assert difference(model.decode(z, window), model.decode(z)) < 1e-4
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("window", [1, 5, 64])
 def test_vocoder_in_windows(window: int) -> None:
     model = shake(Vocoder(VocoderConfig.tiny()))
@@ -156,6 +158,7 @@ def test_windowed_refuses_nothing_and_reports() -> None:
     assert sum(done) == 10 and len(done) == 4
 
 
+@pytest.mark.slow
 def test_long_audio_has_no_seams(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """wav → latents → wav of a sweep: the same in windows as in one go, at every sample."""
     wav = sweep(6.0)
@@ -174,6 +177,7 @@ def test_long_audio_has_no_seams(codec: Codec, monkeypatch: pytest.MonkeyPatch) 
     assert mx.array_equal(codec.decode(latents), cut)  # and it is the same each time
 
 
+@pytest.mark.slow
 def test_windows_bound_the_memory(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what grows with the length, only the thin ends are left."""
     wav = sweep(10.0)
@@ -245,6 +249,7 @@ def test_refused_audio(codec: Codec) -> None:
             codec.decode(mx.zeros(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_half_precision(codec: Codec, dtype: mx.Dtype) -> None:
     half = Codec(AutoencoderDC(DCAEConfig.tiny()), Vocoder(VocoderConfig.tiny()))
@@ -341,6 +346,7 @@ def test_silu() -> None:
         assert silu_value(mx.ones(3, dtype=dtype)).dtype == dtype
 
 
+@pytest.mark.slow
 def test_winograd_is_exact_enough() -> None:
     """Against float64, at a wide layer; whatever the size is a multiple of."""
     for H, W in ((8, 12), (5, 3), (1, 1), (7, 10)):

@@ -49,6 +49,7 @@ KEYS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.dictionaries(st.text(max_size=5) | st.just("__metadata__"), JSON | KEYS, max_size=3))
 def test_any_json_header(content: dict[str, object], tmp_path: Path) -> None:

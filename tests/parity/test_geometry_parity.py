@@ -68,6 +68,7 @@ def test_dcae(size: str, torch: Any) -> None:
     assert shapes(written.dcae(SIZES[size])) == {k: tuple(v.shape) for k, v in model.state_dict().items()}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("new", [False, True])
 def test_vocoder(size: str, new: bool, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("case", CASES)
 def test_text2music(pair: Pair, draws: Draws, case: str) -> None:
     request = replace(PLAIN, **CASES[case])
@@ -242,6 +243,7 @@ SHAPED = {"omega": -30.0, "guidance_interval": 0.9, "guidance_decay": 0.5, "min_
 DEFAULTS = Request()
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("options", [SHAPED, ERG], ids=["shaped", "erg"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])
@@ -316,6 +318,7 @@ def test_repaint_with_heun_is_heun(pair: Pair, draws: Draws) -> None:
     assert np.array_equal(ours[..., : frames_of(0.6)], SOURCE[..., : frames_of(0.6)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_extend(pair: Pair, draws: Draws, side: str) -> None:
     request = replace(PLAIN, task="extend", **{f"extend_{side}": 1.0}, **WHOLE_RUN)
@@ -342,6 +345,7 @@ def test_extend(pair: Pair, draws: Draws, side: str) -> None:
     assert np.array_equal(ours[..., kept], SOURCE)
 
 
+@pytest.mark.slow
 def test_extend_both_sides_where_the_reference_is_wrong(pair: Pair, draws: Draws) -> None:
     """Upstream counts the left part again when it measures the right one: asked for 0.5 s on each side, it
     adds nothing on the right. Ours adds both."""
@@ -366,6 +370,7 @@ def test_extend_both_sides_where_the_reference_is_wrong(pair: Pair, draws: Draws
     assert np.array_equal(ours[..., added:-added], SOURCE)
 
 
+@pytest.mark.slow
 def test_extend_beyond_the_longest_window(pair: Pair, draws: Draws) -> None:
     """Far frames are kept aside. Upstream puts other frames than those back; in the window both agree."""
     long = np.random.default_rng(2).standard_normal((1, 8, 16, MAX_FRAMES - 5)).astype(np.float32)
@@ -388,6 +393,7 @@ def test_extend_beyond_the_longest_window(pair: Pair, draws: Draws) -> None:
     assert not np.allclose(theirs[..., MAX_FRAMES:], long[..., -added + 5 :])
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])
 @pytest.mark.parametrize("strength", [0.25, 0.5])
 def test_audio2audio(pair: Pair, draws: Draws, scheduler: str, strength: float) -> None:
@@ -413,6 +419,7 @@ EDITS = {
 }
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("case", EDITS)
 def test_edit(pair: Pair, draws: Draws, case: str) -> None:
     request = replace(

@@ -184,6 +184,7 @@ def test_every_mask_matters(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float((changed - expected).norm() / expected.norm()) > 1e-3, name
 
 
+@pytest.mark.slow
 def test_true_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """One block of 2560 and the true lyric encoder."""
     config = TransformerConfig(num_layers=1, lyric_encoder_vocab_size=64)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
-import time
 import unicodedata
 from pathlib import Path
 
@@ -410,44 +408,46 @@ def test_the_demos_vocabulary(tmp_path: Path) -> None:
 # -- speed -------------------------------------------------------------------------------------
 
 _IMPORT = """
-import time; start = time.process_time()
 from acestep_mlx.text.lines import line_languages
 from acestep_mlx.text.lyrics import LyricTokenizer
 tokenizer = LyricTokenizer({vocab!r}); tokenizer.encode_line("love me", "en")
-print(time.process_time() - start)
 import sys; heavy = "num2words pypinyin cutlet hangul_romanize py3langid mlx torch".split()
 print([name for name in heavy if name in sys.modules])
 """
 
 
-def test_import_is_fast_and_takes_no_language_library_along() -> None:
+def test_import_takes_no_language_library_along() -> None:
     script = _IMPORT.format(vocab=str(reference.vocab()))
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    seconds, modules = out.splitlines()
-    assert float(seconds) < 0.5
-    assert modules == "[]"
+    assert out.strip() == "[]"
 
 
-def test_a_thousand_songs_take_less_than_twenty_seconds(tokenizer: LyricTokenizer) -> None:
-    """On one core after warm-up, 300 words each; measured on songs in which hardly a line comes twice."""
-    rows = [row.split("\t") for row in (DATA / "detection.tsv").read_text(encoding="utf-8").splitlines()]
-    lines = {code: [row[1] for row in rows if row[0] == code] for code in LANGUAGES}
-    draw = random.Random(1)
+def calls(tokenizer: LyricTokenizer, text: str) -> int:
+    """How many functions are called to tokenise `text`."""
+    count = 0
 
-    def song(code: str) -> str:
-        if code in ("zh", "ja"):  # about two characters a word
-            spaced = [f"{draw.choice(lines[code])} {draw.choice(lines[code])}" for _ in range(600)]
-            count = next(i for i in range(600) if sum(map(len, spaced[:i])) >= 600)
-            return "\n".join(spaced[:count])
-        words = [word for line in lines[code] for word in line.split()]
-        return "\n".join(" ".join(draw.choices(words, k=6)) for _ in range(50))
+    def seen(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
 
-    songs = [song(code) for code in sorted(LANGUAGES) for _ in range(6)]
-    for code in LANGUAGES:
-        tokenizer.tokenize(song(code) + "\n12")
-    start = time.process_time()
-    for text in songs:
+    sys.setprofile(seen)
+    try:
         tokenizer.tokenize(text)
-    seconds = (time.process_time() - start) * 1000 / len(songs)
-    print(f"{seconds:.1f} s for 1,000 songs")
-    assert seconds < 20
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("code", ["en", "zh", "ja", "de", "ar", "ko"])
+def test_work_grows_with_the_length_and_not_faster(tokenizer: LyricTokenizer, code: str) -> None:
+    """Seconds are in the log (`benchmarks/lyrics.py`); here work is counted, in songs of different lines."""
+    rows = [row.split("\t") for row in (DATA / "detection.tsv").read_text(encoding="utf-8").splitlines()]
+    lines = [row[1] for row in rows if row[0] == code]
+    numbers = iter(range(100, 1000))  # no line comes twice
+
+    def song(copies: int) -> str:
+        return "\n".join(f"{line} {next(numbers)}" for _ in range(copies) for line in lines[:10])
+
+    tokenizer.tokenize(song(2))  # libraries and their tables are loaded
+    once, twice, eight = (calls(tokenizer, song(copies)) for copies in (1, 2, 8))
+    assert twice < 3 * once and eight < 12 * once, (once, twice, eight)

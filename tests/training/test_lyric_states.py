@@ -63,6 +63,7 @@ def epoch_batches():
     return batches
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("targets", [ATTENTION, ("to_q", "lyric_proj")])
 @pytest.mark.parametrize("blocks", [0, 2])
@@ -170,6 +171,7 @@ def test_evaluation_is_the_same(passes):
     assert len(passes) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target, songs", [("attn_qkv", 2), ("attn_qkv+linear_qkv", None)])
 def test_a_whole_run(tmp_path, tiny_model, passes, monkeypatch, target, songs):
     made: list[LyricStates | None] = []
