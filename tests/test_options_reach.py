@@ -690,7 +690,7 @@ class Hearing:
 
     def release(self, *names: str) -> None: ...
 
-    def run(self, request: Any, *, conditions: Any) -> np.ndarray:
+    def run(self, request: Any, *, conditions: Any, progress: Any) -> np.ndarray:
         assert conditions.request == request
         Hearing.asked.append(request)
         return np.full((1, 2205, 2), 0.1, np.float32)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import click
 
 from .. import __version__
-from ..errors import AceStepError
+from ..errors import AceStepError, ConfigError, refusal
 from ..words import without_secrets
+from . import streams
 
 COMMANDS = {
     "demo": "The whole job on made-up songs and a miniature model, in minutes, without a download.",
@@ -46,6 +48,10 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Train LoRAs for the ACE-Step v1 3.5B music model on a Mac, and hear them."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise ConfigError("the working directory is not there any more; cd to one that is") from None
 
 
 def _show(error: click.ClickException) -> None:
@@ -60,6 +66,7 @@ def _show(error: click.ClickException) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted."""
+    streams.install()
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments  # also after the command's name
     arguments = [a for a in arguments if a != "--debug"]
@@ -75,12 +82,18 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(2)
     try:
         result = cli.main(arguments, prog_name="acestep-mlx", standalone_mode=False)
+        streams.deliver(sys.stdout)
     except AceStepError as error:
         for line in error.details:
             click.echo(line, err=True)
         if debug:
             raise
         click.echo(f"error: {without_secrets(str(error))}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"error: {without_secrets(refusal(error))}", err=True)
         sys.exit(1)
     except click.ClickException as error:
         _show(error)

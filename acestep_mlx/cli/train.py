@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from .events import TrainDisplay
+from .streams import reader_gone
+
+if TYPE_CHECKING:
+    from ..training.events import Event
 
 
 @click.command(
@@ -42,12 +47,20 @@ def command(context: click.Context, config: str, dry_run: bool, overwrite: bool)
     from ..training.interrupts import INTERRUPTED, StopRequest
     from ..training.loop import train
 
+    stop = StopRequest(INTERRUPTED)
     with TrainDisplay() as display:
-        result = train(resolved, overwrite=overwrite, on_event=display, stop=StopRequest(INTERRUPTED))
+
+        def listen(event: Event) -> None:
+            display(event)
+            if reader_gone(sys.stderr):  # as any program in a pipe, but with a checkpoint
+                stop.request()
+
+        result = train(resolved, overwrite=overwrite, on_event=listen, stop=stop)
     if not result.finished:
+        again = resolved.resume_from_checkpoint == "latest" and not overwrite
+        go_on = "The same command goes" if again else "--resume_from_checkpoint=latest goes"
         click.echo(
-            f"interrupted at step {result.step}; {result.checkpoint} is complete. "
-            "Go on with --resume_from_checkpoint=latest",
+            f"interrupted at step {result.step}; {result.checkpoint} is complete. {go_on} on from there",
             err=True,
         )
         sys.exit(INTERRUPTED)

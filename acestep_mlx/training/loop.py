@@ -400,10 +400,13 @@ class _Run:
         if not self.world.first:
             return path, []
         arrays, adapter = step.arrays(), step.parameters()
-        finite = mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in adapter.values()])).item()
+        if not mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in adapter.values()])).item():
+            raise AceStepError(
+                f"training stopped at step {counters.step}: trained weights are not finite. {self._way_on()}"
+            )
         state = {
             "tool_version": __version__,
-            "healthy": bool(finite) and health.healthy,
+            "healthy": health.healthy,
             "evaluation": health.evaluation,
             "counters": counters.to_dict(),
             "batches": self.batches.state(),

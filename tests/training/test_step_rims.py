@@ -218,7 +218,7 @@ def test_a_step_has_the_rate_that_is_reported_for_it(
         Samples(),
         start + 4,
         intervals=Intervals(0),
-        save=lambda: (Path(), []),
+        save=lambda health: (Path(), []),
         emit=Listeners([lambda event: told.append(event) if isinstance(event, StepDone) else None]),
         counters=Counters(step=start),
     ).run()
