@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def cli(debug: bool) -> None:
         Path.cwd()
     except OSError:
         raise ConfigError("the working directory is not there any more; cd to one that is") from None
+    _mend_temporary_folder()
+
+
+def _mend_temporary_folder() -> None:
+    """MLX compiles in the folder that these variables name, and ends in C++ where it is not there."""
+    for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):
+        given = os.environ.get(name)
+        if given is not None and not os.access(given, os.W_OK | os.X_OK):
+            import tempfile
+
+            os.environ[name] = tempfile.gettempdir()
+            click.echo(f"{name}={given} is no folder to write in: {os.environ[name]} is used", err=True)
 
 
 def _show(error: click.ClickException) -> None:
