@@ -7,7 +7,6 @@ time, into a temporary folder that takes its final name when it is whole.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -28,14 +27,14 @@ from ..models.load import (
     FORMAT_VERSION,
     LYRIC_VOCAB,
     QUANTIZED_COMPONENTS,
-    TOKENIZER,
     Quantization,
     component_module,
     quantizable,
 )
 from . import lyric_vocab as vocabulary
+from . import tokenizer as tokenizers
 from .folder import new_folder, new_path
-from .source import TOKENIZER_FILES, ComponentSource, Progress, Source, resolve
+from .source import ComponentSource, Progress, Source, resolve
 from .tensors import SafetensorsWriter, dtype_name, read_rows, read_tensor
 from .translate import Account, Entry, plan, translate
 
@@ -125,18 +124,21 @@ def convert(
     dtype: str | None = None,
     revision: str | None = None,
     lyric_vocab: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     named: tuple[str, str | None] | None = None,
     allow_config_keys: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
-    """Convert the upstream checkpoint `src` (folder or hub repository) into the new MLX folder `dst`.
+    """Convert the checkpoint `src` (upstream's folder or hub repository, or ComfyUI's all-in-one file) into
+    the new MLX folder `dst`.
 
     quantize: the large linear layers of q_components (see `models.load.quantizable`), with q_bits,
     q_group_size and q_mode as MLX has them. dtype: of everything
     else ("bfloat16", "float16", "float32"; None keeps each component's own). lyric_vocab: a vocabulary file
-    instead of the one that is found. named: source and revision to record, when `src` is a local copy of
-    something else. allow_config_keys: keys of the components' config.json that are left out, as the user says
-    that they change nothing. progress(text, done, total) is told bytes; total 0 is a note.
+    instead of the one that is found. tokenizer: tokenizer.json or spiece.model of the text encoder, or a
+    folder with one, instead of the checkpoint's own. named: source and revision to record, when `src` is a
+    local copy of something else. allow_config_keys: keys of the components' config.json that are left out, as
+    the user says that they change nothing. progress(text, done, total) is told bytes; total 0 is a note.
 
     Memory stays far below 2 GB whatever the size. `dst`, new or empty, appears only when whole.
     Raises ConfigError or CheckpointError in one line.
@@ -162,7 +164,8 @@ def convert(
         for name in COMPONENTS
     ]
     vocab = vocabulary.find(lyric_vocab, source.path, jobs[0].config["lyric_encoder_vocab_size"], tell)
-    _check_tokenizer(source, jobs)
+    text_encoder = next(job for job in jobs if job.name == "text_encoder")
+    words = tokenizers.find(tokenizer, source, text_encoder.source.folder, text_encoder.config["vocab_size"])
 
     outputs = {job.name: job.outputs() for job in jobs}
     with new_folder(dst, needed=_sizes(outputs) + SPARE, notify=lambda line: tell(line, 0, 0)) as folder:
@@ -185,9 +188,8 @@ def convert(
                 sum(info.stop - info.start for info in job.source.tensors.values()),
                 writer.size,
             )
-        for name in TOKENIZER_FILES:
-            if (jobs[1].source.folder / name).is_file():
-                shutil.copyfile(jobs[1].source.folder / name, folder / name)
+        for name, data in words.items():
+            (folder / name).write_bytes(data)
         (folder / LYRIC_VOCAB).write_bytes(vocab.data)
         config = {
             "format": FORMAT,
@@ -210,12 +212,13 @@ def plan_component(source: Source, name: str, dtype: str | None, quantization: Q
     config = dict(component.config)
     if name == "transformer":
         config.update(_lyric_encoder_sizes(component))
+    where = component.folder if source.is_file else component.folder / "config.json"
     try:
         understood, module = component_module(name, config, len(component.tensors))
     except UnknownKeys as error:
-        raise CheckpointError(f"{component.folder / 'config.json'}: {error.with_flag()}") from None
+        raise CheckpointError(f"{where}: {error.with_flag()}") from None
     except CheckpointError as error:
-        raise CheckpointError(f"{component.folder / 'config.json'}: {error}") from None
+        raise CheckpointError(f"{where}: {error}") from None
     if name == "text_encoder":
         config = asdict(understood)  # what transformers' class has judged need not be judged again
     try:
@@ -271,24 +274,6 @@ def _own_dtype(component: ComponentSource, entries: list[Entry]) -> mx.Dtype:
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.size
     most = max(sizes, key=lambda name: sizes[name])
     return {"BF16": mx.bfloat16, "F16": mx.float16}.get(most, mx.float32)
-
-
-def _check_tokenizer(source: Source, jobs: list[_Job]) -> None:
-    from tokenizers import Tokenizer
-
-    (job,) = (job for job in jobs if job.name == "text_encoder")
-    path = job.source.folder / TOKENIZER
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; download the checkpoint's {TOKENIZER} too")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception for every kind of bad file
-        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= job.config["vocab_size"]:
-        raise CheckpointError(
-            f"{path}: has ids up to {largest}, the text encoder only {job.config['vocab_size']}"
-        )
 
 
 def _sizes(outputs: dict[str, dict[str, tuple[str, tuple[int, ...]]]]) -> int:

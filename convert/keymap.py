@@ -50,7 +50,10 @@ KEYMAPS: dict[str, KeyMap] = {
     ),
     "text_encoder": KeyMap(
         aliases=(("encoder.embed_tokens.weight", "shared.weight"),),
-        drops=((r"(decoder\..*|lm_head\.weight)", "only UMT5's encoder is used"),),
+        drops=(
+            (r"(decoder\..*|lm_head\.weight)", "only UMT5's encoder is used"),
+            (r"logit_scale", "ComfyUI keeps it beside every text encoder, and T5 has no use for it"),
+        ),
     ),
     "dcae": KeyMap(
         drops=((r".*\.num_batches_tracked", "batch norm's counter, used in training only"),),

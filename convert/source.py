@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import NO_SPACE, CheckpointError
 from ..models.files import PICKLES, TensorInfo, inside, read_header, read_json
 from ..words import brief
+from . import single
 from .translate import problem_report
 
 DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
@@ -51,7 +52,7 @@ def silent(text: str, done: int, total: int) -> None:
 class ComponentSource:
     """One component's config.json and its tensors, wherever their bytes are."""
 
-    folder: Path
+    folder: Path  # or the one file that holds all components
     config: dict[str, Any]  # without the bookkeeping keys that begin with `_`
     tensors: dict[str, TensorInfo]
 
@@ -63,19 +64,34 @@ class ComponentSource:
 
 @dataclass(frozen=True)
 class Source:
-    """A whole upstream checkpoint on this machine."""
+    """A whole upstream checkpoint on this machine: a folder, or ComfyUI's all-in-one file."""
 
     path: Path
     path_or_repo: str  # as the user gave it
     revision: str | None  # the hub's commit, or None for a folder
     without: frozenset[str] = frozenset()  # keys of config.json files that are not read
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is ComfyUI's all-in-one file."""
+        return self.path.is_file()
+
     def component(self, name: str) -> ComponentSource:
         """Config and checked headers of one component; reads no tensor."""
+        if self.is_file:
+            parts = single.split(read_header(self.path).tensors, self.path)
+            sizes = single.geometry(parts["transformer"], self.path)
+            return ComponentSource(self.path, self._read_keys(single.config_of(name, sizes)), parts[name])
         folder = self.path / FOLDERS[name]
         config = read_json(folder / "config.json")
-        config = {k: v for k, v in config.items() if not k.startswith("_") and k not in self.without}
-        return ComponentSource(folder, config, _tensors(folder))
+        return ComponentSource(folder, self._read_keys(config), _tensors(folder))
+
+    def _read_keys(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in config.items() if not k.startswith("_") and k not in self.without}
+
+    def spiece(self) -> bytes | None:
+        """The SentencePiece model inside an all-in-one file, or None."""
+        return single.tokenizer_bytes(read_header(self.path).tensors)
 
     def identity(self) -> str:
         """Changes with the content: the hub's commit, or a hash of all files' names, sizes, times and heads.
@@ -85,17 +101,20 @@ class Source:
         if self.revision is not None:
             return f"commit {self.revision}"
         whole = hashlib.sha256()
-        files = [p for name in FOLDERS.values() for p in (self.path / name).iterdir() if p.is_file()]
-        for path in sorted(files):
+        files = [p for name in FOLDERS.values() for p in self._entries(name) if p.is_file()]
+        for path in sorted(set(files)):
             stat = path.stat()
             whole.update(f"{path.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
             with path.open("rb") as file:
                 whole.update(file.read(1 << 16))
         return f"content {whole.hexdigest()}"
 
+    def _entries(self, name: str) -> Iterable[Path]:
+        return [self.path] if self.is_file else (self.path / name).iterdir()
+
 
 def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Progress = silent) -> Source:
-    """A folder as it is, or a hub repository downloaded (or found in the hub's cache).
+    """A folder or an all-in-one file as it is, or a hub repository downloaded (or found in the hub's cache).
 
     Raises CheckpointError when it is neither, cannot be reached, or is not this kind of checkpoint.
     """
@@ -103,12 +122,13 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Pro
     if not text.strip():
         raise CheckpointError(f"no checkpoint named; give a folder or a hub repository like {DEFAULT_REPO}")
     path = Path(text).expanduser()
-    if path.is_dir():
+    if path.is_dir() or path.is_file():
         source = Source(path, text, None)
         if revision is not None:
-            raise CheckpointError(f"--revision {revision} is for hub repositories; {text} is a folder")
+            what = "folder" if path.is_dir() else "file"
+            raise CheckpointError(f"--revision {revision} is for hub repositories; {text} is a {what}")
     elif path.exists():
-        raise CheckpointError(f"{text} is a file; give the checkpoint's folder or a hub repository")
+        raise CheckpointError(f"{text} is no file; give the checkpoint's folder or a hub repository")
     elif is_repo(text):
         source = _download(text, revision, progress)
     else:
@@ -137,6 +157,16 @@ def hub_commit(repo: str, revision: str | None) -> str | None:
 
 
 def _check_layout(source: Source) -> None:
+    if source.is_file:
+        if source.path.suffix not in (".safetensors", *PICKLES) or not single.is_all_in_one(
+            read_header(source.path).tensors
+        ):
+            raise CheckpointError(
+                f"{source.path_or_repo} is a file, and not ComfyUI's all-in-one checkpoint of ACE-Step v1; "
+                "give that, the checkpoint's folder or a hub repository"
+            )
+        source.component("transformer")
+        return
     missing = [name for name in FOLDERS.values() if not (source.path / name).is_dir()]
     if not missing:
         return

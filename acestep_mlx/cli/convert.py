@@ -22,8 +22,8 @@ DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
     "--hf-path",
     default=DEFAULT_REPO,
     show_default=True,
-    metavar="REPO_OR_DIR",
-    help="Hub repository or folder of the PyTorch checkpoint.",
+    metavar="REPO_OR_PATH",
+    help="Hub repository or folder of the PyTorch checkpoint, or ComfyUI's all-in-one file of it.",
 )
 @click.option(
     "--mlx-path",
@@ -57,6 +57,12 @@ DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
 )
 @click.option("--lyric-vocab", type=NamedPath(), help="Lyric vocabulary file (else it is found).")
 @click.option(
+    "--tokenizer",
+    type=NamedPath(),
+    metavar="PATH",
+    help="tokenizer.json or spiece.model of umt5-base, or a folder with one (else the checkpoint's own).",
+)
+@click.option(
     "--allow-config-key",
     "allow_config_keys",
     multiple=True,
@@ -75,6 +81,7 @@ def command(
     q_mode: str,
     dtype: str | None,
     lyric_vocab: Path | None,
+    tokenizer: Path | None,
     allow_config_keys: tuple[str, ...],
     revision: str | None,
     upload_repo: str | None,
@@ -101,6 +108,7 @@ def command(
             dtype=dtype,
             revision=revision,
             lyric_vocab=lyric_vocab,
+            tokenizer=tokenizer,
             allow_config_keys=allow_config_keys,
             progress=progress,
         )

@@ -49,7 +49,12 @@ def pytorch_checkpoint(path: Path) -> list[str]:
     from ..models.dit import TransformerConfig
 
     source = resolve(path)
-    lines, problems, bytes_total = [f"{path}: ACE-Step checkpoint for PyTorch"], [], 0
+    kind = (
+        "ComfyUI's all-in-one checkpoint of ACE-Step v1"
+        if source.is_file
+        else "ACE-Step checkpoint for PyTorch"
+    )
+    lines, problems, bytes_total = [f"{path}: {kind}"], [], 0
     model: TransformerConfig | None = None
     for name in FOLDERS:
         try:
@@ -73,7 +78,10 @@ def pytorch_checkpoint(path: Path) -> list[str]:
     if problems or model is None:
         return [*lines, "it does not convert:", *(f"  {problem}" for problem in problems)]
     lines += training_memory(model, None)
-    return [*lines, f"to use it: acestep-mlx convert --hf-path {path} --mlx-path OUT"]
+    flag = " --tokenizer PATH" if source.is_file and source.spiece() is None else ""
+    if flag:
+        lines.append("  it carries no tokenizer; convert needs umt5-base's")
+    return [*lines, f"to use it: acestep-mlx convert --hf-path {path} --mlx-path OUT{flag}"]
 
 
 def mlx_folder(path: Path) -> list[str]:

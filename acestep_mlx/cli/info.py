@@ -111,12 +111,16 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
 
 
 def _weights(path: Path, model: ModelFolder | None) -> list[str]:
+    from ..convert.single import is_all_in_one
     from ..lora.recognise import recognise
     from ..models.files import read_header
     from . import describe
 
-    if recognise(read_header(path).tensors) is not None:
+    names = read_header(path).tensors
+    if recognise(names) is not None:
         return describe.lora(path, model)
+    if is_all_in_one(names):
+        return describe.pytorch_checkpoint(path)
     return describe.weights_file(path)
 
 
