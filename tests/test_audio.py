@@ -362,14 +362,6 @@ def test_log_mel_of_silence_is_finite() -> None:
     assert float(mel.max()) < -6.9  # log of the summed 1e-3 floor under each filter
 
 
-@needs_ffmpeg
-def test_ffmpeg_is_not_left_running(tmp_path: Path) -> None:
-    path = encode(tmp_path / "a.m4a", tone(5.0, 44100), 44100)
-    blocks = ffmpeg.blocks(path, 2, 44100)
-    next(blocks)
-    blocks.close()  # the generator ends its child
-
-
 def test_ffmpeg_missing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert not ffmpeg.available()

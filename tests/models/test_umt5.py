@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -73,6 +74,34 @@ def test_finite_in_every_precision_also_with_nothing_to_read(dtype: mx.Dtype) ->
     out = model(ids, mx.array([[1] * 7, [0] * 7]))
     assert out.dtype == dtype and out.shape == (2, 7, 32)
     assert mx.all(mx.isfinite(out)).item()
+
+
+@pytest.mark.parametrize("weight", ["SelfAttention.o", "DenseReluDense.wo"])
+def test_sums_beyond_float16_stay_within_it(weight: str) -> None:
+    """A residual of 60,000 twice over: in float16 it is held at the largest number, and all that follows is
+    finite; in float32 it is what it is."""
+    mx.random.seed(0)
+    model = UMT5Encoder(UMT5Config.tiny())
+    layer, name = model.encoder.block[0].layer["SelfAttention" not in weight], weight.split(".")
+    projection = getattr(getattr(layer, name[0]), name[1])
+    projection.weight = projection.weight * (3e4 / mx.abs(projection.weight).mean())
+    ids, mask = mx.random.randint(0, 384, (1, 7)), mx.ones((1, 7))
+    seen: list[float] = []
+    block = type(model.encoder.block[0])
+    original = block.__call__
+
+    def watched(self: Any, *arguments: Any) -> mx.array:
+        out = original(self, *arguments)
+        seen.append(mx.abs(out.astype(mx.float32)).max().item())
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "__call__", watched)
+        for dtype in (mx.float32, mx.float16):
+            model.update(tree_map(lambda p, dtype=dtype: p.astype(dtype), model.parameters()))
+            assert mx.all(mx.isfinite(model(ids, mask))).item()
+    layers = len(seen) // 2
+    assert seen[0] > 2 * 65504 and seen[layers] == 65504, "the clamp had something to do"
 
 
 def test_padding_changes_nothing() -> None:

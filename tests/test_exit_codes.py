@@ -1,0 +1,100 @@
+"""How a command ends: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from acestep_mlx.cli import COMMANDS, main
+from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
+from acestep_mlx.training import loop
+from acestep_mlx.training.loop import TrainResult
+
+End = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def end(capsys: pytest.CaptureFixture[str]) -> End:
+    """Runs a command here → (exit code, what it said on stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"output_dir": str(tmp_path / "out")}))
+    return str(path)
+
+
+def training(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
+    """What `train` of the loop gives or raises."""
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(loop, "train", train)
+
+
+def test_done_is_zero(end: End, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    training(monkeypatch, TrainResult(6, True, Path("lora"), Path("checkpoint-6"), None))
+    assert end("train", config)[0] == 0
+    assert end("--help")[0] == end("--version")[0] == 0
+    assert {name: end(name, "--help")[0] for name in COMMANDS} == dict.fromkeys(COMMANDS, 0)
+
+
+def test_an_interrupted_run_is_130_and_says_how_to_go_on(
+    end: End, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training(monkeypatch, TrainResult(3, False, None, Path("out/checkpoint-3"), None))
+    code, said = end("train", config)
+    assert code == 130
+    assert "step 3" in said and "checkpoint-3" in said and "resume_from_checkpoint" in said
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), click.Abort()], ids=["Ctrl-C", "at a question"])
+def test_an_interrupt_is_130_in_one_line(
+    end: End, config: str, monkeypatch: pytest.MonkeyPatch, interrupt: BaseException
+) -> None:
+    training(monkeypatch, interrupt)
+    code, said = end("train", config)
+    assert code == 130 and said.strip() == "interrupted"
+
+
+@pytest.mark.parametrize("kind", [AceStepError, ConfigError, CheckpointError, DataError])
+def test_a_problem_the_user_can_mend_is_one_with_its_details_before_it(
+    end: End, config: str, monkeypatch: pytest.MonkeyPatch, kind: type[AceStepError]
+) -> None:
+    training(monkeypatch, kind("no songs are left", ["a.wav: silent", "b.wav: empty"]))
+    code, said = end("train", config)
+    assert code == 1 and said.splitlines() == ["a.wav: silent", "b.wav: empty", "error: no songs are left"]
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "train"], ["train", "--debug"]])
+def test_debug_shows_where_it_comes_from(
+    config: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    training(monkeypatch, DataError("no songs are left"))
+    with pytest.raises(DataError):
+        main([*arguments, config])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["traim"], ["train"], ["generate", "--steps", "x"], ["info"], ["--no"]]
+)
+def test_wrong_usage_is_two(end: End, arguments: list[str]) -> None:
+    code, said = end(*arguments)
+    assert code == 2 and "error: " in said and "Traceback" not in said
