@@ -69,6 +69,7 @@ def scan(backend: Backend, config: TrainConfig) -> list[Song]:
         song.lyrics = _lyrics(row.get(lyrics)) if lyrics else None
         try:
             sidecars.check_caption("\n".join(song.captions), "the caption", listed=True)
+            sidecars.check_lyrics(song.lyrics or "", "the lyrics")
         except DataError as error:
             song.problem = song.problem or str(error)
         songs.append(song)

@@ -6,7 +6,7 @@ import csv
 import errno
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .folders import sound_files
 _FILENAME_COLUMNS = ("filename", "file_name", "file", "path", "audio", "name")
 _CAPTION_COLUMNS = ("caption", "prompt", "tags", "text")
 _LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
+_SHEET_LINES = 8  # so many lines beside another caption are lyrics
 
 
 @dataclass
@@ -172,16 +173,18 @@ class _Reader:
     def _caption_file(self, path: Path, song: Song) -> list[str]:
         """The caption beside a song. DataError when it is, or may be, in another program's file."""
         captions: list[str] = []
-        for name in (template.format(stem=path.stem) for template in CAPTION_NAMES):
-            file = self.folders.find(path.parent, name)
-            if file is not None:
-                text = self._text(file, song)
-                sidecars.check_caption(
-                    text, shown(file.name), f"put the caption alone into {shown(file.name)}"
+        names = [template.format(stem=path.stem) for template in CAPTION_NAMES]
+        files = [file for name in names if (file := self.folders.find(path.parent, name)) is not None]
+        if files:
+            name, text = shown(files[0].name), self._text(files[0], song)
+            sidecars.check_caption(text, name, f"put the caption alone into {name}")
+            captions = caption_lines(text, self.backend.multiline)
+            if len(files) > 1 and len(caption_lines(text, True)) >= _SHEET_LINES:
+                raise DataError(
+                    f"{name} looks like lyrics, and {shown(files[1].name)} like the caption; keep one of "
+                    f"them, lyrics in {shown(path.stem)}.lyrics"
                 )
-                captions = caption_lines(text, self.backend.multiline)
-                break
-        other = sidecars.beside(path.stem, lambda name: self.folders.find(path.parent, name))
+        other = sidecars.beside(path.stem, self._near(path))
         if other is not None:
             file, what = other
             text = f"{shown(file.name)} looks like {what}, which is not read"
@@ -196,6 +199,17 @@ class _Reader:
                 f"is not read; put the caption alone into {shown(path.stem)}.txt{advice}"
             )
         return captions
+
+    def _near(self, path: Path) -> Callable[[str], Path | None]:
+        """Finds a file in the song's folder, or one that a folder beside that holds."""
+
+        def find(name: str) -> Path | None:
+            found = self.folders.find(path.parent, name)
+            if found is None and "/" in name and path.parent != self.folder:
+                found = self.folders.find(path.parent.parent, name)
+            return found
+
+        return find
 
     def _lyrics(self, path: Path, song: Song, row: dict[str, str] | None) -> str | None:
         if row and row.get("lyrics"):

@@ -46,6 +46,8 @@ BESIDE = {
     ".yml": "another trainer's metadata",
     ".toml": "another trainer's metadata",
 }
+#: where underfit looks besides: in and beside the song's folder
+ELSEWHERE = ("json/{stem}.json", "txt/{stem}.txt")
 LISTS = (".json", ".jsonl", ".csv", ".tsv")
 _PATH_NAMES = ("audio_path", "audio", "filename", "file_name", "file", "path", "keys")
 _TEXT_NAMES = ("caption", "prompt", "tags", "text", "lyrics", "genre", "bpm", "key", "keyscale", "recaption")
@@ -128,6 +130,10 @@ def beside(stem: str, named: Callable[[str], Path | None]) -> tuple[Path, str] |
         found = named(stem + ending)
         if found is not None and not (ending == ".json" and _is_ours(found)):
             return found, what
+    for template in ELSEWHERE:
+        found = named(template.format(stem=stem))
+        if found is not None:
+            return found, "another trainer's metadata (underfit)"
     return None
 
 

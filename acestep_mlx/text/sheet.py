@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .clean import is_lrc_tag, language_tag_of, split_lines
 from .marks import is_counter, known_mark, mark_line
@@ -35,8 +36,9 @@ _STAMP = re.compile(
     rf"|[(（]\s*{_times(_STRICT_CLOCK)}\s*[)）])[ \t]*"
 )
 _BARE_STAMP = re.compile(rf"\s*({_STRICT_CLOCK}(?:{_TO}{_STRICT_CLOCK})*)(?:\s*[-–—|]+\s*|\s*:\s+|\s+|$)")
-_TAIL_STAMP = re.compile(rf"\s+[-–—|@]*\s*{_STRICT_CLOCK}\s*$")
-_CERTAIN = re.compile(r"\d[.,]\d{2,}|\d[:：]\d+[:：]\d")  # a fraction, or hours: no time of day in a song
+_TAIL_STAMP = re.compile(rf"\s+[-–—|@]*\s*({_STRICT_CLOCK})\s*$")
+# What no time of day in a song looks like: a fraction, hours and minutes and seconds, or minute 0.
+_CERTAIN = re.compile(r"\d[.,．，]\d{2,}|\d[:：]\d+[:：]\d|(?<!\d)00?[:：]\d\d")
 _CUE = re.compile(rf"\s*{_CLOCK}\s*(?:-+>|→)\s*{_CLOCK}\s*(.*)")
 _CUE_SETTING = re.compile(r"(?:(?:align|position|line|size|vertical|region|[XY][12]):\S+\s*)+")
 _STYLE = re.compile(r"</?[ibuvc](?:[ .][^>]*)?>|</?font[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
@@ -140,22 +142,29 @@ def _is_data(line: str) -> bool:
 def _without_stamps(lines: list[str]) -> tuple[list[str], int]:
     """Lines without time stamps, and in how many there were some.
 
-    A time without brackets is one where it has a fraction or hours, or where most lines have one in the same
-    place: "7:30 in the morning" is sung.
+    A time without brackets is a stamp where one of them looks like no time of day, or where nearly all lines
+    have one in the same place, rising: "7:30 in the morning" is sung.
     """
     bare = [_STAMP.sub(_gap, line).strip() if _STAMP.search(line) else line for line in lines]
     for pattern, place in ((_BARE_STAMP, re.Pattern.match), (_TAIL_STAMP, re.Pattern.search)):
         found: Callable[..., re.Match[str] | None] = place
         sung = [line for line in bare if line.strip() and mark_line(line) is None and not _SQUARE.match(line)]
-        usual = sum(found(pattern, line) is not None for line in sung)
-        everywhere = usual >= 2 and 2 * usual >= len(sung)
+        times = [match[1] for line in sung if (match := found(pattern, line))]
+        certain = any(map(_CERTAIN.search, times))
+        usual = len(times) >= 3 and len(times) >= 0.8 * len(sung) and _rising(times)
         bare = [
             line[: match.start()] + line[match.end() :]
-            if (match := found(pattern, line)) and (everywhere or _CERTAIN.search(match[0]))
+            if (match := found(pattern, line)) and (usual or certain)
             else line
             for line in bare
         ]
     return bare, sum(before.strip() != after.strip() for before, after in zip(lines, bare, strict=True))
+
+
+def _rising(times: list[str]) -> bool:
+    """Whether every time is later than the one before."""
+    numbers = [[int(part) for part in re.findall(r"\d+", time)] for time in times]
+    return all(a < b for a, b in pairwise(numbers))
 
 
 def _gap(stamp: re.Match[str]) -> str:

@@ -111,6 +111,8 @@ BESIDE = {
     "list.json": json.dumps([{"filename": "a.wav", "caption": "jazz"}]),
     "metadata.jsonl": json.dumps({"file_name": "songs/a.wav", "text": "jazz"}) + "\n",
     "meta_cap.json": json.dumps({"a.wav": {"caption": "jazz"}, "x": {"caption": "y"}}),
+    "json/a.json": json.dumps({"title": "x"}),
+    "txt/a.txt": "jazz",
     "captions.csv": "File,Caption,BPM\na.wav,jazz,90\n",
     "captions.tsv": "filename\tcaption\na\tjazz\n",
 }
@@ -122,11 +124,12 @@ def test_a_song_described_elsewhere_is_left_out(name: str, tmp_path: Path) -> No
     song(songs, "a", caption=None)
     song(songs, "b", caption="pop")
     song(songs, "c", caption=None)
+    (songs / name).parent.mkdir(exist_ok=True)
     (songs / name).write_text(BESIDE[name], encoding="utf-8")
     found = manifest(tmp_path)
     assert [s.id for s in found.samples] == ["set/b.wav", "set/c.wav"]
     reason = reasons(found)["a.wav"]
-    assert name in reason and "looks like" in reason and "a.txt" in reason
+    assert name.split("/")[-1] in reason and "looks like" in reason and "a.txt" in reason
     assert found.report.sets[0].no_caption == ["c.wav"], "nothing describes it, so it simply has none"
 
 
@@ -161,6 +164,25 @@ def test_beside_a_caption_txt_the_txt_is_lyrics(tmp_path: Path) -> None:
     song(tmp_path / "songs", "b")
     (tmp_path / "songs" / "a.caption.txt").write_text("jazz")
     assert "a.caption.txt looks like" in reasons(manifest(tmp_path))["a.wav"]
+
+
+def test_lyrics_beside_a_prompt_are_no_caption_variants(tmp_path: Path) -> None:
+    """ACE-Step 1.5 has lyrics in NAME.txt, version 1 the caption in NAME_prompt.txt."""
+    song(tmp_path / "songs", "a", caption="\n".join(f"line {n}" for n in range(8)))
+    song(tmp_path / "songs", "b", caption="mine\ntoo")
+    for name in "ab":
+        (tmp_path / "songs" / f"{name}_prompt.txt").write_text("jazz")
+    found = manifest(tmp_path)
+    assert [s.captions for s in found.samples] == [("mine", "too")]
+    assert "a.txt looks like lyrics, and a_prompt.txt like the caption" in reasons(found)["a.wav"]
+
+
+def test_a_folder_beside_the_songs(tmp_path: Path) -> None:
+    song(tmp_path / "songs" / "audio", "a", caption=None)
+    song(tmp_path / "songs" / "audio", "b")
+    (tmp_path / "songs" / "json").mkdir()
+    (tmp_path / "songs" / "json" / "a.json").write_text("{}")
+    assert "a.json looks like" in reasons(manifest(tmp_path))["audio/a.wav"]
 
 
 def test_other_files_in_the_folder_do_not_matter(tmp_path: Path) -> None:

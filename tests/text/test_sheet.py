@@ -48,6 +48,7 @@ def tokenizer() -> LyricTokenizer:
         "0:12 Hello there\n0:15 again",
         "0:12 - Hello there\n0:15 | again",
         "Hello there 0:12\nagain 0:15",
+        "0:58 Hello there\n1:02 again",
         "00:00:12,340 Hello there\nagain",
         SRT,
         SRT.replace("\n", "\r\n"),
@@ -65,6 +66,9 @@ def test_no_time_stamp_is_sung(written: str) -> None:
     [
         "Meet me at 7:30 in the morning",
         "7:30 in the morning\nI woke up all alone\nAnd it was cold",
+        "7:30 in the morning\n8:15 I am gone",
+        "See you at 7:30\nor was it 8:15\nthe trains leave at 9:05\nso they say\nI wait",
+        "4:30 and I wait\n3:10 and I hide\n5:20 is late",
         "John 3:16 says\nso be it",
         "I love you (yeah) (3 times)\n(24/7) la la",
         "One [of] them <3",
@@ -80,6 +84,12 @@ def test_a_written_out_line_break_is_one(breaks: str) -> None:
     sheet = read_sheet(f"[verse]{breaks}la la{breaks}{breaks}[chorus]{breaks}oh")
     assert sheet.text == "[verse]\nla la\n\n[chorus]\noh"
     assert "written out" in sheet.notes[0]
+
+
+def test_lines_that_are_timed_throughout_lose_their_times() -> None:
+    assert read_sheet("1:12 one\n[chorus]\n1:15 two\n\n2:03 three").text == "one\n[chorus]\ntwo\n\nthree"
+    assert read_sheet("one 1:12\ntwo 1:15\nthree 2:03").text == "one\ntwo\nthree"
+    assert read_sheet("0:58 one\ntwo\nthree\n1:03 four").text == "one\ntwo\nthree\nfour"
 
 
 # ── marks ────────────────────────────────────────────────────────────────────────────────────────────
