@@ -186,9 +186,12 @@ def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "evaluation loss, step 2: 1.0000 (step 0: 2.0000)" in out
     assert "1 checkpoint, 0 validation clips" in out
     odd = ["[" * 200_000, "9" * 5000, '{"event": "eval", "step": 3, "loss": %s}' % ("1" * 400)]
-    path.write_text("\n".join([*odd, '{"event": "step", "step": 4, "smoothed_loss": NaN}']) + "\n")
+    good = '{"event": "step", "step": 4, "smoothed_loss": null}'
+    path.write_text("\n".join([*odd, good, '{"event": "step", "step": 5, "smoothed_loss": NaN}']) + "\n")
     out = info(capsys, path)
-    assert "evaluation loss, step 3: not finite" in out and "smoothed: not finite" in out
+    assert "1 step, the last is 4" in out and "smoothed: not finite" in out
+    assert "4 lines damaged and left out (line 1: nested too deeply; line 2: " in out
+    assert "line 3: loss must be between -1e+50 and 1e+50, got a number of many digits … and 1 more" in out
     path.write_text('{"prompt": "another program\'s lines"}\n')
     assert "no metrics of a training run" in refused(capsys, path)
     path.write_bytes(b"\xff\x00")

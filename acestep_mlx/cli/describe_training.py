@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,14 +62,17 @@ def training_output(path: Path) -> list[str]:
 
 def metrics(path: Path) -> list[str]:
     """What metrics.jsonl says of a run. DataError when it holds none of a run's events."""
-    from ..training.events import read_metrics
+    from ..training.events import damage, read_metrics
 
-    rows = read_metrics(path)
+    damaged: list[str] = []
+    rows = read_metrics(path, damaged)
     steps, evaluations, clips, saved = (
         [row for row in rows if row.get("event") == kind] for kind in ("step", "eval", "clip", "checkpoint")
     )
     if not (steps or evaluations or clips or saved):
-        raise DataError(f"{path}: no metrics of a training run in it")
+        raise DataError(
+            f"{path}: no metrics of a training run in it" + (f" ({damaged[0]})" if damaged else "")
+        )
     lines = [f"{path}: metrics of a training run"]
     if steps:
         last, skipped = steps[-1], sum(bool(row.get("skipped")) for row in steps)
@@ -83,11 +85,11 @@ def metrics(path: Path) -> list[str]:
         lines.append(f"  evaluation loss, step {final.get('step')}: {_loss(final.get('loss'))}{was}")
     if saved or clips:
         lines.append(f"  {count(len(saved), 'checkpoint')}, {count(len(clips), 'validation clip')}")
-    return lines
+    return [*lines, *([f"  {damage(path, damaged)}"] if damaged else [])]
 
 
-def _loss(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) and math.isfinite(value) else "not finite"
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def configuration(path: str | Path) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .. import schema
 from ..atomic import temporary
+from ..words import count, listed
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ class MetricsFile:
     def __init__(self, path: Path, step: int = 0) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row.get("step", 0) <= step] if step else []
+        self.damaged: list[str] = []  # lines of an earlier part of the run that could not be read
+        kept = [row for row in read_metrics(path, self.damaged) if row["step"] <= step] if step else []
         partial = temporary(path)
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         partial.replace(path)
@@ -170,16 +173,58 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+_number = schema.optional(schema.number(-1e50, 1e50))  # null: it was not finite
+#: by the type of an event's field: what metrics.jsonl may hold for it, and what stands for it where it lacks
+_BY_TYPE: dict[str, tuple[schema.Check, Any]] = {
+    "int": (schema.whole(0, 2**63 - 1), 0),
+    "float": (_number, None),
+    "bool": (schema.flag, False),
+    "str": (schema.text, ""),
+    "Mapping[str, float]": (schema.table(_number), {}),
+    "tuple[str, ...]": (schema.items(schema.path_text), ()),
+}
+
+
+def _row_schema(kind: type[Event]) -> tuple[schema.Check, dict[str, Any]]:
+    """The check of a row, made from its event's fields, and their defaults. `extra` lies among them."""
+    kinds = {f.name: _BY_TYPE[str(f.type)] for f in fields(kind) if f.name not in ("step", "extra")}
+    checks = {name: check for name, (check, _) in kinds.items()}
+    if "path" in checks:
+        checks["path"] = schema.path_text
+    checks["learning_rate_lyrics_embedder"] = _number
+    return schema.record({"step": schema.whole(0, 10**9)}, checks), {n: d for n, (_, d) in kinds.items()}
+
+
+_ROWS = {name: _row_schema(kind) for name, kind in RECORDED.items()}
+
+
+def read_metrics(path: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, each with all of its event's columns (see `_BY_TYPE`).
+
+    Events that this version does not know are left out. A line that is no such row is left out too, and
+    named in `damaged`; but not a last line that a kill has cut short.
+    """
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+    with schema.open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = schema.parse_json(line)
+                if not isinstance(row, dict) or not isinstance(row.get("event"), str):
+                    raise schema.Mismatch("no event in it")
+                if row["event"] in _ROWS:
+                    check, defaults = _ROWS[row["event"]]
+                    checked = check(row, "")
+                    rows.append(checked | {k: v for k, v in defaults.items() if k not in checked})
+            except (ValueError, schema.Mismatch) as error:
+                if damaged is not None and line.endswith(b"\n"):
+                    damaged.append(f"line {number}: {error}")
     return rows
+
+
+def damage(path: Path, damaged: Sequence[str]) -> str:
+    """What `read_metrics` has left out, as a sentence."""
+    return f"{path}: {count(len(damaged), 'line')} damaged and left out ({listed(damaged)})"

@@ -37,6 +37,7 @@ from .events import (
     Notice,
     Progress,
     Started,
+    damage,
     read_metrics,
 )
 from .interrupts import StopRequest
@@ -209,6 +210,8 @@ class _Run:
         self._check_disk()
         self._set_aside(counters.step)
         metrics = MetricsFile(self.output / METRICS, counters.step) if world.first else None
+        if metrics is not None and metrics.damaged:
+            self.emit.notice(damage(metrics.path, metrics.damaged), "warning")
         trackers = make_trackers(config, self.output) if world.first else []
         for listener in (metrics, *trackers):
             if listener is not None:

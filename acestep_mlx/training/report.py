@@ -18,7 +18,7 @@ from .. import __version__
 from ..atomic import temporary
 from ..audio import log_mel
 from ..config import TrainConfig
-from ..words import rate, size
+from ..words import brief, rate, size
 from .charts import Series, line_chart, number, spectrogram
 from .events import read_metrics
 
@@ -70,7 +70,7 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: TrainConf
         rates = [r["steps_per_second"] for r in steps if r["steps_per_second"]]
         typical = float(np.median(rates)) if rates else 0.0
         speed = f"{typical:.2f} steps/s" if typical >= 1 else f"{1 / typical:.1f} s/step" if typical else "–"
-        audio = rate(steps[-1]["audio_seconds_per_second"])
+        audio = rate(steps[-1]["audio_seconds_per_second"] or 0.0)
         tiles.append(("Speed", speed, f"{audio} s of audio per second"))
         tiles.append(
             (
@@ -163,7 +163,10 @@ def _spread(rows: Sequence[Row], count: int) -> list[Row]:
 def _card(row: Row) -> str:
     import soundfile
 
-    sound, rate = soundfile.read(os.fsencode(row["path"]), dtype="float32", always_2d=True)
+    try:
+        sound, rate = soundfile.read(os.fsencode(row["path"]), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        return f'<figure class="card clip"><figcaption>{escape(brief(error))}</figcaption></figure>'
     title = f"Step {row['step']}" if row["with_lora"] else "Without LoRA"
     picture = ""
     if len(sound) > 4096:
