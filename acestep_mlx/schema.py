@@ -7,6 +7,7 @@ it must be a file (not a pipe), strict JSON, of a format version that this progr
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -203,6 +204,8 @@ def open_file(path: str | Path) -> BinaryIO:
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         kind = stat.S_IFMT(os.fstat(handle).st_mode)
+        if kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if kind != stat.S_IFREG:
             what = KINDS.get(kind, "something else")
             raise OSError(0, f"it is {what}, not a file", str(path))
@@ -242,15 +245,20 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def check_version(found: Any, known: int, what: str, oldest: int = 1) -> None:
-    """Mismatch unless `found`, a format version, is one that this program reads; NewerVersionError above."""
-    if isinstance(found, bool) or not isinstance(found, int) or found < oldest:
-        raise Mismatch(f"its format version is {show(found)}, and this acestep-mlx reads {known}")
-    if found > known:
+def refuse_newer(found: Any, known: int, what: str) -> None:
+    """NewerVersionError when `found`, a format version, is above the one that this program writes."""
+    if isinstance(found, int) and found > known:
         raise NewerVersionError(
             f"{what} was written by a newer version of acestep-mlx (format version {show(found)}, this one "
             f"reads {known}); update acestep-mlx"
         )
+
+
+def check_version(found: Any, known: int, what: str, oldest: int = 1) -> None:
+    """Mismatch unless `found`, a format version, is one that this program reads; NewerVersionError above."""
+    if isinstance(found, bool) or not isinstance(found, int) or found < oldest:
+        raise Mismatch(f"its format version is {show(found)}, and this acestep-mlx reads {known}")
+    refuse_newer(found, known, what)
 
 
 def read_artifact(

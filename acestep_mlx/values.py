@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import ConfigError, nearest
 from .options import Option
+from .schema import read_file
 
 TRUE = frozenset({"true", "1", "yes", "on"})
 FALSE = frozenset({"false", "0", "no", "off"})
@@ -19,7 +20,7 @@ NOTHING = frozenset({"", "null", "none"})
 def read_json(path: Path) -> Any:
     """Parse a JSON file (UTF-8, a byte order mark is tolerated); ConfigError in one line when it is not."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..schema import read_file
 from .source import VOCAB_FILES, Progress, silent
 
 # The two language tags and the start token whose ids the model was trained with.
@@ -86,9 +87,7 @@ def _folders(package: str) -> list[Path]:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} is too large for a lyric vocabulary")
-        return path.read_bytes()
+        return read_file(path, MAX_BYTES)
     except OSError as error:
         raise CheckpointError(
             f"{path}: {error.strerror or error}; give upstream's acestep/models/lyrics_utils/vocab.json, or "

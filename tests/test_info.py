@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -336,3 +337,103 @@ def test_an_empty_path_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2 and "is empty" in capsys.readouterr().err
+
+
+PIPES = [
+    "p",
+    "p.json",
+    "p.jsonl",
+    "p.wav",
+    "p.m4a",
+    "p.lyrics",
+    "p.txt",
+    "p.safetensors",
+    "p.lrc",
+    "p.parquet",
+]
+
+
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_not_waited_for(
+    name: str, linked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / ("elsewhere" if linked else name))
+    if linked:
+        (tmp_path / name).symlink_to("elsewhere")
+    assert f"{name}: it is a named pipe, not a file or folder" in refused(capsys, tmp_path / name)
+
+
+def test_devices_are_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("/dev/zero", "/dev/null"):
+        assert "it is a device, not a file or folder" in refused(capsys, path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["config.json"],
+        ["config.json", "transformer.safetensors"],
+        ["training_state.json"],
+        ["pytorch_lora_weights.safetensors"],
+        ["adapter_model.safetensors", "adapter_config.json"],
+        ["dataset_info.json"],
+        ["state.json"],
+        ["x.parquet"],
+        ["ace_step_transformer/config.json"],
+        ["a.wav"],
+        ["a.mp3", "a.txt", "a.lyrics"],
+    ],
+)
+def test_folders_with_pipes_in_place_of_files(
+    names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["info", str(tmp_path)])
+    output = capsys.readouterr()
+    assert caught.value.code in (0, 1) and "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("option", ["data_backend_config", "validation_prompt_library", "init_lora"])
+def test_settings_that_name_a_pipe(option: str, tmp_path: Path, tiny_model: Path) -> None:
+    from acestep_mlx.config import load_config
+    from acestep_mlx.errors import AceStepError
+    from acestep_mlx.training.preflight import preflight
+
+    pipe = tmp_path / "p.json"
+    os.mkfifo(pipe)
+    values = {"pretrained_model_name_or_path": str(tiny_model), "output_dir": str(tmp_path / "out"),
+              "cache_dir": str(tmp_path / "cache"), option: str(pipe)}  # fmt: skip
+    with pytest.raises(AceStepError, match=r"p\.json"):
+        config = load_config(values)
+        preflight(config, lambda text, level: None)
+        from acestep_mlx.data.backends import read_backends
+
+        read_backends(config)
+
+
+def test_training_config_that_is_a_pipe(tmp_path: Path) -> None:
+    from acestep_mlx.config import load_config
+    from acestep_mlx.errors import ConfigError
+
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError):
+        load_config(tmp_path / "config.json")
+    with pytest.raises(ConfigError):
+        load_config(tmp_path)
+
+
+def test_a_run_by_a_newer_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from acestep_mlx.training import checkpoint
+
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    state = {"format": checkpoint.FORMAT, "format_version": checkpoint.FORMAT_VERSION + 1}
+    (folder / checkpoint.STATE).write_text(json.dumps(state))
+    assert "was written by a newer version of acestep-mlx" in refused(capsys, folder)
+    out = info(capsys, tmp_path)
+    assert "checkpoint-3: " in out and "newer version" in out and "damaged" not in out

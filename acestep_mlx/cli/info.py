@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import AceStepError, CheckpointError
+from ..schema import KINDS, parse_json, read_file
 from .paths import NamedPath
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def _describe(
         hub = text.count("/") == 1 and not text.startswith((".", "/", "~"))
         hint = f"; a hub repository is fetched by `acestep-mlx convert --hf-path {text}`" if hub else ""
         raise AceStepError(f"{text}: no such file or folder{hint}")
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise AceStepError(f"{text}: it is {KINDS.get(kind, 'something else')}, not a file or folder")
     return _file(path, model, lyric_vocab, language)
 
 
@@ -129,8 +133,10 @@ def _json(path: Path) -> list[str]:
     from . import describe, describe_training
 
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_file(path))
+    except OSError as error:
+        raise AceStepError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
         raise AceStepError(f"{path}: not JSON: {error}") from None
     if isinstance(content, list):
         from ..config import load_config

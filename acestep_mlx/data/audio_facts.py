@@ -22,10 +22,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .. import schema
 from ..audio import SILENCE, decode, look
 from ..errors import DataError
 from .store import write_atomic
 
+MAX_INDEX = 1 << 30  # bytes
 INDEX_VERSION = 2  # 1 took lengths that headers guess, and knew no blocks
 _BLOCKS, _BLOCK_BYTES = 16, 4096  # read of each song on every start
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
@@ -186,9 +188,13 @@ class FactsIndex:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        """A damaged or older index is simply built again: it holds nothing that cannot be recomputed."""
+        """A damaged or older index is simply built again: it holds nothing that cannot be recomputed.
+
+        NewerVersionError for one that a newer version goes on with.
+        """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = schema.parse_json(schema.read_file(path, MAX_INDEX))
+            schema.refuse_newer(content["version"], INDEX_VERSION, f"{path}: the index of songs")
             facts = {stamp: AudioFacts.from_dict(raw) for stamp, raw in content["facts"].items()}
             if content["version"] == INDEX_VERSION:
                 self._facts = facts

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import schema
 from ..atomic import temporary
 from ..errors import DataError
 
-_MAGIC = b"ACEC1"
+_FAMILY = b"ACEC"
+_MAGIC = _FAMILY + b"1"  # with its format version
 _PLAIN, _DEFLATED = b"p", b"z"
 
 
@@ -71,7 +73,10 @@ class Store:
         write_atomic(self.path(key), _MAGIC + kind + zlib.crc32(body).to_bytes(4, "big") + body)
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays, or None when they are not there or the file is damaged."""
+        """The arrays, or None when they are not there or the file is damaged.
+
+        NewerVersionError for a file that only a newer version understands.
+        """
         if self.folder is None:
             return self._memory.get(key)
         from safetensors import SafetensorError
@@ -82,6 +87,9 @@ class Store:
         except OSError:
             return None
         head = len(_MAGIC)
+        if data.startswith(_FAMILY) and data[len(_FAMILY) : head].isdigit():
+            found, known = int(data[len(_FAMILY) : head]), int(_MAGIC[len(_FAMILY) :])
+            schema.refuse_newer(found, known, f"{self.path(key)}: the cache file")
         kind, checksum, body = data[head : head + 1], data[head + 1 : head + 5], data[head + 5 :]
         if not data.startswith(_MAGIC) or zlib.crc32(body).to_bytes(4, "big") != checksum:
             return None

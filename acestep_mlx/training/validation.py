@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .. import schema
 from ..audio import write_audio
 from ..config import TrainConfig
 from ..errors import ConfigError, DataError
@@ -68,10 +70,13 @@ def prompts(config: TrainConfig) -> list[Prompt]:
     return found
 
 
+_LIBRARY_ENTRY = schema.record({"prompt": schema.text}, {"lyrics": schema.text}, strict=True)
+
+
 def _library_file(path: Path, lyrics: str) -> list[Prompt]:
     """`{name: caption}` or `{name: {"prompt": …, "lyrics": …}}`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = schema.parse_json(schema.read_file(path).removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise ConfigError(
             f"validation_prompt_library={path} cannot be read: {error.strerror or error}"
@@ -85,7 +90,11 @@ def _library_file(path: Path, lyrics: str) -> list[Prompt]:
         entry = {"prompt": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
             raise ConfigError(f"validation_prompt_library={path}: {name!r} must be a caption")
-        found.append(Prompt(name, entry["prompt"], str(entry.get("lyrics", lyrics))))
+        try:
+            checked = _LIBRARY_ENTRY(entry, name)
+        except schema.Mismatch as error:
+            raise ConfigError(f"validation_prompt_library={path}: {error}") from None
+        found.append(Prompt(name, checked["prompt"], checked.get("lyrics", lyrics)))
     return found
 
 
