@@ -7,6 +7,7 @@ to its end, through FFmpeg. A song is what decoding to its end gives, never what
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import struct
@@ -14,14 +15,17 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
-from . import ffmpeg
+from . import ffmpeg, lengths
 from .atomic import temporary
 from .errors import DataError
-from .lengths import doubt as doubt_of
+
+if TYPE_CHECKING:
+    import soundfile
 
 SOUNDFILE = (
     ".wav",
@@ -63,6 +67,7 @@ MIN_RATE, MAX_RATE = 1000, 768_000  # Hz
 MAX_FRAMES = 1 << 28  # 2 GiB as float32 stereo: an hour and a half at 48 kHz
 BLOCK = 1 << 16  # frames read or written at a time
 LOSSY_FRAMES = 4096  # by which the length that a lossy format states may be off
+MPEG = ("mp3", "mpeg")  # libsndfile's names of MP3
 PLACEHOLDERS = (0x7FFF0000, 0xFFFF0000)  # sizes from here on that writers to a pipe leave in the header
 SILENCE = 1e-4  # peak, −80 dB
 
@@ -102,7 +107,7 @@ class AudioInfo:
     sample_rate: int
     channels: int
     format: str
-    decoder: str = "soundfile"  # or "ffmpeg"
+    decoder: str = "soundfile"  # "ffmpeg", or "parts": libsndfile, mended part by part
     exact: bool = True
     promised: float = 0.0
     doubt: str = ""
@@ -148,18 +153,19 @@ def _by_soundfile(path: Path) -> AudioInfo:
         if path.suffix.lower() in FFMPEG:
             raise ffmpeg.missing(path) from None
         raise DataError(f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)") from None
-    doubt = doubt_of(path, found.format, found.frames)
-    if doubt is not None and not doubt.whole:
-        if ffmpeg.available():
-            return _by_ffmpeg(path, doubt.reason)
-        if found.frames > 0:
-            raise DataError(f"{path}: {doubt.reason}; reading it to its end needs FFmpeg; {ffmpeg.INSTALL}")
+    doubt = lengths.doubt(path, found.format, found.frames)
     info = AudioInfo(found.duration, found.samplerate, found.channels, found.format.lower())
-    promised = info.duration if doubt is None or doubt.cut else 0.0
-    return _sane(
-        path,
-        replace(info, promised=promised, exact=doubt is None, doubt=doubt.reason if doubt else ""),
-    )
+    if doubt is None:
+        return _sane(path, replace(info, promised=info.duration))
+    if doubt.decoder != "ffmpeg":
+        promised = info.duration if doubt.cut else 0.0
+        return _sane(
+            path,
+            replace(info, decoder=doubt.decoder, exact=False, promised=promised, doubt=doubt.reason),
+        )
+    if ffmpeg.available():
+        return _by_ffmpeg(path, doubt.reason)
+    raise DataError(f"{path}: {doubt.reason}; reading it to its end needs FFmpeg; {ffmpeg.INSTALL}")
 
 
 def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
@@ -188,7 +194,8 @@ def decode(
     first = round(start * info.sample_rate)
     stop = math.inf if duration is None else first + round(duration * info.sample_rate)
     layouts = OGG_LAYOUTS if info.format == "ogg" else LAYOUTS
-    position = first if info.exact else 0  # frames of the file that lie behind
+    # Frames of the file that lie behind. Behind a place in an MP3 that was sought, some are damaged.
+    position = first if info.exact and info.format not in MPEG else 0
     with contextlib.closing(_blocks(path, info, position)) as blocks:
         for block in blocks:
             part = block[max(0, first - position) : min(len(block), stop - position)]
@@ -374,14 +381,33 @@ def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            if first:
-                file.seek(first)
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                yield block
+        if info.decoder == "parts":
+            for part in lengths.parts(path, info.format):
+                with soundfile.SoundFile(io.BytesIO(part)) as file:
+                    yield from _at_rate(_read(file), file.samplerate, info.sample_rate)
+        else:
+            with soundfile.SoundFile(os.fsencode(path)) as file:
+                if first:
+                    file.seek(first)
+                yield from _read(file)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         reason = str(error).rpartition(": ")[2].rstrip(".")
         raise DataError(f"{path}: damaged: {reason or type(error).__name__}") from None
+
+
+def _read(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    # Else it seeks after every block, which damages MP3s, and fails where the length is not known.
+    file.seekable = lambda: False
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _at_rate(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterator[np.ndarray]:
+    """All blocks as they are, or as one at another rate."""
+    if source == target:
+        yield from blocks
+    elif parts := list(blocks):
+        yield resample(np.concatenate(parts), source, target)
 
 
 def _check_file(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Whether the length that a container states can be believed, from its structure and without decoding.
 
 libsndfile stops at the length that it was told or has guessed. An MP3 without a Xing header, songs joined end
-to end and files written to a pipe are longer or shorter than that; for these the sound must be counted.
+to end and files written to a pipe are longer or shorter than that. Their sound must be counted: libsndfile
+reads them one by one, with headers that are mended in memory (`parts`); FFmpeg reads what cannot be mended.
 """
 
 from __future__ import annotations
@@ -27,18 +28,22 @@ _SYNC = re.compile(rb"\xff[\xe0-\xff]")
 _SLACK = 2  # frames: encoders disagree on whether the Xing frame counts itself
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the magic and the head of STREAMINFO
 _FLAC_FRAME, _FLAC_BLOCK = 9, 65535  # the least bytes of a frame, the most samples in it
+_MENDED = 1 << 30  # bytes of a file that is mended in memory
 _UNKNOWN = 1 << 60  # libsndfile's largest number stands for "unknown"
+
+
+Data = mmap.mmap | bytes
 
 
 class Doubt(NamedTuple):
     """Why a stated length is not taken.
 
-    whole: libsndfile reads the file to its end all the same. cut: the length is firmly stated, and there is
-    less.
+    decoder: what reads the file to its end: "soundfile", which is not led astray, "parts": the same on the
+    file's `parts`, or "ffmpeg". cut: the length is firmly stated, and there is less.
     """
 
     reason: str
-    whole: bool = False
+    decoder: str = "ffmpeg"
     cut: bool = False
 
 
@@ -49,6 +54,7 @@ class Frame(NamedTuple):
     samples: int
     rate: int
     mono: bool
+    layer: int
 
 
 class Xing(NamedTuple):
@@ -66,19 +72,16 @@ class Walk(NamedTuple):
     size: int
     xing: Xing | None
     uniform: bool  # one rate, one number of channels, nothing between the frames
+    layer: int
 
 
 def doubt(path: Path, form: str, frames: int) -> Doubt | None:
     """Why the number of `frames` that libsndfile gives may be wrong; None when the file states it exactly."""
-    if frames <= 0:
-        return Doubt("its header says that it holds nothing")
-    check = {"MP3": _mp3, "MPEG": _mp3, "OGG": _ogg, "FLAC": _flac}.get(form.upper())
-    if check is not None:
-        with contextlib.suppress(struct.error), _mapped(path) as data:
-            found = check(data, frames)
-            if found is not None:
-                return found
-    return Doubt("its header gives no length") if frames >= _UNKNOWN else None
+    checks = {"MP3": _mp3, "MPEG": _mp3, "OGG": _ogg, "FLAC": _flac, "WAV": _wav, "WAVEX": _wav}
+    check = checks.get(form.upper(), _any)
+    with contextlib.suppress(struct.error), _mapped(path) as data:
+        return check(data, frames)
+    return _any(b"", frames)
 
 
 @contextlib.contextmanager
@@ -87,49 +90,88 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
         yield data
 
 
-def _mp3(data: mmap.mmap, frames: int) -> Doubt | None:
-    walk = walk_mp3(data)
-    xing = walk.xing
-    whole = walk.uniform and frames >= walk.samples
-    if xing is None:
-        return Doubt("it has no Xing header", whole)
-    if xing.frames <= walk.frames <= xing.frames + _SLACK:
+def _any(_: Data, frames: int) -> Doubt | None:
+    if frames <= 0:
+        return Doubt("its header says that it holds nothing")
+    return Doubt("its header gives no length", "soundfile") if frames >= _UNKNOWN else None
+
+
+def _wav(data: Data, frames: int) -> Doubt | None:
+    """No frames are the truth about a wav whose chunks lead to its end."""
+    position = _wav_data(data)
+    if frames > 0 or position is None:
+        return _any(data, frames)
+    position += 4
+    while position + 8 <= len(data) and _is_name(data[position : position + 4]):
+        size = struct.unpack_from("<I", data, position + 4)[0]
+        position += 8 + size + size % 2
+    if position in (len(data), len(data) + 1):
         return None
+    return Doubt("its header says that it holds nothing", "parts" if len(data) <= _MENDED else "ffmpeg")
+
+
+def _wav_data(data: Data) -> int | None:
+    """Where the size of a wav's samples stands."""
+    position = 12
+    while position + 8 <= len(data) and data[:4] == b"RIFF" and _is_name(data[position : position + 4]):
+        if data[position : position + 4] == b"data":
+            return position + 4
+        size = struct.unpack_from("<I", data, position + 4)[0]
+        position += 8 + size + size % 2
+    return None
+
+
+def _is_name(name: bytes) -> bool:
+    return all(0x20 <= byte < 0x7F for byte in name)
+
+
+def _mp3(data: Data, frames: int) -> Doubt | None:
+    walk = walk_mp3(data)
+    xing, decoder = walk.xing, "parts"
+    if walk.layer != 3:  # the other layers have no Xing header
+        decoder = "soundfile" if walk.uniform and 0 < walk.samples <= frames else "ffmpeg"
+    if xing is None:
+        return Doubt("it has no Xing header", decoder)
+    if xing.frames <= walk.frames <= xing.frames + _SLACK:
+        return None if walk.uniform else Doubt("something lies between its frames", decoder)
     reason = f"its Xing header counts {xing.frames} frames, but there are {walk.frames}"
-    cut = walk.frames < xing.frames - _SLACK and not 0 < xing.size <= walk.size
-    return Doubt(reason, whole, cut)
+    return Doubt(reason, decoder, walk.frames < xing.frames - _SLACK and not 0 < xing.size <= walk.size)
 
 
-def walk_mp3(data: mmap.mmap | bytes) -> Walk:
-    """Go from frame to frame, over tags and whatever else lies between them."""
-    position = _after_tags(data, 0)
-    count = samples = size = 0
+def walk_mp3(data: Data) -> Walk:
+    """Count all frames, over tags and whatever else lies between them."""
+    count = samples = size = end = layer = 0
     xing: Xing | None = None
     kinds: set[tuple[int, bool]] = set()
     uniform = True
-    while True:
+    for position, frame in _mp3_frames(data):
+        kinds.add((frame.rate, frame.mono))
+        uniform = uniform and end in (0, position)
+        end, layer = position + frame.size, frame.layer
+        if not size:
+            xing = xing_header(data[position:end])
+        if size or xing is None:
+            count += 1
+            samples += frame.samples
+        size += frame.size
+    return Walk(count, samples, size, xing, uniform and len(kinds) < 2, layer)
+
+
+def _mp3_frames(data: Data) -> Iterator[tuple[int, Frame]]:
+    """Each whole frame with its position."""
+    position: int | None = _after_tags(data, 0)
+    while position is not None:
         frame = mp3_frame(data, position)
         if frame is None:
-            found = _next_frame(data, position)
-            if found is None:
-                break
-            uniform = uniform and not size
-            position = found
-            continue
-        if position + frame.size > len(data):
-            break
-        kinds.add((frame.rate, frame.mono))
-        if not size and (xing := xing_header(data[position : position + frame.size])) is not None:
-            count -= 1
-            samples -= frame.samples
-        count += 1
-        samples += frame.samples
-        size += frame.size
-        position += frame.size
-    return Walk(count, samples, size, xing, uniform and len(kinds) < 2)
+            position = _next_frame(data, position)
+        elif position + frame.size > len(data):
+            return
+        else:
+            yield position, frame
+            position += frame.size
 
 
-def mp3_frame(data: mmap.mmap | bytes, position: int) -> Frame | None:
+def mp3_frame(data: Data, position: int) -> Frame | None:
     """The frame whose header stands at `position`, or None. Free-format frames are not known."""
     head = data[position : position + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
@@ -142,9 +184,9 @@ def mp3_frame(data: mmap.mmap | bytes, position: int) -> Frame | None:
     hz, bits = _RATES[version][rate], 1000 * _BITRATES[first, layer][bitrate - 1]
     mono = head[3] >> 6 == 3
     if layer == 1:
-        return Frame((12 * bits // hz + padding) * 4, 384, hz, mono)
+        return Frame((12 * bits // hz + padding) * 4, 384, hz, mono, layer)
     samples = 576 if layer == 3 and not first else 1152
-    return Frame(samples // 8 * bits // hz + padding, samples, hz, mono)
+    return Frame(samples // 8 * bits // hz + padding, samples, hz, mono, layer)
 
 
 def xing_header(frame: bytes) -> Xing | None:
@@ -157,7 +199,7 @@ def xing_header(frame: bytes) -> Xing | None:
     return None
 
 
-def _after_tags(data: mmap.mmap | bytes, position: int) -> int:
+def _after_tags(data: Data, position: int) -> int:
     """Behind the ID3v2 tags that start at `position`."""
     while data[position : position + 3] == b"ID3" and len(data) >= position + 10:
         a, b, c, d = (byte & 0x7F for byte in data[position + 6 : position + 10])
@@ -166,7 +208,7 @@ def _after_tags(data: mmap.mmap | bytes, position: int) -> int:
     return position
 
 
-def _next_frame(data: mmap.mmap | bytes, position: int) -> int | None:
+def _next_frame(data: Data, position: int) -> int | None:
     """Where the next frame starts that another one, or the end, follows."""
     position = _after_tags(data, position)
     for match in _SYNC.finditer(data, position):
@@ -178,14 +220,22 @@ def _next_frame(data: mmap.mmap | bytes, position: int) -> int | None:
     return None
 
 
-def _ogg(data: mmap.mmap, _: int) -> Doubt | None:
-    position, begun, gap = data.find(b"OggS"), False, False
+def _ogg(data: Data, frames: int) -> Doubt | None:
+    links, gap = _ogg_links(data)
+    if gap and len(links) < 2:
+        return Doubt("pages of it are missing, so its times mean nothing", "soundfile")
+    return Doubt(f"{len(links)} songs are joined in it", "parts") if len(links) > 1 else _any(data, frames)
+
+
+def _ogg_links(data: Data) -> tuple[list[int], bool]:
+    """Where each of the joined songs starts, and whether pages are missing."""
+    position, begun, gap = data.find(b"OggS"), True, False
     numbers: dict[int, int] = {}  # the next page of each stream
-    links = 1
+    links: list[int] = []
     while 0 <= position <= len(data) - 27:
         flags, serial, number = data[position + 5], *struct.unpack_from("<II", data, position + 14)
         if flags & 2:  # a stream begins
-            links += begun
+            links += [position] if begun else []
             begun = False
         else:
             begun = True
@@ -194,18 +244,84 @@ def _ogg(data: mmap.mmap, _: int) -> Doubt | None:
         segments = data[position + 26]
         end = position + 27 + segments + sum(data[position + 27 : position + 27 + segments])
         position = end if data[end : end + 4] == b"OggS" else data.find(b"OggS", end)
-    if links > 1:
-        return Doubt(f"{links} songs are joined in it")
-    return Doubt("pages of it are missing, so its times mean nothing") if gap else None
+    return links, gap
 
 
-def _flac(data: mmap.mmap, _: int) -> Doubt | None:
-    starts = [match.end() for match in _FLAC_START.finditer(data)]
-    if not starts:
-        return None
-    total = struct.unpack_from(">Q", data, starts[0] + 10)[0] & (1 << 36) - 1  # samples, 0: unknown
-    if not total:
-        return Doubt("its header gives no length")
-    if total > len(data) // _FLAC_FRAME * _FLAC_BLOCK:
-        return Doubt("its header gives an impossible length")
-    return Doubt(f"{len(starts)} songs are joined in it") if len(starts) > 1 else None
+def _flac(data: Data, frames: int) -> Doubt | None:
+    starts = [match.start() for match in _FLAC_START.finditer(data)]
+    # samples, 0: unknown
+    totals = [struct.unpack_from(">Q", data, start + 18)[0] & (1 << 36) - 1 for start in starts]
+    if 0 in totals:
+        return Doubt("its header gives no length", "soundfile" if len(starts) < 2 else "parts")
+    if any(total > len(data) // _FLAC_FRAME * _FLAC_BLOCK for total in totals):
+        return Doubt("its header gives an impossible length", "soundfile" if len(starts) < 2 else "parts")
+    return Doubt(f"{len(starts)} songs are joined in it", "parts") if len(starts) > 1 else _any(data, frames)
+
+
+def parts(path: Path, form: str) -> Iterator[bytes]:
+    """The songs that are joined in a file, each as a file that libsndfile reads to its end."""
+    cut = {"mp3": _mp3_parts, "mpeg": _mp3_parts, "ogg": _ogg_parts, "flac": _flac_parts}.get(
+        form, _wav_parts
+    )
+    with _mapped(path) as data:
+        yield from cut(data)
+
+
+def _mp3_parts(data: Data) -> Iterator[bytes]:
+    """Runs of frames of one kind, each behind a Xing header that counts them."""
+    pieces: list[bytes] = []
+    kind: tuple[int, bool] | None = None
+    for position, frame in _mp3_frames(data):
+        body = data[position : position + frame.size]
+        xing = xing_header(body)
+        if pieces and (xing is not None or kind != (frame.rate, frame.mono)):
+            yield _counted(pieces)
+            pieces = []
+        kind = frame.rate, frame.mono
+        pieces.append(body)
+    if pieces:
+        yield _counted(pieces)
+
+
+def _counted(frames: list[bytes]) -> bytes:
+    """The frames behind a Xing header that counts them: their own where it does."""
+    xing = xing_header(frames[0])
+    if xing is not None and xing.frames == len(frames) - 1:
+        return b"".join(frames)
+    frames = frames if xing is None else frames[1:]
+    body = b"".join(frames)
+    return xing_frame(frames[0], len(frames), len(body)) + body if frames else b""
+
+
+def xing_frame(like: bytes, frames: int, size: int) -> bytes:
+    """A frame of the same kind as `like`, without sound, that counts frames and bytes."""
+    # No checksum, the highest bit rate.
+    head = bytes([0xFF, like[1] | 1, 0xE0 | like[2] & 0x0C, like[3]])
+    frame = mp3_frame(head, 0)
+    assert frame is not None
+    first = head[1] >> 3 & 3 == 3
+    side = (17 if frame.mono else 32) if first else (9 if frame.mono else 17)
+    tag = b"Xing" + struct.pack(">III", 3, frames, frame.size + size)
+    return (head + bytes(side) + tag).ljust(frame.size, b"\0")
+
+
+def _ogg_parts(data: Data) -> Iterator[bytes]:
+    links, _ = _ogg_links(data)
+    for start, end in zip(links, [*links[1:], len(data)], strict=True):
+        yield data[start:end]
+
+
+def _flac_parts(data: Data) -> Iterator[bytes]:
+    starts = [match.start() for match in _FLAC_START.finditer(data)]
+    for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
+        yield data[start:end]
+
+
+def _wav_parts(data: Data) -> Iterator[bytes]:
+    """The wav with its own size in its headers; its samples are taken to go on to its end."""
+    whole = bytearray(data[:])
+    size = _wav_data(data)
+    assert size is not None
+    whole[4:8] = struct.pack("<I", len(data) - 8)
+    whole[size : size + 4] = struct.pack("<I", len(data) - size - 4)
+    yield bytes(whole)

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import schema
-from ..audio import SILENCE, decode, look
+from ..audio import MPEG, SILENCE, decode, look
 from ..errors import DataError
 from .store import write_atomic
 
 MAX_INDEX = 1 << 30  # bytes
-INDEX_VERSION = 2  # 1 took lengths that headers guess, and knew no blocks
+INDEX_VERSION = 2  # 1 took lengths that headers guess, damaged MP3s, and knew no blocks
 _BLOCKS, _BLOCK_BYTES = 16, 4096  # read of each song on every start
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
 
@@ -102,23 +102,24 @@ class BytesAudio:
 class AudioFacts:
     """content: SHA-256 of the bytes; duration: seconds as decoded; problem: why it cannot be used.
 
-    counted: why the length that the file gives was not taken, or None. guessed: the length in seconds that an
-    earlier version of this program took for such a song, or None.
+    counted: why the length that the file gives was not taken, or None. misread: whether version 1 read such a
+    song wrongly: a counted one, or an MP3. former: the length in seconds that version 1 then took, or None.
     """
 
     content: str
     duration: float
     problem: str | None = None
     counted: str | None = None
-    guessed: float | None = None
+    misread: bool = False
+    former: float | None = None
 
     @classmethod
     def from_dict(cls, raw: Any) -> AudioFacts:
         """Facts as the index holds them. ValueError or TypeError when they are not."""
         facts = cls(**raw)
-        numbers = [facts.duration, *([] if facts.guessed is None else [facts.guessed])]
+        numbers = [facts.duration, *([] if facts.former is None else [facts.former])]
         texts = [facts.content, facts.problem or "", facts.counted or ""]
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, str) for text in texts) or not isinstance(facts.misread, bool):
             raise ValueError("not a text")
         if not all(type(n) in (int, float) and math.isfinite(n) and n >= 0 for n in numbers):
             raise ValueError("not a length")
@@ -158,8 +159,8 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _decode_all(path: Path) -> tuple[float, None, str | None]:
-    """The decoded length in seconds, no problem, and why it had to be counted.
+def _decode_all(path: Path) -> tuple[float, None, str | None, bool]:
+    """`AudioFacts` but the content: the decoded length in seconds, no problem, counted, misread.
 
     DataError: empty, damaged, truncated, silent or not finite.
     """
@@ -173,7 +174,8 @@ def _decode_all(path: Path) -> tuple[float, None, str | None]:
         raise DataError("silent")
     if zeros > _SILENT_SHARE * decoded:
         raise DataError(f"silent ({100 * zeros / decoded:.0f} % of it)")
-    return decoded / info.sample_rate, None, info.doubt or None
+    misread = bool(info.doubt) or info.format in MPEG
+    return decoded / info.sample_rate, None, info.doubt or None, misread
 
 
 class FactsIndex:
@@ -182,7 +184,7 @@ class FactsIndex:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._facts: dict[str, AudioFacts] = {}
-        self._guessed: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp
+        self._former: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp
         self._changed = False
         if path is not None and path.is_file():
             self._read(path)
@@ -199,9 +201,9 @@ class FactsIndex:
             if content["version"] == INDEX_VERSION:
                 self._facts = facts
             elif content["version"] == 1:
-                self._guessed = {stamp: one.duration for stamp, one in facts.items() if one.problem is None}
+                self._former = {stamp: one.duration for stamp, one in facts.items() if one.problem is None}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            self._facts, self._guessed = {}, {}
+            self._facts, self._former = {}, {}
 
     def look_up(
         self, songs: Sequence[AudioRef], progress: Callable[[int, int, str], None] | None = None
@@ -225,8 +227,8 @@ class FactsIndex:
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             results = pool.map(lambda i: examine(songs[i]), firsts)
             for done, (stamp, facts) in enumerate(zip(waiting, results, strict=True), 1):
-                if facts.counted is not None:
-                    facts = replace(facts, guessed=self._guessed.get(stamp.rpartition("|")[0]))
+                if facts.misread:
+                    facts = replace(facts, former=self._former.get(stamp.rpartition("|")[0]))
                 for i in waiting[stamp]:
                     found[i] = facts
                 if facts.content:

@@ -61,8 +61,8 @@ class Cache:
 
     # ── keys and places ──────────────────────────────────────────────────────────────────────────────
     def latent_key(self, sample: Sample) -> str:
-        # Where a header's length is a guess, entries without this mark were cut by it.
-        mark = {"length": "counted"} if sample.counted else {}
+        # Entries without this mark were cut by a length that a header guesses, or are of a damaged MP3.
+        mark = {"decoded": "to the end"} if sample.misread else {}
         return self._latent_key(sample.content, (sample.start, sample.seconds), **mark)
 
     def _latent_key(self, content: str, part: tuple[float, float], **mark: str) -> str:
@@ -291,14 +291,16 @@ class Cache:
             self._drop({s.id: failed[self.latent_key(s)] for s in samples if self.latent_key(s) in failed})
 
     def _count_again(self, sample: Sample) -> None:
-        """Report a song whose latents are in the cache, but of a part that a guessed length gave."""
+        """Report a song whose latents are in the cache, but of sound that was read wrongly."""
         if sample.former is None:
             return
         if not self._store(sample, "latents").has(self._latent_key(sample.content, sample.former)):
             return
         for one in self.report.sets:
             if one.id == sample.backend.id:
+                same = sample.former == (sample.start, sample.seconds)
                 detail = f"{sample.former[1]:.2f} s were taken, {sample.seconds:.2f} s are there"
+                detail = "some blocks were damaged" if same else detail
                 one.again.append((sample.id.removeprefix(f"{one.id}/"), detail))
 
     def _drop(self, failed: dict[str, str]) -> None:

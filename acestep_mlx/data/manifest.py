@@ -36,8 +36,8 @@ class Sample:
     id: data set and name, for people and sample lists. content: SHA-256 of the file. captions: variants, at
     least one (an empty string when there is no caption). lyrics: text, or None. start, seconds: the part
     that is used; `seconds` is at most the data set's maximum and may be below 3 (then the sound is padded
-    with silence). counted: the file's own length was not believed. former: the part (start, seconds) that an
-    earlier version took by a guessed length, or None.
+    with silence). misread: an earlier version read such a song wrongly. former: the part (start, seconds)
+    that it then took, or None.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Sample:
     start: float
     seconds: float
     cut: bool
-    counted: bool = False
+    misread: bool = False
     former: tuple[float, float] | None = None
 
     @property
@@ -214,7 +214,7 @@ def _sample(
         report.no_caption.append(song.name)
     report.notes += [(song.name, note) for note in song.notes]
     start, seconds = _part(backend, facts, config.seed)
-    former = None if facts.guessed is None else replace(facts, duration=facts.guessed)
+    former = None if facts.former is None else replace(facts, duration=facts.former)
     if facts.counted is not None:
         report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
     return Sample(
@@ -227,7 +227,7 @@ def _sample(
         start=start,
         seconds=seconds,
         cut=facts.duration > seconds + 1e-3,
-        counted=facts.counted is not None,
+        misread=facts.misread,
         former=None if former is None else _part(backend, former, config.seed),
     )
 

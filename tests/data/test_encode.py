@@ -20,7 +20,6 @@ from acestep_mlx.data.store import Store, cache_key, write_atomic
 from acestep_mlx.errors import DataError
 from acestep_mlx.models.load import ModelFolder
 
-from ..test_audio import needs_ffmpeg
 from ..test_lengths import mp3
 from .songs import config, song, write
 
@@ -325,11 +324,13 @@ def test_a_start_reads_little_of_each_song(root: Path, monkeypatch: pytest.Monke
     assert 0 < sum(read) <= 3 * (64 << 10)
 
 
-@needs_ffmpeg
-def test_entries_whose_length_was_guessed_are_encoded_again_and_counted(root: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("xing", [False, True], ids=["guessed length", "blocks damaged by seeking"])
+def test_entries_of_wrong_sound_are_encoded_again_and_counted(
+    xing: bool, root: Path, tiny_model: Path
+) -> None:
     songs, watch = root / "songs", Watch()
     encode(root, tiny_model, watch)
-    (songs / "guessed.mp3").write_bytes(mp3(xing=False))
+    (songs / "guessed.mp3").write_bytes(mp3(xing))
     (songs / "guessed.txt").write_text("pop")
     manifest = build_manifest(config(root))
     guessed = next(s for s in manifest.samples if s.id == "set/guessed.mp3")
@@ -337,34 +338,35 @@ def test_entries_whose_length_was_guessed_are_encoded_again_and_counted(root: Pa
     facts = {}
     for s in manifest.samples:
         status = s.audio.path.stat()  # type: ignore[attr-defined]
-        seconds = 1.5 if s is guessed else s.seconds
+        seconds = 1.5 if s is guessed and not xing else s.seconds
         facts[f"{s.audio.name}|{status.st_size}|{status.st_mtime_ns}"] = {
             "content": s.content, "duration": seconds, "problem": None,
         }  # fmt: skip
     index = root / "cache" / "audio_index.json"
     index.write_text(json.dumps({"version": 1, "facts": facts}))
     fresh = Cache(manifest, config(root), ModelFolder.open(tiny_model))
-    old = fresh._latent_key(guessed.content, (0.0, 1.5))
+    old = fresh._latent_key(guessed.content, (0.0, guessed.seconds if xing else 1.5))
     fresh._store(guessed, "latents").put(old, {"latents": np.zeros((8, 16, 17), np.float16)})
     watch.take()
 
     cache = encode(root, tiny_model, watch)
     assert watch.take() == ["latents"], "songs of exact length keep their entries"
     (report,) = cache.report.sets
-    assert [name for name, _ in report.again] == ["guessed.mp3"] == [name for name, _ in report.counted]
-    assert "no Xing header" in report.counted[0][1] and report.again[0][1].startswith("1.50 s were taken, 4.")
+    why = "some blocks were damaged" if xing else "1.50 s were taken, 4.04 s are there"
+    assert report.again == [("guessed.mp3", why)]
     text = "\n".join(cache.report.lines())
-    assert "length counted by decoding: 1" in text
-    assert "encoded again, because their length had been guessed: 1" in text
+    if not xing:
+        assert "length counted by decoding: 1" in text and "no Xing header" in report.counted[0][1]
+    assert "encoded again, because they had been read wrongly: 1" in text
     sample = next(s for s in cache.samples if s.id == "set/guessed.mp3")
     latents = cache.read(sample, 0)["latents"]
     assert latents is not None and latents.shape[-1] == sample.frames and abs(sample.seconds - 4) < 0.2
 
     cache = encode(root, tiny_model, watch)
-    assert watch.take() == [] and not cache.report.sets[0].again and cache.report.sets[0].counted
+    assert watch.take() == [] and not cache.report.sets[0].again
+    assert len(cache.report.sets[0].counted) == (not xing)
 
 
-@needs_ffmpeg
 def test_a_guess_that_gave_the_same_part_is_encoded_again_too(root: Path, tiny_model: Path) -> None:
     """Its sound may have been taken from another place: seeking went by the guess."""
     (root / "songs" / "guessed.mp3").write_bytes(mp3(xing=False))

@@ -339,7 +339,6 @@ def test_a_damaged_index_is_built_again(tmp_path: Path, songs: Path) -> None:
         b"",
         b"{",
         b"[]",
-        b'{"version": 99}',
         b'{"version": 1, "facts": {"x": {"y": 1}}}',
         b"\xff\xfe",
     ):
@@ -391,7 +390,7 @@ def test_formats_of_every_kind(tmp_path: Path, songs: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"duration": "long"}, {"duration": None}, {"duration": -1}, {"duration": float("nan")}, {"content": 7},
-     {"problem": ["x"]}, {"guessed": "1"}, {"counted": 3}, {"more": 1}],
+     {"problem": ["x"]}, {"former": "1"}, {"misread": 1}, {"counted": 3}, {"more": 1}],
 )  # fmt: skip
 def test_an_index_of_another_shape_is_built_again(
     change: dict[str, object], tmp_path: Path, songs: Path
