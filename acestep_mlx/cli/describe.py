@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 NAMES = 20  # names per list
 SECONDS = 60  # of music, for the memory estimate
-# How LoRA files end their keys, and what may stand before a module's path.
+# What LoRA files have in their keys, and what may stand before a module's path.
 SPELLINGS = {
-    "lora_A.weight": "peft's",
-    "lora_down.weight": "kohya's",
-    "lora.down.weight": "diffusers' old",
-    "lora_a": "mlx-lm's",
+    ".lora_A.": "peft's",
+    ".lora_down.": "kohya's",
+    ".lora.down.": "diffusers' old",
+    ".lora_a": "mlx-lm's",
 }
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
 
@@ -187,8 +187,9 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
     ]
     lines += _lora_facts(weights)
     fits, verdict = _fits(weights, against) if against is not None else _sizes_fit(weights)
-    lines += [f"  {_strength(weights)}"] if fits else []
-    lines += [f"  {line}" for line in (*verdict, *weights.notes)]
+    if fits and weights.unscaled < len(weights.modules):
+        lines.append(f"  {_strength(weights)}")
+    lines += [f"  {line}" for line in (*verdict, *(weights.notes if fits else ()))]
     if not weights.is_trained:
         lines.append("  it is untrained: it changes nothing")
     return lines
@@ -198,7 +199,7 @@ def _spelling(weights: LoRAWeights, names: set[str]) -> str:
     if "file_format" in weights.metadata:
         made = weights.metadata.get("tool_version")
         return f"format {weights.metadata['file_format']!r} of acestep-mlx {made}"
-    found = next((what for end, what in SPELLINGS.items() if any(n.endswith(end) for n in names)), "other")
+    found = next((what for part, what in SPELLINGS.items() if any(part in n for n in names)), "other")
     prefix = next(
         (p for p in PREFIXES if any(n.startswith(p) for n in names)),
         "",
@@ -230,6 +231,8 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
         parameters = sum(value.size for value in weights.lyrics_embedder.values())
         tensors = count(len(weights.lyrics_embedder), "tensor")
         lines.append(f"  lyrics embedder: {tensors}, {number(parameters)} parameters")
+    if weights.diffs:
+        lines.append(f"  lyrics embedder: changes of {count(len(weights.diffs), 'tensor')}")
     return lines
 
 

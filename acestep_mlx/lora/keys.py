@@ -84,7 +84,7 @@ OTHER_KINDS: tuple[tuple[str, str], ...] = (
     (r"\.lora_mid(\.\w+)*", "LoCon with a middle convolution"),
     (r"\.lora_embedding_[AB](\.\w+)*", "LoRA on an embedding"),
     (r"\.lora_B(\.\w+)?\.bias", "LoRA with biases"),
-    (r"\.(w_norm|b_norm)", "LyCORIS norm layers"),
+    (r"\.(w_norm|b_norm)", "LoRA with norm layers"),
 )
 _OTHER_KINDS = tuple((re.compile(f"(?P<path>.+?)(?:{ending})"), kind) for ending, kind in OTHER_KINDS)
 

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..models.files import FLOATS, PICKLES, read_header
 from ..words import count
 from .facts import METADATA_KEY, read_facts
-from .keys import Key, describe_unknown, parse, unused
+from .keys import LYRICS_EMBEDDER, Key, describe_unknown, parse, unused
 from .lyrics_embedder import FOLDER as EMBEDDER_FOLDER
 from .lyrics_embedder import read_lyrics_embedder
 from .recognise import recognise
@@ -65,7 +65,8 @@ def read_lora(path: str | Path) -> LoRAWeights:
         f"{name} ({tensor.dtype})"
         for name, tensor in header.tensors.items()
         if tensor.dtype not in FLOATS
-        and not name.endswith(".alpha")  # LyCORIS stores whole alphas as integers
+        # LyCORIS stores whole alphas as integers
+        and (tensor.dtype == "BOOL" or not name.endswith(".alpha"))
     ]
     if not_floats:
         raise CheckpointError(f"{file}: LoRA weights must be floats, but {describe_unknown(not_floats)}")
@@ -120,6 +121,12 @@ def _collect(
         raise CheckpointError(f"{where} holds more than one adapter for the same modules: {names}")
     if not parts:
         raise CheckpointError(f"{where} holds no LoRA modules")
+    elsewhere = [name for name in [*embedder, *diffs] if not name.startswith(LYRICS_EMBEDDER)]
+    if elsewhere:
+        raise CheckpointError(
+            f"{where} holds whole weights of {count(len(elsewhere), 'parameter')} outside the lyrics "
+            f"embedder, which are not supported: {describe_unknown(elsewhere)}"
+        )
     skipped = tuple(path for path in sorted(parts) if unused(path))
     used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
     if not used:
@@ -194,6 +201,8 @@ def _module(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -
             f"{where}: the ranks of {path} differ: A {tuple(a.shape)} has {a.shape[0]}, "
             f"B {tuple(b.shape)} has {b.shape[1]}"
         )
+    if "magnitude" in part and "dora_scale" in part:
+        raise CheckpointError(f"{where}: {path} has both a dora_scale and a lora_magnitude_vector")
     magnitude = part.get("magnitude", part.get("dora_scale"))
     if "dora_scale" in part and part["dora_scale"].ndim > 1 and part["dora_scale"].shape[0] != b.shape[0]:
         raise CheckpointError(

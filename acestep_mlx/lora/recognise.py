@@ -29,7 +29,11 @@ MINIATURE = 1024  # no model that people use is narrower; ours for tests and the
 # Other models by how their modules are called, dots written as underscores; the first that is found counts.
 OTHERS: tuple[tuple[str, str], ...] = (
     (r"model_layers_\d+_(self_attn|mlp)_", "a language model"),
-    (r"(decoder_)?layers_\d+_(self_attn|cross_attn|mlp)_", "ACE-Step 1.5"),
+    (r"layers_\d+_(self_attn|cross_attn)_to_(qkv|kv)$", "Stable Audio"),
+    (
+        r"(decoder_)?layers_\d+_((self|cross)_attn_([qkvo]_proj|to_(q|k|v|out))|mlp_(gate|up|down)_proj)",
+        "ACE-Step 1.5",
+    ),
     (r"layers_\d+_(attention|feed_forward|adaLN)", "Lumina or Z-Image"),
     (r"joint_transformer_blocks_\d+_", "AuraFlow"),
     (r"(double_stream_blocks|single_stream_blocks)_\d+_", "HiDream"),
@@ -78,9 +82,10 @@ class Adapter:
             for_model = f"is for {self.model or 'another model'}, not for {MODEL}"
             kind = "" if self.kind in ("LoRA", "DoRA") else f" (and a {self.kind} is not supported)"
             verb = "is" if len(self.strange) == 1 else "are"
+            some = "" if self.strange == self.modules else f"{len(self.strange)} of "
             return (
-                f"{for_model}{kind}: {len(self.strange)} of its {count(len(self.modules), 'module')} {verb} "
-                f"not in that model: {describe_unknown(list(self.strange))}"
+                f"{for_model}{kind}: {some}its {count(len(self.modules), 'module')} {verb} not in that "
+                f"model: {describe_unknown(list(self.strange))}"
             )
         if self.usable:
             return None
@@ -104,7 +109,8 @@ def recognise(names: Iterable[str]) -> Adapter | None:
     strange = tuple(path for path in modules if not is_ours(path))
     kind = "DoRA" if roles & {"magnitude", "dora_scale"} else "LoRA"
     if kinds:
-        kind = " and ".join(kinds)
+        both = low_rank and not any(one.startswith("Lo") for one in kinds)
+        kind = " and ".join(["LoRA", *kinds] if both else kinds)
     return Adapter(kind, MODEL if not strange else other_model(strange), modules, strange)
 
 
@@ -118,12 +124,9 @@ def is_ours(path: str) -> bool:
 
 
 def other_model(paths: Iterable[str]) -> str | None:
-    """The model that most of these modules belong to, or None."""
-    votes: Counter[str] = Counter()
-    for path in paths:
-        flat = _flat(path)
-        votes.update([name for pattern, name in OTHERS if re.match(pattern, flat)][:1])
-    return votes.most_common(1)[0][0] if votes else None
+    """The model that these modules belong to, or None."""
+    flat = [_flat(path) for path in paths]
+    return next((name for pattern, name in OTHERS if any(re.match(pattern, one) for one in flat)), None)
 
 
 def _flat(path: str) -> str:

@@ -120,8 +120,8 @@ class LoRAWeights:
         recipe = UPSTREAM_RECIPES.get(self.rank)
         example = f"2 (upstream's recipe for rank {self.rank}: {recipe})" if recipe else "alpha/rank"
         line = (
-            f"no alpha is stored{some}: the scale that it was trained with is unknown, and 1.0 is taken; "
-            f"if its alpha was not its rank, the right strength is alpha/rank: try --lora-scale {example}"
+            f"no alpha is stored{some}: the scale that it was trained with is unknown, and 1.0 is taken, "
+            f"which is right if alpha was the rank; else the strength is alpha/rank: --lora-scale {example}"
         )
         return [*self.left_out, line]
 

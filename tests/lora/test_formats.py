@@ -543,6 +543,10 @@ BAD = {
         {METADATA_KEY: '{"baked": false}'},
         "no scale",
     ),
+    "two kinds of magnitude": (
+        {**good(), f"{PATH}.lora_magnitude_vector": M, f"{PATH}.dora_scale": M[:, None]}, {}, "both a dora",
+    ),
+    "an alpha that is a truth value": ({**good(), f"{PATH}.alpha": np.array(True)}, {}, "must be floats"),
     "only a lyrics embedder": ({"lyric_proj.weight": B}, {}, "no LoRA modules"),
 }  # fmt: skip
 

@@ -61,6 +61,9 @@ OTHERS = {
     "ACE-Step 1.5, diffusers": (["transformer.layers.0.cross_attn.to_q"], "ACE-Step 1.5"),
     "ACE-Step 1.5, LyCORIS": (["lycoris_layers_0_mlp_gate_proj"], "ACE-Step 1.5"),
     "Wan": (["diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.ffn.2"], "Wan"),
+    "Stable Audio": (
+        ["transformer.layers.0.cross_attn.to_q", "transformer.layers.0.self_attn.to_qkv"], "Stable Audio",
+    ),
     "Llama": (["base_model.model.model.layers.0.self_attn.q_proj"], "language model"),
     "AuraFlow": (["joint_transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.x"], "AuraFlow"),
     "T5": (["encoder.block.0.layer.0.SelfAttention.q"], "T5"),
@@ -115,7 +118,7 @@ def test_the_released_model_and_miniatures_pass(tmp_path, capsys):
                        width, width), file)  # fmt: skip
         assert run("info", file) == 0
         out = capsys.readouterr().out
-        assert "use at strength 1.0" in out and "not for" not in out
+        assert "no alpha is stored" in out and "not for" not in out and "use at strength" not in out
         assert ("for a miniature model" in out) == (name == "tiny")
         assert run("export", file, "-o", tmp_path / name / "y.safetensors") == 0
 
@@ -141,6 +144,9 @@ KINDS = {
     "OFT": ("oft_blocks", "alpha"),
     "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight"),
     "file of whole weights": ("diff",),
+    "LoRA and LyCORIS LoKr": ("lora_down.weight", "lora_up.weight", "lokr_w1"),
+    "LoRA with norm layers": ("lora_down.weight", "lora_up.weight", "w_norm"),
+    "LoRA with biases": ("lora_A.weight", "lora_B.weight", "lora_B.bias"),
 }
 
 
@@ -180,6 +186,15 @@ def test_modules_that_the_model_never_uses_are_left_out_and_named(tmp_path: Path
     assert list(read_lora(tmp_path / "y.safetensors").modules) == [used]
     save_file(lora([idle]), file)
     with pytest.raises(CheckpointError, match="only modules that change nothing"):
+        read_lora(file)
+
+
+@pytest.mark.parametrize("end", ["diff", "diff_b", "set_weight"])
+def test_whole_weights_outside_the_lyrics_embedder_are_not_lost(end, tmp_path):
+    file = tmp_path / "x.safetensors"
+    path = "transformer_blocks.0.attn.to_q"
+    save_file({**lora([path]), f"transformer_blocks.1.attn.to_q.{end}": np.ones((64, 64), np.float32)}, file)
+    with pytest.raises(CheckpointError, match=r"whole weights of 1 parameter outside the lyrics embedder"):
         read_lora(file)
 
 
