@@ -1,0 +1,194 @@
+"""A kill while a checkpoint is replaced leaves the old one or the new one; what a resumed run may change."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from acestep_mlx.config import load_config
+from acestep_mlx.errors import ConfigError
+from acestep_mlx.options import OPTIONS, SUPPORTED
+from acestep_mlx.training import checkpoint
+from acestep_mlx.training.preflight import preflight
+
+from . import runs
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[dict[str, Any], Path]:
+    """A configuration, and the checkpoint after its first step."""
+    root = tmp_path_factory.mktemp("saved")
+    quick = {"acestep_lora_target": "attn_qkv", "gradient_checkpointing": False}
+    config = runs.configuration(root, tiny_model, "run", max_train_steps=1, **quick)
+    return config, runs.run(config)[0].checkpoint
+
+
+# ── kills ────────────────────────────────────────────────────────────────────────────────────────────
+class Killed(BaseException):
+    """Nothing that runs after it would run after a kill."""
+
+
+class Killer:
+    """Ends the process, as it were, before the n-th thing that is done to the disk; counts when n is None."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int | None) -> None:
+        self.at, self.done = at, 0
+        for place, name in (
+            (os, "fsync"),
+            (Path, "rename"),
+            (Path, "replace"),
+            (Path, "mkdir"),
+            (Path, "write_text"),
+            (shutil, "rmtree"),
+            (mx, "save_safetensors"),
+        ):
+            patch.setattr(place, name, self._watched(name, getattr(place, name)))
+
+    def _watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any, **options: Any) -> Any:
+            self.done += 1
+            if self.at is not None and self.done > self.at:
+                return None  # dead already
+            if self.done == self.at:
+                if name == "rmtree" and Path(arguments[0]).is_dir():  # it was in the middle of it
+                    next(p for p in sorted(Path(arguments[0]).rglob("*")) if p.is_file()).unlink()
+                raise Killed
+            return original(*arguments, **options)
+
+        return act
+
+
+def replaced(output: Path, found: checkpoint.Checkpoint, factor: float) -> None:
+    """Write the checkpoint once more, its weights times `factor`."""
+    state = {k: v for k, v in found.state.items() if k not in ("files", "step", "format", "format_version")}
+    checkpoint.save(
+        output,
+        found.step,
+        state=state,
+        adapter={k: v * factor for k, v in found.adapter.items()},
+        optimizer=found.optimizer,
+        sampler=found.sampler,
+        config={},
+    )
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_one_or_the_new_one(
+    saved: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    found = checkpoint.read(saved[1])
+    name = next(k for k, v in found.adapter.items() if v.any().item())
+    replaced(tmp_path / "counted", found, 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        counting = Killer(patch, None)
+        replaced(tmp_path / "counted", found, 2.0)
+    assert [p.name for p in (tmp_path / "counted").iterdir()] == [f"checkpoint-{found.step}"]
+    new = []
+    for at in range(1, counting.done + 1):
+        output = tmp_path / f"killed-{at}"
+        replaced(output, found, 1.0)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            Killer(patch, at)
+            replaced(output, found, 2.0)
+        left = checkpoint.latest(output, lambda text, level: pytest.fail(text))
+        assert left is not None and left.step == found.step, at
+        new.append(mx.array_equal(left.adapter[name], found.adapter[name] * 2.0).item())
+        assert new[-1] or mx.array_equal(left.adapter[name], found.adapter[name]).item(), at
+        assert [p.name for p in output.iterdir()] == [f"checkpoint-{found.step}"], "nothing else is left"
+    assert new == sorted(new) and set(new) == {False, True}, "old first, and from some moment on new"
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(
+    saved: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    for at in (1, 2, 3):
+        output = tmp_path / f"killed-{at}"
+        for step in (1, 2):
+            shutil.copytree(saved[1], output / f"checkpoint-{step}")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            Killer(patch, at)
+            checkpoint.prune(output, 1, output / "checkpoint-2")
+        checkpoint.clean(output)
+        for path in checkpoint.checkpoints(output):
+            checkpoint.verify(path)
+        names = {p.name for p in output.iterdir()}
+        assert "checkpoint-2" in names and names <= {"checkpoint-1", "checkpoint-2"}
+
+
+# ── what a run that goes on may have otherwise ───────────────────────────────────────────────────────
+#: Where, how long, how often, how it is shown: what was trained so far stays what it is.
+MAY_CHANGE: dict[str, Any] = {
+    "learning_rate": 2e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 3, "lr_num_cycles": 2,
+    "lr_power": 2.0, "lr_end": 1e-6, "max_grad_norm": 0.5, "lyrics_embedder_lr": 2e-3,
+    "lyrics_embedder_lr_scheduler": "linear", "max_train_steps": 9, "gradient_checkpointing": True,
+    "checkpoint_step_interval": 7, "checkpoint_epoch_interval": 2, "checkpoints_total_limit": 9,
+    "validation_prompt": "jazz", "validation_lyrics": "la", "validation_prompt_library": "audio",
+    "validation_audio_duration": 9.0, "validation_guidance": 2.0, "validation_num_inference_steps": 9,
+    "validation_step_interval": 9, "validation_epoch_interval": 9, "validation_seed": 9,
+    "validation_negative_prompt": "x", "validation_on_startup": True, "validation_disable": False,
+    "eval_steps_interval": 9, "num_eval_images": 2, "eval_loss_disable": False,
+    "report_to": "none", "logging_dir": "elsewhere", "tracker_project_name": "x", "tracker_run_name": "x",
+    "vae_cache_disable": True, "vae_cache_ondemand": True, "compress_disk_cache": True, "lora_format": "mlx",
+}  # fmt: skip
+#: These make other weights, other moments or other numbers out of the same songs.
+MAY_NOT: dict[str, Any] = {
+    "lora_rank": 3, "lora_alpha": 7.0, "lora_dropout": 0.1, "use_dora": True, "use_rslora": True,
+    "lora_init_type": "gaussian", "acestep_lora_target": "attn_qkv+linear_qkv",
+    "peft_lora_target_modules": ["to_q"], "lyrics_embedder_train": True, "lyrics_embedder_optimizer": "lion",
+    "mixed_precision": "bf16", "base_model_precision": "int8-quanto", "optimizer": "lion",
+    "optimizer_config": {"eps": 1e-3}, "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_weight_decay": 0.5,
+    "adam_epsilon": 1e-3, "train_batch_size": 2, "gradient_accumulation_steps": 2, "seed": 7,
+    "flow_schedule_shift": 1.0, "logit_mean": 0.5, "logit_std": 0.5, "caption_dropout_probability": 0.5,
+    "caption_strategy": "filename", "instance_prompt": "zyx", "prepend_instance_prompt": True,
+    "only_instance_prompt": True, "disable_multiline_split": True, "audio_max_duration_seconds": 9.0,
+    "audio_min_duration_seconds": 1.0, "audio_duration_interval": 9.0, "audio_truncation_mode": "end",
+}  # fmt: skip
+#: Options with one value, folders and models that have tests of their own, and what a resume itself is.
+ELSEWHERE = {
+    "model_family", "model_type", "model_flavour", "lora_type", "grad_clip_method", "evaluation_type",
+    "loss_type", "peft_lora_mode", "timestep_bias_strategy", "num_validation_images",
+    "pretrained_model_name_or_path", "revision", "output_dir", "cache_dir", "cache_dir_text", "cache_dir_vae",
+    "data_backend_config", "init_lora", "resume_from_checkpoint", "num_train_epochs",
+}  # fmt: skip
+
+
+def test_every_option_is_on_one_of_the_lists() -> None:
+    lists = (set(MAY_CHANGE), set(MAY_NOT), ELSEWHERE)
+    assert sorted(name for names in lists for name in names) == sorted(SUPPORTED)
+
+
+def _resumed(saved: tuple[dict[str, Any], Path], **change: Any) -> Any:
+    config = {**saved[0], "resume_from_checkpoint": "latest", **change}
+    if "checkpoint_step_interval" in change:
+        del config["checkpointing_steps"]
+    return preflight(load_config(config), lambda *_: None)
+
+
+@pytest.mark.parametrize("name", MAY_CHANGE)
+def test_may_change(name: str, saved: tuple[dict[str, Any], Path]) -> None:
+    assert _resumed(saved, **{name: MAY_CHANGE[name]}).step == 1
+
+
+@pytest.mark.parametrize("name", MAY_NOT)
+def test_may_not_change(name: str, saved: tuple[dict[str, Any], Path]) -> None:
+    state = json.loads((saved[1] / "training_state.json").read_text())
+    then, now = state["identity"][name], MAY_NOT[name]
+    with pytest.raises(ConfigError) as error:
+        _resumed(saved, **{name: now})
+    assert f"{name}: checkpoint {json.dumps(then)}, now {json.dumps(now)}" in str(error.value)
+    assert "init_lora" in str(error.value) and "\n" not in str(error.value)
+    assert OPTIONS[name].status == "supported"
+
+
+def test_an_alpha_that_follows_the_rank_is_the_alpha_that_is_written_out(
+    saved: tuple[dict[str, Any], Path],
+) -> None:
+    assert _resumed(saved, lora_alpha=saved[0]["lora_rank"]).step == 1
+    with pytest.raises(ConfigError, match=r"lora_alpha: checkpoint 2\.0, now 2\.5"):
+        _resumed(saved, lora_alpha=2.5)
