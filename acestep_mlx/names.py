@@ -41,9 +41,9 @@ class Folders:
     def find(self, folder: Path, name: str) -> Path | None:
         """The entry that `name`, which may lead into folders below, stands for; None when there is none."""
         here = folder
-        for part in Path(name).parts:
+        for part in Path(name).parts if "/" in name else (name,):
             index = self._index(here)
-            found = next((index[key] for key in (part, composed(part), _key(part)) if key in index), None)
+            found = index.get(part) or index.get(composed(part)) or index.get(_key(part))
             if found is None:
                 return None
             here = here / found
@@ -58,8 +58,8 @@ class Folders:
 
 
 def _key(name: str) -> str:
-    path = Path(composed(name))
-    return path.stem + path.suffix.lower()
+    stem, dot, ending = composed(name).rpartition(".")
+    return stem + dot + ending.lower()
 
 
 def _entries(folder: Path) -> list[Path]:

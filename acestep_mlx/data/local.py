@@ -6,7 +6,7 @@ import csv
 import errno
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,8 @@ def scan(backend: Backend, own: Mapping[Path, str] | None = None) -> Found:
         return reader.listed(rows)
     found = sound_files(folder, own or {})
     songs = [reader.song(path) for path in found.files]
+    if backend.caption_strategy == "textfile":
+        found.left_out += reader.unread_lists({folder, *(path.parent for path in found.files)})
     songs += [Song(name, FileAudio(folder / name), [], None, problem=why) for name, why in found.unreadable]
     if not songs:
         kinds = ", ".join(sorted(s.lstrip(".") for s in SUFFIXES))
@@ -139,6 +141,12 @@ class _Reader:
         row = next((self.rows[key] for key in keys if key in self.rows), None) if self.rows else None
         return self._described(song, path, row)
 
+    def unread_lists(self, folders: Iterable[Path]) -> list[tuple[str, str]]:
+        """Other programs' lists of songs in the folders, by their usual names."""
+        found = [self.folders.find(folder, name) for folder in folders for name in sidecars.USUAL_LISTS]
+        names = sorted(shown(path.relative_to(self.folder).as_posix()) for path in found if path is not None)
+        return [(name, "another trainer's list of songs, which is not read") for name in names]
+
     def _described(self, song: Song, path: Path | None, row: dict[str, str] | None) -> Song:
         if song.problem is not None or path is None:
             return song
@@ -173,11 +181,12 @@ class _Reader:
     def _caption_file(self, path: Path, song: Song) -> list[str]:
         """The caption beside a song. DataError when it is, or may be, in another program's file."""
         captions: list[str] = []
+        lyrics = f", lyrics into {shown(path.stem)}.lyrics"
         names = [template.format(stem=path.stem) for template in CAPTION_NAMES]
         files = [file for name in names if (file := self.folders.find(path.parent, name)) is not None]
         if files:
             name, text = shown(files[0].name), self._text(files[0], song)
-            sidecars.check_caption(text, name, f"put the caption alone into {name}")
+            sidecars.check_caption(text, name, f"put the caption alone into {name}{lyrics}")
             captions = caption_lines(text, self.backend.multiline)
             if len(files) > 1 and len(caption_lines(text, True)) >= _SHEET_LINES:
                 raise DataError(
@@ -191,12 +200,12 @@ class _Reader:
             if captions and not file.name.lower().endswith(".caption.txt"):  # there, NAME.txt holds lyrics
                 song.notes.append(text)
                 return captions
-            raise DataError(f"{text}; put the caption alone into {shown(path.stem)}.txt")
+            raise DataError(f"{text}; put the caption alone into {shown(path.stem)}.txt{lyrics}")
         if not captions and (file := self.lists.find(path, self.folder)) is not None:
             advice = ", or set csv_file and caption_strategy=csv" if file.suffix.lower() == ".csv" else ""
             raise DataError(
                 f"{shown(file.name)} looks like another trainer's list of songs with this one in it, which "
-                f"is not read; put the caption alone into {shown(path.stem)}.txt{advice}"
+                f"is not read; put the caption alone into {shown(path.stem)}.txt{lyrics}{advice}"
             )
         return captions
 
@@ -234,8 +243,8 @@ def _why_no_file(path: Path) -> str:
     try:
         path.stat()
     except OSError as error:
-        gone = error.errno in (errno.ENOENT, errno.ELOOP)
-        return "broken link" if gone and path.is_symlink() else f"cannot be read: {error.strerror or error}"
+        broken = error.errno in (errno.ENOENT, errno.ELOOP)
+        return "broken link" if broken else f"cannot be read: {error.strerror or error}"
     return "not a regular file"
 
 
@@ -250,7 +259,8 @@ def _can_be_spelled(name: str) -> bool:
 def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
     """Rows by file name: {"caption", "lyrics"}. DataError or ConfigError when the list cannot be used."""
     assert backend.csv_file is not None
-    places = [as_stored(place / backend.csv_file) for place in (folder, Path.cwd())]
+    spellings = (backend.csv_file, Path(str(backend.csv_file).replace("\\", "/")))
+    places = [as_stored(place / name) for name in spellings for place in (folder, Path.cwd())]
     path = next((place for place in places if is_file(place)), None)
     if path is None:
         raise DataError(f"data set {backend.id!r}: no list {backend.csv_file} in {folder}")

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..names import composed
 from ..text.files import read_text
 from ..text.marks import mark_line
-from ..text.sheet import has_stamp, square_marks, unescape_breaks
+from ..text.sheet import has_stamp, square_marks, timed_lines, unescape_breaks
 
 _TAGS = "caption|lyrics|bpm|keyscale|key|timesignature|duration|language|prompt|tags|genre"
 _KNOWN_TAG = re.compile(rf"</?\s*(?:{_TAGS})\s*/?>", re.IGNORECASE)
@@ -49,6 +49,7 @@ BESIDE = {
 #: where underfit looks besides: in and beside the song's folder
 ELSEWHERE = ("json/{stem}.json", "txt/{stem}.txt")
 LISTS = (".json", ".jsonl", ".csv", ".tsv")
+USUAL_LISTS = ("dataset.json", "dataset.jsonl", "metadata.json", "metadata.jsonl", "metadata.csv")
 _PATH_NAMES = ("audio_path", "audio", "filename", "file_name", "file", "path", "keys")
 _TEXT_NAMES = ("caption", "prompt", "tags", "text", "lyrics", "genre", "bpm", "key", "keyscale", "recaption")
 _LIST_BYTES = 1 << 26
@@ -77,7 +78,8 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
     named = [found[1].lower() for line in lines if (found := _ANY_FIELD.match(line))]
     if len(set(named)) == len(lines) > 2:
         return f"metadata ({lines[0][:40]})"
-    if any(has_stamp(line) for line in lines):
+    timed = timed_lines(lines)
+    if any(has_stamp(line) for line in lines) or (timed > 2 and timed >= 0.8 * len(lines)):
         return "lyrics with time stamps"
     mark = next((line for line in lines if any(square_marks(line)) or _is_mark(line)), None)
     return f"lyrics with structure marks ({mark[:40]})" if mark else None
@@ -180,7 +182,7 @@ class Lists:
             names = {base for row in rows if isinstance(row, dict) and (base := _song_name(row))}
             if names:
                 found.append((path, names))
-            elif name.lower() in ("dataset.json", "metadata.jsonl"):
+            elif name.lower() in USUAL_LISTS:
                 found.append((path, None))
         return found
 

@@ -26,13 +26,8 @@ SOFTWARE = f"acestep-mlx {__version__}"
 MAX_RECORD_BYTES = 16 << 20  # of a JSON file or of a sound file's tags; ours have some kilobytes
 
 _TAG_BYTES = 1 << 16  # of a beginning and an end, where every format keeps its tags
-_WRITTEN = (r"acestep-mlx \d", f'"{KEY}":')
-_OURS = re.compile(
-    b"|".join(
-        [text.encode() for text in _WRITTEN]
-        + [re.escape("acestep-mlx ".encode(f"utf-16-{order}")) for order in ("le", "be")]
-    )
-)
+_OURS = re.compile(rb'acestep-mlx \d|"%b":' % KEY.encode())
+_OURS_WIDE = tuple("acestep-mlx ".encode(f"utf-16-{order}") for order in ("le", "be"))  # as ID3 may have it
 
 
 def default_name(request: Request) -> str:
@@ -170,14 +165,21 @@ def made_here(path: Path) -> bool:
     """Whether a sound file, of any format, carries the tags that this program writes. Reads its ends only."""
     try:
         with path.open("rb") as file:
-            if file.read(4) == b"RIFF" and _OURS.search(_wav_info(file)):
+            if file.read(4) == b"RIFF" and _is_tag(_wav_info(file)):
                 return True
             file.seek(0)
-            head = file.read(_TAG_BYTES)
+            if _is_tag(file.read(_TAG_BYTES)):
+                return True
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAG_BYTES))
-            return _OURS.search(head) is not None or _OURS.search(file.read()) is not None
+            return _is_tag(file.read())
     except OSError:
         return False
+
+
+def _is_tag(data: bytes) -> bool:
+    if b"acestep" in data and _OURS.search(data):
+        return True
+    return any(text in data for text in _OURS_WIDE)
 
 
 def _text(path: Path) -> str:

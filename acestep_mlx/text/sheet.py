@@ -94,6 +94,11 @@ def has_stamp(line: str) -> bool:
     return any(not found.start() or found[0].strip()[0] in "[［【<" for found in _STAMP.finditer(line))
 
 
+def timed_lines(lines: list[str]) -> int:
+    """How many lines have a time stamp somewhere, as `read_sheet` finds them."""
+    return _without_stamps(lines)[1]
+
+
 def square_marks(line: str) -> Iterator[str]:
     """The model's marks for what stands in square brackets in a line."""
     return (mark for group in _SQUARE.finditer(line) if (mark := _square_mark(group)))

@@ -44,6 +44,7 @@ FOREIGN = {
     "LRC": ("[ti:x]\n[00:12.00]la la\n[00:15.00]oh", "time stamps"),
     "hours": ("[01:02:03] la la", "time stamps"),
     "SRT": ("1\n00:00:01,000 --> 00:00:04,000\nla la", "time stamps"),
+    "times throughout": ("1:12 la la\n1:15 oh\n1:20 la", "time stamps"),
     "times in round brackets": ("(0:12) la la\n(0:15) oh", "time stamps"),
 }
 PLAIN = (
@@ -156,6 +157,13 @@ def test_ones_own_caption_is_used_and_the_rest_is_named(tmp_path: Path) -> None:
     found = manifest(tmp_path)
     assert found.samples[0].captions == ("mine",)
     ((name, note),) = found.report.sets[0].notes
+    assert found.report.sets[0].no_songs == []
+    (songs / "dataset.json").write_text(BESIDE["dataset.json"])
+    again = manifest(tmp_path)
+    assert again.samples[0].captions == ("mine",)
+    assert again.report.sets[0].no_songs == [
+        ("dataset.json", "another trainer's list of songs, which is not read")
+    ]
     assert name == "a.wav" and note.startswith("a.json looks like") and "not read" in note
 
 

@@ -286,6 +286,13 @@ def test_paths_of_lists_with_backslashes(name: str, tmp_path: Path) -> None:
         assert [s.captions for s in found.samples] == [("pop",)], found.skipped
 
 
+def test_a_list_in_a_folder_named_with_a_backslash(tmp_path: Path, songs: Path) -> None:
+    (songs / "lists").mkdir()
+    (songs / "lists" / "l.csv").write_text("file,caption\nmine.wav,pop\n")
+    found = manifest(tmp_path, {"type": "csv", "csv_file": "lists\\l.csv", "caption_strategy": "csv"})
+    assert names(found) == ["mine.wav"]
+
+
 def test_backslashes_do_not_lead_out_and_may_be_in_a_name(tmp_path: Path, songs: Path) -> None:
     write(tmp_path / "out.wav")
     write(songs / "a\\b.wav")
