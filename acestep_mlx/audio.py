@@ -21,8 +21,8 @@ import mlx.core as mx
 import numpy as np
 
 from . import ffmpeg, lengths
-from .atomic import temporary
-from .errors import DataError
+from .atomic import write_bytes
+from .errors import DataError, cause
 
 if TYPE_CHECKING:
     import soundfile
@@ -281,20 +281,20 @@ def write_audio(
         raise DataError(f"{path}: not written: the audio holds values that are not finite numbers")
     samples = np.clip(samples, -1.0, 1.0)
     form, encoding = WRITABLE[path.suffix.lower()]
-    partial = temporary(path)
+    encoded = io.BytesIO()
     try:
         with soundfile.SoundFile(
-            os.fsencode(partial), "w", int(sample_rate), samples.shape[1], format=form, subtype=encoding
+            encoded, "w", int(sample_rate), samples.shape[1], format=form, subtype=encoding
         ) as file:
             for tag, text in (tags or {}).items():
                 setattr(file, tag, text)
             for i in range(0, len(samples), BLOCK):  # libsndfile's Vorbis encoder overflows on long blocks
                 file.write(samples[i : i + BLOCK])
-        partial.replace(path)
-    except (soundfile.LibsndfileError, OSError) as error:
+        write_bytes(path, encoded.getvalue())
+    except soundfile.LibsndfileError as error:
         raise DataError(f"{path}: cannot be written: {str(error).rpartition(': ')[2].rstrip('.')}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {cause(error)}") from None
 
 
 def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:

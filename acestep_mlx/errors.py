@@ -11,14 +11,18 @@ from collections.abc import Iterable
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def refusal(error: OSError) -> str:
-    """What the system refuses, and where, in a few words."""
+def cause(error: OSError) -> str:
+    """Why the system refuses something, in a few words."""
     if error.errno in NO_SPACE:
-        what = "the disk is full"
-    elif error.errno == errno.EFBIG:
-        what = "a file may not grow that large (ulimit -f, or the file system's limit)"
-    else:
-        what = error.strerror or str(error) or type(error).__name__
+        return "the disk is full"
+    if error.errno == errno.EFBIG:
+        return "a file may not grow that large (ulimit -f, or the file system's limit)"
+    return error.strerror or str(error) or type(error).__name__
+
+
+def refusal(error: OSError) -> str:
+    """What the system refuses, with its place where that is known."""
+    what = cause(error)
     return f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, (str, bytes)) else what
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..names import as_stored
 from ..sampling.request import Request
 from ..schema import show
@@ -184,7 +185,9 @@ def command(
     paths = records.output_paths(output, request)
     suffixes = (".json", ".png") if plot else (".json",)
     beside = [records.beside(path, suffix) for path in paths for suffix in suffixes]
-    records.check_writable([*paths, *beside], force=force)
+    seconds = request.duration if request.source is None else 0.0
+    largest = math.ceil(seconds * sample_rate * 4)  # as 16-bit stereo, uncompressed
+    records.check_writable([*paths, *beside], force=force, largest=largest)
 
     from ..pipeline import ACEStepPipeline
 
@@ -205,16 +208,26 @@ def command(
         songs = pipe.run(request, source_audio=source, progress=bar)
     seconds = round(time.perf_counter() - started, 2)
 
+    lost: list[str] = []
     for i, (file, song) in enumerate(zip(paths, songs, strict=True)):
         record = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
         heard = {"file": file.name, "duration": round(len(song) / 44100, 3), "seconds_for_all": seconds}
-        records.write_song(file, song, record, sample_rate=sample_rate, facts=heard)
+        saved, problems = records.save_song(file, song, record, sample_rate=sample_rate, facts=heard)
+        lost += problems
+        if saved is None:
+            continue
+        picture = ""
         if plot:
             from ..sampling.spectrogram import spectrogram_png
 
-            records.write_beside(file, ".png", spectrogram_png(song, 44100))
-        picture = f", spectrogram {records.beside(file, '.png')}" if plot else ""
-        click.echo(f"{file} ({len(song) / 44100:.1f} s, seed {request.seeds[i]}{picture})")
+            try:
+                records.write_beside(saved, ".png", spectrogram_png(song, 44100))
+                picture = f", spectrogram {records.beside(saved, '.png')}"
+            except DataError as error:
+                lost.append(str(error))
+        click.echo(f"{saved} ({len(song) / 44100:.1f} s, seed {request.seeds[i]}{picture})")
+    if lost:
+        raise DataError(lost[-1], details=lost[:-1])
 
 
 def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None, where: str) -> Request:

@@ -6,10 +6,8 @@ noticed and computed again instead of being trained on.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from .. import schema
-from ..atomic import temporary
-from ..errors import DataError
+from ..atomic import write_bytes
+from ..errors import DataError, cause
 
 _FAMILY = b"ACEC"
 _MAGIC = _FAMILY + b"1"  # with its format version
@@ -34,18 +32,11 @@ def cache_key(**parts: Any) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write so that the file is whole or not there. DataError when the disk is full or not writable."""
-    partial = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_bytes(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise DataError(f"cannot write the cache file {path}: {error.strerror or error}") from None
+        raise DataError(f"cannot write the cache file {path}: {cause(error)}") from None
 
 
 class Store:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
+import resource
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import __version__, schema
-from ..atomic import temporary
+from .. import __version__, schema, words
+from ..atomic import write_bytes
 from ..audio import WRITABLE, resample, write_audio
-from ..errors import ConfigError, DataError, NewerVersionError
+from ..errors import ConfigError, DataError, NewerVersionError, cause
 from .request import Request
 
 KEY = "acestep_mlx"
@@ -64,23 +68,53 @@ def beside(path: Path, suffix: str = ".json") -> Path:
     return path.with_suffix(suffix)
 
 
-def check_writable(paths: Sequence[Path], *, force: bool) -> None:
+def check_writable(paths: Sequence[Path], *, force: bool, largest: int = 0) -> None:
     """Find out before the work whether its result can be written. Folders are made.
 
-    Raises DataError when a folder cannot take files, or when a file is there already and `force` is false.
+    largest: bytes that a sound file among `paths` has at most. Raises DataError when a folder cannot take
+    files, or not of such a name or size, or when a file is there already and `force` is false.
     """
     for path in paths:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; name a file")
-        if path.exists() and not force:
-            raise DataError(f"{path} exists; use --force to replace it, or another --output")
+        try:
+            if path.is_dir():
+                raise DataError(f"{path} is a folder; name a file")
+            if path.exists() and not force:
+                raise DataError(f"{path} exists; use --force to replace it, or another --output")
+        except OSError as error:
+            raise DataError(f"{path} cannot be a file: {cause(error)}") from None
     for folder in {path.parent for path in paths}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise DataError(f"{folder} cannot be written to: {error.strerror or error}") from None
+            raise DataError(f"{folder} cannot be written to: {cause(error)}") from None
+    for path in paths:
+        try:
+            path.open("xb").close()  # the very name: file systems differ in what they take
+            path.unlink()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {cause(error)}") from None
+    _check_room([path for path in paths if path.suffix.lower() in WRITABLE], largest)
+
+
+def _check_room(paths: Sequence[Path], largest: int) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < largest:
+        raise DataError(
+            f"a song takes up to {words.size(largest)}, and this process may write files of at most "
+            f"{words.size(limit)} (ulimit -f); raise that limit"
+        )
+    for folder in {path.parent for path in paths}:
+        songs = sum(path.parent == folder for path in paths)
+        free, needed = shutil.disk_usage(folder).free, songs * largest
+        if free < needed:
+            raise DataError(
+                f"{folder}: {words.count(songs, 'song')} may take {words.size(needed)}, and "
+                f"{words.size(free)} are free; make room or choose another --output"
+            )
 
 
 def write_song(
@@ -90,6 +124,55 @@ def write_song(
 
     `facts` (how long it took, …) are not in the sound file, so that equal songs are equal files.
     """
+    _write_sound(path, samples, record, sample_rate)
+    _write_story(path, record, facts)
+
+
+def save_song(
+    path: Path, samples: np.ndarray, record: Mapping[str, Any], *, sample_rate: int, facts: Mapping[str, Any]
+) -> tuple[Path | None, list[str]]:
+    """`write_song`, but a finished song is not dropped: where `path` cannot be written it gets another name
+    there, or a place in the working directory, at home, or among temporary files.
+
+    Returns where the song is, if anywhere, and what could not be done, a sentence each.
+    """
+    refused, saved = "", None
+    for place in (path, *_other_places(path)):
+        try:
+            _write_sound(place, samples, record, sample_rate)
+            saved = place
+            break
+        except DataError as error:
+            refused = refused or str(error)
+            if not np.isfinite(samples).all():
+                return None, [refused]
+    if saved is None:
+        return None, [f"{refused}, nor anywhere else"]
+    problems = [f"{refused}; the song is in {saved}"] if refused else []
+    try:
+        _write_story(saved, record, {**facts, "file": saved.name})
+    except DataError as error:
+        problems.append(f"{error}; what made the song is in its tags")
+    return saved, problems
+
+
+def _other_places(path: Path) -> Iterator[Path]:
+    folders = [path.parent]
+    for find in (Path.cwd, Path.home, lambda: Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError, RuntimeError):
+            folders.append(find())
+    for folder in dict.fromkeys(folders):
+        for suffix in dict.fromkeys((path.suffix, ".wav")):
+            yield folder / f"acestep-song-{secrets.token_hex(3)}{suffix}"
+
+
+def _write_story(path: Path, record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    text = json.dumps({KEY: record, **facts}, ensure_ascii=False, indent=2)
+    # a byte of a name that is not UTF-8 becomes `\\udcff`, which JSON has too
+    write_beside(path, ".json", f"{text}\n".encode(errors="backslashreplace"))
+
+
+def _write_sound(path: Path, samples: np.ndarray, record: Mapping[str, Any], sample_rate: int) -> None:
     if sample_rate not in RATES:
         raise ConfigError(f"sample rate must be {' or '.join(map(str, RATES))}, got {sample_rate}")
     samples = resample(samples, 44100, sample_rate)
@@ -100,22 +183,15 @@ def write_song(
         "comment": json.dumps({KEY: record}),
     }
     write_audio(path, samples, sample_rate, tags=tags)
-    text = json.dumps({KEY: record, **facts}, ensure_ascii=False, indent=2)
-    # a byte of a name that is not UTF-8 becomes `\\udcff`, which JSON has too
-    write_beside(path, ".json", f"{text}\n".encode(errors="backslashreplace"))
 
 
 def write_beside(path: Path, suffix: str, data: bytes) -> None:
     """Write the file that goes with a sound file, whole or not at all. Raises DataError."""
     target = beside(path, suffix)
-    partial = temporary(target)
     try:
-        partial.write_bytes(data)
-        partial.replace(target)
+        write_bytes(target, data)
     except OSError as error:
-        raise DataError(f"{target} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise DataError(f"{target} cannot be written: {cause(error)}") from None
 
 
 RECORD_SCHEMA = schema.record(

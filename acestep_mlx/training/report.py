@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import __version__
-from ..atomic import temporary
+from ..atomic import write_bytes
 from ..audio import log_mel
 from ..config import TrainConfig
 from ..words import brief, rate, size
@@ -45,9 +45,7 @@ def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
         f"{_clips(clips)}{_settings(config)}</main><script>{SCRIPT}</script></body></html>"
     )
     path = output_dir / "report.html"
-    partial = temporary(path)
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_bytes(path, page.encode("utf-8", errors="backslashreplace"))
     return path
 
 
