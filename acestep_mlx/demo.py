@@ -119,6 +119,7 @@ def write_configs(folder: Path, *, model: Path, songs: Path) -> Path:
         "model_flavour": "base",
         "pretrained_model_name_or_path": str(model),
         "output_dir": str(folder / "output"),
+        "cache_dir": str(folder / "cache"),
         "data_backend_config": str(folder / "multidatabackend.json"),
         "mixed_precision": "no",
         "lora_rank": 8,

@@ -134,6 +134,9 @@ def lyric_vocabulary(progress: Progress = silent, cache_dir: str | Path | None =
     kept = cache_folder(cache_dir) / LYRIC_VOCAB
     if kept.is_file():
         return kept
+    for converted in sorted(kept.parent.glob(f"models/*/{LYRIC_VOCAB}")):
+        if vocabulary.is_upstreams(converted):
+            return converted
     found = vocabulary.find(None, kept.parent, LYRIC_IDS, progress)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..schema import read_file
+from ..schema import parse_json, read_file
 from .source import VOCAB_FILES, Progress, silent
 
 # The two language tags and the start token whose ids the model was trained with.
@@ -60,7 +60,9 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
     here = [checkpoint / name for name in VOCAB_FILES if (checkpoint / name).is_file()]
     for path in [Path(given).expanduser()] if given is not None else here[:1]:
         found = _checked(_read(path), str(path), size)
-        if not found.known:
+        if not found.known and _of_the_miniature(found):
+            progress(f"lyric vocabulary: the miniature's own, {path}", 0, 0)
+        elif not found.known:
             what = "is not the lyric vocabulary that the released model was trained with"
             progress(f"warning: {path} {what}", 0, 0)
         return found
@@ -73,6 +75,21 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
                     return found
                 progress(f"warning: {path} is not the lyric vocabulary that was expected; not used", 0, 0)
     return _download(size, progress)
+
+
+def is_upstreams(path: Path) -> bool:
+    """Whether a file is the vocabulary that the released model was trained with."""
+    try:
+        return content_hash(parse_json(read_file(path, MAX_BYTES))) == SHA256
+    except (OSError, ValueError):
+        return False
+
+
+def _of_the_miniature(found: LyricVocab) -> bool:
+    """Whether it is the one that `demo` makes, for which nothing is wrong."""
+    from .miniature_text import miniature_vocabulary
+
+    return found.sha256 == content_hash(miniature_vocabulary())
 
 
 def _folders(package: str) -> list[Path]:

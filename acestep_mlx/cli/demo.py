@@ -98,7 +98,8 @@ def command(directory: Path) -> None:
 
     heard = sf.info(str(wav))
     click.secho(f"\nDone in {time.perf_counter() - started:.0f} s.", bold=True)
-    checked = f"{count(modules, 'module')}, largest ΔW difference {difference:.1e}"
+    same = f"ΔW within {difference:.1e} of the trained one" if difference else "ΔW equal to the trained one"
+    checked = f"{count(modules, 'module')}, {same}"
     click.echo(f"  verified LoRA: {exported} ({checked})")
     click.echo(
         f"  sound:         {wav} ({heard.duration:.1f} s, {heard.samplerate} Hz, random weights: noise)"

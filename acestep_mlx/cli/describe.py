@@ -108,8 +108,9 @@ def mlx_folder(path: Path) -> list[str]:
     vocab = config.get("lyric_vocab") or {}
     whose = "upstream's" if vocab.get("sha256") == SHA256 else "another than upstream's"
     lines.append(f"  lyric vocabulary: {whose}, from {vocab.get('source', 'unknown')}")
-    if config.get("fused"):
-        lines.append(f"  fused LoRAs: {json.dumps(config['fused'], ensure_ascii=False)}")
+    for one in config.get("fused", ()):
+        digest = f", SHA-256 {one['sha256'][:16]}" if "sha256" in one else ""
+        lines.append(f"  fused LoRA: {_quoted(one['lora'])} at {one['scale']:g}{digest}")
     bits = (folder.quantization or {}).get("bits")
     return lines + training_memory(folder.component_config("transformer"), bits)
 

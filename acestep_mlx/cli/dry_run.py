@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..options import GROUPS
 from ..words import count
+from .events import nothing_left
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
@@ -33,8 +34,9 @@ def show(config: TrainConfig, overwrite: bool = False) -> None:
     """Print what training with `config` would do. Raises the same errors as training would."""
     import click
 
+    from ..data.batches import songs_per_epoch
     from ..data.manifest import build_manifest
-    from ..training.plan import verdict
+    from ..training.plan import loads, verdict
     from ..training.preflight import preflight
     from .counts import CountProgress
 
@@ -43,17 +45,22 @@ def show(config: TrainConfig, overwrite: bool = False) -> None:
 
     found = preflight(config, notify, overwrite=overwrite)
     with CountProgress() as progress:
-        manifest = build_manifest(config, progress)
-    longest = max(sample.bucket for sample in manifest.samples) * 4096 / 44100
-    memory = verdict(config, found.model.transformer, longest, found.model.bits)
-    for line in report_lines(config, manifest, [start_line(config, found)], [found.model.line, *memory]):
+        manifest = build_manifest(config, progress, remember=False)
+    folder = found.model.folder
+    songs = [(sample.bucket, sample.lyrics) for sample in manifest.samples]
+    batches = loads(songs, config.train_batch_size, folder.lyric_vocab() if folder else None)
+    memory = verdict(config, found.model.transformer, batches, found.model.bits)
+    total = run_length(config, songs_per_epoch(manifest.samples)).steps
+    start = start_line(config, found, total)
+    for line in report_lines(config, manifest, [start], [found.model.line, *memory]):
         click.echo(line)
 
 
-def start_line(config: TrainConfig, found: Preflight) -> str:
-    """Where the run begins."""
+def start_line(config: TrainConfig, found: Preflight, total: int) -> str:
+    """Where the run begins; `total` is the step at which it ends."""
     if found.resume is not None:
-        return f"goes on from {found.resume}, step {found.step}"
+        nothing = f"; {nothing_left(found.step, total)}" if found.step >= total else ""
+        return f"goes on from {found.resume}, step {found.step}{nothing}"
     if config.init_lora:
         return f"starts at step 0 from the LoRA {config.init_lora}"
     return "starts at step 0 with a new LoRA"

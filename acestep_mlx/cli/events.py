@@ -25,6 +25,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def nothing_left(step: int, total: int) -> str:
+    """That a run which goes on at `step` is past its end, and what would make it longer."""
+    if step == total:
+        return f"nothing left to train: step {step} is the last one (more with max_train_steps)"
+    return f"nothing left to train: this run ends at step {total}, and the checkpoint is of step {step}"
+
+
 class TrainDisplay:
     """A listener for `training.loop.train`; a context manager that leaves the terminal tidy."""
 
@@ -76,6 +83,9 @@ class TrainDisplay:
     def _started(self, event: Any) -> None:
         self.close()
         self._total_steps = event.total_steps
+        if event.step >= event.total_steps:
+            self._say(f"{nothing_left(event.step, event.total_steps)}, in {event.output_dir}")
+            return
         self._say(
             f"training {event.trainable_parameters:,} parameters on {count(event.samples, 'song')}, "
             f"steps {event.step + 1} to {event.total_steps}, into {event.output_dir}"

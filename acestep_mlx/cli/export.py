@@ -99,7 +99,8 @@ def command(
         click.echo(f"note: the original pipeline wants a folder with this file in it as {FILE_NAME}")
     for line in notes(weights, kind, with_lyrics_embedder):
         click.echo(f"note: {line}")
-    click.echo(f"read back and compared: the update differs by {difference:.1e} of itself at most")
+    same = f"differs by {difference:.1e} of itself at most" if difference else "is the same, bit for bit"
+    click.echo(f"read back and compared: the update {same}")
 
 
 def programs(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> str:

@@ -163,4 +163,7 @@ def _vocabulary(model: ModelFolder | None, given: Path | None) -> Path:
         return model.lyric_vocab()
     from ..convert.cache import lyric_vocabulary
 
-    return lyric_vocabulary(lambda text, done, total: click.echo(text, err=True))
+    try:
+        return lyric_vocabulary(lambda text, done, total: click.echo(text, err=True))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or name the model they are for: --model MLX_FOLDER") from None

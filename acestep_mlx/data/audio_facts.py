@@ -179,10 +179,13 @@ def _decode_all(path: Path) -> tuple[float, None, str | None, bool]:
 
 
 class FactsIndex:
-    """Facts by stamp, kept in a JSON file (or only in memory when path is None)."""
+    """Facts by stamp, kept in a JSON file (or only in memory when path is None).
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    remember: whether what is learned is written there.
+    """
+
+    def __init__(self, path: Path | None, remember: bool = True) -> None:
+        self.path, self.remember = path, remember
         self._facts: dict[str, AudioFacts] = {}
         self._former: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp
         self._changed = False
@@ -250,7 +253,7 @@ class FactsIndex:
 
     def save(self) -> None:
         """Write the index if something was learned."""
-        if self.path is None or not self._changed:
+        if self.path is None or not self._changed or not self.remember:
             return
         content = {"version": INDEX_VERSION, "facts": {stamp: asdict(f) for stamp, f in self._facts.items()}}
         write_atomic(self.path, json.dumps(content).encode())

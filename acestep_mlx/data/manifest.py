@@ -103,15 +103,18 @@ def index_path(config: TrainConfig) -> Path | None:
     return None if config.vae_cache_disable else config.resolve(config.cache_dir) / "audio_index.json"
 
 
-def build_manifest(config: TrainConfig, progress: Progress | None = None) -> Manifest:
+def build_manifest(
+    config: TrainConfig, progress: Progress | None = None, *, remember: bool = True
+) -> Manifest:
     """Scan all data sets of a configuration.
 
+    remember: whether what is found out about the songs' sound is kept in the cache; else nothing is written.
     progress: called as ("looking at songs", done, total, name) for each song that has to be decoded. Raises
     ConfigError for a wrong data set file, DataError when a folder is missing or nothing is left to train
     on (its `details` name every song and why).
     """
     backends = read_backends(config)
-    index = FactsIndex(index_path(config))
+    index = FactsIndex(index_path(config), remember)
 
     def looked_at(done: int, total: int, name: str) -> None:
         if progress is not None:

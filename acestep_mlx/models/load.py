@@ -258,7 +258,9 @@ CONFIG_SCHEMA = schema.record(
             schema.record({}, {"bits": schema.whole(), "group_size": schema.whole(), "mode": schema.text})
         ),
         "lyric_vocab": schema.optional(schema.record({}, {"source": schema.text, "sha256": schema.text})),
-        "fused": schema.items(schema.record({})),
+        "fused": schema.items(
+            schema.record({"lora": schema.text, "scale": schema.number()}, {"sha256": schema.text})
+        ),
     },
 )
 

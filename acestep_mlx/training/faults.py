@@ -51,6 +51,13 @@ def memory_advice(config: Mapping[str, Any], longest_seconds: float = 0.0) -> li
     return [*advice, "closing other programs"]
 
 
+def same_again(config: Mapping[str, Any]) -> str:
+    """What goes on with an interrupted run: a flag, unless the configuration has it already."""
+    if config.get("resume_from_checkpoint") == "latest":
+        return "the same command"
+    return "--resume_from_checkpoint=latest"
+
+
 @contextmanager
 def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") -> Iterator[None]:
     """Turn a backend's RuntimeError into one line that says what to do; `keeps` says what was saved."""
@@ -58,7 +65,7 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
         yield
     except OSError as error:
         kept = keeps() if callable(keeps) else keeps
-        what = f"{refusal(error)}. Mend that, then go on with --resume_from_checkpoint=latest."
+        what = f"{refusal(error)}. Mend that, then go on with {same_again(config)}."
         raise AceStepError(f"{what} {kept}".strip()) from error
     except (RuntimeError, MemoryError) as error:
         said = f"{type(error).__name__} {error}".lower()
@@ -70,12 +77,12 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
         if any(piece in said for piece in WATCHDOG):
             raise AceStepError(
                 "macOS stopped the GPU because one piece of work took too long (its watchdog). Let "
-                "the display sleep, close what draws on it, or shorten the songs; go on with "
-                f"resume_from_checkpoint=latest.{tail}"
+                f"the display sleep, close what draws on it, or shorten the songs; go on with "
+                f"{same_again(config)}.{tail}"
             ) from error
         if any(piece in said for piece in PEER_LOST):
             raise AceStepError(
                 f"another machine or process of this run ended or lost its connection ({error}); this one "
-                f"stops too. Start all of them again with resume_from_checkpoint=latest.{tail}"
+                f"stops too. Start all of them again with {same_again(config)}.{tail}"
             ) from error
         raise

@@ -7,19 +7,22 @@ peaks by `benchmarks/memory.py`, which prints them and their error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from .. import words
 from ..config import TrainConfig
+from ..data.batches import LYRIC_STEP
 from ..lora.inject import find_targets
 from ..lora.keys import LYRICS_EMBEDDER
 from ..models.dit import ACEStepTransformer, TransformerConfig
 from ..models.load import quantizable
+from ..text.lyrics import MAX_TOKENS, LyricTokenizer
 from . import lyric_states
 from .setup import COMPUTE_DTYPES, flat, lora_spec, machine_memory
 
@@ -27,6 +30,7 @@ GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
 SLOTS = {"adamw": 2.0, "adam": 2.0, "lion": 1.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.1}
 FRAMES_PER_SECOND = 44100 / 4096
+COUNTED, COUNTED_LETTERS = 3, 40_000  # lyrics of a bucket whose tokens are counted, and how much of each
 TEXT_TOKENS, LYRIC_TOKENS_PER_SECOND = 256, 3.2  # what a song has unless the data says
 
 
@@ -210,21 +214,51 @@ def choose_blocks(
     return model.num_layers
 
 
+def loads(songs: Iterable[tuple[int, str | None]], batch: int, vocab: Path | None) -> list[Load]:
+    """What batches of these songs can be: for each length, the most lyric tokens that a song of it has.
+
+    songs: (frames of its bucket, lyrics). vocab: the model's lyric vocabulary; without one the tokens are
+    guessed from the letters.
+    """
+    by_frames: dict[int, set[str]] = {}
+    for frames, lyrics in songs:
+        by_frames.setdefault(frames, set()).add(lyrics or "")
+    tokenizer = LyricTokenizer(vocab) if vocab is not None else None
+    found = []
+    for frames, texts in by_frames.items():
+        most = 0
+        for text in sorted(texts, key=_guessed_tokens, reverse=True)[:COUNTED]:
+            if text:
+                part = text[:COUNTED_LETTERS]
+                most = max(most, len(tokenizer.tokenize(part)) if tokenizer else _guessed_tokens(part))
+        found.append(Load(frames, batch, lyrics=-(-most // LYRIC_STEP) * LYRIC_STEP))
+    return found
+
+
+def _guessed_tokens(text: str) -> int:
+    """Lyric tokens as a letter tends to take them: Latin script half a one, others two and more."""
+    plain = sum(character.isascii() for character in text)
+    return min(MAX_TOKENS, round(0.6 * plain + 2.5 * (len(text) - plain)))
+
+
 def verdict(
     config: TrainConfig,
     model: TransformerConfig | None = None,
-    seconds: float = 60.0,
+    batches: Sequence[Load] | None = None,
     stored_bits: int | None = None,
 ) -> list[str]:
     """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits.
 
-    model: sizes (default: the released 3.5B model). stored_bits: quantisation of the MLX folder, if any.
+    model: sizes (default: the released 3.5B model). batches: what a step may be made of (default: a minute
+    of music). stored_bits: quantisation of the MLX folder, if any.
     """
-    load = Load.of_seconds(seconds, config.train_batch_size)
-    expected = estimate(config, load, model=model, stored_bits=stored_bits)
+    choices = batches or [Load.of_seconds(60.0, config.train_batch_size)]
+    estimates = [estimate(config, load, model=model, stored_bits=stored_bits) for load in choices]
+    expected, load = max(zip(estimates, choices, strict=True), key=lambda pair: pair[0].total)
+    seconds = load.frames / FRAMES_PER_SECOND
     lines = [
-        f"about {words.size(expected.total)} at the worst step ({seconds:.0f} s of music × {load.batch}), "
-        "estimated:",
+        f"about {words.size(expected.total)} at the worst step ({seconds:.0f} s of music with "
+        f"{words.count(load.lyrics, 'lyric token')} × {load.batch}), estimated:",
         *(f"  {name}: {words.size(size)}" for name, size in expected.parts.items()),
     ]
     here = machine_memory()

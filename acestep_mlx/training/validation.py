@@ -23,7 +23,8 @@ from ..models.load import ModelFolder
 from ..pipeline import ACEStepPipeline
 from ..sampling.record import SOFTWARE
 from ..sampling.request import Request
-from .events import Listeners, ValidationClip
+from .events import Listeners, ValidationClip, read_metrics
+from .output import METRICS
 
 SAMPLE_RATE = 44100
 
@@ -128,7 +129,9 @@ class Validation:
         self.prompts = [] if config.validation_disable else prompts(config)
         self.requests = requests(config)
         self.conditions: dict[str, Any] = {}
-        self._told: set[str] = set()  # prompts whose clip without LoRA this run has named
+        self._told: set[str] | None = (
+            None  # clips without LoRA that this run has named, in earlier starts too
+        )
         if self.requests:
             pipeline = ACEStepPipeline(folder, low_memory=True)
             self.conditions = {name: pipeline.prepare(r) for name, r in self.requests.items()}
@@ -167,8 +170,11 @@ class Validation:
         if not base.is_file():
             with disabled(model):
                 self._clip(model, prompt, base, stopped)
-        if prompt.name not in self._told:
-            self._told.add(prompt.name)
+        if self._told is None:
+            rows = read_metrics(self.target.parent / METRICS)
+            self._told = {row["path"] for row in rows if row["event"] == "clip" and not row["with_lora"]}
+        if str(base) not in self._told:
+            self._told.add(str(base))
             emit(self._event(prompt, base, 0, False))
         path = self.target / f"step_{step}_{_slug(prompt.name)}_0.wav"
         self._clip(model, prompt, path, stopped)
