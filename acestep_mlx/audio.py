@@ -23,6 +23,7 @@ import numpy as np
 from . import ffmpeg, lengths
 from .atomic import write_bytes
 from .errors import DataError, cause
+from .quiet import without_noise
 
 if TYPE_CHECKING:
     import soundfile
@@ -145,7 +146,8 @@ def _by_soundfile(path: Path) -> AudioInfo:
     import soundfile
 
     try:
-        found = soundfile.info(os.fsencode(path))
+        with without_noise():
+            found = soundfile.info(os.fsencode(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
         if ffmpeg.available():
@@ -383,10 +385,10 @@ def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
     try:
         if info.decoder == "parts":
             for part in lengths.parts(path, info.format):
-                with soundfile.SoundFile(io.BytesIO(part)) as file:
+                with _opened(io.BytesIO(part)) as file:
                     yield from _at_rate(_read(file), file.samplerate, info.sample_rate)
         else:
-            with soundfile.SoundFile(os.fsencode(path)) as file:
+            with _opened(os.fsencode(path)) as file:
                 if first:
                     file.seek(first)
                 yield from _read(file)
@@ -395,10 +397,21 @@ def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
         raise DataError(f"{path}: damaged: {reason or type(error).__name__}") from None
 
 
+def _opened(source: bytes | io.BytesIO) -> soundfile.SoundFile:
+    import soundfile
+
+    with without_noise():
+        return soundfile.SoundFile(source)
+
+
 def _read(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
     # Else it seeks after every block, which damages MP3s, and fails where the length is not known.
     file.seekable = lambda: False
-    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+    while True:
+        with without_noise():
+            block = file.read(BLOCK, dtype="float32", always_2d=True)
+        if not len(block):
+            return
         yield block
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "acestep_mlx"
 # A package may import from those on the same or a lower storey.
 STOREY = {
     "errors": 0,
+    "quiet": 0,
     "schema": 0,
     "atomic": 0,
     "words": 0,

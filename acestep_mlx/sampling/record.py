@@ -21,6 +21,7 @@ from .. import __version__, schema, words
 from ..atomic import write_bytes
 from ..audio import WRITABLE, resample, write_audio
 from ..errors import ConfigError, DataError, NewerVersionError, cause
+from ..quiet import without_noise
 from .request import Request
 
 KEY = "acestep_mlx"
@@ -279,7 +280,7 @@ def _comment(path: Path) -> str:
         with path.open("rb") as sound:
             return _wav_comment(sound)
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with without_noise(), soundfile.SoundFile(os.fsencode(path)) as file:
             return file.comment
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
