@@ -44,7 +44,7 @@ CONVOLUTIONS: tuple[tuple[str, int], ...] = (
     (r"proj_in\.early_conv_layers\.2", 2),
 )
 
-# Underscored paths back to dotted ones; every linear layer and convolution of the transformer.
+# Underscored paths back to dotted ones; every linear layer, convolution and norm.
 FLAT_PATHS: tuple[tuple[str, str], ...] = (
     (r"transformer_blocks_(\d+)_(attn|cross_attn)_(to_[qkv])", r"transformer_blocks.\1.\2.\3"),
     (r"transformer_blocks_(\d+)_(attn|cross_attn)_to_out_0", r"transformer_blocks.\1.\2.to_out.0"),
@@ -58,12 +58,14 @@ FLAT_PATHS: tuple[tuple[str, str], ...] = (
     ),
     (r"lyric_encoder_encoders_(\d+)_self_attn_(linear_\w+)", r"lyric_encoder.encoders.\1.self_attn.\2"),
     (r"lyric_encoder_encoders_(\d+)_feed_forward_(w_[12])", r"lyric_encoder.encoders.\1.feed_forward.\2"),
-    (r"lyric_encoder_embed_out_0", r"lyric_encoder.embed.out.0"),
-    (r"(speaker_embedder|genre_embedder|lyric_proj)", r"\1"),
+    (r"lyric_encoder_encoders_(\d+)_(norm_ff|norm_mha)", r"lyric_encoder.encoders.\1.\2"),
+    (r"lyric_encoder_embed_out_([01])", r"lyric_encoder.embed.out.\1"),
+    (r"lyric_encoder_after_norm", r"lyric_encoder.after_norm"),
+    (r"(speaker_embedder|genre_embedder|lyric_proj|lyric_embs)", r"\1"),
     (r"t_block_1", r"t_block.1"),
     (r"timestep_embedder_(linear_[12])", r"timestep_embedder.\1"),
     (r"final_layer_linear", r"final_layer.linear"),
-    (r"proj_in_early_conv_layers_([02])", r"proj_in.early_conv_layers.\1"),
+    (r"proj_in_early_conv_layers_([012])", r"proj_in.early_conv_layers.\1"),
     (r"projectors_(\d+)_(\d+)", r"projectors.\1.\2"),
 )
 

@@ -80,7 +80,7 @@ class Adapter:
         """Why it cannot be used, as the end of a sentence that begins with the file's name."""
         if self.strange:
             for_model = f"is for {self.model or 'another model'}, not for {MODEL}"
-            kind = "" if self.kind in ("LoRA", "DoRA") else f" (and a {self.kind} is not supported)"
+            kind = "" if self.kind in ("LoRA", "DoRA") else f" (and {self.kind} is not supported)"
             verb = "is" if len(self.strange) == 1 else "are"
             some = "" if self.strange == self.modules else f"{len(self.strange)} of "
             return (
@@ -90,8 +90,8 @@ class Adapter:
         if self.usable:
             return None
         return (
-            f"is a {self.kind} of {count(len(self.modules), 'module')}, and {self.kind} is not supported; "
-            "train a LoRA, or let the program that made it convert it to one"
+            f"holds {self.kind} ({count(len(self.modules), 'module')}), which is not supported; train a "
+            "LoRA, or let the program that made it convert it to one"
         )
 
 
@@ -104,7 +104,7 @@ def recognise(names: Iterable[str]) -> Adapter | None:
     if not low_rank and not kinds:
         if not roles & {"diff", "set_weight"}:
             return None
-        kinds = ["file of whole weights"]
+        kinds = ["whole weights"]
     modules = tuple(dict.fromkeys(path for path in map(module_of, names) if path))
     strange = tuple(path for path in modules if not is_ours(path))
     kind = "DoRA" if roles & {"magnitude", "dora_scale"} else "LoRA"
@@ -150,8 +150,9 @@ def released() -> dict[str, tuple[int, int]]:
 
 @cache
 def _kinds() -> frozenset[str]:
-    convolutions = ("transformer_blocks.#.ff.depth_conv.conv", "proj_in.early_conv_layers.0")
-    return frozenset([*map(_numberless, released()), *convolutions])
+    early = ("proj_in.early_conv_layers.0", "proj_in.early_conv_layers.1")
+    others = ("transformer_blocks.#.ff.depth_conv.conv", *early)  # convolutions and a norm
+    return frozenset([*map(_numberless, released()), *others])
 
 
 def other_size(shapes: Mapping[str, tuple[int, int]]) -> str | None:

@@ -38,16 +38,23 @@ def train(theirs: torch.nn.Module, path: Path, **settings: object) -> None:
     network.merge_to(1.0)
 
 
-@pytest.mark.parametrize("name", ["alpha = rank", "alpha ≠ rank", "DoRA"])
+SETTINGS: dict[str, dict[str, object]] = {
+    "alpha = rank": {"alpha": 4},
+    "alpha ≠ rank": {"alpha": 10},
+    "rsLoRA": {"alpha": 10, "rs_lora": True},
+    "scalar": {"alpha": 2, "use_scalar": True},
+    "DoRA": {"alpha": 10, "weight_decompose": True},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_what_lycoris_writes_changes_the_weights_as_it_does_there(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     theirs = make_reference(CONFIG, monkeypatch)
     ours = make_ours(CONFIG, theirs)
     path = tmp_path / "lycoris.safetensors"
-    train(
-        theirs, path, lora_dim=4, alpha=4 if name == "alpha = rank" else 10, weight_decompose=name == "DoRA"
-    )
+    train(theirs, path, lora_dim=4, **SETTINGS[name])
     weights = read_lora(path)
     assert weights.is_dora == (name == "DoRA")
     linears = base_linears(ours)
@@ -94,5 +101,5 @@ def test_other_algorithms_are_named(
     train(make_reference(CONFIG, monkeypatch), path, network_module=algo, lora_dim=4)
     found = recognise(read_header(path).tensors)
     assert found is not None and found.kind == kind and found.model == "ACE-Step v1"
-    with pytest.raises(CheckpointError, match=f"is a {kind} of .* not supported"):
+    with pytest.raises(CheckpointError, match=f"holds {kind} .* not supported"):
         read_lora(path)
