@@ -22,6 +22,9 @@ from ..errors import CheckpointError
 ADAPTER_METADATA = "lora_adapter_metadata"
 ADAPTER_CONFIG = "adapter_config.json"
 SCALES = (1e-6, 65536.0)  # that training can have used; beyond lies damage
+DEFAULT = 8  # peft's rank and alpha where its settings name none
+OTHER_BASES = ("pissa", "olora", "loftq", "corda")  # ways to begin that take something out of the base
+REPEATS = 3  # `*`, `+`, `?` and `{` in a pattern of module names
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,23 @@ class PeftSettings:
     def from_dict(cls, d: Mapping[str, Any], source: str) -> PeftSettings:
         """Raises ValueError for values that are not what they should be."""
         values = {k.removeprefix("transformer."): _literal(v) for k, v in d.items()}
-        rank: Any = values.get("r")
-        alpha: Any = values.get("lora_alpha")
-        if alpha is None:
-            alpha = rank
-        ranks, alphas = values.get("rank_pattern") or {}, values.get("alpha_pattern") or {}
+        rank: Any = values.get("r", DEFAULT)
+        alpha: Any = values.get("lora_alpha", DEFAULT)
         if not _number(rank) or not _number(alpha) or rank != int(rank) or rank < 1:
-            raise ValueError(f"r and lora_alpha must be numbers, got {rank!r} and {alpha!r}")
-        for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-            if not isinstance(pattern, Mapping) or not all(_number(v) for v in pattern.values()):
-                raise ValueError(f"{name} must map module names to numbers")
-        return cls(
-            int(rank),
-            alpha,
-            bool(values.get("use_rslora")),
-            bool(values.get("use_dora")),
-            ranks,
-            alphas,
-            source,
-        )
+            got = f"{schema.show(rank)} and {schema.show(alpha)}"
+            raise ValueError(f"r and lora_alpha must be numbers, got {got}")
+        ranks, alphas = (_checked_patterns(values, name) for name in ("rank_pattern", "alpha_pattern"))
+        for name in ("use_rslora", "use_dora"):
+            if values.get(name) not in (None, True, False):
+                raise ValueError(f"{name} must be true or false, got {schema.show(values[name])}")
+        start = values.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(OTHER_BASES):
+            raise ValueError(
+                f"it was trained with init_lora_weights={schema.show(start)}, which changes the base model "
+                "too; save it as a plain LoRA (peft's path_initial_model_for_weight_conversion)"
+            )
+        rslora, dora = bool(values.get("use_rslora")), bool(values.get("use_dora"))
+        return cls(int(rank), alpha, rslora, dora, ranks, alphas, source)
 
     def scale(self, path: str, rank: int) -> float:
         """The scale of a module whose tensors have `rank`. Raises ValueError where the two disagree."""
@@ -94,15 +95,27 @@ def _literal(value: Any) -> Any:
         return value
 
 
+def _checked_patterns(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of numbers by regular expression, as peft has them: names of modules, or little more.
+
+    ValueError for others: a pattern with many repeats could keep us busy for ever.
+    """
+    patterns = values.get(name) or {}
+    if not isinstance(patterns, Mapping) or not all(_number(v) for v in patterns.values()):
+        raise ValueError(f"{name} must map module names to numbers")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name} has {schema.show(pattern)}, no regular expression: {error}") from None
+        if len(re.findall(r"[*+?{]", pattern)) > REPEATS or re.search(r"\)[*+{]", pattern):
+            raise ValueError(f"{name} has {schema.show(pattern)}, which is too complicated for module names")
+    return patterns
+
+
 def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     """peft's rule: a pattern matches the whole path or its end after a dot."""
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return value
-        except re.error:
-            continue
-    return default
+    return next((v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", path)), default)
 
 
 def read_settings(metadata: Mapping[str, str], file: Path) -> PeftSettings | None:

@@ -79,7 +79,12 @@ def simpletuner(path: Path, base: Weights) -> tuple[Weights, list[str]]:
 
 
 def comfyui(path: Path, base: Weights, strength: float = 1.0) -> tuple[Weights, list[str]]:
-    """Load LoRA (model only): one patch per weight, the last kind found; its map has only `.weight` keys."""
+    """Load LoRA (model only): one patch per weight, the last kind found; its map has only `.weight` keys.
+
+    Measured with ComfyUI 0.3.64 and 0.8.0: `dora_scale` is over the base's norm and interpolates below 1.0;
+    `lora_magnitude_vector`, whole parameters under their plain names, other prefixes than `diffusion_model.`
+    and biases of attention positions (`pos_bias_u/v`) are not loaded.
+    """
     given, _ = tensors(path)
     modules = {k.removesuffix(".weight"): k for k in base if k.endswith(".weight")}
     names = {**modules, **{f"diffusion_model.{k}": v for k, v in modules.items()}}

@@ -537,6 +537,22 @@ BAD = {
     "patterns with nonsense": (
         good(), {"lora_adapter_metadata": json.dumps(peft_config(alpha_pattern=["x"]))}, "alpha_pattern",
     ),
+    "a pattern that is none": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(alpha_pattern={"to_q(": 2}))}, "no regular",
+    ),
+    "a pattern that never ends": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(rank_pattern={"([a-z_.]+)+!": 4}))}, "compl",
+    ),
+    "a pattern of many repeats": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(rank_pattern={".*" * 30: 4}))}, "compl",
+    ),
+    "rsLoRA that is neither": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(use_rslora="perhaps"))}, "true or false",
+    ),
+    "PiSSA": (
+        good(), {"lora_adapter_metadata": json.dumps(peft_config(init_lora_weights="pissa_niter_16"))},
+        "changes the base model too",
+    ),
     "our metadata, damaged": (good(), {METADATA_KEY: "[]"}, "damaged"),
     "our own form without its scale": (
         {f"{PATH}.lora_a": A.T.copy(), f"{PATH}.lora_b": B.T.copy()},

@@ -15,6 +15,7 @@ from acestep_mlx.cli.export import programs
 from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
 from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
+from acestep_mlx.lora.scales import PeftSettings
 from acestep_mlx.lora.weights import LoRAWeights
 from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
 
@@ -200,6 +201,11 @@ def test_a_peft_folder_reads_with_its_config(
         assert np.abs(delta.reshape(mine.shape) - mine).max() <= 1e-6, path
         magnitude = layer.lora_magnitude_vector["default"].weight.detach().numpy().reshape(-1)
         assert np.array_equal(magnitude, np.array(weights.modules[path].magnitude)), path
+
+
+def test_what_peft_takes_where_its_settings_say_nothing() -> None:
+    settings = PeftSettings.from_dict({"peft_type": "LORA"}, "x")
+    assert (settings.rank, settings.alpha) == (peft.LoraConfig().r, peft.LoraConfig().lora_alpha)
 
 
 def test_the_lyrics_embedder_in_a_file_overwrites_the_base(
