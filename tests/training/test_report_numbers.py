@@ -1,0 +1,404 @@
+"""report.html read back: every number of metrics.jsonl that it shows, and every text exactly as it was."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from acestep_mlx import __version__
+from acestep_mlx.audio import write_audio
+from acestep_mlx.config import TrainConfig, load_config
+from acestep_mlx.training import charts
+from acestep_mlx.training.report import CLIPS_PER_PROMPT, write_report
+
+EVIL = """<u>"Böse" & 'x'</u><script>alert(1)</script>"""
+BINS = ("0-200", "200-400")
+VOID = {"meta", "img", "line", "circle", "polyline", "br"}
+
+
+@dataclass
+class Node:
+    """An element: its attributes, its own text in order, its children."""
+
+    tag: str
+    attributes: dict[str, str]
+    parts: list[Any] = field(default_factory=list)  # text and elements as they come
+
+    @property
+    def text(self) -> str:
+        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
+
+    def all(self, tag: str, css: str = "") -> list[Node]:
+        """Elements below with this tag, and with these classes."""
+        found = []
+        for part in self.parts:
+            if isinstance(part, Node):
+                if part.tag == tag and set(css.split()) <= set(part.attributes.get("class", "").split()):
+                    found.append(part)
+                found += part.all(tag, css)
+        return found
+
+    def one(self, tag: str, css: str = "") -> Node:
+        (found,) = self.all(tag, css)
+        return found
+
+
+class Page(HTMLParser):
+    """A page as a tree; what is not closed, or closed twice, fails."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.root = Node("", {})
+        self.open = [self.root]
+        self.feed(text)
+        self.close()
+        assert len(self.open) == 1, self.open[-1].tag
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        node = Node(tag, {k: v or "" for k, v in attrs})
+        self.open[-1].parts.append(node)
+        if tag not in VOID:
+            self.open.append(node)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open[-1].parts.append(Node(tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].parts.append(data)
+
+
+def step_row(step: int, **changes: Any) -> dict[str, Any]:
+    """Numbers that are all different, so that none can stand for another."""
+    return {
+        "event": "step",
+        "step": step,
+        "loss": 0.5 + 0.01 * step,
+        "smoothed_loss": 0.7 - 0.02 * step,
+        "learning_rate": 1e-4 * step,
+        "learning_rate_lyrics_embedder": 3e-5 * step,
+        "grad_norm": 2.0 + 0.1 * step,
+        "steps_per_second": 1.0 + 0.25 * step,
+        "audio_seconds_per_second": 7.0 + 0.5 * step,
+        "peak_memory": 10**9 * (4 + step % 3),
+        "eta": 9.0,
+        "epoch": step // 3,
+        "elapsed": 3.0,
+        "skipped": False,
+        **changes,
+    }
+
+
+def eval_row(step: int) -> dict[str, Any]:
+    bins = {name: 0.2 + 0.1 * i + 0.01 * step for i, name in enumerate(BINS)}
+    return {"event": "eval", "step": step, "loss": 0.8 - 0.05 * step, "bins": bins}
+
+
+STEPS = [step_row(n) for n in range(1, 7)]
+EVALS = [eval_row(n) for n in (0, 2, 4, 6)]
+
+
+def config(**options: Any) -> TrainConfig:
+    return load_config({"max_train_steps": 6, **options})
+
+
+def page(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Node:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = write_report(folder, config(**options))
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8")).root
+
+
+def tiles(root: Node) -> dict[str, tuple[str, str]]:
+    """label → (number, note)."""
+    return {
+        tile.one("span").text: (tile.one("b").text, tile.one("small").text)
+        for tile in root.one("section", "tiles").all("div", "tile")
+    }
+
+
+def curves(root: Node) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """chart → series → points as the pointer reads them off."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for figure in root.all("figure", "chart"):
+        svg = figure.one("svg")
+        series = {}
+        for entry in svg.attributes["data-s"].split("|"):
+            name, _, points = entry.split(";")
+            series[name] = [(float(x), float(y)) for x, y in (p.split(":") for p in points.split(","))]
+        found[svg.attributes["aria-label"]] = series
+    return found
+
+
+# ── the numbers on top ───────────────────────────────────────────────────────────────────────────────
+def test_every_tile(tmp_path: Path) -> None:
+    rows = [*EVALS[:1], *STEPS, *EVALS[1:]]
+    assert tiles(page(tmp_path, rows, lora_rank=24, lora_alpha=12)) == {
+        "Steps": ("6", "epoch 3"),
+        "Training loss": ("0.58", "smoothed"),  # the last smoothed one
+        "Evaluation loss": ("0.5", "-37.5 % since step 0"),  # 0.5 of 0.8
+        "Speed": ("1.88 steps/s", "10 s of audio per second"),  # the median, and the last
+        "Peak memory": ("6.00 GB", "model, LoRA, activations"),  # the highest
+        "LoRA": ("rank 24", "alpha 12"),
+    }
+
+
+def test_tiles_of_a_long_slow_run_with_faults(tmp_path: Path) -> None:
+    rows = [step_row(n, steps_per_second=0.25, audio_seconds_per_second=0.31) for n in range(1499, 1502)]
+    rows[1] |= {"skipped": True, "loss": None}
+    rows[2] |= {"smoothed_loss": None, "epoch": 11, "peak_memory": 1}
+    found = tiles(page(tmp_path, [eval_row(3), *rows], use_dora=True))
+    assert found["Steps"] == ("1,501", "epoch 12") and found["Training loss"] == ("–", "smoothed")
+    assert found["Evaluation loss"] == ("0.65", "step 3")
+    assert found["Speed"] == ("4.0 s/step", "0.31 s of audio per second")
+    assert found["Skipped steps"] == ("1", "not finite") and "DoRA" in found
+    assert found["Peak memory"][0] == "6.00 GB"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"), [({}, "LoRA"), ({"use_rslora": True}, "rsLoRA"), ({"use_dora": True}, "DoRA")]
+)
+def test_the_kind_of_adapter(tmp_path: Path, options: dict[str, Any], kind: str) -> None:
+    found = tiles(page(tmp_path, STEPS, **options))
+    assert {"LoRA", "rsLoRA", "DoRA"} & set(found) == {kind} and found[kind] == ("rank 16", "alpha 16")
+
+
+def test_a_run_without_evaluation_has_no_tile_for_it(tmp_path: Path) -> None:
+    found = tiles(page(tmp_path, STEPS))
+    assert "Evaluation loss" not in found and "Skipped steps" not in found
+
+
+# ── curves ───────────────────────────────────────────────────────────────────────────────────────────
+def test_every_point_of_every_curve(tmp_path: Path) -> None:
+    found = curves(page(tmp_path, [*STEPS, *EVALS]))
+
+    def points(rows: list[dict[str, Any]], key: str, scale: float = 1.0) -> Any:
+        return [(row["step"], pytest.approx(row[key] * scale, rel=1e-5)) for row in rows]
+
+    assert found == {
+        "Training loss": {"each step": points(STEPS, "loss"), "smoothed": points(STEPS, "smoothed_loss")},
+        "Evaluation loss": {"mean": points(EVALS, "loss")},
+        "Evaluation loss by timestep": {
+            name: [(row["step"], pytest.approx(row["bins"][name], rel=1e-5)) for row in EVALS]
+            for name in BINS
+        },
+        "Learning rate": {
+            "LoRA": points(STEPS, "learning_rate"),
+            "lyrics embedder": points(STEPS, "learning_rate_lyrics_embedder"),
+        },
+        "Gradient norm": {"norm": points(STEPS, "grad_norm")},
+        "Peak memory": {"GB": points(STEPS, "peak_memory", 1e-9)},
+        "Speed": {"s": points(STEPS, "audio_seconds_per_second")},
+    }
+
+
+def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if not k.endswith("embedder")} for row in STEPS]
+    rows[2] = {**rows[2], "loss": None, "grad_norm": None}
+    found = curves(page(tmp_path, rows))
+    assert set(found["Learning rate"]) == {"LoRA"} and not [name for name in found if "Evaluation" in name]
+    assert [x for x, _ in found["Training loss"]["each step"]] == [1, 2, 4, 5, 6]
+    assert len(found["Training loss"]["smoothed"]) == 6 and len(found["Gradient norm"]["norm"]) == 5
+
+
+def test_lines_and_ticks_are_where_their_numbers_are(tmp_path: Path) -> None:
+    """Positions on the picture, read through its own ticks, are the values again."""
+    for figure in page(tmp_path, [*STEPS, *EVALS]).all("figure", "chart"):
+        svg = figure.one("svg")
+        texts = svg.all("text", "tick")
+        across = [
+            (float(t.attributes["x"]), _number(t.text))
+            for t in texts
+            if t.attributes["text-anchor"] == "middle"
+        ]
+        up = [
+            (float(t.attributes["y"]) - 4, _number(t.text))
+            for t in texts
+            if t.attributes["text-anchor"] == "end"
+        ]
+        (title,) = (svg.attributes["aria-label"],)
+        shown = curves(Node("", {}, [figure]))[title]
+        lines = svg.all("polyline", "line")
+        assert len(lines) == len(shown)
+        grid = [float(line.attributes["y1"]) for line in svg.all("line", "grid")]
+        assert grid == pytest.approx([y for y, _ in up], abs=0.1)
+        for line, points in zip(lines, shown.values(), strict=True):
+            places = [tuple(map(float, p.split(","))) for p in line.attributes["points"].split()]
+            left, right, top, bottom = map(float, svg.attributes["data-box"].split(","))
+            first, last = map(float, svg.attributes["data-x"].split(","))
+            low, high = min(v for _, v in up), max(v for _, v in up)
+            for (px, py), (x, y) in zip(places, points, strict=True):
+                assert px == pytest.approx(left + (x - first) / (last - first) * (right - left), abs=0.1)
+                assert top <= py <= bottom
+                assert _through(across, px) == pytest.approx(x, abs=0.05), title
+                assert _through(up, py) == pytest.approx(y, abs=0.02 * (high - low)), title
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _through(ticks: list[tuple[float, float]], place: float) -> float:
+    """The value at a place on a straight axis with these ticks."""
+    (a, x), (b, y) = ticks[0], ticks[-1]
+    assert a != b
+    return x + (place - a) / (b - a) * (y - x)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.5, "0.5"), (0.01234567, "0.01235"), (1234.5, "1,234"), (-1500, "-1,500"),
+     (2.5e-5, "2.5e-05"), (0.001, "0.001"), (999.96, "1000")],
+)  # fmt: skip
+def test_short_numbers(value: float, text: str) -> None:
+    assert charts.number(value) == text
+
+
+@pytest.mark.parametrize("low", [0.0, -3.0, 1e-6, 4321.0])
+@pytest.mark.parametrize("span", [1e-5, 0.37, 1.0, 7.7, 12345.0])
+def test_ticks_are_few_round_and_inside(low: float, span: float) -> None:
+    found = charts.ticks(low, low + span)
+    assert 1 <= len(found) <= 5
+    assert all(low - 1e-9 * span <= t <= low + span * (1 + 1e-9) for t in found)
+    steps = np.diff(found)
+    if len(steps):
+        assert np.allclose(steps, steps[0], rtol=1e-3)
+        lead = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)
+        assert min(abs(lead - nice) for nice in (1, 2, 2.5, 5, 10)) < 1e-2
+
+
+def test_thousands_of_steps_keep_their_first_and_last() -> None:
+    points = [(float(i), float(i)) for i in range(10_000)]
+    found = charts.thin(points)
+    assert len(found) == charts.MAX_POINTS and (found[0], found[-1]) == (points[0], points[-1])
+    assert charts.thin([(0.0, 1.0), (1.0, math.nan), (2.0, math.inf), (3.0, 4.0)]) == [(0.0, 1.0), (3.0, 4.0)]
+
+
+# ── clips ────────────────────────────────────────────────────────────────────────────────────────────
+def clip_row(folder: Path, step: int, name: str, *, with_lora: bool = True, **changes: Any) -> dict[str, Any]:
+    """A clip of a tone of its own, of 0.6 s."""
+    path = folder / f"{name.encode().hex()[:20]}-{step}-{with_lora}.wav"
+    time = np.arange(26460) / 44100
+    hertz = 200 + 100 * step + 37 * with_lora
+    write_audio(path, 0.3 * np.sin(2 * np.pi * hertz * time)[:, None].repeat(2, 1), 44100)
+    row = {"event": "clip", "step": step, "name": name, "prompt": f"{name} caption", "path": str(path)}
+    return {**row, "seed": 7 + step, "with_lora": with_lora, **changes}
+
+
+def test_every_clip_with_its_step_seed_length_sound_and_picture(tmp_path: Path) -> None:
+    rows = [
+        clip_row(tmp_path, 0, "a", with_lora=False),
+        clip_row(tmp_path, 2, "a"),
+        clip_row(tmp_path, 3, "b"),
+    ]
+    root = page(tmp_path, [*STEPS, *rows])
+    assert [h.text for h in root.all("h3")] == ["a", "b"]
+    assert [p.text for p in root.all("p", "caption")] == ["a caption", "b caption"]
+    shown = root.all("figure", "clip")
+    assert [f.one("figcaption").text for f in shown] == [
+        "Without LoRA seed 7 · 1 s", "Step 2 seed 9 · 1 s", "Step 3 seed 10 · 1 s",
+    ]  # fmt: skip
+    for figure, row in zip(shown, rows, strict=True):
+        sound = base64.b64decode(figure.one("audio").attributes["src"].split("base64,")[1])
+        heard, rate = soundfile.read(io.BytesIO(sound))
+        assert (rate, abs(len(heard) - 26460) < 3000) == (44100, True)
+        loudest = np.abs(np.fft.rfft(heard[:26460, 0])).argmax() * 44100 / 26460
+        assert loudest == pytest.approx(200 + 100 * row["step"] + 37 * row["with_lora"], abs=3)
+        picture = base64.b64decode(figure.one("img").attributes["src"].split("base64,")[1])
+        assert picture.startswith(b"\x89PNG")
+
+
+def test_a_clip_that_cannot_be_read_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
+    row = clip_row(tmp_path, 1, "a")
+    broken = tmp_path / "<u>broken.wav"
+    broken.write_bytes(b"RIFF")
+    root = page(tmp_path, [*STEPS, {**row, "path": str(broken), "step": 2}, row])
+    said = [f.one("figcaption").text for f in root.all("figure", "clip")]
+    assert len(said) == 2 and "Step 1 " in said[1] and said[0] and not root.all("u")
+
+
+def test_of_many_clips_the_first_the_last_and_some_between(tmp_path: Path) -> None:
+    rows = [clip_row(tmp_path, n, "a") for n in range(1, 12)]
+    rows.append({**rows[0], "path": str(tmp_path / "deleted.wav"), "step": 99})
+    captions = [f.one("figcaption").text for f in page(tmp_path, [*STEPS, *rows]).all("figure", "clip")]
+    assert len(captions) == CLIPS_PER_PROMPT
+    assert captions[0].startswith("Step 1 ") and captions[-1].startswith("Step 11 ")
+
+
+# ── texts ────────────────────────────────────────────────────────────────────────────────────────────
+def settings(root: Node) -> dict[str, str]:
+    """All rows of both tables."""
+    cells = [(row.one("th").text, row.one("td").text) for row in root.all("tr")]
+    assert len({name for name, _ in cells}) == len(cells)
+    return dict(cells)
+
+
+def test_all_settings_are_there_given_ones_first(tmp_path: Path) -> None:
+    root = page(tmp_path, STEPS, lora_rank=24, validation_prompt="jazz", optimizer_config={"eps": 1e-6})
+    given, rest = root.all("table")
+    named = {row.one("th").text: row.one("td").text for row in given.all("tr")}
+    assert named["lora_rank"] == "24" and named["validation_prompt"] == "jazz"
+    assert named["optimizer_config"] == '{"eps": 1e-06}' and named["max_train_steps"] == "6"
+    others = {row.one("th").text: row.one("td").text for row in rest.all("tr")}
+    assert others["learning_rate"] == "0.0001" and "lora_rank" not in others
+    wanted = config(lora_rank=24, validation_prompt="jazz", optimizer_config={"eps": 1e-6}).to_dict()
+    shown = settings(root)
+    assert set(shown) == {k for k, v in wanted.items() if v not in (None, "", False) or k in named}
+    for name, text in shown.items():
+        value = wanted[name]
+        assert text == (value if isinstance(value, str) else json.dumps(value)), name
+
+
+def test_every_text_is_shown_as_it_is_and_none_becomes_part_of_the_page(tmp_path: Path) -> None:
+    folder = tmp_path / EVIL.replace("/", "∕")
+    folder.mkdir()
+    texts = {
+        name: EVIL
+        for name in ("validation_prompt", "validation_lyrics", "instance_prompt", "tracker_run_name")
+    }
+    clip = clip_row(folder, 1, "x") | {"name": EVIL, "prompt": EVIL}
+    root = page(
+        folder, [*STEPS, clip], **texts, optimizer_config={"eps": 1e-6}, peft_lora_target_modules=[EVIL],
+        validation_prompt_library=EVIL, output_dir=EVIL,
+    )  # fmt: skip
+    assert root.one("title").text == root.one("h1").text == EVIL
+    assert root.one("h3").text == EVIL and root.one("p", "caption").text == EVIL
+    (figure,) = root.all("figure", "clip")
+    assert figure.one("figcaption").text == "Step 1 seed 8 · 1 s"
+    assert figure.one("img").attributes["alt"] == "spectrogram, Step 1"
+    shown = settings(root)
+    for name in (*texts, "validation_prompt_library", "output_dir"):
+        assert shown[name] == EVIL, name
+    assert json.loads(shown["peft_lora_target_modules"]) == [EVIL]
+    assert not root.all("u") and len(root.all("script")) == 1
+    assert __version__ in root.one("header").text
+
+
+def test_the_folders_name_is_the_title_where_the_run_has_none(tmp_path: Path) -> None:
+    folder = tmp_path / "a & <b>"
+    folder.mkdir()
+    root = page(folder, STEPS)
+    assert root.one("title").text == root.one("h1").text == "a & <b>"
+
+
+def test_names_in_charts_are_shown_as_they_are() -> None:
+    series = [charts.Series(EVIL, [(0, 1), (1, 2)], "c0"), charts.Series("other", [(0, 1)], "c1")]
+    root = Page(charts.line_chart(EVIL, series, unit=EVIL)).root
+    figure = root.one("figure")
+    assert figure.one("figcaption").text == f"{EVIL} {EVIL}"
+    assert figure.one("svg").attributes["aria-label"] == EVIL
+    assert [s.text for s in figure.one("div").all("span")] == [EVIL, "other"]
+    assert figure.one("svg").attributes["data-s"] == f"{EVIL};c0;0:1,1:2|other;c1;0:1"
+    assert not root.all("u") and not root.all("script")
