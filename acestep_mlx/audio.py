@@ -155,7 +155,7 @@ def _by_soundfile(path: Path) -> AudioInfo:
         if path.suffix.lower() in FFMPEG:
             raise ffmpeg.missing(path) from None
         raise DataError(f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)") from None
-    doubt = lengths.doubt(path, found.format, found.frames)
+    doubt = lengths.doubt(path, found.format, found.subtype, found.frames)
     info = AudioInfo(found.duration, found.samplerate, found.channels, found.format.lower())
     if doubt is None:
         return _sane(path, replace(info, promised=info.duration))

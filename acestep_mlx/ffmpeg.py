@@ -30,7 +30,7 @@ BLOCK_BYTES = 1 << 20
 
 
 # Containers that state a length; what FFmpeg says of others is worked out from the first frames and the size.
-STATED = {"mov", "asf", "caf", "matroska", "ape", "wv", "tta", "wav", "flac", "aiff", "w64"}
+STATED = {"mov", "caf", "matroska", "ape", "wv", "tta", "wav", "flac", "aiff", "w64"}
 
 
 class Stream(NamedTuple):

@@ -15,24 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-_BITRATES = {  # kbit/s by (MPEG-1, layer), at index 1 …
-    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by version bits
-_SYNC = re.compile(rb"\xff[\xe0-\xff]")
+from .mpeg import Data, mp3_parts, walk_mp3
+
 _SLACK = 2  # frames: encoders disagree on whether the Xing frame counts itself
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the magic and the head of STREAMINFO
-_FLAC_FRAME, _FLAC_BLOCK = 9, 65535  # the least bytes of a frame, the most samples in it
+_FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
+_FLAC_HEAD, _FLAC_TAIL = 17, 1 << 22  # bytes of a frame's header, and at the end that hold the last frame
 _MENDED = 1 << 30  # bytes of a file that is mended in memory
+_SAMPLES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # codings of single samples
 _UNKNOWN = 1 << 60  # libsndfile's largest number stands for "unknown"
-
-
-Data = mmap.mmap | bytes
 
 
 class Doubt(NamedTuple):
@@ -47,41 +38,19 @@ class Doubt(NamedTuple):
     cut: bool = False
 
 
-class Frame(NamedTuple):
-    """Head of an MPEG audio frame: its size in bytes, its samples per channel, its rate in Hz."""
+def doubt(path: Path, form: str, coding: str, frames: int) -> Doubt | None:
+    """Why the number of `frames` that libsndfile gives may be wrong; None when the file states it exactly.
 
-    size: int
-    samples: int
-    rate: int
-    mono: bool
-    layer: int
-
-
-class Xing(NamedTuple):
-    """What a Xing header states: frames, not counting its own, and the stream's bytes (0: not stated)."""
-
-    frames: int
-    size: int
-
-
-class Walk(NamedTuple):
-    """All whole frames of an MPEG file, and their bytes."""
-
-    frames: int
-    samples: int
-    size: int
-    xing: Xing | None
-    uniform: bool  # one rate, one number of channels, nothing between the frames
-    layer: int
-
-
-def doubt(path: Path, form: str, frames: int) -> Doubt | None:
-    """Why the number of `frames` that libsndfile gives may be wrong; None when the file states it exactly."""
+    form, coding: libsndfile's names of the format and its subtype.
+    """
     checks = {"MP3": _mp3, "MPEG": _mp3, "OGG": _ogg, "FLAC": _flac, "WAV": _wav, "WAVEX": _wav}
     check = checks.get(form.upper(), _any)
+    found = None
     with contextlib.suppress(struct.error), _mapped(path) as data:
-        return check(data, frames)
-    return _any(b"", frames)
+        found = check(data, frames)
+    if found is None and check in (_any, _wav) and not coding.startswith(_SAMPLES) and frames > 0:
+        return Doubt(f"it holds {coding}, whose length is stated to a block only", "soundfile")
+    return found
 
 
 @contextlib.contextmanager
@@ -128,7 +97,7 @@ def _is_name(name: bytes) -> bool:
 def _mp3(data: Data, frames: int) -> Doubt | None:
     walk = walk_mp3(data)
     xing, decoder = walk.xing, "parts"
-    if walk.layer != 3:  # the other layers have no Xing header
+    if not walk.layer3:  # the other layers have no Xing header
         decoder = "soundfile" if walk.uniform and 0 < walk.samples <= frames else "ffmpeg"
     if xing is None:
         return Doubt("it has no Xing header", decoder)
@@ -136,88 +105,6 @@ def _mp3(data: Data, frames: int) -> Doubt | None:
         return None if walk.uniform else Doubt("something lies between its frames", decoder)
     reason = f"its Xing header counts {xing.frames} frames, but there are {walk.frames}"
     return Doubt(reason, decoder, walk.frames < xing.frames - _SLACK and not 0 < xing.size <= walk.size)
-
-
-def walk_mp3(data: Data) -> Walk:
-    """Count all frames, over tags and whatever else lies between them."""
-    count = samples = size = end = layer = 0
-    xing: Xing | None = None
-    kinds: set[tuple[int, bool]] = set()
-    uniform = True
-    for position, frame in _mp3_frames(data):
-        kinds.add((frame.rate, frame.mono))
-        uniform = uniform and end in (0, position)
-        end, layer = position + frame.size, frame.layer
-        if not size:
-            xing = xing_header(data[position:end])
-        if size or xing is None:
-            count += 1
-            samples += frame.samples
-        size += frame.size
-    return Walk(count, samples, size, xing, uniform and len(kinds) < 2, layer)
-
-
-def _mp3_frames(data: Data) -> Iterator[tuple[int, Frame]]:
-    """Each whole frame with its position."""
-    position: int | None = _after_tags(data, 0)
-    while position is not None:
-        frame = mp3_frame(data, position)
-        if frame is None:
-            position = _next_frame(data, position)
-        elif position + frame.size > len(data):
-            return
-        else:
-            yield position, frame
-            position += frame.size
-
-
-def mp3_frame(data: Data, position: int) -> Frame | None:
-    """The frame whose header stands at `position`, or None. Free-format frames are not known."""
-    head = data[position : position + 4]
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return None
-    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
-    bitrate, rate, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
-    if version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
-        return None
-    first = version == 3
-    hz, bits = _RATES[version][rate], 1000 * _BITRATES[first, layer][bitrate - 1]
-    mono = head[3] >> 6 == 3
-    if layer == 1:
-        return Frame((12 * bits // hz + padding) * 4, 384, hz, mono, layer)
-    samples = 576 if layer == 3 and not first else 1152
-    return Frame(samples // 8 * bits // hz + padding, samples, hz, mono, layer)
-
-
-def xing_header(frame: bytes) -> Xing | None:
-    """The Xing header in the first frame of a file; None where there is none, or none that counts frames."""
-    # It follows the side information: 32 or 17 bytes in MPEG-1, 17 or 9 in MPEG-2.
-    for place in (36, 21, 13):
-        if frame[place : place + 4] in (b"Xing", b"Info") and len(frame) >= place + 16:
-            flags, frames, size = struct.unpack(">III", frame[place + 4 : place + 16])
-            return Xing(frames, size if flags & 2 else 0) if flags & 1 else None
-    return None
-
-
-def _after_tags(data: Data, position: int) -> int:
-    """Behind the ID3v2 tags that start at `position`."""
-    while data[position : position + 3] == b"ID3" and len(data) >= position + 10:
-        a, b, c, d = (byte & 0x7F for byte in data[position + 6 : position + 10])
-        footer = 10 if data[position + 5] & 0x10 else 0
-        position += 10 + (a << 21 | b << 14 | c << 7 | d) + footer
-    return position
-
-
-def _next_frame(data: Data, position: int) -> int | None:
-    """Where the next frame starts that another one, or the end, follows."""
-    position = _after_tags(data, position)
-    for match in _SYNC.finditer(data, position):
-        frame = mp3_frame(data, match.start())
-        if frame is not None:
-            end = match.start() + frame.size
-            if mp3_frame(data, end) is not None or end == len(data):
-                return match.start()
-    return None
 
 
 def _ogg(data: Data, frames: int) -> Doubt | None:
@@ -248,61 +135,88 @@ def _ogg_links(data: Data) -> tuple[list[int], bool]:
 
 
 def _flac(data: Data, frames: int) -> Doubt | None:
+    songs = list(_flac_songs(data))
+    if len(songs) > 1:
+        return Doubt(f"{len(songs)} songs are joined in it", "parts")
+    for _, _, stated, there in songs:
+        if not stated:
+            return Doubt("its header gives no length", "soundfile")
+        if there is not None and there != stated:
+            return Doubt(f"its header counts {stated} samples, but there are {there}", "parts")
+    return _any(data, frames)
+
+
+def _flac_songs(data: Data) -> Iterator[tuple[int, int, int, int | None]]:
+    """Start, end, samples that the header states (0: none), samples by the frames' numbers, of each song."""
     starts = [match.start() for match in _FLAC_START.finditer(data)]
-    # samples, 0: unknown
-    totals = [struct.unpack_from(">Q", data, start + 18)[0] & (1 << 36) - 1 for start in starts]
-    if 0 in totals:
-        return Doubt("its header gives no length", "soundfile" if len(starts) < 2 else "parts")
-    if any(total > len(data) // _FLAC_FRAME * _FLAC_BLOCK for total in totals):
-        return Doubt("its header gives an impossible length", "soundfile" if len(starts) < 2 else "parts")
-    return Doubt(f"{len(starts)} songs are joined in it", "parts") if len(starts) > 1 else _any(data, frames)
+    for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
+        stated = struct.unpack_from(">Q", data, start + 18)[0] & (1 << 36) - 1
+        yield start, end, stated, _flac_samples(data, start, end)
+
+
+def _flac_samples(data: Data, start: int, end: int) -> int | None:
+    """From the first frame to the end of the last, or None where they cannot be found."""
+    (block,) = struct.unpack_from(">H", data, start + 8)
+    position, last = start + 4, False
+    while not last and position < end:
+        last = bool(data[position] & 0x80)
+        position += 4 + int.from_bytes(data[position + 1 : position + 4], "big")
+    first = _flac_frame(data[position : position + _FLAC_HEAD], block)
+    tail = max(position, end - _FLAC_TAIL)
+    for match in reversed(list(_FLAC_SYNC.finditer(data[tail:end]))):
+        head = tail + match.start()
+        frame = _flac_frame(data[head : head + _FLAC_HEAD], block)
+        if first is not None and frame is not None and frame.kind == first.kind:
+            return frame.sample + frame.size - first.sample
+    return None
+
+
+class FlacFrame(NamedTuple):
+    """Number of its first sample, samples in it, and what all frames of a song share."""
+
+    sample: int
+    size: int
+    kind: tuple[int, int, int]
+
+
+def _flac_frame(head: bytes, block: int) -> FlacFrame | None:
+    """A frame's header, whose checksum must be right. `block`: samples of frames that are only numbered."""
+    head = head.ljust(_FLAC_HEAD, b"\0")  # the last frame may be shorter
+    if not _FLAC_SYNC.match(head) or not head[2] >> 4:
+        return None
+    # The number is written as UTF-8 writes characters, in up to seven bytes.
+    more = next((n for n in range(8) if not head[4] << n & 0x80), 8)
+    number = head[4] & (0x7F >> more)
+    length = max(1, more)
+    for byte in head[5 : 4 + length]:
+        number = number << 6 | byte & 0x3F
+    at, code = 4 + length, head[2] >> 4
+    if code in (6, 7):
+        size = int.from_bytes(head[at : at + code - 5], "big") + 1
+        at += code - 5
+    else:
+        size = 192 if code == 1 else 576 << code - 2 if code < 6 else 256 << code - 8
+    at += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+    if more in (1, 8) or _crc8(head[:at]) != head[at]:
+        return None
+    sample = number * block if head[1] == 0xF8 else number
+    return FlacFrame(sample, size, (head[1], head[2] & 15, head[3] & 0x0E))
+
+
+def _crc8(data: bytes) -> int:
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc << 1 ^ (0x107 if crc & 0x80 else 0)
+    return crc
 
 
 def parts(path: Path, form: str) -> Iterator[bytes]:
     """The songs that are joined in a file, each as a file that libsndfile reads to its end."""
-    cut = {"mp3": _mp3_parts, "mpeg": _mp3_parts, "ogg": _ogg_parts, "flac": _flac_parts}.get(
-        form, _wav_parts
-    )
+    cut = {"mp3": mp3_parts, "mpeg": mp3_parts, "ogg": _ogg_parts, "flac": _flac_parts}.get(form, _wav_parts)
     with _mapped(path) as data:
         yield from cut(data)
-
-
-def _mp3_parts(data: Data) -> Iterator[bytes]:
-    """Runs of frames of one kind, each behind a Xing header that counts them."""
-    pieces: list[bytes] = []
-    kind: tuple[int, bool] | None = None
-    for position, frame in _mp3_frames(data):
-        body = data[position : position + frame.size]
-        xing = xing_header(body)
-        if pieces and (xing is not None or kind != (frame.rate, frame.mono)):
-            yield _counted(pieces)
-            pieces = []
-        kind = frame.rate, frame.mono
-        pieces.append(body)
-    if pieces:
-        yield _counted(pieces)
-
-
-def _counted(frames: list[bytes]) -> bytes:
-    """The frames behind a Xing header that counts them: their own where it does."""
-    xing = xing_header(frames[0])
-    if xing is not None and xing.frames == len(frames) - 1:
-        return b"".join(frames)
-    frames = frames if xing is None else frames[1:]
-    body = b"".join(frames)
-    return xing_frame(frames[0], len(frames), len(body)) + body if frames else b""
-
-
-def xing_frame(like: bytes, frames: int, size: int) -> bytes:
-    """A frame of the same kind as `like`, without sound, that counts frames and bytes."""
-    # No checksum, the highest bit rate.
-    head = bytes([0xFF, like[1] | 1, 0xE0 | like[2] & 0x0C, like[3]])
-    frame = mp3_frame(head, 0)
-    assert frame is not None
-    first = head[1] >> 3 & 3 == 3
-    side = (17 if frame.mono else 32) if first else (9 if frame.mono else 17)
-    tag = b"Xing" + struct.pack(">III", 3, frames, frame.size + size)
-    return (head + bytes(side) + tag).ljust(frame.size, b"\0")
 
 
 def _ogg_parts(data: Data) -> Iterator[bytes]:
@@ -312,9 +226,11 @@ def _ogg_parts(data: Data) -> Iterator[bytes]:
 
 
 def _flac_parts(data: Data) -> Iterator[bytes]:
-    starts = [match.start() for match in _FLAC_START.finditer(data)]
-    for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
-        yield data[start:end]
+    """The songs with the samples that they hold in their headers."""
+    for start, end, stated, there in _flac_songs(data):
+        total = stated if there is None else there
+        (kept,) = struct.unpack_from(">Q", data, start + 18)
+        yield data[start : start + 18] + struct.pack(">Q", kept >> 36 << 36 | total) + data[start + 26 : end]
 
 
 def _wav_parts(data: Data) -> Iterator[bytes]:

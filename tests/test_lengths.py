@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from acestep_mlx.audio import probe, read_audio
 from acestep_mlx.cli.describe import audio_file
 from acestep_mlx.data.audio_facts import FileAudio, examine
 from acestep_mlx.errors import DataError
-from acestep_mlx.lengths import mp3_frame, walk_mp3
+from acestep_mlx.mpeg import mp3_frame, walk_mp3
 from acestep_mlx.pipeline import ACEStepPipeline
 from acestep_mlx.sampling.request import Request
 
@@ -99,7 +100,7 @@ GUESSED: dict[str, tuple[str, Callable[[], bytes], float, str]] = {
     "three opus": ("opus", lambda: made("OGG", 48000, subtype="OPUS") * 3, 3 * ONE, "3 songs are joined"),
     "torn ogg": ("ogg", torn_ogg, HALF, "pages of it are missing"),
     "streamed flac": ("flac", lambda: flac(0), ONE, "gives no length"),
-    "flac of weeks": ("flac", lambda: flac((1 << 36) - 1), ONE, "impossible length"),
+    "flac of weeks": ("flac", lambda: flac((1 << 36) - 1), ONE, "counts 68719476735 samples"),
     "joined flac": ("flac", lambda: made("FLAC") * 2, 2 * ONE, "2 songs are joined"),
     "wav of 0 bytes": ("wav", lambda: wav(0), ONE, "holds nothing"),
 }  # fmt: skip
@@ -209,6 +210,74 @@ def test_libsndfile_alone_reads_them(name: str, tmp_path: Path, monkeypatch: pyt
     info = probe(path)
     monkeypatch.setattr(ffmpeg, "available", lambda: False)
     assert probe(path) == info
+
+
+@pytest.mark.parametrize("rate", [8000, 12345, 44100, 96000])
+@pytest.mark.parametrize("samples", [1, 4096, 4097, 40_000])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_flac_frames_agree_with_the_header(rate: int, samples: int, channels: int, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 0.1, (samples, channels)).astype(np.float32)
+    path = tmp_path / "a.flac"
+    for coding in ("PCM_16", "PCM_24"):
+        soundfile.write(path, x, rate, subtype=coding)
+        data = path.read_bytes()
+        assert [song[2:] for song in lengths._flac_songs(data)] == [(samples, samples)]
+        assert probe(path).exact
+
+
+def ffmpeg_made(source: Path, target: Path, *how: str, before: Sequence[str] = ()) -> Path:
+    with target.open("wb") as out:
+        command = ["ffmpeg", "-v", "error", "-nostdin", "-y", *before, "-i", str(source), *how]
+        if how[-1] == "-":
+            subprocess.run(command, stdout=out, check=True)
+        else:
+            subprocess.run([*command, str(target)], check=True)
+    return target
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("before", [("-ss", "1"), ()])
+def test_a_flac_that_was_cut_without_coding_it_again(before: tuple[str, ...], tmp_path: Path) -> None:
+    """Its header still counts what it was cut from."""
+    path = tmp_path / "whole.flac"
+    path.write_bytes(made("FLAC"))
+    cut = ffmpeg_made(path, tmp_path / "cut.flac", "-t", "2", "-c", "copy", before=before)
+    info = probe(cut)
+    assert 1.9 < info.duration < 2.2 and "its header counts 176400 samples" in info.doubt
+    assert examine(FileAudio(cut)).duration == info.duration == len(read_audio(cut)) / 44100
+
+
+def test_a_flac_that_ends_within_a_frame_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    for data in (made("FLAC"), flac(0)):
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(DataError, match="damaged"):
+            probe(path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [("wma", "-f asf"), ("m4a", "-f mp4 -movflags frag_keyframe+empty_moov -c:a aac"),
+     ("caf", "-f caf"), ("w64", "-f w64"), ("aiff", "-f aiff"), ("opus", "-f opus"), ("flac", "-f flac"),
+     ("mp3", "-f mp3 -q:a 2"), ("wav", "-f wav")],
+)  # fmt: skip
+def test_what_ffmpeg_writes_to_a_pipe(suffix: str, how: str, tmp_path: Path) -> None:
+    path = tmp_path / "whole.wav"
+    path.write_bytes(made("WAV"))
+    piped = ffmpeg_made(path, tmp_path / f"piped.{suffix}", *how.split(), "-")
+    facts = examine(FileAudio(piped))
+    assert facts.problem is None and abs(facts.duration - ONE) < 0.1
+    assert probe(piped).duration == facts.duration
+
+
+@pytest.mark.parametrize("coding", ["IMA_ADPCM", "MS_ADPCM", "GSM610"])
+def test_codings_in_blocks_are_counted(coding: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, song()[:, :1], RATE, subtype=coding)
+    info = probe(path)
+    assert not info.exact and coding in info.doubt and abs(info.duration - ONE) < 0.1
+    assert examine(FileAudio(path)).duration == info.duration == len(read_audio(path)) / 44100
 
 
 def test_what_cannot_be_mended_needs_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
