@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,22 @@ GOOD: dict[str, tuple[bytes, str, bool]] = {
     "control characters": (b"a\x00\x01b".replace(b"\x00", b"\x07"), "ab", False),
     "Japanese": ("夜に駆ける".encode(), "夜に駆ける", False),
     "empty": (b"", "", False),
+    "one NUL at its end": (b"slow jazz\x00", "slow jazz", True),
+    "an odd number of bytes and a NUL": (b"jazz\x00", "jazz", True),
+    "filled up with NULs": (b"pop" + bytes(61), "pop", True),
+    "a line end and a NUL": (b"pop\r\n\x00", "pop\n", True),
+    "Japanese and a NUL": ("夜に駆ける".encode() + b"\x00", "夜に駆ける", True),
+    "one letter and a NUL": (b"a\x00", "a", True),
+    "UTF-16 big endian without mark": (TEXT.encode("utf-16-be"), TEXT, True),
+    "UTF-16 without mark, ended by NUL": ("pop\x00".encode("utf-16-le"), "pop", True),
 }
 BAD: dict[str, bytes] = {
     "Shift-JIS": "夜に駆ける、静かな歌".encode("shift_jis"),
     "GB18030": "慢速爵士乐女声".encode("gb18030"),
     "EUC-KR": "느린 재즈 발라드 여성".encode("euc_kr"),
     "Windows-1251": "медленный джаз".encode("cp1251"),
+    "nothing but NULs": bytes(64),
+    "a NUL inside": b"slow\x00jazz, piano",
     "binary": bytes(range(256)) * 4,
     "a wav file": b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00" + b"\x00\x10\x20" * 50,
     "broken UTF-16": codecs.BOM_UTF16_LE + b"\x00\xd8\x00",
@@ -59,9 +70,18 @@ def test_huge_missing_and_folders(tmp_path: Path) -> None:
             read_text(tmp_path / name)
 
 
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_what_is_no_file_is_neither_waited_for_nor_read(target: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.txt").symlink_to(target if target.startswith("/") else tmp_path / target)
+    with pytest.raises(DataError, match=r"cannot read a\.txt: it is not a regular file"):
+        read_text(tmp_path / "a.txt")
+
+
 def test_caption_lines() -> None:
     assert caption_lines(" a \n\n b\n", True) == ["a", "b"]
     assert caption_lines(" a \n\n b\n", False) == ["a b"]
+    assert caption_lines(r"a\n\n b\r\nc", True) == ["a", "b", "c"]
     assert caption_lines("\n \n", True) == [] == caption_lines("", False)
 
 

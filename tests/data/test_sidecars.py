@@ -225,10 +225,12 @@ def test_lyrics_are_found_under_every_usual_name(name: str, tmp_path: Path) -> N
     assert manifest(tmp_path).samples[0].lyrics == "la la\noh"
 
 
-@pytest.mark.parametrize("name", ["ai-toolkit", "Side-Step", "musubi", "JSON cut short"])
+@pytest.mark.parametrize(
+    "name", ["ai-toolkit", "Side-Step", "HOT-Step", "Side-Step, only numbers", "musubi", "JSON cut short"]
+)
 def test_metadata_is_not_sung(name: str, tmp_path: Path) -> None:
     song(tmp_path / "songs", "a", lyrics=FOREIGN[name][0])
-    song(tmp_path / "songs", "b", lyrics="Key: to my heart\nla la")
+    song(tmp_path / "songs", "b", lyrics="Key: to my heart\nla la\nmy key: to yours")
     found = manifest(tmp_path)
     assert [s.id for s in found.samples] == ["set/b.wav"]
     assert "a.lyrics looks like" in reasons(found)["a.wav"]

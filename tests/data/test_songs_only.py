@@ -388,6 +388,21 @@ def test_the_report_says_what_it_means_to_lack_captions_or_lyrics(tmp_path: Path
     assert len(only) == 1 and "no lyrics" in only[0][0]
 
 
+def test_a_run_names_twenty_that_are_left_out_and_counts_the_rest(tmp_path: Path, songs: Path) -> None:
+    for number in range(23):
+        (songs / f"._{number:02}.wav").write_bytes(b"x")
+    said = [text for text, _ in manifest(tmp_path).report.remarks() if text.startswith("left out")]
+    assert len(said) == 21 and said[0] == "left out, no song: ._00.wav (hidden file)"
+    assert said[-1] == "left out, no songs: 3 more; --dry-run lists them"
+
+
+def test_lists_are_told_where_their_captions_go(tmp_path: Path, songs: Path) -> None:
+    (songs / "l.csv").write_text("file,caption\nmine.wav,\n")
+    entry = {"type": "csv", "csv_file": "l.csv", "caption_strategy": "csv"}
+    (captions, _), (lyrics, _) = manifest(tmp_path, entry).report.remarks()
+    assert "its column" in captions and "their column" in lyrics
+
+
 def test_the_report_as_json(tmp_path: Path, songs: Path) -> None:
     write(songs / "._a.wav")
     found = json.loads(json.dumps(manifest(tmp_path).report.to_dict()))

@@ -179,6 +179,14 @@ def test_data_of_lrc_is_left_out_and_named() -> None:
     assert read_sheet("[spoken: softly]\nla").text == "[spoken: softly]\nla", "without time stamps no LRC"
 
 
+def test_cues_and_lines_are_counted() -> None:
+    assert read_sheet(SRT).notes == ["subtitles read, 2 cues without number and time"]
+    assert read_sheet("00:01 --> 00:02 la").notes == ["subtitles read, 1 cue without number and time"]
+    assert read_sheet("00:01 --> 00:02 la").text == "la"
+    assert read_sheet("[0:01]la\nla\n[0:03]la").notes == ["time stamps removed from 2 lines"]
+    assert read_sheet("[Verse 1]\nla\n[Verse 1]\nla").notes == ["marks: [Verse 1] → [verse] (2×)"]
+
+
 def test_digits_in_subtitles_are_sung() -> None:
     text = "00:01.000 --> 00:02.000\n1999\n\n00:03.000 --> 00:04.000\nparty"
     assert read_sheet("WEBVTT\n\n" + text).text == "1999\nparty"
