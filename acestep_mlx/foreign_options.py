@@ -20,7 +20,15 @@ IGNORED: dict[str, str] = {
         nsfw_check_sample_types delete_nsfw_images nsfw_check_video_frame_count
         nsfw_check_video_frame_selection nsfw_check_video_min_flagged_frames
         pretrained_grounding_model_name_or_path pretrained_evaluation_model_name_or_path
-        eval_dataset_pooling validation_using_datasets validation_input validation_audio_only""",
+        eval_dataset_pooling validation_using_datasets validation_input validation_audio_only
+        masked_loss_probability""",
+    "it belongs to scheduled sampling, which is off": """
+        scheduled_sampling_order scheduled_sampling_prob_end scheduled_sampling_ramp_shape
+        scheduled_sampling_ramp_steps scheduled_sampling_reflexflow_alpha
+        scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2
+        scheduled_sampling_sampler scheduled_sampling_start_step scheduled_sampling_strategy""",
+    "it counts with lora_type=lycoris only": "lycoris_config",
+    "it counts with offset_noise only": "noise_offset",
     "memory and devices are managed by MLX": """
         accelerator_cache_clear_interval allow_tf32 attention_mechanism base_model_default_dtype
         delete_model_after_load disable_tf32 dynamo_backend dynamo_dynamic dynamo_fullgraph
@@ -106,16 +114,11 @@ IGNORED: dict[str, str] = {
 # Switched on, these would change what is learned, so they are errors; off (false, 0, "none") is accepted.
 REFUSED: dict[str, str] = {
     "scheduled sampling is not here yet; remove the key": """
-        scheduled_sampling_max_step_offset scheduled_sampling_order scheduled_sampling_prob_end
-        scheduled_sampling_prob_start scheduled_sampling_probability scheduled_sampling_ramp_shape
-        scheduled_sampling_ramp_steps scheduled_sampling_reflexflow
-        scheduled_sampling_reflexflow_alpha scheduled_sampling_reflexflow_beta1
-        scheduled_sampling_reflexflow_beta2 scheduled_sampling_sampler scheduled_sampling_start_step
-        scheduled_sampling_strategy""",
+        scheduled_sampling_max_step_offset scheduled_sampling_prob_start
+        scheduled_sampling_probability scheduled_sampling_reflexflow""",
     "averaged weights (EMA) are not here; set use_ema to false": "use_ema",
     "only the LoRA and the lyrics embedder can be trained; remove the key": """
         train_text_encoder refiner_training""",
-    "LyCORIS adapters are not here; use lora_type=standard and remove the key": "lycoris_config",
     "ControlNet is for image models; remove the key": """
         controlnet controlnet_custom_config controlnet_model_name_or_path""",
     "the timesteps of ACE-Step are logit-normal; use flow_schedule_shift, logit_mean and logit_std": """
@@ -124,8 +127,8 @@ REFUSED: dict[str, str] = {
     "this training method is not here; remove the key": """
         diff2flow_enabled mixflow_enabled crepa_enabled urepa_enabled irepa_enabled
         layersync_enabled twinflow_enabled nextlat_enabled xm_enabled internal_guidance_enabled
-        tread_config diffusion_blocks_config distillation_method slider_lora_target noise_offset
-        input_perturbation offset_noise masked_loss_probability assistant_lora_path""",
+        tread_config diffusion_blocks_config distillation_method slider_lora_target
+        input_perturbation offset_noise assistant_lora_path""",
     "the learning rate is used as given; multiply learning_rate yourself": """
         lr_scale lr_scale_sqrt""",
     "give the whole model as pretrained_model_name_or_path instead": """

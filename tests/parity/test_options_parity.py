@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -34,3 +35,33 @@ def test_no_option_of_the_reference_is_unknown() -> None:
             if "unknown option" in str(error):
                 unknown.append(name)
     assert unknown == []
+
+
+def defaults() -> dict[str, object]:
+    """Option → default value, where the registry of the web form states it as a literal."""
+    registry = reference.folder().parents[2] / "simpletuner_sdk" / "server" / "services" / "field_registry"
+    found: dict[str, object] = {}
+    for file in registry.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                given = {k.arg: k.value for k in node.keywords}
+                if {"arg_name", "default_value"} <= given.keys():
+                    try:
+                        name, value = (ast.literal_eval(given[k]) for k in ("arg_name", "default_value"))
+                    except ValueError:
+                        continue
+                    found[name.lstrip("-")] = value
+    return found
+
+
+def test_a_configuration_of_the_references_defaults_runs() -> None:
+    """Its web form writes every option out; parameters of methods that are off must not stop a run."""
+    stopped = {}
+    for name, value in defaults().items():
+        try:
+            load_config({name: value})
+        except ConfigError as error:
+            stopped[name] = str(error)
+    # What would train another thing: there is no full training here, and no clipping by value.
+    assert stopped.keys() == {"model_type", "grad_clip_method"}, stopped
+    assert len(defaults()) > 250
