@@ -47,7 +47,7 @@ IGNORED: dict[str, str] = {
         quantize_activations quantize_via ramtorch ramtorch_controlnet ramtorch_disable_extensions
         ramtorch_disable_sync_hooks ramtorch_target_modules ramtorch_text_encoder
         ramtorch_text_encoder_percent ramtorch_transformer_percent ramtorch_vae sageattention_usage
-        set_grads_to_none sla_config torch_num_threads unet_attention_slice
+        set_grads_to_none text_encoder_4_precision sla_config torch_num_threads unet_attention_slice
         vae_dtype validation_torch_compile validation_torch_compile_mode torch_compile
         i_know_what_i_am_doing""",
     "use mlx.launch for several machines": """

@@ -90,6 +90,7 @@ LR_SCHEDULERS = (
     "polynomial",
     "sine",
 )
+LR_SPELLINGS = {"cosine_with_warmup": "cosine"}  # SimpleTuner's own example for this model says so
 
 # Spelling of another trainer -> bits of MLX's affine quantisation of the frozen weights.
 PRECISION_BITS: dict[str, int | None] = {
@@ -254,6 +255,7 @@ LYRICS_EMBEDDER = (
         None,
         "Its schedule. Default: lr_scheduler.",
         choices=LR_SCHEDULERS,
+        spellings=LR_SPELLINGS,
     ),
 )
 
@@ -339,7 +341,14 @@ OPTIMISATION = (
         refused_values={"value": "only clipping by the total norm is here; set grad_clip_method=norm"},
         aliases=("gradient_clip_algorithm",),
     ),
-    Option("lr_scheduler", "str", "constant_with_warmup", "Learning rate schedule.", choices=LR_SCHEDULERS),
+    Option(
+        "lr_scheduler",
+        "str",
+        "constant_with_warmup",
+        "Learning rate schedule.",
+        choices=LR_SCHEDULERS,
+        spellings=LR_SPELLINGS,
+    ),
     Option("lr_warmup_steps", "int", 0, "Steps over which the rate rises from 0.", low=0, high=10**9),
     Option("lr_num_cycles", "int", 1, "Cycles of cosine_with_restarts.", low=1, high=10**6),
     Option("lr_power", "float", 0.8, "Power of the polynomial schedule.", above=0, high=100),

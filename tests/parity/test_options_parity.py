@@ -65,3 +65,15 @@ def test_a_configuration_of_the_references_defaults_runs() -> None:
     # What would train another thing: there is no full training here, and no clipping by value.
     assert stopped.keys() == {"model_type", "grad_clip_method"}, stopped
     assert len(defaults()) > 250
+
+
+def test_the_references_example_for_this_model_runs_as_it_stands() -> None:
+    examples = reference.folder().parents[2] / "examples"
+    found = [
+        path for path in examples.glob("*/config.json") if '"ace_step"' in path.read_text(encoding="utf-8")
+    ]
+    assert found
+    for path in found:
+        config = load_config(path)
+        assert config.model_family == "ace_step" and config.lr_scheduler == "cosine"
+        assert {key for key, _ in config.ignored} >= {"vae_enable_tiling", "hub_model_id"}
