@@ -101,6 +101,22 @@ def text(value: Any, where: str) -> str:
     return value
 
 
+def texts(value: Any, where: str) -> Any:
+    """Any JSON value, all of whose texts and names can be written as UTF-8."""
+    waiting = [(value, where)]
+    while waiting:
+        one, place = waiting.pop()
+        if isinstance(one, str):
+            text(one, place)
+        elif isinstance(one, Mapping):
+            for name, inner in one.items():
+                text(name, f"a name in {place}")
+                waiting.append((inner, f"{place}.{name}"))
+        elif isinstance(one, (list, tuple)):
+            waiting += [(inner, place) for inner in one]
+    return value
+
+
 def path_text(value: Any, where: str) -> str:
     """Text that can be a path: not empty, without NUL, its names no longer than a file system has them.
 
@@ -193,6 +209,15 @@ def record(
 def anything(value: Any, where: str) -> Any:
     """Any value."""
     return value
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether a path's bytes are UTF-8, so that libraries in C++ can open it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import ConfigError, nearest
 from .options import Option
-from .schema import read_file
+from .schema import Mismatch, read_file, texts
 
 TRUE = frozenset({"true", "1", "yes", "on"})
 FALSE = frozenset({"false", "0", "no", "off"})
@@ -61,6 +61,10 @@ def parse_value(option: Option, value: Any, name: str, where: str) -> Any:
         return value
     if value is None:
         return None
+    try:
+        texts(value, name)
+    except Mismatch as error:
+        raise ConfigError(f"{error} ({where})") from None
     parsed = _parse(option, value, name, where)
     if isinstance(parsed, (int, float)) and not isinstance(parsed, bool):
         _check_range(option, parsed, name, where, value)

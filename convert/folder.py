@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..schema import is_utf8
 from ..words import size
 
 LOCK = ".lock"
@@ -78,6 +79,8 @@ def new_path(dst: str | Path, option: str) -> Path:
     if not str(dst).strip():
         raise CheckpointError(f"no folder is named for the new model; give a {option}")
     dst = Path(dst).expanduser().absolute()
+    if not is_utf8(dst):
+        raise CheckpointError(f"{dst}: its path is not UTF-8, which MLX needs; choose another {option}")
     for place in (dst, *dst.parents):
         if place.is_symlink() and not place.exists():
             raise CheckpointError(

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from ..atomic import PREFIX
 from ..errors import CheckpointError
+from ..schema import is_utf8
 
 
 @contextlib.contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name at the end, or vanishes."""
+    if not is_utf8(path.absolute()):
+        raise CheckpointError(f"{path.absolute()}: its path is not UTF-8, which MLX needs; choose another")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=".safetensors", dir=path.parent)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError
-from ..schema import open_file, parse_json, read_file
+from ..schema import is_utf8, open_file, parse_json, read_file
 
 # Bytes per element. What is missing here (FP8, F4, …) is refused by name.
 ITEM_SIZES = {
@@ -59,6 +59,8 @@ def read_header(path: Path) -> Header:
     more than the file holds.
     """
     refuse_pickle(path)
+    if not is_utf8(path):
+        raise CheckpointError(f"{path}: its path is not UTF-8, which MLX needs; rename it")
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size

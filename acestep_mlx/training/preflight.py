@@ -25,6 +25,7 @@ from ..lora.inject import check_start, find_targets
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..models.dit import ACEStepTransformer, TransformerConfig
 from ..models.load import COMPONENTS, ModelFolder
+from ..schema import is_utf8
 from . import checkpoint, output
 from .setup import lora_spec
 from .validation import requests
@@ -95,6 +96,8 @@ def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1, overwrite:
 
 def check_folder(option: str, path: Path) -> None:
     """ConfigError unless files can be written at `path`, which need not exist yet."""
+    if not is_utf8(path):
+        raise ConfigError(f"{option}={path}: its path is not UTF-8, which MLX needs; choose another folder")
     here = path
     while not here.exists() and here != here.parent:
         here = here.parent
