@@ -14,13 +14,13 @@ import numpy as np
 
 from .audio import probe, read_audio
 from .errors import CheckpointError, ConfigError, DataError
-from .models.codec import Codec
+from .models.codec import SAMPLE_RATE, Codec
 from .models.dcae import AutoencoderDC
 from .models.dit import ACEStepTransformer
 from .models.load import ModelFolder
 from .models.vocoder import Vocoder
 from .sampling.conditioning import TAU, TEXT_BLOCKS, Prompt
-from .sampling.request import MAX_SECONDS, Request
+from .sampling.request import FRAME, MAX_SECONDS, Request
 from .sampling.sample import sample
 from .text.lyrics import LyricTokenizer
 from .text.prompt import PromptTokenizer
@@ -202,14 +202,24 @@ class ACEStepPipeline:
         return ids, mx.ones(ids.shape)
 
     def read_source(self, request: Request) -> np.ndarray | None:
-        """The request's source (samples, 2) at 44.1 kHz. Raises DataError when it is missing or too long."""
+        """The request's source (samples, 2) at 44.1 kHz.
+
+        Raises DataError when it is missing or too long, ConfigError for a section outside it.
+        """
         request.check_source()
         if request.source is None:
             return None
         path = Path(request.source).expanduser()
         if (seconds := probe(path).duration) > MAX_SECONDS + 0.1:
             raise DataError(f"{path} lasts {seconds:.0f} s; a source may have {MAX_SECONDS:g} s at most")
-        return read_audio(path)
+        sound = read_audio(path)
+        length = len(sound) / SAMPLE_RATE
+        if request.task == "repaint" and request.repaint_start > length - FRAME:
+            raise ConfigError(
+                f"repaint_start {request.repaint_start:g} s is not within the song: {path} lasts "
+                f"{length:.2f} s"
+            )
+        return sound
 
     def sample(
         self,

@@ -336,3 +336,17 @@ def test_a_folder_whose_name_is_not_utf8(run: Run, tmp_path: Path, monkeypatch: 
     assert code == 0, err
     code, _, err = run("--from-json", "a.json", "-o", "c.wav", base=False)
     assert code == 0 and (folder / "c.wav").read_bytes() == (folder / "a.wav").read_bytes(), err
+
+
+def test_a_section_outside_the_song(run: Run, tmp_path: Path) -> None:
+    assert run("-o", "a.wav")[0] == 0  # 0.93 s
+    repaint = ["--task", "repaint", "--source", "a.wav", "-o", "b.wav"]
+    for start in ("0:05", "0.9"):
+        code, _, err = run(*repaint, "--repaint-start", start)
+        assert code == 1 and "is not within the song: a.wav lasts 0.93 s" in err.replace(f"{tmp_path}/", "")
+    code, _, err = run(*repaint, "--repaint-start", "0.5", "--repaint-end", "0:30")
+    assert code == 0 and "note: --repaint-end is the song's end, after 0.93 s" in err
+    code, _, err = run(
+        "--task", "extend", "--source", "a.wav", "-o", "c.wav", "--extend-right", "240", "--extend-left", "9"
+    )
+    assert code == 1 and "249.75 s are more than the model's 239.91 s" in err and "frames" not in err

@@ -16,7 +16,7 @@ import click
 
 from ..errors import ConfigError, DataError
 from ..names import as_stored
-from ..sampling.request import Request
+from ..sampling.request import FRAME, Request
 from ..schema import show
 from .paths import NamedPath
 from .steps import StageBar
@@ -200,6 +200,8 @@ def command(
     source = pipe.read_source(request)
     facts = _facts(pipe)
     _compare(earlier, facts)
+    if source is not None and (request.repaint_end or 0) > len(source) / 44100 + FRAME:
+        click.echo(f"note: --repaint-end is the song's end, after {len(source) / 44100:.2f} s", err=True)
     for name, why in request.idle(name for name, value in given.items() if value is not None).items():
         click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
     _remark(pipe, request)

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import CheckpointError, ConfigError
-from .facts import METADATA_KEY
+from .facts import METADATA_KEY, VERSION
 from .files import whole_or_nothing
 from .keys import convolution_dims, describe_unknown
 from .linear import base_linears, row_norms_squared
@@ -177,7 +177,8 @@ def _facts(prepared: LoRAWeights, format: str) -> str:
         facts["base"] = Path(
             facts["base"]
         ).name  # LoRAs are shared: where a home folder is, is nobody's business
-    facts |= {"file_format": format, "baked": FORMATS[format].baked, "tool_version": __version__}
+    facts |= {"format_version": VERSION, "file_format": format, "baked": FORMATS[format].baked}
+    facts |= {"tool_version": __version__}
     if prepared.unscaled:
         facts["scale_known"] = False
     if not FORMATS[format].baked:

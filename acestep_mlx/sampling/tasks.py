@@ -24,6 +24,10 @@ def frames_of(seconds: float) -> int:
     return int(seconds * SAMPLE_RATE / SAMPLES_PER_FRAME)
 
 
+def _seconds(frames: int) -> str:
+    return f"{frames * SAMPLES_PER_FRAME / SAMPLE_RATE:.2f} s"
+
+
 MAX_FRAMES = frames_of(MAX_SECONDS)
 
 
@@ -44,7 +48,9 @@ def repaint(
     """Frames start … end - 1 of `source` are to be made anew, the rest is given."""
     T = source.shape[-1]
     if not 0 <= start < end <= T:
-        raise ConfigError(f"the section to repaint must lie in frames 0 to {T}, got {start} to {end}")
+        raise ConfigError(
+            f"the section to repaint must lie in 0 to {_seconds(T)}, got {_seconds(start)} to {_seconds(end)}"
+        )
     position = mx.arange(T)
     free = mx.broadcast_to(((position >= start) & (position < end)).astype(mx.float32), source.shape)
     return Known(source, mx.where(free == 1, retake(noise, other, variance), noise), free)
@@ -82,7 +88,8 @@ def extend(
     excess = max(L + T + R - longest, 0)
     if excess and ((L and R) or excess >= T):
         raise ConfigError(
-            f"{L + T + R} frames are more than the model's {longest}: extend one side at a time, or by less"
+            f"{_seconds(L + T + R)} are more than the model's {_seconds(longest)}: extend one side at a "
+            "time, or by less"
         )
     before = source[..., :excess] if excess and R else None
     after = source[..., T - excess :] if excess and L else None

@@ -811,3 +811,12 @@ def test_the_estimate_of_the_difference_is_near_the_truth():
     untrained = LoRAModule(one.a, 0 * one.b)
     assert relative_difference(untrained, untrained) == 0
     assert relative_difference(untrained, one) == math.inf
+
+
+def test_a_file_of_a_newer_version(tmp_path):
+    path = tmp_path / "newer.safetensors"
+    save_file(good(), path, {METADATA_KEY: json.dumps({"format_version": 2, "baked": True, "rank": 4})})
+    with pytest.raises(CheckpointError, match=r"newer\.safetensors: the LoRA was written by a newer version"):
+        read_lora(path)
+    save_file(good(), path, {METADATA_KEY: json.dumps({"baked": True, "rank": 4})})
+    assert read_lora(path).modules, "a file of before versions were written"
