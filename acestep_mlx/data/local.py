@@ -133,9 +133,7 @@ class _Reader:
         """A song found in the folder, with its row where there is a list."""
         name = path.relative_to(self.folder).as_posix()
         song = Song(shown(name), FileAudio(path), [], None)
-        if not _can_be_spelled(name):
-            song.problem = "its name is not valid UTF-8; rename it"
-        elif not is_file(path):
+        if not is_file(path):
             song.problem = _why_no_file(path)
         keys = map(composed, (name, path.name, path.stem))
         row = next((self.rows[key] for key in keys if key in self.rows), None) if self.rows else None
@@ -246,14 +244,6 @@ def _why_no_file(path: Path) -> str:
         broken = error.errno in (errno.ENOENT, errno.ELOOP)
         return "broken link" if broken else f"cannot be read: {error.strerror or error}"
     return "not a regular file"
-
-
-def _can_be_spelled(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:

@@ -65,6 +65,10 @@ def test_encodings_that_would_be_guesses_are_refused(name: str, tmp_path: Path) 
 def test_huge_missing_and_folders(tmp_path: Path) -> None:
     (tmp_path / "big.txt").write_bytes(b"x" * (1 << 21))
     (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "full.txt").write_bytes(b"x" * 100)
+    assert len(read_text(tmp_path / "full.txt", limit=100)[0]) == 100
+    with pytest.raises(DataError, match="100 bytes, too large"):
+        read_text(tmp_path / "full.txt", limit=99)
     for name in ("big.txt", "absent.txt", "folder.txt"):
         with pytest.raises(DataError, match=name):
             read_text(tmp_path / name)

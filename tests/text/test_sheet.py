@@ -184,6 +184,9 @@ def test_cues_and_lines_are_counted() -> None:
     assert read_sheet("00:01 --> 00:02 la").notes == ["subtitles read, 1 cue without number and time"]
     assert read_sheet("00:01 --> 00:02 la").text == "la"
     assert read_sheet("[0:01]la\nla\n[0:03]la").notes == ["time stamps removed from 2 lines"]
+    assert read_sheet("[Chorus] (x2)\nla").notes[0] == "marks: (x2) left out"
+    assert known_mark("one big loud final happy verse") is not None
+    assert known_mark("one big loud happy new and last verse of it") is None, "a sentence, not a name"
     assert read_sheet("[Verse 1]\nla\n[Verse 1]\nla").notes == ["marks: [Verse 1] → [verse] (2×)"]
 
 
