@@ -7,6 +7,7 @@ the value and the place it came from.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,8 +109,9 @@ class TrainConfig:
             candidates.append(EXAMPLES / Path(*target.parts[2:]))
         candidates = [as_stored(candidate) for candidate in candidates]
         for candidate in candidates:
-            if candidate.exists():
-                return candidate.absolute()
+            with contextlib.suppress(OSError):  # a name that no file can have: said where it is used
+                if candidate.exists():
+                    return candidate.absolute()
         return candidates[0].absolute()
 
     @property

@@ -19,7 +19,7 @@ from ..convert.cache import ensure_model
 from ..data.batches import Batches
 from ..data.encode import Cache, encode_dataset
 from ..data.manifest import build_manifest
-from ..errors import AceStepError, ConfigError, refusal
+from ..errors import AceStepError, CheckpointError, ConfigError, refusal
 from ..lora.formats import write_lora
 from ..lora.inject import from_model
 from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
@@ -49,7 +49,7 @@ from .report import write_report
 from .setup import build_model, cache_limit, machine_memory, optimizer_groups, step_settings, total_steps
 from .step import TrainStep
 from .trackers import make_trackers, trackers_folder
-from .trainer import Counters, Intervals, Trainer
+from .trainer import Counters, Intervals, Saved, Trainer
 from .validation import Validation
 
 
@@ -212,7 +212,7 @@ class _Run:
         metrics = MetricsFile(self.output / METRICS, counters.step) if world.first else None
         if metrics is not None and metrics.damaged:
             self.emit.notice(damage(metrics.path, metrics.damaged), "warning")
-        trackers = make_trackers(config, self.output) if world.first else []
+        trackers = make_trackers(config, self.output, self.emit.notice) if world.first else []
         for listener in (metrics, *trackers):
             if listener is not None:
                 self.emit.add(listener)
@@ -234,7 +234,7 @@ class _Run:
             evaluate=self._evaluate,
             validate=self._validate,
             way_on=self._way_on,
-            resumed=self._resumed_health(),
+            resumed=self._resumed_here(counters),
         )  # fmt: skip
         try:
             with faults.explained(config.to_dict(), self._kept):
@@ -335,11 +335,12 @@ class _Run:
     def _stopped(self) -> bool:
         return self.stop.requested
 
-    def _resumed_health(self) -> checkpoint.Health | None:
-        """Health of the checkpoint that the run goes on from, where it is one of this folder."""
-        if self.resumed is None or self.resumed.path.parent.resolve() != self.output.resolve():
+    def _resumed_here(self, counters: Counters) -> Saved | None:
+        """The checkpoint that the run goes on from, where it is one of this folder."""
+        found = self.resumed
+        if found is None or found.path.parent.resolve() != self.output.resolve():
             return None
-        return checkpoint.Health.of(self.resumed.state)
+        return Saved(found.path, counters.step, counters.micro, checkpoint.Health.of(found.state))
 
     def _way_on(self) -> str:
         """How to go on once the loss is no number any more: options that can be typed as they are."""
@@ -443,7 +444,10 @@ class _Run:
     def _finish(self, reason: str) -> TrainResult:
         counters, lora = self.counters, None
         if reason == "done" and self.world.first:
-            lora = self._write_lora(self.output)
+            try:
+                lora = self._write_lora(self.output)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}. {self._kept()} It holds this LoRA too".strip()) from None
         report = self._report() if self.world.first else None
         self.world.barrier()
         self.emit(

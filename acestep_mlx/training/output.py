@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, cause
 from ..words import count
 from .checkpoint import LORA, LYRICS, checkpoints
 from .events import read_metrics
@@ -34,12 +34,12 @@ def exclusive(folder: Path, notify: Callable[[str, str], None]) -> Iterator[None
     The lock is the kernel's: it ends with the process, however that ends. ConfigError while another run has
     it, or when nothing can be written there.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(folder / LOCK)
     except OSError as error:
-        raise ConfigError(f"output_dir={folder} is not writable: {error.strerror or error}") from None
+        raise ConfigError(f"output_dir={folder} is not writable: {cause(error)}") from None
     if handle is None:
         notify(f"{folder} is on a disk without locks: do not start a second run into it", "warning")
     try:

@@ -19,7 +19,7 @@ from ..config import TrainConfig
 from ..convert.cache import conversion_folder, is_mlx_folder
 from ..convert.checkpoint import plan_component
 from ..convert.source import is_repo, resolve
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, cause
 from ..lora.formats import read_lora
 from ..lora.inject import check_start, find_targets
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
@@ -98,16 +98,16 @@ def check_folder(option: str, path: Path) -> None:
     """ConfigError unless files can be written at `path`, which need not exist yet."""
     if not is_utf8(path):
         raise ConfigError(f"{option}={path}: its path is not UTF-8, which MLX needs; choose another folder")
-    here = path
-    while not here.exists() and here != here.parent:
-        here = here.parent
-    if not here.is_dir():
-        raise ConfigError(f"{option}={path}: {here} is a file; name a folder")
     try:
+        here = path
+        while not here.exists() and here != here.parent:
+            here = here.parent
+        if not here.is_dir():
+            raise ConfigError(f"{option}={path}: {here} is a file; name a folder")
         with tempfile.TemporaryFile(dir=here):
             pass
     except OSError as error:
-        raise ConfigError(f"{option}={path} is not writable: {error.strerror or error}") from None
+        raise ConfigError(f"{option}={path} is not writable: {cause(error)}") from None
 
 
 def base_model(config: TrainConfig) -> BaseModel:

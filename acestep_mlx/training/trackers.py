@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,18 +95,41 @@ class WandB:
         self._run.finish()
 
 
+class Careful:
+    """A tracker whose failure ends its curves and not the run; it is said once."""
+
+    def __init__(self, tracker: Tracker, name: str, notify: Callable[[str, str], None]) -> None:
+        self.tracker, self.name, self.notify = tracker, name, notify
+        self.failed = False
+
+    def __call__(self, event: Event) -> None:
+        self._try(lambda: self.tracker(event))
+
+    def close(self) -> None:
+        self._try(self.tracker.close)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if self.failed:
+            return
+        try:
+            work()
+        except Exception as error:  # it is another program's, and so are its errors
+            self.failed = True
+            self.notify(f"{self.name} gets no more numbers: {type(error).__name__}: {error}", "warning")
+
+
 def trackers_folder(config: TrainConfig, output_dir: Path) -> Path:
     """`logging_dir`, taken from the output folder."""
     folder = Path(config.logging_dir)
     return folder if folder.is_absolute() else output_dir / folder
 
 
-def make_trackers(config: TrainConfig, output_dir: Path) -> list[Tracker]:
+def make_trackers(config: TrainConfig, output_dir: Path, notify: Callable[[str, str], None]) -> list[Tracker]:
     """The trackers that `report_to` asks for; ConfigError when their package is missing."""
     folder = trackers_folder(config, output_dir)
     if config.report_to == "tensorboard":
-        return [TensorBoard(folder)]
+        return [Careful(TensorBoard(folder), "TensorBoard", notify)]
     if config.report_to == "wandb":
         folder.mkdir(parents=True, exist_ok=True)
-        return [WandB(config, folder)]
+        return [Careful(WandB(config, folder), "Weights & Biases", notify)]
     return []

@@ -77,6 +77,16 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """The newest checkpoint, and the moment that it holds: `micro` micro-steps after update `step`."""
+
+    path: Path
+    step: int
+    micro: int
+    health: Health
+
+
+@dataclass(frozen=True)
 class _Pending:
     """A micro-step that is on its way."""
 
@@ -130,7 +140,7 @@ class Trainer:
         evaluate: called with the step when it is due, before the checkpoint; the mean loss, or None.
         validate: called with the step when it is due, after the checkpoint.
         way_on: what to do after a loss that stays not finite, in a sentence.
-        resumed: health of the checkpoint that the counters are of.
+        resumed: the checkpoint that the counters are of, where it is of the same folder.
     """
 
     def __init__(
@@ -146,16 +156,13 @@ class Trainer:
         evaluate: Callable[[int], float | None] = lambda step: None,
         validate: Callable[[int], None] = lambda step: None,
         way_on: Callable[[], str] = lambda: "",
-        resumed: Health | None = None,
+        resumed: Saved | None = None,
     ) -> None:
         self.step, self.batches, self.total = step, batches, total_steps
         self.intervals, self.save, self.emit = intervals, save, emit
         self.evaluate, self.validate, self.way_on = evaluate, validate, way_on
         self.counters = counters or Counters()
-        self._saved: tuple[int, int] | None = None  # (step, micro) that a checkpoint of this folder holds
-        self._saved_health = resumed or Health()
-        if resumed is not None:
-            self._saved = (self.counters.step, self.counters.micro)
+        self._saved = resumed
         self._health = Health()  # of the steps since the last checkpoint, and the evaluation of this step
         self.accumulate = step.settings.accumulate
         self._pending: _Pending | None = None
@@ -227,8 +234,9 @@ class Trainer:
                 path = self._checkpoint()
             except CheckpointError as failed:
                 raise DataError(f"{where}; then {failed}") from error
-            kept = f"{path} is complete; " if path is not None else ""
-            raise DataError(f"{where}. {kept}go on with --resume_from_checkpoint=latest") from error
+            raise DataError(
+                f"{where}. {path} is complete; go on with --resume_from_checkpoint=latest"
+            ) from error
 
     def _boundary(self) -> None:
         """What may happen after an update: evaluation, checkpoint, validation."""
@@ -255,17 +263,16 @@ class Trainer:
         self._times.clear()
         self._times.append((time.perf_counter(), self._audio))
 
-    def _checkpoint(self) -> Path | None:
-        """Save, unless a checkpoint holds this very moment; its path, where one was written."""
-        now, health = (self.counters.step, self.counters.micro), self._health
-        if self._saved == now:
-            return None
-        if self._saved is not None and self._saved[0] == now[0]:  # the same weights, further in their batches
-            before = self._saved_health
-            health = Health(health.healthy and before.healthy, before.evaluation)
+    def _checkpoint(self) -> Path:
+        """Save, unless a checkpoint holds this very moment; its path."""
+        counters, saved, health = self.counters, self._saved, self._health
+        if saved is not None and saved.step == counters.step:  # the same weights
+            if saved.micro == counters.micro:
+                return saved.path
+            health = Health(health.healthy and saved.health.healthy, saved.health.evaluation)
         path, removed = self.save(health)
-        self.emit(CheckpointSaved(self.counters.step, str(path), tuple(map(str, removed))))
-        self._saved, self._saved_health, self._health = now, health, Health()
+        self.emit(CheckpointSaved(counters.step, str(path), tuple(map(str, removed))))
+        self._saved, self._health = Saved(path, counters.step, counters.micro, health), Health()
         return path
 
     def _drain(self) -> None:

@@ -27,6 +27,7 @@ from .events import Listeners, ValidationClip, read_metrics
 from .output import METRICS
 
 SAMPLE_RATE = 44100
+SLUG_BYTES = 120  # of the 255 that a file name may have
 
 #: `validation_prompt_library=audio`: name → (caption, lyrics)
 LIBRARY: dict[str, tuple[str, str]] = {
@@ -206,4 +207,6 @@ class Validation:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w-]+", "_", name).strip("_") or "prompt"
+    """A part of a file name, short enough that a step and a suffix fit beside it."""
+    slug = re.sub(r"[^\w-]+", "_", name).strip("_") or "prompt"
+    return slug.encode()[:SLUG_BYTES].decode(errors="ignore")
