@@ -37,8 +37,10 @@ _STAMP = re.compile(
 )
 _BARE_STAMP = re.compile(rf"\s*({_STRICT_CLOCK}(?:{_TO}{_STRICT_CLOCK})*)(?:\s*[-–—|]+\s*|\s*:\s+|\s+|$)")
 _TAIL_STAMP = re.compile(rf"\s+[-–—|@]*\s*({_STRICT_CLOCK})\s*$")
-# What no time of day in a song looks like: a fraction, hours and minutes and seconds, or minute 0.
-_CERTAIN = re.compile(r"\d[.,．，]\d{2,}|\d[:：]\d+[:：]\d|(?<!\d)00?[:：]\d\d")
+_INSIDE = re.compile(rf"(?<!\S){_STRICT_CLOCK}(?!\S)[ \t]*")
+# What no time of day in a song looks like: a fraction, or hours, minutes and seconds; at a rim also minute 0.
+_EXACT = re.compile(r"\d[.,．，]\d{2,}|\d[:：]\d+[:：]\d")
+_CERTAIN = re.compile(rf"{_EXACT.pattern}|(?<!\d)00?[:：]\d\d")
 _CUE = re.compile(rf"\s*{_CLOCK}\s*(?:-+>|→)\s*{_CLOCK}\s*(.*)")
 _CUE_SETTING = re.compile(r"(?:(?:align|position|line|size|vertical|region|[XY][12]):\S+\s*)+")
 _STYLE = re.compile(r"</?[ibuvc](?:[ .][^>]*)?>|</?font[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
@@ -109,7 +111,7 @@ def _without_cues(lines: list[str]) -> tuple[list[str], int]:
     out: list[str] = []
     cues, header, before = 0, False, ""
     for line in lines:
-        before, line_before = line, before
+        previous, before = before, line
         stripped = line.strip("\ufeff \t")
         if not stripped:
             header = False
@@ -118,7 +120,7 @@ def _without_cues(lines: list[str]) -> tuple[list[str], int]:
         elif cue := _CUE.match(stripped):
             cues += 1
             header = False
-            if out and line_before.strip().isdigit():  # the cue's number
+            if out and previous.strip().isdigit():  # the cue's number
                 out.pop()
             rest = _CUE_SETTING.sub("", cue[1]).strip()
             out += [rest] if rest else []
@@ -151,6 +153,7 @@ def _without_stamps(lines: list[str]) -> tuple[list[str], int]:
     have one in the same place, rising: "7:30 in the morning" is sung.
     """
     bare = [_STAMP.sub(_gap, line).strip() if _STAMP.search(line) else line for line in lines]
+    bare = [_INSIDE.sub(lambda time: "" if _EXACT.search(time[0]) else time[0], line) for line in bare]
     for pattern, place in ((_BARE_STAMP, re.Pattern.match), (_TAIL_STAMP, re.Pattern.search)):
         found: Callable[..., re.Match[str] | None] = place
         sung = [line for line in bare if line.strip() and mark_line(line) is None and not _SQUARE.match(line)]
@@ -218,7 +221,7 @@ class _Marks:
             if written.lower() != f"[{mark}]":  # the tokenizer reads capitals as small letters
                 self.changed[f"{written} → [{mark}]"] += 1
                 written = f"[{mark}]"
-            elif line.strip() != written and len(groups) + len(line.split()) > 2:
+            elif line.strip() != written:
                 self.moved[written] += 1
             out.append(written)
             at = group.end()

@@ -82,6 +82,20 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(target: str, tmp_path: P
         read_text(tmp_path / "a.txt")
 
 
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("pop")
+    (tmp_path / "folder.txt").mkdir()
+    free = os.dup(0)
+    os.close(free)
+    for _ in range(3):
+        read_text(tmp_path / "a.txt")
+        with pytest.raises(DataError):
+            read_text(tmp_path / "folder.txt")
+    again = os.dup(0)
+    os.close(again)
+    assert again == free
+
+
 def test_caption_lines() -> None:
     assert caption_lines(" a \n\n b\n", True) == ["a", "b"]
     assert caption_lines(" a \n\n b\n", False) == ["a b"]

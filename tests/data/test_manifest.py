@@ -364,7 +364,8 @@ def test_the_report_in_words(tmp_path: Path, songs: Path) -> None:
     song(songs, "b", 2.0, caption=None)
     (songs / "c.mp3").write_bytes(b"junk")
     text = "\n".join(manifest(tmp_path, {"repeats": 2}).report.lines())
-    for part in ("2 of 3 songs", "3 times per epoch", "skipped: 1", "c.mp3", "padded: 1",
+    for part in ("lengths (3 s steps): 3 s × 1, 6 s × 1",
+                 "2 of 3 songs", "3 times per epoch", "skipped: 1", "c.mp3", "padded: 1",
                  "without caption: 1", "without lyrics: 1", "lines by language: en 2"):  # fmt: skip
         assert part in text, text
     assert json.loads(json.dumps(manifest(tmp_path).report.to_dict()))["songs"] == 2

@@ -55,6 +55,7 @@ PLAIN = (
     "lo-fi <my-style> beat, 4/4",
     "[pop], [rock] and {metal}",
     "the drop comes at 1:20",
+    "the drop comes (1:20), the break at (2:40)",
     "cool & warm <3",
     "“quoted”, 'words'",
 )

@@ -50,6 +50,8 @@ def tokenizer() -> LyricTokenizer:
         "Hello there 0:12\nagain 0:15",
         "0:58 Hello there\n1:02 again",
         "00:00:12,340 Hello there\nagain",
+        "Hello 00:12.34 there\nagain 01:02:03",
+        "Hello 1:02:03 there\n00:12,345 again",
         SRT,
         SRT.replace("\n", "\r\n"),
         VTT,
