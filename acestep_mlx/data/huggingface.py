@@ -36,6 +36,7 @@ _LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
 _SOUND_COLUMNS = ("audio", "filename", "file_name", "path", "file")
 _VARIANTS = "recaption"  # upstream: a dictionary of rewordings, of which training picks one at random
 _NOT_LYRICS = re.compile(r"write a .* song that genre is")  # upstream's mark for "no lyrics here"
+ARROW_BYTES = (1 << 31) - 1  # of binary cells that Arrow gives at once
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Where = Callable[[str], tuple[Path | None, str | None]]
 
@@ -92,12 +93,11 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
     cache = str(backend.download_dir) if backend.download_dir else None
     try:
         with _quiet(), _sound_as_it_is(datasets.Audio):
-            if folder is not None:
-                _stay_inside(backend, folder, _saved_files(folder) if saved else _data_files(folder, cache))
-            if saved:
+            if folder is not None and saved:
+                _stay_inside(backend, folder, _saved_files(folder))
                 found = datasets.load_from_disk(str(folder))
             elif folder is not None:
-                found = datasets.load_dataset(str(folder), cache_dir=cache)
+                found = _from_folder(backend, folder, cache)
             elif backend.streaming:
                 found = datasets.Dataset.from_generator(
                     _first_rows, cache_dir=cache, gen_kwargs=_part(backend)
@@ -130,13 +130,59 @@ def _saved_files(folder: Path) -> Iterator[str]:
         yield from (str(folder / name / one["filename"]) for one in state["_data_files"])
 
 
-def _data_files(folder: Path, cache: str | None) -> Iterator[str]:
-    """The files that the library would read: by default the folder's, else what its README.md names."""
+def _from_folder(backend: Backend, folder: Path, cache: str | None) -> Any:
+    """All splits of a folder of parquet, sound or text files."""
     import datasets
+    import pyarrow as pa
 
     builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
-    for files in (builder.config.data_files or {}).values():
-        yield from map(str, files)
+    # The folder's files, or what its README.md names instead.
+    files = {
+        str(split): [str(file) for file in names]
+        for split, names in (builder.config.data_files or {}).items()
+    }
+    _stay_inside(backend, folder, itertools.chain.from_iterable(files.values()))
+    # It reads a row group of parquet at once, and Arrow gives no more than 2 GB of sound at once.
+    if not any(map(_too_much_at_once, itertools.chain.from_iterable(files.values()))):
+        try:
+            builder.download_and_prepare()
+            return builder.as_dataset()
+        except Exception as error:  # the library wraps Arrow's
+            reasons = (error, error.__cause__)
+            if not files or not any(isinstance(reason, pa.ArrowNotImplementedError) for reason in reasons):
+                raise
+    return {split: _from_parquet(names, cache) for split, names in files.items()}
+
+
+def _too_much_at_once(file: str) -> bool:
+    import pyarrow.parquet as pq
+
+    if not file.endswith(".parquet"):
+        return False
+    metadata = pq.read_metadata(file)
+    return any(metadata.row_group(i).total_byte_size > ARROW_BYTES for i in range(metadata.num_row_groups))
+
+
+def _from_parquet(files: Sequence[str], cache: str | None) -> Any:
+    import datasets
+    import pyarrow.parquet as pq
+
+    features = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
+    stamps = [FileAudio(Path(file)).stamp() for file in files]  # what the library keeps is known by them
+    return datasets.Dataset.from_generator(
+        _parquet_rows,
+        features=features,
+        cache_dir=cache,
+        gen_kwargs={"files": tuple(files), "stamps": stamps},
+    )
+
+
+def _parquet_rows(files: Sequence[str], stamps: Sequence[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1):
+            yield from batch.to_pylist()
 
 
 def _stay_inside(backend: Backend, folder: Path, files: Iterable[str]) -> None:

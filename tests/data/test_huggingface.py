@@ -334,6 +334,37 @@ def test_numbers_that_are_no_bytes(tmp_path: Path) -> None:
     assert reasons == ["its list of numbers holds others than bytes"] * 2 + ["no sound in this row"]
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["said by its header", "found by trying"])
+def test_a_row_group_of_more_sound_than_arrow_gives_at_once(
+    known: bool, tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library fails on it as here; the rows are read one by one then, and kept until the file changes."""
+    tried: list[str] = []
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    def fails(*_: Any, **__: Any) -> Any:
+        tried.append("all at once")
+        raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+        yield
+
+    expected = found(read(tmp_path, songs, huggingface={"cache_dir": str(tmp_path / "other")}))
+    monkeypatch.setattr(Parquet, "_generate_tables", fails)
+    if known:
+        monkeypatch.setattr(huggingface, "ARROW_BYTES", 1000)
+    manifest = read(tmp_path, songs)
+    assert bool(tried) != known
+    assert found(manifest) == expected and len(expected) == 3
+    assert [s.id for s in manifest.samples] == ["set/0.wav", "set/1.wav", "set/2.wav"]
+    assert load_part(manifest.samples[2]).shape == (round(3.5 * 44100), 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetFile", None)
+        assert found(read(tmp_path, songs)) == expected
+    parquet(songs, [{"bytes": wav(400), "path": "new.wav"}], prompt=["jazz"], lyrics=["la"])
+    assert found(read(tmp_path, songs)) == [(("jazz",), "la")]
+
+
 def test_more_sound_in_a_batch_than_arrow_joins() -> None:
     """3.5 GB in one batch, of which only some blocks are read: the memory is never filled."""
     import pyarrow as pa
