@@ -456,7 +456,7 @@ CHECKPOINTS = (
         "checkpoints_total_limit",
         "int",
         5,
-        "Checkpoints kept; 0: all.",
+        "Newest checkpoints kept, beside the best and as many healthy ones; 0: all.",
         low=0,
         high=10**6,
         aliases=("save_total_limit",),
@@ -465,7 +465,7 @@ CHECKPOINTS = (
         "resume_from_checkpoint",
         "path",
         None,
-        "`latest`, or the path of a checkpoint to go on from.",
+        "`latest`, or the path of a checkpoint to go on from; what came after it is moved aside.",
         aliases=("ckpt_path",),
     ),
 )

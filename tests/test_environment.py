@@ -101,8 +101,8 @@ def config(root, tiny_model):
 @pytest.mark.parametrize(
     ("prelude", "environment"),
     [
-        ("ulimit -Hn 1024; ulimit -n 1024;", {}),
-        ("ulimit -Hn 128; ulimit -n 64;", {}),
+        ("ulimit -n 1024;", {}),
+        ("ulimit -n 64;", {}),
         ("", {"TMPDIR": "/no/such/folder"}),
         ("", {"LC_ALL": "C"}),
         ("", {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     """A checkpoint of this trainer, verified: step, settings, and the LoRA in it."""
-    from ..training.checkpoint import LORA, verify
+    from ..training.checkpoint import LORA, Health, verify
     from .describe import lora
 
     state = verify(path)
@@ -31,6 +31,14 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     base = (state.get("identity") or {}).get("transformer")
     if base:
         lines.append(f"  base fingerprint: {str(base)[:16]}")
+    health = Health.of(state)
+    if health.evaluation is not None:
+        lines.append(f"  evaluation loss: {_loss(health.evaluation)}")
+    if not health.healthy:
+        lines.append(
+            "  not healthy: a loss or gradient since the checkpoint before it, or its evaluation, was not "
+            "finite"
+        )
     lines.append(f"go on with: acestep-mlx train CONFIG --resume_from_checkpoint={path}")
     if (path / LORA).is_file():
         lines += lora(path, against)

@@ -237,6 +237,10 @@ def test_latest_warns_of_a_checkpoint_that_is_not_healthy(root, tiny_model, monk
         options = {"max_train_steps": 4, "checkpointing_steps": 2}
         config = runs.configuration(root, tiny_model, "warned", **options)
         runs.run(config)
+    from acestep_mlx.cli.describe_training import training_checkpoint
+
+    told = {n: "\n".join(training_checkpoint(root / "warned" / f"checkpoint-{n}", None)) for n in (2, 4)}
+    assert "not healthy" in told[4] and "not healthy" not in told[2]
     shutil.copytree(root / "warned", root / "warned-on")
     config |= {
         "output_dir": str(root / "warned-on"),
