@@ -132,17 +132,19 @@ def _without_cues(lines: list[str]) -> tuple[list[str], int]:
 def _without_data(lines: list[str], timed: bool) -> tuple[list[str], list[str]]:
     """Lines without LRC's data (`[ar:Artist]`, any `[name:value]` where lyrics were timed), and the data."""
     data = [line.strip() for line in lines]
-    data = [line for line in data if is_lrc_tag(line) or (timed and _is_data(line))]
+    data = [line for line in data if _is_data(line, timed)]
     return [line for line in lines if line.strip() not in data], data
 
 
-def _is_data(line: str) -> bool:
-    group = _SQUARE.fullmatch(line)
-    return (
-        group is not None
-        and _DATA.fullmatch(line) is not None
-        and _square_mark(group) is None
-        and language_tag_of(line) is None
+def _is_data(line: str, timed: bool) -> bool:
+    """Whether a line is nothing but LRC's data."""
+    groups = list(_SQUARE.finditer(line))
+    if not groups or _SQUARE.sub("", line).strip():
+        return False
+    return all(
+        is_lrc_tag(group[0])
+        or (timed and _DATA.fullmatch(group[0]) and not _square_mark(group) and not language_tag_of(group[0]))
+        for group in groups
     )
 
 
@@ -240,8 +242,10 @@ class _Marks:
             if is_counter(text):
                 self.changed[f"{text} left out"] += 1
                 return []
+        if not any(character.isalnum() for character in text):  # what decorates the mark
+            return []
         self._doubt(text)
-        return [text] if text else []
+        return [text]
 
     def _doubt(self, line: str) -> None:
         """Remember what looks like a mark and is none: a bracket that begins a line."""

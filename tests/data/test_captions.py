@@ -39,6 +39,7 @@ BAD: dict[str, bytes] = {
     "EUC-KR": "느린 재즈 발라드 여성".encode("euc_kr"),
     "Windows-1251": "медленный джаз".encode("cp1251"),
     "nothing but NULs": bytes(64),
+    "NULs in many places": b"a\x00b\x00cd",
     "a NUL inside": b"slow\x00jazz, piano",
     "binary": bytes(range(256)) * 4,
     "a wav file": b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00" + b"\x00\x10\x20" * 50,

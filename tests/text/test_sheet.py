@@ -136,7 +136,8 @@ def test_every_known_mark_is_one_token_and_stays(tokenizer: LyricTokenizer) -> N
      ("（副歌）", "chorus"), ("【Chorus】", "chorus"), ("［Verse 1］", "verse"), ("Verse 2:", "verse"),
      ("Chorus", "chorus"), ("**Bridge**", "bridge"), ("## Intro", "intro"), ("--- Chorus ---", "chorus"),
      ("CHORUS X2:", "chorus"), ("Chorus (x2)", "chorus"), ("Verse 1 [x2]:", "verse"),
-     ("(Chorus) (2x)", "chorus"), ("[Chorus] (x2)", "chorus"), ("[ verse ]", "verse")],
+     ("(Chorus) (2x)", "chorus"), ("[Chorus] (x2)", "chorus"),
+     ("[ verse ]", "verse"), ("*[Verse 1]*", "verse"), ("**[Chorus]**", "chorus"), ("[[Bridge]]", "bridge")],
 )  # fmt: skip
 def test_marks_without_square_brackets(line: str, mark: str) -> None:
     sheet = read_sheet(f"{line}\nla la")
@@ -178,6 +179,8 @@ def test_data_of_lrc_is_left_out_and_named() -> None:
     assert sheet.text == "la la\n[chorus]\noh"
     assert "LRC data left out: [ar: Me], [id: $1], [hash:ab]" in sheet.notes
     assert read_sheet("[ti: x]\n[ar: Me]").text == ""
+    assert read_sheet("[ti: x][ar: Me]\nla").text == "la"
+    assert read_sheet("[ti: x] la").text == "[ti: x] la"
     assert read_sheet("[spoken: softly]\nla").text == "[spoken: softly]\nla", "without time stamps no LRC"
 
 
@@ -195,6 +198,12 @@ def test_cues_and_lines_are_counted() -> None:
 def test_digits_in_subtitles_are_sung() -> None:
     text = "00:01.000 --> 00:02.000\n1999\n\n00:03.000 --> 00:04.000\nparty"
     assert read_sheet("WEBVTT\n\n" + text).text == "1999\nparty"
+
+
+def test_a_doubtful_mark_beside_a_known_one_is_named() -> None:
+    sheet = read_sheet("[Verse 1][Female] la")
+    assert sheet.text == "[verse]\n[Female] la"
+    assert sheet.notes[-1] == "no mark of the model, so its words are read: [Female]"
 
 
 def test_language_tags_stay_before_their_lines() -> None:
