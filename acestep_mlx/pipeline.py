@@ -110,7 +110,7 @@ class ACEStepPipeline:
     @property
     def lyric_tokenizer(self) -> LyricTokenizer:
         """Lyrics → ids."""
-        return self._component("lyric_tokenizer", lambda: LyricTokenizer(self.folder.lyric_vocab()))
+        return self._component("lyric_tokenizer", self.folder.lyric_tokenizer)
 
     def _component(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self._loaded:

@@ -216,7 +216,7 @@ class Cache:
                 self._learn(sample, key, len(found["ids"]), found.get("notes"))
         if not missing:
             return
-        tokenizer = lyric_text.LyricTokenizer(self.folder.lyric_vocab())
+        tokenizer = self.folder.lyric_tokenizer()
         for done, ((key, store), same) in enumerate(missing.items(), 1):
             report = tokenizer.report(str(same[0].lyrics))
             notes = _as_bytes([f"lyrics: {line}" for line in lyric_summary(report)[1:]])

@@ -16,12 +16,13 @@ from ..errors import CheckpointError, ConfigError, nearest
 from ..words import count, listed
 from .dcae import AutoencoderDC, DCAEConfig
 from .dit import ACEStepTransformer, TransformerConfig
-from .files import Header, read_header
+from .files import FLOATS, Header, read_header
 from .sizes import check_repeats
 from .umt5 import UMT5Config, UMT5Encoder
 from .vocoder import Vocoder, VocoderConfig
 
 if TYPE_CHECKING:
+    from ..text.lyrics import LyricTokenizer
     from ..text.prompt import PromptTokenizer
 
 FORMAT, FORMAT_VERSION = "acestep-mlx", 1
@@ -209,10 +210,28 @@ class ModelFolder:
         return module
 
     def prompt_tokenizer(self) -> PromptTokenizer:
-        """The tokenizer of the text encoder."""
+        """The tokenizer of the text encoder. CheckpointError when it is another model's."""
         from ..text.prompt import PromptTokenizer
 
-        return PromptTokenizer(self.path / TOKENIZER)
+        tokenizer = PromptTokenizer(self.path / TOKENIZER)
+        self._check_ids(TOKENIZER, tokenizer.largest_id, self.component_config("text_encoder").vocab_size)
+        return tokenizer
+
+    def lyric_tokenizer(self) -> LyricTokenizer:
+        """The tokenizer of lyrics. CheckpointError when its vocabulary is another model's."""
+        from ..text.lyrics import LyricTokenizer
+
+        tokenizer = LyricTokenizer(self.lyric_vocab())
+        known = self.component_config("transformer").lyric_encoder_vocab_size
+        self._check_ids(LYRIC_VOCAB, tokenizer.largest_id, known)
+        return tokenizer
+
+    def _check_ids(self, name: str, largest: int, known: int) -> None:
+        if largest >= known:
+            raise CheckpointError(
+                f"{self.path / name}: has ids up to {largest}, and the model knows {known}: it is another "
+                "model's; convert again"
+            )
 
     def lyric_vocab(self) -> Path:
         """The vocabulary file for `text.lyrics.LyricTokenizer`."""
@@ -308,7 +327,9 @@ def component_module(component: str, values: Mapping[str, Any], tensors: int) ->
 
 
 def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:
-    wanted = {name: tuple(value.shape) for name, value in parameters_of(module).items()}
+    parameters = parameters_of(module)
+    wanted = {name: tuple(value.shape) for name, value in parameters.items()}
+    floating = {name: mx.issubdtype(value.dtype, mx.floating) for name, value in parameters.items()}
     problems = [
         f"unknown tensor {name!r}{nearest(name, wanted)}" for name in header.tensors if name not in wanted
     ]
@@ -317,5 +338,7 @@ def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:
             problems.append(f"missing tensor {name!r}")
         elif header.tensors[name].shape != shape:
             problems.append(f"{name!r} has shape {header.tensors[name].shape}, expected {shape}")
+        elif (header.tensors[name].dtype in FLOATS) != floating[name]:
+            problems.append(f"{name!r} is stored as {header.tensors[name].dtype}")
     if problems:
         raise CheckpointError(f"{path}: {count(len(problems), 'problem')}: {listed(problems)}")

@@ -101,6 +101,11 @@ class LyricTokenizer:
         self._known = frozenset(single | {"£", "€"}) - {"\ufffd"}
         self._encode = lru_cache(maxsize=1 << 16)(self._encode_uncached)
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id that lyrics can have."""
+        return max(self._bpe.get_vocab().values(), default=0)
+
     def _special(self, token: str) -> int:
         found = self._bpe.token_to_id(token)
         return self.unknown_id if found is None else found

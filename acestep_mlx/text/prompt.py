@@ -25,6 +25,11 @@ class PromptTokenizer:
             raise CheckpointError(f"{path} is not a tokenizer file: {error}") from None
         self._tokenizer.no_padding()
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id that a prompt can have."""
+        return max(self._tokenizer.get_vocab().values(), default=0)
+
     def __call__(
         self, prompts: str | Sequence[str], max_length: int = MAX_LENGTH
     ) -> tuple[mx.array, mx.array]:

@@ -189,7 +189,7 @@ def test_progress_is_told_bytes_and_notes(tiny_checkpoint: Path, tmp_path: Path)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert len({total for _, total in steps}) == 1 and steps[-1][0] == steps[-1][1]
     assert [text for text, _, total in seen if not total] == report.notes
-    assert any("not the lyric vocabulary" in note for note in report.notes)
+    assert any("lyric vocabulary: the miniature's own" in note for note in report.notes)
 
 
 def test_the_package_can_be_called(tiny_checkpoint: Path, tmp_path: Path) -> None:

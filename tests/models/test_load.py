@@ -185,3 +185,27 @@ def test_damaged_weights_are_named(model: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         ModelFolder.open(model).load("dcae")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("tokenizer.json", "lyric_vocab.json"), ("lyric_vocab.json", None)]
+)
+def test_another_models_tokenizer(name: str, other: str | None, model: Path) -> None:
+    """Ids beyond the embedding would read whatever lies behind it."""
+    folder = ModelFolder.open(model)
+    make = folder.prompt_tokenizer if name == "tokenizer.json" else folder.lyric_tokenizer
+    assert make() is not None
+    content = json.loads((model / (other or name)).read_text())
+    content["model"]["vocab"]["beyond"] = 10**6
+    (model / name).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"{name}: has ids up to \d+, and the model knows \d+"):
+        make()
+
+
+def test_weights_that_are_no_floats(model: Path) -> None:
+    path = model / "dcae.safetensors"
+    tensors = load_file(path)
+    tensors["encoder.conv_in.bias"] = tensors["encoder.conv_in.bias"].astype(np.int32)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"'encoder\.conv_in\.bias' is stored as I32"):
+        ModelFolder.open(model).load("dcae")
