@@ -65,6 +65,7 @@ def scan(backend: Backend, own: Mapping[Path, str] | None = None) -> Found:
         return reader.listed(rows)
     found = sound_files(folder, own or {})
     songs = [reader.song(path) for path in found.files]
+    found.left_out += [(shown(name), "in the list, not in the folder") for name in sorted(reader.unused)]
     if backend.caption_strategy == "textfile":
         found.left_out += reader.unread_lists({folder, *(path.parent for path in found.files)})
     songs += [Song(name, FileAudio(folder / name), [], None, problem=why) for name, why in found.unreadable]
@@ -110,7 +111,8 @@ class _Reader:
     """Songs with their captions and lyrics; a text that cannot be used makes the song a problem."""
 
     def __init__(self, backend: Backend, folder: Path, rows: Mapping[str, dict[str, str]] | None) -> None:
-        self.backend, self.folder, self.rows = backend, folder, rows
+        self.backend, self.folder, self.rows = backend, folder, rows or {}
+        self.unused = set(self.rows)  # rows whose song was not met
         self.folders = Folders()
         self.lists = sidecars.Lists(self.folders.names)
 
@@ -135,9 +137,12 @@ class _Reader:
         song = Song(shown(name), FileAudio(path), [], None)
         if not is_file(path):
             song.problem = _why_no_file(path)
-        keys = map(composed, (name, path.name, path.stem))
-        row = next((self.rows[key] for key in keys if key in self.rows), None) if self.rows else None
-        return self._described(song, path, row)
+        keys = [composed(key) for key in (name, path.name, path.stem)]
+        key = next((key for key in keys if key in self.rows), None)
+        if key is None:
+            return self._described(song, path, None)
+        self.unused.discard(key)
+        return self._described(song, path, self.rows[key])
 
     def unread_lists(self, folders: Iterable[Path]) -> list[tuple[str, str]]:
         """Other programs' lists of songs in the folders, by their usual names."""

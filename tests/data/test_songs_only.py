@@ -286,6 +286,13 @@ def test_paths_of_lists_with_backslashes(name: str, tmp_path: Path) -> None:
         assert [s.captions for s in found.samples] == [("pop",)], found.skipped
 
 
+def test_rows_without_a_song_are_named(tmp_path: Path, songs: Path) -> None:
+    (songs / "l.csv").write_text("file,caption\nmine.wav,pop\ngone.wav,rock\n")
+    found = manifest(tmp_path, {"csv_file": "l.csv", "caption_strategy": "csv"})
+    assert [s.captions for s in found.samples] == [("pop",)]
+    assert left_out(found) == {"gone.wav": "in the list, not in the folder"}
+
+
 def test_a_list_in_a_folder_named_with_a_backslash(tmp_path: Path, songs: Path) -> None:
     (songs / "lists").mkdir()
     (songs / "lists" / "l.csv").write_text("file,caption\nmine.wav,pop\n")
