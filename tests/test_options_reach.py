@@ -12,7 +12,6 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,6 @@ import numpy as np
 import pytest
 
 from acestep_mlx.config import TrainConfig, load_config
-from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.geometry import TINY
-from acestep_mlx.convert.miniature import write_checkpoint
 from acestep_mlx.data import encode
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.lora.formats import FORMATS, read_lora
@@ -35,6 +31,7 @@ from acestep_mlx.training.events import CheckpointSaved, Evaluated, StepDone, Va
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.step import TrainStep
 
+from .small import small_model
 from .training import runs
 
 #: What nearly every run here has: one step of plain gradient descent, so that a step shows its gradient.
@@ -49,7 +46,6 @@ BASE: dict[str, Any] = {
     "caption_dropout_probability": 0.0,
 }
 ADAM = {"optimizer": "adamw", "learning_rate": 1e-3}
-WIDTH = {"num_attention_heads": 2, "inner_dim": 64}
 EMBEDDER = {"lyrics_embedder_train": True}
 CLIPS = {"validation_disable": False, "validation_prompt": "jazz"}
 
@@ -106,14 +102,6 @@ class QuickCodec:
         frames = -(-len(sound) // 4096)
         left = np.pad(sound[:, 0], (0, frames * 4096 - len(sound))).reshape(frames, 128, 32)
         return mx.array(left.mean(2).T.reshape(1, 8, 16, frames) * 10)
-
-
-def small_model(folder: Path, seed: int = 0) -> Path:
-    """An MLX folder in float32 whose transformer and lyric encoder have one block each."""
-    size = replace(TINY, transformer={**TINY.transformer, "num_layers": 1, **WIDTH}, lyric_layers=1)
-    write_checkpoint(folder / "checkpoint", seed=seed, size=size)
-    convert(folder / "checkpoint", folder / "model", dtype="float32")
-    return folder / "model"
 
 
 class Lab:
