@@ -28,7 +28,8 @@ from .setup import COMPUTE_DTYPES, flat, lora_spec, machine_memory
 
 GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
-SLOTS = {"adamw": 2.0, "adam": 2.0, "lion": 1.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.1}
+#: what an optimizer keeps beside each parameter; adafactor's row and column are 1/rank of a LoRA matrix
+SLOTS = {"adamw": 2.0, "adam": 2.0, "lion": 1.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.0}
 FRAMES_PER_SECOND = 44100 / 4096
 COUNTED, COUNTED_LETTERS = 3, 40_000  # lyrics of a bucket whose tokens are counted, and how much of each
 TEXT_TOKENS, LYRIC_TOKENS_PER_SECOND = 256, 3.2  # what a song has unless the data says
@@ -182,13 +183,13 @@ def estimate(
     embedder = embedder if config.lyrics_embedder_train else 0
     keeps_lyrics = load.lyrics > 0 and not (encodes or config.lyrics_embedder_train)
     accumulates = 1 if config.gradient_accumulation_steps > 1 else 0
-    slots = SLOTS[config.optimizer]
     trained = 4.0 * (lora + embedder)  # in float32
+    moments = 4.0 * (lora * _slots(config, spec.rank) + embedder * SLOTS[config.lyrics_embedder_optimizer])
     found = activations(model, load, size, checkpointed)
     return Estimate(
         {
             "base weights": weight_bytes(model, bits, 64, size),
-            "LoRA and optimizer": trained * (1 + slots + accumulates),
+            "LoRA and optimizer": trained * (1 + accumulates) + moments,
             "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
             "activations": found,
             # Clipped gradients and new moments come one after the other, when the activations are gone.
@@ -197,6 +198,13 @@ def estimate(
             "program": FIXED,
         }
     )
+
+
+def _slots(config: TrainConfig, rank: int) -> float:
+    """Numbers that the LoRA's optimizer keeps for each of its parameters."""
+    if config.optimizer == "adafactor":
+        return 1 / rank + bool((config.optimizer_config or {}).get("beta_1"))
+    return SLOTS[config.optimizer]
 
 
 def usable(memory: float) -> float:

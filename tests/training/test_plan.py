@@ -13,8 +13,11 @@ from mlx.utils import tree_flatten
 from acestep_mlx.config import load_config
 from acestep_mlx.data.batches import Shape
 from acestep_mlx.lora.inject import LoRASpec, inject
-from acestep_mlx.models.dit import TransformerConfig
-from acestep_mlx.training import loop, plan
+from acestep_mlx.lora.lyrics_embedder import trainable_embedder
+from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.options import OPTIMIZERS
+from acestep_mlx.training import loop, plan, setup
+from acestep_mlx.training.step import TrainStep
 
 WIDE = TransformerConfig(
     num_layers=3,
@@ -90,6 +93,31 @@ def test_the_song_that_takes_most_decides_not_the_longest(monkeypatch):
     monkeypatch.setattr(loop, "machine_memory", lambda: 12 * plan.GB)
     longest, wordiest = Shape(700, 256, 0), Shape(650, 256, 2000)
     assert 0 < chosen(longest) < chosen(wordiest) == chosen(longest, wordiest)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("rank", [4, 16])
+@pytest.mark.parametrize("own", [None, "sgd", "adafactor"], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_is_trained_is_counted_with_what_its_optimizers_keep(
+    optimizer: str, own: str | None, rank: int, accumulate: int
+) -> None:
+    """LoRA, moments and the gradient under accumulation, in bytes, against a real step's arrays; `own`: the
+    lyrics embedder is trained too, with this optimizer."""
+    options = {"optimizer": optimizer, "lora_rank": rank, "gradient_accumulation_steps": accumulate}
+    options |= {"acestep_lora_target": "attn_qkv", "mixed_precision": "no"}
+    if own is not None:
+        options |= {"lyrics_embedder_train": True, "lyrics_embedder_optimizer": own}
+    config = load_config(options)
+    model = ACEStepTransformer(WIDE)
+    inject(model, setup.lora_spec(config))
+    if own is not None:
+        trainable_embedder(model)
+    step = TrainStep(model, setup.optimizer_groups(config, model, 10), setup.step_settings(config))
+    kept = [*step.parameters().values(), *(v for part in step.arrays().values() for v in part.values())]
+    actual = sum(v.nbytes for v in kept)
+    parts = plan.estimate(config, plan.Load(8), model=WIDE).parts
+    assert parts["LoRA and optimizer"] == pytest.approx(actual, rel=0.06)
 
 
 def test_verdict_speaks_of_every_mac():
