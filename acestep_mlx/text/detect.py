@@ -38,10 +38,10 @@ _SCRIPTS = {
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _ASCII_LETTER = re.compile("[A-Za-z]")
 _WORD_WEIGHT = 1.6
-_LETTER_WEIGHT = 2.5  # against a language, per letter that it does not have
+_LETTER_WEIGHT = 2.5  # against a language, per letter (or ¿ or ¡) that it does not have
 _STATISTICS_WEIGHT = 0.6  # of py3langid's log-probability
 _DEFAULT_WEIGHT = 0.4  # for English, where nothing speaks for anything: names, loan words
-_CLEAR = 3.5  # a lead by words and letters that needs no statistics
+_CLEAR = 3.5  # a lead by words and letters that needs no statistics, which take time
 _SURE = 2.0  # a lead over the second that the rest of the song does not overrule
 
 
@@ -144,8 +144,7 @@ def _latin(line: str) -> Guess:
             for language, vote in votes.get(part, ()):
                 scores[language] += vote
     if not line.isascii():
-        strange = {letter for letter in line.lower() if letter.isalpha() and not letter.isascii()}
-        strange |= {"¿", "¡"}.intersection(line)
+        strange = {character for character in line.lower() if not character.isascii()}
         for language, letters in LETTERS.items():
             scores[language] -= _LETTER_WEIGHT * len(strange.difference(letters))
     best, second = nlargest(2, scores.values())
