@@ -146,8 +146,11 @@ def _by_soundfile(path: Path) -> AudioInfo:
     import soundfile
 
     try:
+        joined = lengths.joined_wav(path)  # which libsndfile does not open
         with without_noise():
-            found = soundfile.info(os.fsencode(path))
+            found = soundfile.info(
+                io.BytesIO(next(lengths.parts(path, "wav"))) if joined else os.fsencode(path)
+            )
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
         if ffmpeg.available():
@@ -173,6 +176,10 @@ def _by_soundfile(path: Path) -> AudioInfo:
 def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
     """FFmpeg's view; `doubt`: why libsndfile does not do, and why no length is believed."""
     stream = ffmpeg.probe(path)
+    if (songs := lengths.mp4_songs(path)) > 1:
+        raise DataError(
+            f"{path}: {songs} songs are joined in it, of which only the first can be read; split it"
+        )
     if not doubt and not stream.duration:
         doubt = "it does not state a length"
     seconds = 0.0 if doubt else stream.duration

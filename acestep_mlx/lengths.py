@@ -67,6 +67,8 @@ def _any(_: Data, frames: int) -> Doubt | None:
 
 def _wav(data: Data, frames: int) -> Doubt | None:
     """No frames are the truth about a wav whose chunks lead to its end."""
+    if len(starts := _wav_starts(data)) > 1:
+        return Doubt(f"{len(starts)} songs are joined in it", "parts")
     position = _wav_data(data)
     if frames > 0 or position is None:
         return _any(data, frames)
@@ -77,6 +79,36 @@ def _wav(data: Data, frames: int) -> Doubt | None:
     if position in (len(data), len(data) + 1):
         return None
     return Doubt("its header says that it holds nothing", "parts" if len(data) <= _MENDED else "ffmpeg")
+
+
+def _wav_starts(data: Data) -> list[int]:
+    """Where each of the joined songs starts."""
+    starts, position = [], 0
+    while data[position : position + 4] == b"RIFF" and data[position + 8 : position + 12] == b"WAVE":
+        starts.append(position)
+        size = struct.unpack_from("<I", data, position + 4)[0]
+        position += 8 + size + size % 2
+    return starts
+
+
+def joined_wav(path: Path) -> bool:
+    """Whether the file is several wavs end to end."""
+    with _mapped(path) as data:
+        return len(_wav_starts(data)) > 1
+
+
+def mp4_songs(path: Path) -> int:
+    """How many MP4 files are joined in this one; FFmpeg reads the first."""
+    songs = position = 0
+    with _mapped(path) as data:
+        while position + 16 <= len(data):
+            size, name = struct.unpack_from(">I4s", data, position)
+            size = struct.unpack_from(">Q", data, position + 8)[0] if size == 1 else size
+            songs += name == b"ftyp"
+            if size < 8:  # 0: to the end
+                break
+            position += size
+    return songs
 
 
 def _wav_data(data: Data) -> int | None:
@@ -234,7 +266,11 @@ def _flac_parts(data: Data) -> Iterator[bytes]:
 
 
 def _wav_parts(data: Data) -> Iterator[bytes]:
-    """The wav with its own size in its headers; its samples are taken to go on to its end."""
+    """The wavs, or the one with its own size in its headers: its samples are taken to go on to its end."""
+    if len(starts := _wav_starts(data)) > 1:
+        for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
+            yield data[start:end]
+        return
     whole = bytearray(data[:])
     size = _wav_data(data)
     assert size is not None

@@ -102,6 +102,7 @@ GUESSED: dict[str, tuple[str, Callable[[], bytes], float, str]] = {
     "streamed flac": ("flac", lambda: flac(0), ONE, "gives no length"),
     "flac of weeks": ("flac", lambda: flac((1 << 36) - 1), ONE, "counts 68719476735 samples"),
     "joined flac": ("flac", lambda: made("FLAC") * 2, 2 * ONE, "2 songs are joined"),
+    "joined wav": ("wav", lambda: made("WAV") + made("WAV", 22050), 2 * ONE, "2 songs are joined"),
     "wav of 0 bytes": ("wav", lambda: wav(0), ONE, "holds nothing"),
 }  # fmt: skip
 
@@ -278,6 +279,15 @@ def test_codings_in_blocks_are_counted(coding: str, tmp_path: Path) -> None:
     info = probe(path)
     assert not info.exact and coding in info.doubt and abs(info.duration - ONE) < 0.1
     assert examine(FileAudio(path)).duration == info.duration == len(read_audio(path)) / 44100
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", ["m4a", "mp4"])
+def test_joined_mp4_is_refused_for_its_second_half(suffix: str, tmp_path: Path) -> None:
+    path = encode(tmp_path / f"a.{suffix}", song(), RATE)
+    assert examine(FileAudio(path)).problem is None
+    path.write_bytes(path.read_bytes() * 2)
+    assert "2 songs are joined in it, of which only the first" in str(examine(FileAudio(path)).problem)
 
 
 def test_what_cannot_be_mended_needs_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ _LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
 _SOUND_COLUMNS = ("audio", "filename", "file_name", "path", "file")
 _VARIANTS = "recaption"  # upstream: a dictionary of rewordings, of which training picks one at random
 _NOT_LYRICS = re.compile(r"write a .* song that genre is")  # upstream's mark for "no lyrics here"
+PARQUET_ROWS = 16  # kept in memory at a time
 ARROW_BYTES = (1 << 31) - 1  # of binary cells that Arrow gives at once
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Where = Callable[[str], tuple[Path | None, str | None]]
@@ -171,6 +172,7 @@ def _from_parquet(files: Sequence[str], cache: str | None) -> Any:
     stamps = [FileAudio(Path(file)).stamp() for file in files]  # what the library keeps is known by them
     return datasets.Dataset.from_generator(
         _parquet_rows,
+        writer_batch_size=PARQUET_ROWS,
         features=features,
         cache_dir=cache,
         gen_kwargs={"files": tuple(files), "stamps": stamps},
@@ -276,6 +278,11 @@ def _why(backend: Backend, folder: Path | None, error: Exception) -> str:
     kind = type(error).__name__
     text = brief(error) or kind
     label = f"data set {backend.id!r}"
+    if kind == "ArrowNotImplementedError" and folder is None:
+        return (
+            f"{label}: {backend.dataset_name} cannot be read at once, perhaps for more than 2 GB of sound in "
+            f"a row group ({text}); download it and set dataset_name to its folder"
+        )
     if folder is not None:
         return f"{label}: {folder} cannot be loaded as a data set ({text})"
     if "NotFound" in kind or "RepositoryNotFound" in text:

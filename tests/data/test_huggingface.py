@@ -246,6 +246,19 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "\n" not in str(error.value) and "reach the Hub" in str(error.value)
 
 
+def test_a_row_group_of_the_hub_that_is_too_much_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("failed") from pa.ArrowNotImplementedError("Nested data conversions")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"2 GB of sound in a row group .*set dataset_name to its folder"):
+        read(tmp_path, "someone/songs")
+
+
 def test_without_the_library(tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'acestep-mlx\[datasets\]'"):
