@@ -315,3 +315,13 @@ def test_the_targets_that_init_lora_names_are_enough(file, run, advice):
     model = make()
     inject(model, LoRASpec(rank=4, targets=targets))
     load_adapters(model, weights)
+
+
+def test_the_largest_rank_of_init_lora_is_named():
+    weights = from_model(trained(LoRASpec(rank=8)), LoRASpec(rank=8))
+    for i, module in enumerate(weights.modules.values()):
+        module.a, module.b = module.a[: 5 + i % 4], module.b[:, : 5 + i % 4]
+    model = make()
+    inject(model, LoRASpec(rank=4))
+    with pytest.raises(ConfigError, match=r"to start from it set lora_rank=8$"):
+        load_adapters(model, weights)

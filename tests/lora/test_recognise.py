@@ -123,6 +123,15 @@ def test_the_released_model_and_miniatures_pass(tmp_path, capsys):
         assert run("export", file, "-o", tmp_path / name / "y.safetensors") == 0
 
 
+def test_wide_layers_of_a_narrow_model_are_a_miniatures(tmp_path, capsys):
+    """A model 256 wide has feed-forwards of 1280: what counts is how narrow a layer is."""
+    file = tmp_path / "x.safetensors"
+    save_file(lora(["transformer_blocks.0.ff.inverted_conv.conv"], 1280, 256), file)
+    assert run("info", file) == 0
+    assert "for a miniature model" in capsys.readouterr().out
+    assert run("export", file, "-o", tmp_path / "y.safetensors") == 0
+
+
 def test_every_module_of_the_model_is_known_in_every_spelling():
     others = ("transformer_blocks.0.ff.depth_conv.conv", "projectors.0.2", "proj_in.early_conv_layers.0")
     norms = ("lyric_encoder.encoders.3.norm_ff", "lyric_encoder.after_norm", "proj_in.early_conv_layers.1")
