@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,69 @@ def test_any_damage_is_one_line_or_still_a_tokenizer(spiece: bytes, data: st.Dat
             assert tokenizer_json(one, "x")
         except CheckpointError as error:
             assert "\n" not in str(error)
+
+
+def message(*pieces: tuple[str, int], more: bytes = b"") -> bytes:
+    """A SentencePiece model of (text, kind) by hand, each with a score; `more` are further fields."""
+    data = b""
+    for text, kind in pieces:
+        name = text.encode()
+        piece = (
+            b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", -1.0) + b"\x18" + bytes([kind])
+        )
+        data += b"\x0a" + bytes([len(piece)]) + piece
+    return data + more
+
+
+GOOD = (("<pad>", 3), ("</s>", 3), ("<unk>", 2), ("▁", 1), ("▁a", 1), ("b", 1))
+
+
+def test_fields_that_are_not_needed_are_passed_over() -> None:
+    wide = (
+        b"\x51" + bytes(8) + b"\x55" + bytes(4) + b"\x58\x80\x01" + b"\x62\x02hi"
+    )  # 64 and 32 bits, number, text
+    for more in (b"", wide):
+        ours, theirs = encodings(message(*GOOD, more=more))
+        assert ours("a b") == theirs("a b") and ours("a b")[-1] == 1
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (("</s>", 3), ("<pad>", 3), ("<unk>", 2), ("▁a", 1)),
+        (("<s>", 3), ("</s>", 3), ("<unk>", 2), ("▁a", 1)),
+        (("<pad>", 3), ("</s>", 3), ("▁a", 1)),
+        (("<pad>", 3), ("</s>", 3), ("<unk>", 2), ("▁a", 2)),
+    ],
+)
+def test_models_with_other_places_for_their_marks_are_refused(pieces: tuple[tuple[str, int], ...]) -> None:
+    with pytest.raises(CheckpointError, match="x: not UMT5's tokenizer"):
+        tokenizer_json(message(*pieces), "x")
+
+
+def test_a_model_of_byte_pairs_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="not UMT5's tokenizer"):
+        tokenizer_json(message(*GOOD, more=b"\x12\x02\x18\x02"), "x")  # trainer: model_type 2
+
+
+def test_a_tokenizer_beyond_all_measure_is_not_read(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acestep_mlx.convert import single as module
+    from acestep_mlx.convert.source import resolve
+
+    assert resolve(single).spiece()
+    monkeypatch.setattr(module, "MAX_BYTES", 10)
+    with pytest.raises(CheckpointError, match="'spiece_model' is too large for a tokenizer"):
+        resolve(single).spiece()
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(single, tiny_checkpoint, tmp_path):
+    size = 384  # of the miniature's text encoder
+    for ids, fits in ((size, True), (size + 1, False)):
+        pieces = [*GOOD, *((f"{i}x", 1) for i in range(ids - len(GOOD)))]
+        (tmp_path / "spiece.model").write_bytes(message(*pieces))
+        target, vocab = tmp_path / f"{ids}", tiny_checkpoint / "lyric_vocab.json"
+        if fits:
+            convert(single, target, lyric_vocab=vocab, tokenizer=tmp_path)
+            continue
+        with pytest.raises(CheckpointError, match="has ids up to 384, the text encoder only 384"):
+            convert(single, target, lyric_vocab=vocab, tokenizer=tmp_path)
