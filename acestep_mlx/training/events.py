@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import schema
-from ..atomic import temporary
+from ..atomic import write_bytes
 from ..words import count, listed
 
 
@@ -143,33 +144,50 @@ RECORDED: dict[str, type[Event]] = {
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per recorded event, appended and flushed line by line.
 
-    On resume at `step`, lines of later steps are dropped, so that the file reads as one uninterrupted run.
+    On resume at `step`, lines of later steps are dropped, so that the file reads as one uninterrupted run. A
+    line that cannot be written waits for the next one, and `failed` is called, so that a disk that is full of
+    numbers ends a run with a checkpoint. Raises OSError when the file cannot be begun.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, step: int = 0, failed: Callable[[OSError], None] = lambda error: None
+    ) -> None:
+        self.path, self.failed = path, failed
+        self.failure: OSError | None = None
+        self._waiting = b""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.damaged: list[str] = []  # lines of an earlier part of the run that could not be read
         kept = [row for row in read_metrics(path, self.damaged) if row["step"] <= step] if step else []
-        partial = temporary(path)
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = path.open("ab", buffering=0)
 
     def __call__(self, event: Event) -> None:
         for name, kind in RECORDED.items():
             if isinstance(event, kind):
                 row: dict[str, Any] = {"event": name, **asdict(event)}
                 row.update(row.pop("extra", {}))
-                self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
-                self._file.flush()
+                self._waiting += (json.dumps(_plain(row)) + "\n").encode()
+                self._write()
+
+    def _write(self) -> None:
+        self.failure = None
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+        except OSError as error:
+            self.failure = error
+            self.failed(error)
 
     def close(self) -> None:
-        self._file.close()
+        self._write()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -19,7 +19,7 @@ from ..convert.cache import ensure_model
 from ..data.batches import Batches
 from ..data.encode import Cache, encode_dataset
 from ..data.manifest import build_manifest
-from ..errors import AceStepError, CheckpointError, ConfigError, refusal
+from ..errors import AceStepError, CheckpointError, ConfigError, cause, refusal
 from ..lora.formats import write_lora
 from ..lora.inject import from_model
 from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
@@ -209,7 +209,7 @@ class _Run:
         counters = self._restore()
         self._check_disk()
         self._set_aside(counters.step)
-        metrics = MetricsFile(self.output / METRICS, counters.step) if world.first else None
+        metrics = self._metrics(counters.step) if world.first else None
         if metrics is not None and metrics.damaged:
             self.emit.notice(damage(metrics.path, metrics.damaged), "warning")
         trackers = make_trackers(config, self.output, self.emit.notice) if world.first else []
@@ -239,11 +239,24 @@ class _Run:
         try:
             with faults.explained(config.to_dict(), self._kept):
                 self._catch_up(counters, trainer.intervals, total)
-                return self._finish(trainer.run(self.stop))
+                return self._finish(trainer.run(self.stop), metrics.failure if metrics is not None else None)
         finally:
             for listener in (metrics, *trackers):
                 if listener is not None:
                     listener.close()
+
+    def _metrics(self, step: int) -> MetricsFile:
+        path = self.output / METRICS
+
+        def failed(error: OSError) -> None:
+            if not self.stop.requested:
+                self.emit.notice(f"{path} cannot be written: {cause(error)}; stopping here", "warning")
+            self.stop.request()
+
+        try:
+            return MetricsFile(path, step, failed)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {cause(error)}") from None
 
     def _kept(self) -> str:
         return f"The last complete checkpoint is {self.last_checkpoint}." if self.last_checkpoint else ""
@@ -441,8 +454,14 @@ class _Run:
             self.emit.notice(f"report.html could not be written: {what}", "warning")
             return None
 
-    def _finish(self, reason: str) -> TrainResult:
+    def _finish(self, reason: str, unwritten: OSError | None) -> TrainResult:
         counters, lora = self.counters, None
+        if unwritten is not None and reason != "done":
+            raise AceStepError(
+                f"training stopped at step {counters.step}: {self.output / METRICS} cannot be written: "
+                f"{cause(unwritten)}. {self._kept()} Mend that, then go on with "
+                "--resume_from_checkpoint=latest"
+            )
         if reason == "done" and self.world.first:
             try:
                 lora = self._write_lora(self.output)

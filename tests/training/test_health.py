@@ -124,6 +124,9 @@ def test_a_report_is_written_though_every_loss_is_null(root, tiny_model, monkeyp
     options = {"max_train_steps": 3, "checkpointing_steps": 1, "eval_loss_disable": False}
     result, _ = runs.run(runs.configuration(root, tiny_model, "null", **options))
     assert result.finished and "<svg" in result.report.read_text()
+    rows = [json.loads(line) for line in (root / "null" / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in rows if row["event"] == "eval"]
+    assert [(row["loss"], row["bins"]) for row in found] == [(None, {"0-200": None})] * 4
 
 
 def test_weights_that_are_not_finite_are_not_saved_and_the_healthy_checkpoint_is_named(

@@ -14,7 +14,7 @@ import pytest
 
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
 from acestep_mlx.training import checkpoint
-from acestep_mlx.training.events import MetricsFile, Notice, StepDone, ValidationClip
+from acestep_mlx.training.events import CheckpointSaved, MetricsFile, Notice, StepDone, ValidationClip
 
 from . import runs
 
@@ -101,25 +101,64 @@ def failing(number):
     return fail
 
 
-@pytest.mark.parametrize("case", GONE)
-def test_numbers_that_cannot_be_written_end_in_one_line_with_the_last_checkpoint(
-    root, tiny_model, monkeypatch, case
-):
-    number, words = GONE[case]
+class Full:
+    """A file that takes `room` bytes more, then refuses; what it took is kept."""
+
+    def __init__(self, file, room, number):
+        self.file, self.room, self.number = file, room, number
+
+    def write(self, data):
+        if self.room <= 0:
+            failing(self.number)()
+        taken = data[: self.room]
+        self.room -= len(taken)
+        return self.file.write(taken)
+
+    def close(self):
+        self.file.close()
+
+
+def fill_up(monkeypatch, number, after=3, room=50):
+    """metrics.jsonl takes only `room` bytes of the line of step `after`."""
     original = MetricsFile.__call__
 
-    def write(self, event):
-        if isinstance(event, StepDone) and event.step == 3:
-            failing(number)()
+    def call(self, event):
+        if isinstance(event, StepDone) and event.step == after:
+            self._file = Full(self._file, room, number)
         original(self, event)
 
-    monkeypatch.setattr(MetricsFile, "__call__", write)
-    config = runs.configuration(root, tiny_model, f"numbers {case}", checkpointing_steps=2)
+    monkeypatch.setattr(MetricsFile, "__call__", call)
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_numbers_that_cannot_be_written_end_in_one_line_and_a_checkpoint(root, tiny_model, monkeypatch, case):
+    number, words = GONE[case]
+    fill_up(monkeypatch, number)
+    config = runs.configuration(root, tiny_model, f"numbers {case}", max_train_steps=50)
     with pytest.raises(AceStepError) as stopped:
         runs.run(config)
     message = str(stopped.value)
-    assert words in message and "\n" not in message
-    assert f"The last complete checkpoint is {root / f'numbers {case}' / 'checkpoint-2'}" in message
+    kept = checkpoint.checkpoints(root / f"numbers {case}")[-1]
+    assert words in message and "\n" not in message and checkpoint.verify(kept)["step"] <= 5
+    assert f"The last complete checkpoint is {kept}" in message
+
+
+def test_numbers_that_waited_for_room_are_written_whole(root, tiny_model, monkeypatch):
+    """The disk is full for a moment: the run ends with a checkpoint, and no number is missing."""
+    fill_up(monkeypatch, errno.ENOSPC)
+    config = runs.configuration(root, tiny_model, "waited", max_train_steps=8)
+    original = MetricsFile.__call__
+
+    def call(self, event):
+        if isinstance(event, CheckpointSaved):
+            self._file = getattr(self._file, "file", self._file)  # somebody made room
+        original(self, event)
+
+    monkeypatch.setattr(MetricsFile, "__call__", call)
+    first, _ = runs.run(config)
+    assert not first.finished
+    second, _ = runs.run({**config, "resume_from_checkpoint": "latest"})
+    assert second.finished and [s for s, _ in runs.losses(root / "waited")] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("case", GONE)
