@@ -132,7 +132,11 @@ def test_a_foreign_lora_and_one_for_another_model(
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
     out = info(capsys, tmp_path, "--model", tiny_model)  # a folder with a LoRA in it
     assert "peft's keys under 'base_model.model.'" in out and "rank: 8" in out
-    assert f"does not fit {tiny_model}" in out
+    assert f"does not fit {tiny_model}" in out and "no alpha is stored" not in out
+    save_file(
+        tensors | {f"{path}.alpha": np.array(8, np.float32)}, tmp_path / "pytorch_lora_weights.safetensors"
+    )
+    assert "use at strength" not in info(capsys, tmp_path, "--model", tiny_model)
 
 
 def test_training_checkpoint_and_output(

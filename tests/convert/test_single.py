@@ -215,6 +215,10 @@ def test_info_and_train_take_it(single, tiny_checkpoint, tmp_path, capsys, monke
     folder = ensure_model(single, cache_dir=tmp_path)
     assert ensure_model(single, cache_dir=tmp_path) == folder, "converted once"
     assert ModelFolder.open(folder).config["source"]["path_or_repo"] == str(single)
+    other = tmp_path / single.name
+    other.write_bytes(single.read_bytes())
+    os.utime(other, ns=(1, 1))
+    assert ensure_model(other, cache_dir=tmp_path) != folder, "another file under the same name"
 
 
 # The tokenizer alone ----------------------------------------------------------------------------------------

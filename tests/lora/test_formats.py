@@ -453,7 +453,7 @@ def test_where_no_alpha_is_stored_the_scale_is_unknown(tmp_path):
         ("rank", 0), ("rank", "4"), ("rank", 2.5), ("alpha", None), ("alpha", "x"), ("alpha", [1]),
         ("step", -1), ("step", "last"), ("targets", "to_q"), ("targets", [1]), ("scales", [1.0]),
         ("scales", {"x": "y"}), ("baked", "yes"), ("use_rslora", 1), ("base", 3),
-        ("base_fingerprint", {}), ("file_format", 7),
+        ("base_fingerprint", {}), ("file_format", 7), ("dropout", 2), ("scale_known", "no"), 
     ],
 )  # fmt: skip
 def test_our_own_facts_have_a_schema(fact, value, tmp_path):

@@ -102,7 +102,9 @@ def test_loras_of_other_models(name, ending, tmp_path, capsys):
 def test_the_same_names_in_another_size(width, block, word, tmp_path, capsys):
     """FLUX and others call their attention layers as ours: the width tells them apart."""
     file = tmp_path / "x.safetensors"
-    save_file(lora([f"transformer_blocks.{block}.attn.to_{n}" for n in "qkv"], width, width), file)
+    paths = [f"transformer_blocks.{block}.attn.to_{n}" for n in "qkv"]
+    known = {f"{path}.alpha": np.array(4, np.float32) for path in paths}
+    save_file(lora(paths, width, width) | known, file)
     assert run("info", file) == 0
     out = capsys.readouterr().out
     assert "not for ACE-Step v1" in out and word in out and "use at strength" not in out
