@@ -369,6 +369,9 @@ SEVERAL = {"seeds": (3, 11, 5), "retake_seeds": (70, 20, 90), "steps": 2}
 TOGETHER: list[dict[str, Any]] = [
     {},
     {"scheduler": "pingpong"},
+    {"erg_tag": True, "erg_lyric": True, "erg_diffusion": True, "scheduler": "heun"},
+    {"guidance": "cfg_star", "zero_init": False},
+    {"guidance_scale_text": 5.0, "guidance_scale_lyric": 2.0},
     {"task": "retake", "variance": 0.4},
     {"task": "repaint", "repaint_start": 0.3, "repaint_end": 0.9},
     {"task": "repaint"},
@@ -400,7 +403,7 @@ def test_each_song_is_the_same_in_groups_of_any_size(
 ) -> None:
     request = replace(BASE, **{**SEVERAL, **changes})
     together = lab.make(request)
-    rows = 2 if request.task != "edit" else 4
+    rows = 4 if request.task == "edit" else 3 if request.guidance_scale_text else 2
     frames = together.shape[-1]
     for songs in (1, 2):
         monkeypatch.setattr(sample_module, "MAX_TOKENS", frames * rows * songs)

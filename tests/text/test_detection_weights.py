@@ -65,6 +65,7 @@ def test_how_sure_a_line_must_be_decides_a_song(
     [
         # a language that the song has not had is not ruled out for ever …
         (["Trzymaj mnie mocno", "Hepsi geçer", "Gdzie jest mój dom", "Mama"], "pl"),
+        (["Flores no cabelo", "Alles dreht sich", "Sem você", "Poeira"], "pt"),
         # … nor is a short word English because English is never far away
         (["Mon amour", "Caballos salvajes", "Reviens-moi", "glace"], "fr"),
         (
