@@ -575,6 +575,8 @@ def test_every_other_flag_arrives(heard: Heard, tmp_path: Path) -> None:
         assert heard.requests[-1] == replace(first, retake_seeds=first.other_seeds)
         assert run("--from-json", "first.json", "-o", "other.wav", "--steps", "8") == 0
         assert heard.requests[-1].steps == 8 and heard.requests[-1].omega == 3
+        assert run("--from-json", "first.json", "-o", "seeded.wav", "--seed", "20") == 0
+        assert heard.requests[-1] == replace(first, seeds=(20,))  # a retake's seed follows the new one
 
     @flag
     def plot() -> None:

@@ -170,11 +170,11 @@ def _card(row: Row) -> str:
     if len(sound) > 4096:
         energies = np.array(log_mel(mx.array(sound.mean(1)), sample_rate=rate))
         data = base64.b64encode(spectrogram(energies)).decode()
-        picture = f'<img alt="spectrogram, {title}" src="data:image/png;base64,{data}">'
+        picture = f'<img alt="spectrogram, {escape(title)}" src="data:image/png;base64,{data}">'
     kind, encoded = compressed(sound, rate)
     source = f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
     player = f'<audio controls preload="metadata" src="{source}"></audio>'
-    note = f"seed {row['seed']} · {len(sound) / rate:.0f} s"
+    note = escape(f"seed {row['seed']} · {len(sound) / rate:.0f} s")
     return (
         f'<figure class="card clip"><figcaption>{escape(title)} <span class="unit">{note}</span></figcaption>'
         f"{picture}{player}</figure>"

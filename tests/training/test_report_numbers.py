@@ -18,7 +18,7 @@ import soundfile
 from acestep_mlx import __version__
 from acestep_mlx.audio import write_audio
 from acestep_mlx.config import TrainConfig, load_config
-from acestep_mlx.training import charts
+from acestep_mlx.training import charts, report
 from acestep_mlx.training.report import CLIPS_PER_PROMPT, write_report
 
 EVIL = """<u>"Böse" & 'x'</u><script>alert(1)</script>"""
@@ -318,6 +318,14 @@ def test_every_clip_with_its_step_seed_length_sound_and_picture(tmp_path: Path) 
         assert loudest == pytest.approx(200 + 100 * row["step"] + 37 * row["with_lora"], abs=3)
         picture = base64.b64decode(figure.one("img").attributes["src"].split("base64,")[1])
         assert picture.startswith(b"\x89PNG")
+
+
+def test_whatever_a_clips_row_says_stays_text(tmp_path: Path) -> None:
+    """`metrics.jsonl` is checked when it is read, and what is shown of it is escaped all the same."""
+    row = clip_row(tmp_path, 1, "a") | {"seed": EVIL, "step": EVIL}
+    root = Page(report._card(row)).root
+    assert root.one("figcaption").text == f"Step {EVIL} seed {EVIL} · 1 s"
+    assert root.one("img").attributes["alt"] == f"spectrogram, Step {EVIL}" and not root.all("u")
 
 
 def test_a_clip_that_cannot_be_read_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
