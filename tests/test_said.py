@@ -128,6 +128,7 @@ def test_a_dry_run_of_a_finished_run(
     assert "nothing left" not in command(capsys, "train", path, "--dry-run")[0]
 
 
+@pytest.mark.slow
 def test_clips_that_were_made_long_ago_are_not_named_again(tmp_path: Path, tiny_model: Path) -> None:
     config = runs.configuration(
         tmp_path,

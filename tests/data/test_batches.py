@@ -107,6 +107,7 @@ def test_batches_are_full_and_similar_in_length(root: Path, tiny_model: Path) ->
     assert bigger.batches_per_epoch == 1 and len(bigger.next()["ids"]) == 16
 
 
+@pytest.mark.slow
 def test_repeats_and_probability(root: Path, tiny_model: Path) -> None:
     entries = (
         {"id": "often", "repeats": 2},

@@ -112,6 +112,7 @@ def test_only_what_changed_is_computed_again(root: Path, tiny_model: Path) -> No
     assert watch.take() == []
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("component", ["dcae", "text_encoder"])
 def test_another_model_invalidates_its_own_results(component: str, root: Path, tiny_model: Path) -> None:
     watch = Watch()
@@ -252,6 +253,7 @@ def replaced(path: Path, data: bytes) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", ["another song", "first bytes", "last bytes", "stereo for mono"])
 def test_another_song_of_the_same_size_and_time_is_noticed(kind: str, root: Path, tiny_model: Path) -> None:
     watch, path = Watch(), root / "songs" / "b.wav"
@@ -324,6 +326,7 @@ def test_a_start_reads_little_of_each_song(root: Path, monkeypatch: pytest.Monke
     assert 0 < sum(read) <= 3 * (64 << 10)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("xing", [False, True], ids=["guessed length", "blocks damaged by seeking"])
 def test_entries_of_wrong_sound_are_encoded_again_and_counted(
     xing: bool, root: Path, tiny_model: Path

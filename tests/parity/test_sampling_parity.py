@@ -470,6 +470,7 @@ def test_edit_with_pingpong_moves_the_song(pair: Pair, draws: Draws) -> None:
     assert distance(ours, SOURCE) > 0.01
 
 
+@pytest.mark.slow
 def test_the_reference_mixes_songs_of_a_batch_and_ours_does_not(pair: Pair, draws: Draws) -> None:
     """Upstream's omega takes its mean over the whole batch. Ours: each song as if it were alone."""
     request = replace(PLAIN, omega=-50.0, guidance_scale=3.0, seeds=(1, 2))

@@ -210,6 +210,7 @@ def test_the_message_names_the_last_healthy_checkpoint_and_its_advice_runs(root,
     assert health(folder / "previous-1") == {"checkpoint-6": False}
 
 
+@pytest.mark.slow
 def test_without_a_healthy_checkpoint_the_advice_is_to_begin_anew(root, tiny_model, monkeypatch):
     poison(monkeypatch, lambda step, run: at_this_rate(run))
     options = {"max_train_steps": 9, "checkpointing_steps": 2}
@@ -221,6 +222,7 @@ def test_without_a_healthy_checkpoint_the_advice_is_to_begin_anew(root, tiny_mod
     assert not any(e.skipped for e in seen.of(StepDone))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("healthy", [True, False])
 def test_in_fp16_the_advice_is_bf16_from_the_healthy_lora(root, tiny_model, monkeypatch, healthy):
     poison(monkeypatch, lambda step, run: run.scales_loss and step >= (4 if healthy else 1))

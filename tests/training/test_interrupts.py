@@ -97,6 +97,7 @@ def test_handlers_and_an_ignored_hangup_are_put_back():
 
 
 # ── in a run ──────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_run_with_a_complete_checkpoint(root, tiny_model, number):
     name = f"signal-{number}"
@@ -109,6 +110,7 @@ def test_a_signal_ends_a_run_with_a_complete_checkpoint(root, tiny_model, number
     assert any("Ctrl-C again" in e.text for e in seen.of(Notice))
 
 
+@pytest.mark.slow
 def test_stopped_while_it_evaluates_and_makes_clips(root, tiny_model):
     """What was due and broken off is done by the run that goes on."""
     options = {
@@ -134,6 +136,7 @@ def test_stopped_while_it_evaluates_and_makes_clips(root, tiny_model):
     assert [(e.step, e.with_lora) for e in seen.of(ValidationClip)] == [(0, False), (1, True), (2, True)]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_where_its_checkpoint_is_keeps_that_as_it_is(root, tiny_model):
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "eval_loss_disable": False}
     config = runs.configuration(root, tiny_model, "same", resume_from_checkpoint="latest", **options)

@@ -75,6 +75,7 @@ def test_songs_that_go_away_end_with_a_checkpoint_and_it_goes_on_when_they_are_b
     runs.assert_identical(straight.checkpoint, resumed.checkpoint)
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_deleted_meanwhile_is_made_again(root, tmp_path, tiny_model):
     config = runs.configuration(tmp_path, tiny_model, "run", max_train_steps=4)
     result, _ = runs.run(config, at(1, lambda: shutil.rmtree(tmp_path / "cache")))
@@ -130,6 +131,7 @@ def fill_up(monkeypatch, number, after=3, room=50):
     monkeypatch.setattr(MetricsFile, "__call__", call)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("case", GONE)
 def test_numbers_that_cannot_be_written_end_in_one_line_and_a_checkpoint(root, tiny_model, monkeypatch, case):
     number, words = GONE[case]
@@ -143,6 +145,7 @@ def test_numbers_that_cannot_be_written_end_in_one_line_and_a_checkpoint(root, t
     assert f"The last complete checkpoint is {kept}" in message
 
 
+@pytest.mark.slow
 def test_numbers_that_waited_for_room_are_written_whole(root, tiny_model, monkeypatch):
     """The disk is full for a moment: the run ends with a checkpoint, and no number is missing."""
     fill_up(monkeypatch, errno.ENOSPC)
@@ -161,6 +164,7 @@ def test_numbers_that_waited_for_room_are_written_whole(root, tiny_model, monkey
     assert second.finished and [s for s, _ in runs.losses(root / "waited")] == list(range(1, 9))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("case", GONE)
 def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before(root, tiny_model, monkeypatch, case):
     number, words = GONE[case]
@@ -277,6 +281,7 @@ def test_an_output_dir_with_a_name_that_is_too_long(root, tiny_model, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["p" * 300, "猫" * 120])
 def test_a_validation_prompt_with_a_long_name_gives_files_that_fit(root, tiny_model, tmp_path, name):
     library = tmp_path / "library.json"

@@ -80,6 +80,7 @@ def test_stopped_at_any_micro_step_and_resumed(root, tiny_model, variant):
     assert done.lora.read_bytes() == resumed.lora.read_bytes()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_a_complete_checkpoint(root, tiny_model):
     config = runs.configuration(root, tiny_model, "sigterm", max_train_steps=50)
     result, seen = runs.run(
