@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from acestep_mlx.cli import cli, main
-from acestep_mlx.cli.events import TrainDisplay
+from acestep_mlx.cli.events import TrainDisplay, duration
 from acestep_mlx.cli.progress import ByteProgress
 from acestep_mlx.errors import DataError
 from acestep_mlx.training.events import Finished, Progress, Started, StepDone
@@ -29,6 +29,15 @@ def test_training_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "training 1,234 parameters on 1 song, steps 1 to 1" in lines[2]
     assert "0.31 s audio/s, peak 250.00 MB" in lines[3]
     assert lines[4] == "warning: 1 step skipped in all"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (9.9, "0:09"), (75, "1:15"), (3599, "59:59"), (3600, "1:00:00"), (3700, "1:01:40"),
+     (36065, "10:01:05"), (360000, "100:00:00")],
+)  # fmt: skip
+def test_the_time_that_is_left_has_two_digits_for_minutes_and_seconds(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_details_come_before_the_error(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from acestep_mlx.lora.inject import LoRASpec
-from acestep_mlx.training.step import StepSettings, draw
+from acestep_mlx.training.step import StepSettings, draw, sample_losses
 
 from . import tiny
 
@@ -127,6 +127,33 @@ def test_a_sample_draws_the_same_alone_and_in_a_batch():
     alone = draw(keys[1:2], (8, 16, 7), settings)
     for a, b in zip(together[:-1], alone[:-1], strict=True):
         assert mx.array_equal(a[1:2], b)
+
+
+def losses(batch):
+    d = draw(batch["keys"], batch["latents"].shape[1:], StepSettings())
+    return np.array(sample_losses(tiny.adapted(), batch, d, mx.float32))
+
+
+@pytest.mark.parametrize(("name", "mask"), [("text", "text_mask"), ("lyric_ids", "lyric_mask")])
+def test_what_stands_in_the_padding_changes_no_loss_and_what_counts_does(name, mask):
+    plain = tiny.batch(0, B=3)
+    counts = plain[mask] if name == "lyric_ids" else plain[mask][..., None]
+    other = plain[name] + 3 if name == "lyric_ids" else plain[name] + 0.5
+    padding, sound = (mx.where(counts == at, other, plain[name]) for at in (0, 1))
+    expected = losses(plain)
+    np.testing.assert_allclose(losses({**plain, name: padding})[1:], expected[1:], rtol=1e-5)
+    assert np.abs(losses({**plain, name: sound}) - expected).min() > 1e-6
+
+
+@pytest.mark.parametrize(("name", "mask"), [("text", "text_mask"), ("lyric_ids", "lyric_mask")])
+def test_longer_padding_changes_no_loss(name, mask):
+    # lyrics stand behind the text: what pads it moves their places, as upstream
+    plain = tiny.batch(0, B=2, lyrics=0 if name == "text" else 6)
+    longer = dict(plain)
+    for key, filled in ((name, 1), (mask, 0)):
+        widths = [(0, 0), (0, 7), *[(0, 0)] * (plain[key].ndim - 2)]
+        longer[key] = mx.pad(plain[key], widths, constant_values=filled)
+    np.testing.assert_allclose(losses(longer), losses(plain), rtol=1e-5)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
