@@ -405,10 +405,20 @@ def test_each_song_is_the_same_in_groups_of_any_size(
     together = lab.make(request)
     rows = 4 if request.task == "edit" else 3 if request.guidance_scale_text else 2
     frames = together.shape[-1]
+    seen: list[int] = []
+    velocity = Velocity.__call__
+
+    def counted(self: Velocity, latents: mx.array, sigma: float) -> mx.array:
+        seen.append(latents.shape[0] * latents.shape[-1])
+        return velocity(self, latents, sigma)
+
+    monkeypatch.setattr(Velocity, "__call__", counted)
     for songs in (1, 2):
+        seen.clear()
         monkeypatch.setattr(sample_module, "MAX_TOKENS", frames * rows * songs)
         grouped = lab.make(request)
         assert np.linalg.norm(grouped - together) < 1e-4 * np.linalg.norm(together), songs
+        assert max(seen) == frames * rows * songs  # frames of one evaluation: as many as fit, and no more
 
 
 def test_conditions_of_unequal_length_do_not_touch_each_other(lab: Lab) -> None:

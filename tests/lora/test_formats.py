@@ -294,6 +294,11 @@ OTHERS = {
         {"lora_adapter_metadata": json.dumps(peft_config())},
         2.5,
     ),
+    "alpha and metadata that agree, rsLoRA": (
+        {f"{PATH}.lora_A.weight": A, f"{PATH}.lora_B.weight": B, f"{PATH}.alpha": alpha(10)},
+        {"lora_adapter_metadata": json.dumps(peft_config(use_rslora=True))},
+        5.0,
+    ),
 }  # fmt: skip
 
 
@@ -495,6 +500,10 @@ BAD = {
     "nothing": ({}, {}, "holds no tensors"),
     "NaN": ({**good(), f"{PATH}.lora_B.weight": B * np.nan}, {}, f"NaN or infinite weights in '{PATH}'"),
     "infinity": ({**good(), f"{PATH}.lora_A.weight": A + np.inf}, {}, "NaN or infinite"),
+    "NaN magnitude": ({**good(), f"{PATH}.lora_magnitude_vector": M * np.nan}, {}, f"NaN .* in '{PATH}'"),
+    "infinite dora_scale": ({**good(), f"{PATH}.dora_scale": M[:, None] + np.inf}, {}, f"NaN .* in '{PATH}'"),
+    "NaN in a difference": ({**good(), "lyric_proj.diff": B * np.nan}, {}, "NaN .* in 'lyric_proj.weight'"),
+    "NaN in a whole weight": ({**good(), "lyric_proj.weight": B * np.nan}, {}, "NaN .* in 'lyric_proj.we"),
     "rank 0": ({f"{PATH}.lora_A.weight": A[:0], f"{PATH}.lora_B.weight": B[:, :0]}, {}, "rank 0"),
     "ranks differ": ({**good(), f"{PATH}.lora_B.weight": B[:, :3]}, {}, "ranks of .* differ"),
     "no B": ({f"{PATH}.lora_A.weight": A}, {}, r"has no B \(up\)"),

@@ -339,6 +339,16 @@ def test_what_rounding_takes_from_a_lora_is_said(update, said, tmp_path):
         assert len(lines) == (2 if update > 1 else 1) and all(better in line for line in lines[1:])
 
 
+def test_the_losses_of_several_layers_are_those_of_one_matrix():
+    parts = [mx.random.normal((3, n, 5), key=mx.random.key(n)) for n in (2, 7, 4)]
+    errors = [FuseError(*(mx.linalg.norm(x).item() for x in part)) for part in parts]
+    together = FuseError.together(errors)
+    whole = [mx.linalg.norm(x).item() for x in mx.concatenate(parts, axis=1)]
+    assert (together.lost, together.size, together.changed) == pytest.approx(tuple(whole))
+    assert together.weight == pytest.approx(whole[0] / whole[1])
+    assert together.update == pytest.approx(whole[0] / whole[2])
+
+
 def test_a_lora_that_changes_nothing_is_not_said_to_be_lost(tmp_path):
     report = FuseReport(tmp_path, 2, 0, True, {"a": FuseError(0.1, 9.0, 0.0), "b": FuseError(0.1, 9.0, 1e-9)})
     assert rounding_lines(report) == []

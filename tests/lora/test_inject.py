@@ -13,6 +13,7 @@ from acestep_mlx.errors import ConfigError
 from acestep_mlx.lora.inject import (
     DEFAULT_TARGETS,
     TARGET_PRESETS,
+    LoRALinear,
     LoRASpec,
     adapter_modules,
     disabled,
@@ -223,6 +224,20 @@ def test_dropout_follows_its_key_also_through_a_checkpoint():
         assert mx.allclose(a, b, rtol=1e-5, atol=1e-7), name
     model.eval()
     assert mx.array_equal(quiet, model(TOKENS))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_what_dropout_keeps_makes_up_for_what_it_drops(p):
+    """A and B the identity: the change is the input itself, a share p of it zero and the rest 1/(1 − p)."""
+    linear = nn.Linear(16, 16)
+    layer = LoRALinear(linear, LoRASpec(rank=16, dropout=p), mx.random.key(0))
+    layer.lora_a, layer.lora_b = mx.eye(16), mx.eye(16)
+    seed_dropout(layer, mx.random.key(3))
+    x = mx.ones((400, 16))
+    change = layer(x) - linear(x)
+    kept = mx.abs(change) > 1e-3
+    assert mx.allclose(change, mx.where(kept, 1 / (1 - p), 0.0), atol=1e-5)
+    assert abs(kept.mean().item() - (1 - p)) < 0.03
 
 
 @pytest.mark.parametrize("kind", ["float32", "q8"])

@@ -11,6 +11,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from acestep_mlx.errors import CheckpointError
+from acestep_mlx.models import dit, lyric_encoder
 from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.models.lyric_encoder import rel_shift
 
@@ -229,3 +230,18 @@ def test_checkpointing_changes_memory_only(adapted: ACEStepTransformer, compiled
         for name, g in gradients.items():
             expected = runs[0][1][name]
             assert mx.linalg.norm(g - expected).item() <= 1e-4 * mx.linalg.norm(expected).item(), name
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 5])
+def test_as_many_blocks_are_checkpointed_as_asked_for(
+    adapted: ACEStepTransformer, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones, and the whole lyric encoder with any of them."""
+    seen: list[nn.Module] = []
+    for module in (dit, lyric_encoder):
+        monkeypatch.setattr(module, "checkpointed", lambda one: seen.append(one) or one)
+    monkeypatch.setattr(adapted, "checkpoint_blocks", blocks)
+    adapted(**inputs())
+    lyrics = adapted.lyric_encoder.encoders if blocks else []
+    wanted = [*lyrics, *adapted.transformer_blocks[:blocks]]
+    assert len(seen) == len(wanted) and all(a is b for a, b in zip(seen, wanted, strict=True))
