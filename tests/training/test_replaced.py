@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import mlx.core as mx
 import pytest
 
 from acestep_mlx.config import load_config
-from acestep_mlx.errors import ConfigError
+from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.options import OPTIONS, SUPPORTED
 from acestep_mlx.training import checkpoint
 from acestep_mlx.training.preflight import preflight
@@ -102,6 +103,38 @@ def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_one_or_the_new_one
         assert new[-1] or mx.array_equal(left.adapter[name], found.adapter[name]).item(), at
         assert [p.name for p in output.iterdir()] == [f"checkpoint-{found.step}"], "nothing else is left"
     assert new == sorted(new) and set(new) == {False, True}, "old first, and from some moment on new"
+
+
+@pytest.mark.parametrize("name", ["fsync", "rename", "write_text", "save_safetensors"])
+def test_a_disk_that_fails_while_a_checkpoint_is_replaced_leaves_it_in_its_place(
+    name: str, saved: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """Whichever call of a kind it is; and at once, without what puts right after a kill."""
+    found = checkpoint.read(saved[1])
+    place: Any = {"fsync": os, "save_safetensors": mx}.get(name, Path)
+    original, at, failed = getattr(place, name), 0, True
+    while failed:
+        at, failed, calls = at + 1, False, 0
+        output = tmp_path / f"failed-{at}"
+        replaced(output, found, 1.0)
+
+        def act(*arguments: Any, at: int = at, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise OSError(errno.EIO, "Input/output error")
+            return original(*arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, name, act)
+            try:
+                replaced(output, found, 2.0)
+            except CheckpointError as error:
+                failed = True
+                assert "could not be written" in str(error) and "\n" not in str(error)
+        assert [p.name for p in output.iterdir() if not p.name.endswith(".old")] == [saved[1].name], at
+        checkpoint.verify(output / saved[1].name)
+    assert at > 1, "nothing failed"
 
 
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(
