@@ -16,6 +16,8 @@ from . import single
 from .translate import problem_report
 
 DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
+# The commit that is taken where the user names none: the same model today and next year.
+PINNED = {DEFAULT_REPO: "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c"}
 FOLDERS = {
     "transformer": "ace_step_transformer",
     "text_encoder": "umt5-base",
@@ -130,7 +132,7 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Pro
     elif path.exists():
         raise CheckpointError(f"{text} is no file; give the checkpoint's folder or a hub repository")
     elif is_repo(text):
-        source = _download(text, revision, progress)
+        source = _download(text, revision or PINNED.get(text), progress)
     else:
         raise CheckpointError(f"{text}: no such folder (and not a hub repository like {DEFAULT_REPO})")
     _check_layout(source)
@@ -144,10 +146,14 @@ def is_repo(path_or_repo: str | Path) -> bool:
 
 
 def hub_commit(repo: str, revision: str | None) -> str | None:
-    """The commit that a revision of a hub repository stands for now, or None when the hub is out of reach."""
+    """The commit that a revision of a hub repository stands for now, or None when the hub is out of reach.
+
+    Without a revision it is the pinned one, or the newest of a repository that has none pinned.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    revision = revision or PINNED.get(repo)
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     try:
@@ -190,7 +196,9 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     except RepositoryNotFoundError:
         raise CheckpointError(f"{repo}: no such folder here, and no such repository on the hub") from None
     except RevisionNotFoundError:
-        raise CheckpointError(f"{repo} has no revision {revision!r}") from None
+        raise CheckpointError(
+            f"{repo} has no revision {revision!r}; name another with --revision (revision in a config)"
+        ) from None
     except Exception as error:  # the hub's client and its transports have many kinds of their own
         raise CheckpointError(
             f"{repo}: no such folder here, not in the hub's cache, and {_hub_failure(error)}"

@@ -70,7 +70,9 @@ DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
     help="Leave out a key of the checkpoint's config.json that is not known here (repeatable), where you are "
     "sure that it does not change the computation.",
 )
-@click.option("--revision", help="Branch, tag or commit of the hub repository.")
+@click.option(
+    "--revision", help="Branch, tag or commit of the hub repository (default: pinned for the released model)."
+)
 @click.option("--upload-repo", metavar="REPO", help="Upload the finished folder to this hub repository.")
 def command(
     hf_path: str,

@@ -248,6 +248,40 @@ def test_hub_repository_from_the_hubs_cache(
         convert("someone/other", tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("repo", "given", "fetched"),
+    [
+        (sources.DEFAULT_REPO, None, sources.PINNED[sources.DEFAULT_REPO]),
+        (sources.DEFAULT_REPO, "main", "main"),
+        ("someone/songs", None, None),
+        ("someone/songs", "v2", "v2"),
+    ],
+)
+def test_what_is_fetched_is_pinned_and_nothing_that_can_run(
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    repo: str,
+    given: str | None,
+    fetched: str | None,
+) -> None:
+    import huggingface_hub
+
+    asked: dict[str, object] = {}
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.update(revision=revision, patterns=allow_patterns)
+        return str(tiny_checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    source = sources.resolve(repo, given)
+    assert asked["revision"] == fetched
+    assert source.revision == tiny_checkpoint.name, "the commit that the hub's cache names is recorded"
+    patterns = asked["patterns"]
+    assert isinstance(patterns, list) and all(p.endswith((".json", ".safetensors")) for p in patterns)
+    if fetched is not None and len(fetched) == 40:
+        assert sources.hub_commit(repo, given) == fetched, "without asking the hub"
+
+
 class Refused(Exception):
     """What the hub's client raises when a server answers with an error."""
 
