@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx import ACEStepPipeline
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
+from acestep_mlx.lora.apply import AppliedLoRA
 from acestep_mlx.lora.formats import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
 from acestep_mlx.models.load import ModelFolder
@@ -219,12 +220,16 @@ def test_loras_add_up_and_come_off_bit_for_bit(pipe: ACEStepPipeline, width: int
 def test_fused_loras_sound_the_same(tiny_model: Path, width: int, tmp_path: Path) -> None:
     lora = save_lora(tmp_path / "1.safetensors", width)
 
-    def made(**options: Any) -> np.ndarray:
+    def made(**options: Any) -> tuple[np.ndarray, bool]:
+        """The song, and whether layers of LoRAs stand beside the weights."""
         pipe = ACEStepPipeline.from_pretrained(tiny_model, **options)
         pipe.load_lora(lora, 0.7)
-        return latents(pipe, FAST)
+        song = latents(pipe, FAST)
+        return song, any(isinstance(module, AppliedLoRA) for module in pipe.transformer.modules())
 
-    assert np.allclose(made(), made(fuse_loras=True), atol=1e-3)
+    (plain, apart), (fused, apart_when_fused) = made(), made(fuse_loras=True)
+    assert np.allclose(plain, fused, atol=1e-3)
+    assert apart and not apart_when_fused
 
 
 def test_loras_on_a_quantised_base_come_off_bit_for_bit(tiny_model: Path, width: int, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from acestep_mlx.convert import cache
 from acestep_mlx.convert.cache import cache_folder, ensure_model
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.models.load import ModelFolder, Quantization
 
 COMMIT = "89abcdef" * 5
 
@@ -55,6 +55,42 @@ def test_settings_and_content_are_part_of_the_key(tiny_checkpoint: Path, tmp_pat
     os.utime(source / "music_vocoder" / "config.json", ns=(1, 1))
     made.add(ensure_model(source, dtype="float32", cache_dir=tmp_path / "c"))
     assert len(made) == 5
+
+
+def test_every_part_of_the_key_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One folder for each source, content, dtype, quantisation and version of the converter."""
+
+    def place(
+        source: str = "a/b",
+        content: str = "commit 1",
+        dtype: str | None = "float32",
+        quantize: Quantization | None = Quantization.of(4),
+    ) -> Path:
+        return cache._place(tmp_path, source, content, dtype, quantize)
+
+    assert place() == place()
+    places = [
+        place(), place(source="a/c"), place(content="commit 2"), place(dtype="bfloat16"), place(dtype=None),
+        place(quantize=None), place(quantize=Quantization.of(8)), place(quantize=Quantization.of(4, 32)),
+        place(quantize=Quantization.of(mode="mxfp4")),
+    ]  # fmt: skip
+    monkeypatch.setattr(cache, "__version__", "9.9.9")
+    places.append(place())
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize(
+    "wanted", [Quantization.of(8, 32), Quantization.of(mode="mxfp8"), Quantization.of(mode="nvfp4")], ids=str
+)
+def test_all_of_the_quantisation_reaches_the_conversion(
+    wanted: Quantization, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(cache, "convert", lambda source, folder, **options: asked.update(options))
+    ensure_model(tiny_checkpoint, quantize=wanted.as_dict(), dtype="float16", cache_dir=tmp_path / "c")
+    got = Quantization.of(asked["q_bits"], asked["q_group_size"], asked["q_mode"])
+    assert asked["quantize"] is True and got == wanted
+    assert asked["q_components"] == ("transformer",) and asked["dtype"] == "float16"
 
 
 def test_an_mlx_folder_is_taken_as_it_is(tiny_model: Path, tmp_path: Path) -> None:

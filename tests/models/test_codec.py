@@ -206,6 +206,13 @@ def test_shapes(codec: Codec, samples: int, frames: int) -> None:
     assert bool(mx.isfinite(out).all()) and float(mx.abs(out).max()) <= 1
 
 
+@pytest.mark.parametrize("samples", [2000, 4095, 5000, 12287])
+def test_the_last_frame_is_filled_up_with_silence_at_its_end(codec: Codec, samples: int) -> None:
+    wav = sweep(1.0)[:samples]
+    whole = np.pad(wav, ((0, 4096 * latent_frames(samples) - samples), (0, 0)))
+    assert mx.array_equal(codec.encode(wav), codec.encode(whole))
+
+
 def test_accepted_layouts(codec: Codec) -> None:
     wav = sweep(0.5)
     latents = codec.encode(wav)
