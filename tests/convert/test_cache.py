@@ -17,6 +17,7 @@ from acestep_mlx.errors import CheckpointError
 from acestep_mlx.models.load import ModelFolder, Quantization
 
 COMMIT = "89abcdef" * 5
+QUANTIZED = Quantization.of(4)
 
 
 class Notes(list[str]):
@@ -64,7 +65,7 @@ def test_every_part_of_the_key_counts(tmp_path: Path, monkeypatch: pytest.Monkey
         source: str = "a/b",
         content: str = "commit 1",
         dtype: str | None = "float32",
-        quantize: Quantization | None = Quantization.of(4),
+        quantize: Quantization | None = QUANTIZED,
     ) -> Path:
         return cache._place(tmp_path, source, content, dtype, quantize)
 

@@ -282,7 +282,18 @@ def test_at_most_4096_tokens_and_the_cut_is_reported(tokenizer: LyricTokenizer) 
     per_line = len(report.lines[0].tokens)
     assert report.cut_line == (MAX_TOKENS - 1) // per_line + 1
     assert any("too long" in row and f"line {report.cut_line}" in row for row in summary(report))
-    assert tokenizer.report("short").cut_line is None
+    fits = "\n".join(["We counted all the silver stars"] * ((MAX_TOKENS - 1) // per_line))
+    for short in ("", "short", fits):
+        report = tokenizer.report(short)
+        assert (report.cut_tokens, report.cut_line) == (0, None)
+        assert not any("too long" in row for row in summary(report))
+
+
+@pytest.mark.parametrize(("line", "same"), [("￡5", "£5"), ("It costs 5￡", "It costs 5£"), ("＄7", "$7")])
+def test_wide_money_is_the_same_money(tokenizer: LyricTokenizer, line: str, same: str) -> None:
+    report, plain_report = tokenizer.report(line, "en"), tokenizer.report(same, "en")
+    assert report.ids == plain_report.ids and not report.unknown
+    assert len(plain_report.lines[0].normalised) > len(same)  # in words
 
 
 def test_rendered_report_names_everything(tokenizer: LyricTokenizer) -> None:
