@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from acestep_mlx.data.audio_facts import FileAudio, examine
+from acestep_mlx.data.audio_facts import FileAudio, examine, hash_blocks
 from acestep_mlx.data.manifest import build_manifest, index_path
 from acestep_mlx.errors import ConfigError, DataError
 
@@ -372,6 +372,47 @@ def test_the_report_in_words(tmp_path: Path, songs: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs FFmpeg")
+def test_every_number_of_the_report(tmp_path: Path) -> None:
+    """Of two sets: one whose songs are cut, padded, left out and skipped, and one that is read in a chain."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    song(first, "long", 9.0, "pop\nrock", "[verse]\none\ntwo\n")
+    song(first, "short", 2.0, None)
+    song(first, "tiny", 0.5)
+    for name in ("a", "b", "c"):
+        song(second, name, 4.0, "jazz", "la la la\n")
+    audio = {"max_duration_seconds": 6, "min_duration_seconds": 1, "truncation_mode": "end"}
+    entries = (
+        {"instance_data_dir": str(first), "repeats": 1, "audio": audio},
+        {"instance_data_dir": str(second), "max_num_samples": 2, "probability": 0.5},
+    )
+    report = manifest(tmp_path, *entries).report
+    found = json.loads(json.dumps(report.to_dict()))
+    assert (found["songs"], report.songs) == (4, 4) and found["disabled"] == []
+    assert found["hours"] == report.hours == pytest.approx((6 + 2 + 4 + 4) / 3600)
+    one, two = found["sets"]
+    numbers = ("id", "files", "songs", "captions", "left_out_by_max_num_samples")
+    assert [one[name] for name in numbers] == ["set", 3, 2, 3, 0]
+    assert [two[name] for name in numbers] == ["set1", 3, 2, 2, 1]
+    assert one["hours"] == pytest.approx(8 / 3600) and two["hours"] == pytest.approx(8 / 3600)
+    assert [name for name, _ in one["skipped"]] == ["tiny.wav"] and two["skipped"] == []
+    assert one["padded"] == [["short.wav", "2.0 s, padded with silence to 3 s"]] and two["padded"] == []
+    assert one["cut"] == [["long.wav", "6 s kept from 3 s"]] and two["cut"] == []
+    assert (one["no_caption"], one["no_lyrics"]) == (["short.wav"], ["short.wav"])
+    assert two["no_caption"] == two["no_lyrics"] == one["encoded_again"] == one["length_counted"] == []
+    assert sum(one["lyrics_lines"].values()) == 2 and sum(two["lyrics_lines"].values()) == 1
+    assert one["buckets"] == {"33": 1, "65": 1} and sum(two["buckets"].values()) == 2
+    lines = report.lines()
+    assert "data set set: 2 of 3 songs, 8.0 s, 3 captions, 2 times per epoch" in lines
+    assert "data set set1: 2 of 3 songs, 8.0 s, 2 captions, 0.5 times per epoch" in lines
+
+
+@pytest.mark.parametrize("remember", [False, True])
+def test_only_a_run_remembers_what_its_songs_are(remember: bool, tmp_path: Path, songs: Path) -> None:
+    song(songs, "a")
+    found = [build_manifest(config(tmp_path), remember=remember).samples for _ in range(2)]
+    assert found[0] == found[1] and (tmp_path / "cache").exists() == remember
+
+
 def test_formats_of_every_kind(tmp_path: Path, songs: Path) -> None:
     import subprocess
 
@@ -406,3 +447,17 @@ def test_an_index_of_another_shape_is_built_again(
         facts.update(change)
     path.write_text(json.dumps(content))
     assert build_manifest(settings).samples == before
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 4096, 4097, 65536, 1_000_003])
+def test_blocks_of_a_song_reach_from_its_first_byte_to_its_last(size: int) -> None:
+    def hashed(content: bytes) -> str:
+        return hash_blocks(len(content), lambda at, n: content[at : at + n])
+
+    content = np.random.default_rng(size).bytes(size)
+    found = {hashed(content)}
+    places = {place for place in (0, 4095, size - 4096, size - 1) if 0 <= place < size}
+    for place in places:
+        found.add(hashed(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]))
+    assert len(found) == 1 + len(places)
+    assert hashed(content) == hashed(bytes(content))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from acestep_mlx.lora.inject import LoRASpec, adapter_modules
+from acestep_mlx.training import trainer as trainer_module
 from acestep_mlx.training.evaluate import Evaluation
 from acestep_mlx.training.events import Listeners, StepDone
 from acestep_mlx.training.optim import OPTIMIZERS, Group, Schedule, make_optimizer
@@ -226,6 +227,37 @@ def test_a_step_has_the_rate_that_is_reported_for_it(
     np.testing.assert_allclose(-np.diff(places) / SLOPE["b"][0], wanted, atol=1e-6)
     assert [event.step for event in told] == [start + i for i in (1, 2, 3, 4)]
     assert [event.learning_rate for event in told] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("pauses", [False, True])
+def test_speeds_are_of_all_ranks_and_without_the_pauses(
+    pauses: bool, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock on which each batch takes two seconds and each checkpoint a hundred; a sample lasts thirty."""
+    now = [1000.0]
+
+    class Slow(Samples):
+        def next(self) -> dict[str, Any]:
+            now[0] += 2
+            return {**sample(1.0), "seconds": 30.0}
+
+    def save(health: Any) -> tuple[Path, list[Path]]:
+        now[0] += 100
+        return Path(), []
+
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda value: value * world)
+    step = step_of(Numbers())
+    step.world = world
+    told: list[StepDone] = []
+    emit = Listeners([lambda event: told.append(event) if isinstance(event, StepDone) else None])
+    Trainer(step, Slow(), 4, intervals=Intervals(1 if pauses else 0), save=save, emit=emit).run()
+    for event in told if pauses else told[-1:]:  # without a pause, numbers come while the next batch is made
+        assert event.steps_per_second == pytest.approx(1 / 2)
+        assert event.audio_seconds_per_second == pytest.approx(30 / 2 * world)
+        assert event.eta == pytest.approx((4 - event.step) * 2)
+    assert told[-1].elapsed == 4 * 2 + (300 if pauses else 0)
 
 
 # ── dropout belongs to training alone ────────────────────────────────────────────────────────────────
