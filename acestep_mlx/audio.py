@@ -10,7 +10,6 @@ import contextlib
 import io
 import math
 import os
-import struct
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -69,7 +68,6 @@ MAX_FRAMES = 1 << 28  # 2 GiB as float32 stereo: an hour and a half at 48 kHz
 BLOCK = 1 << 16  # frames read or written at a time
 LOSSY_FRAMES = 4096  # by which the length that a lossy format states may be off
 MPEG = ("mp3", "mpeg")  # libsndfile's names of MP3
-PLACEHOLDERS = (0x7FFF0000, 0xFFFF0000)  # sizes from here on that writers to a pipe leave in the header
 SILENCE = 1e-4  # peak, −80 dB
 
 _HALF = 0.5**0.5
@@ -146,7 +144,7 @@ def _by_soundfile(path: Path) -> AudioInfo:
     import soundfile
 
     try:
-        joined = lengths.joined_wav(path)  # which libsndfile does not open
+        joined = lengths.joined_samples(path)  # which libsndfile does not open
         with without_noise():
             found = soundfile.info(
                 io.BytesIO(next(lengths.parts(path, "wav"))) if joined else os.fsencode(path)
@@ -176,7 +174,7 @@ def _by_soundfile(path: Path) -> AudioInfo:
 def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
     """FFmpeg's view; `doubt`: why libsndfile does not do, and why no length is believed."""
     stream = ffmpeg.probe(path)
-    if (songs := lengths.mp4_songs(path)) > 1:
+    if (songs := lengths.mp4_songs(path) or lengths.chunked(path)[0]) > 1:
         raise DataError(
             f"{path}: {songs} songs are joined in it, of which only the first can be read; split it"
         )
@@ -431,22 +429,20 @@ def _at_rate(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterator
 
 
 def _check_file(path: Path) -> None:
-    """DataError unless the file is there, not empty, and as long as its RIFF or AIFF header says."""
+    """DataError unless the file is there, not empty, and as long as the header of a format of chunks says."""
     try:
         size = path.stat().st_size
         if not path.is_file():
             raise DataError(f"{path}: not a file")
         with path.open("rb") as file:
-            head = file.read(8)
+            file.read(1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not size:
         raise DataError(f"{path}: empty file")
-    if head[:4] in (b"RIFF", b"FORM") and len(head) == 8:
-        promised = 8 + struct.unpack("<I" if head[:4] == b"RIFF" else ">I", head[4:])[0]
-        # Writers to a pipe leave 0 or a largest number; one padding byte may be missing.
-        if promised > size + 1 and not any(low <= promised - 8 <= low + 0x20000 for low in PLACEHOLDERS):
-            raise DataError(f"{path}: truncated: {size} of {promised} bytes are there")
+    _, promised = lengths.chunked(path)
+    if promised > size + 1:  # one padding byte may be missing
+        raise DataError(f"{path}: truncated: {size} of {promised} bytes are there")
 
 
 def _sane(path: Path, info: AudioInfo) -> AudioInfo:

@@ -23,6 +23,11 @@ _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_HEAD, _FLAC_TAIL = 17, 1 << 22  # bytes of a frame's header, and at the end that hold the last frame
 _MENDED = 1 << 30  # bytes of a file that is mended in memory
 _SAMPLES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # codings of single samples
+PLACEHOLDERS = (0x7FFF0000, 0xFFFF0000)  # sizes from here on that writers to a pipe leave in the header
+_W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its object of sizes
+_ASF_HEAD = 1 << 16  # bytes in which that stands
 _UNKNOWN = 1 << 60  # libsndfile's largest number stands for "unknown"
 
 
@@ -43,10 +48,12 @@ def doubt(path: Path, form: str, coding: str, frames: int) -> Doubt | None:
 
     form, coding: libsndfile's names of the format and its subtype.
     """
-    checks = {"MP3": _mp3, "MPEG": _mp3, "OGG": _ogg, "FLAC": _flac, "WAV": _wav, "WAVEX": _wav}
+    checks = {"MP3": _mp3, "MPEG": _mp3, "OGG": _ogg, "FLAC": _flac, "WAV": _wav, "WAVEX": _wav, "RF64": _wav}
     check = checks.get(form.upper(), _any)
     found = None
     with contextlib.suppress(struct.error), _mapped(path) as data:
+        if len(songs := _chunked(data)[0]) > 1:
+            return Doubt(f"{len(songs)} songs are joined in it", "parts")
         found = check(data, frames)
     if found is None and check in (_any, _wav) and not coding.startswith(_SAMPLES) and frames > 0:
         return Doubt(f"it holds {coding}, whose length is stated to a block only", "soundfile")
@@ -67,8 +74,6 @@ def _any(_: Data, frames: int) -> Doubt | None:
 
 def _wav(data: Data, frames: int) -> Doubt | None:
     """No frames are the truth about a wav whose chunks lead to its end."""
-    if len(starts := _wav_starts(data)) > 1:
-        return Doubt(f"{len(starts)} songs are joined in it", "parts")
     position = _wav_data(data)
     if frames > 0 or position is None:
         return _any(data, frames)
@@ -81,20 +86,86 @@ def _wav(data: Data, frames: int) -> Doubt | None:
     return Doubt("its header says that it holds nothing", "parts" if len(data) <= _MENDED else "ffmpeg")
 
 
-def _wav_starts(data: Data) -> list[int]:
-    """Where each of the joined songs starts."""
-    starts, position = [], 0
-    while data[position : position + 4] == b"RIFF" and data[position + 8 : position + 12] == b"WAVE":
-        starts.append(position)
-        size = struct.unpack_from("<I", data, position + 4)[0]
-        position += 8 + size + size % 2
-    return starts
+def chunked(path: Path) -> tuple[int, int]:
+    """How many songs in formats of chunks stand end to end, and at which byte the last one says it ends.
+
+    (0, 0) for other formats; 0 bytes where the size is not stated.
+    """
+    with contextlib.suppress(ValueError, struct.error), _mapped(path) as data:  # ValueError: an empty file
+        starts, end = _chunked(data)
+        return len(starts), end or 0
+    return 0, 0
 
 
-def joined_wav(path: Path) -> bool:
-    """Whether the file is several wavs end to end."""
-    with _mapped(path) as data:
-        return len(_wav_starts(data)) > 1
+def _chunked(data: Data) -> tuple[list[int], int | None]:
+    """Where each of the joined songs starts, and where the last ends by its own header."""
+    starts: list[int] = []
+    end: int | None = 0
+    while end is not None and end < len(data) and (size := _chunks_size(data, end)) is not None:
+        starts.append(end)
+        end = end + size if size else None
+    return starts, end
+
+
+def _chunks_size(data: Data, at: int) -> int | None:
+    """Bytes of the song in chunks that begins there; 0 where it does not say, None where none begins."""
+    head, kind = data[at : at + 28], data[at + 8 : at + 12]
+    if len(head) < 28:
+        return None
+    if head[:4] in (b"RIFF", b"FORM") and kind in (b"WAVE", b"AIFF", b"AIFC"):
+        (size,) = struct.unpack_from("<I" if kind == b"WAVE" else ">I", head, 4)
+        # Writers to a pipe leave 0 or a largest number; the last padding byte may be missing.
+        unknown = not size or any(low <= size <= low + 0x20000 for low in PLACEHOLDERS)
+        return 0 if unknown else 8 + size + size % 2
+    if head[:4] in (b"RF64", b"BW64") and head[12:16] == b"ds64":
+        (size,) = struct.unpack_from("<Q", head, 20)
+        return 8 + size + size % 2 if 0 < size < _UNKNOWN else 0
+    if head[:16] == _W64:
+        (size,) = struct.unpack_from("<Q", head, 16)
+        return size if 40 <= size < _UNKNOWN else 0
+    if head[:4] == b".snd":
+        offset, size = struct.unpack_from(">II", head, 4)
+        return offset + size if 0 < size < 0xFFFFFFFF else 0
+    if head[:4] == b"caff":
+        return _caf_size(data, at)
+    if head[:16] == _ASF:
+        return _asf_size(data, at)
+    return None
+
+
+def _caf_size(data: Data, at: int) -> int:
+    position = at + 8
+    while position + 12 <= len(data) and _is_name(data[position : position + 4]):
+        if data[position : position + 4] == b"caff":  # the next song
+            break
+        (size,) = struct.unpack_from(">q", data, position + 4)
+        if size < 0:
+            return 0
+        position += 12 + size
+    return position - at
+
+
+def _asf_size(data: Data, at: int) -> int:
+    """A WMA's objects one by one: an index that is missing at the end is no loss."""
+    flags = data.find(_ASF_FILE, at, at + _ASF_HEAD)
+    if (
+        flags >= 0 and len(data) >= flags + 92 and data[flags + 88] & 1
+    ):  # a broadcast, whose sizes mean nothing
+        return 0
+    position = at
+    while position + 24 <= len(data) and (position == at or data[position : position + 16] != _ASF):
+        (size,) = struct.unpack_from("<Q", data, position + 16)
+        if not 24 < size < _UNKNOWN:
+            return 0
+        position += size
+    return position - at
+
+
+def joined_samples(path: Path) -> bool:
+    """Whether the file is several wavs, AIFFs or the like end to end, which libsndfile reads one by one."""
+    with contextlib.suppress(ValueError), _mapped(path) as data:
+        return len(_chunked(data)[0]) > 1 and data[:16] != _ASF
+    return False
 
 
 def mp4_songs(path: Path) -> int:
@@ -114,7 +185,11 @@ def mp4_songs(path: Path) -> int:
 def _wav_data(data: Data) -> int | None:
     """Where the size of a wav's samples stands."""
     position = 12
-    while position + 8 <= len(data) and data[:4] == b"RIFF" and _is_name(data[position : position + 4]):
+    while (
+        position + 8 <= len(data)
+        and data[:4] in (b"RIFF", b"RF64")
+        and _is_name(data[position : position + 4])
+    ):
         if data[position : position + 4] == b"data":
             return position + 4
         size = struct.unpack_from("<I", data, position + 4)[0]
@@ -266,14 +341,17 @@ def _flac_parts(data: Data) -> Iterator[bytes]:
 
 
 def _wav_parts(data: Data) -> Iterator[bytes]:
-    """The wavs, or the one with its own size in its headers: its samples are taken to go on to its end."""
-    if len(starts := _wav_starts(data)) > 1:
+    """The songs, or the one wav with its own size in its headers: its samples are taken to go on to its end."""
+    starts, _ = _chunked(data)
+    if len(starts) > 1:
         for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
             yield data[start:end]
         return
     whole = bytearray(data[:])
     size = _wav_data(data)
     assert size is not None
+    if whole[:4] == b"RF64":  # its sizes stand in a chunk of their own
+        whole[:4], whole[12:16] = b"RIFF", b"JUNK"
     whole[4:8] = struct.pack("<I", len(data) - 8)
     whole[size : size + 4] = struct.pack("<I", len(data) - size - 4)
     yield bytes(whole)

@@ -128,6 +128,73 @@ def test_the_song_is_what_decoding_to_its_end_gives(name: str, tmp_path: Path) -
     assert facts.problem is None and facts.duration == info.duration and reason in (facts.counted or "")
 
 
+# suffix → a format of chunks that states its size
+CHUNKED: dict[str, Callable[[], bytes]] = {
+    "wav": lambda: made("WAV"),
+    "aiff": lambda: made("AIFF"),
+    "rf64": lambda: made("RF64"),
+    "w64": lambda: made("W64"),
+    "au": lambda: made("AU"),
+    "caf": lambda: made("CAF"),
+}
+
+
+@pytest.mark.parametrize("suffix", CHUNKED)
+def test_formats_of_chunks_are_read_to_their_end(suffix: str, tmp_path: Path) -> None:
+    whole = CHUNKED[suffix]()
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(whole)
+    assert probe(path).exact and probe(path).duration == ONE
+    path.write_bytes(whole * 3)
+    info = probe(path)
+    assert info.duration == 3 * ONE and "3 songs are joined" in info.doubt
+    sound, one = read_audio(path), read_audio(alone(tmp_path, suffix))
+    assert np.array_equal(sound, np.concatenate([one] * 3))  # no header is heard
+    for cut in (whole[: len(whole) // 2], whole + whole[: len(whole) // 2]):
+        path.write_bytes(cut)
+        with pytest.raises(DataError, match="truncated: "):
+            probe(path)
+
+
+def alone(folder: Path, suffix: str) -> Path:
+    path = folder / f"alone.{suffix}"
+    path.write_bytes(CHUNKED[suffix]())
+    return path
+
+
+def wma(folder: Path) -> bytes:
+    path = folder / "whole.wma"
+    command = ["ffmpeg", "-v", "error", "-f", "wav", "-i", "-", str(path)]
+    subprocess.run(command, input=made("WAV"), check=True)
+    return path.read_bytes()
+
+
+@needs_ffmpeg
+def test_a_wma_that_is_cut_or_joined_is_named(tmp_path: Path) -> None:
+    whole = wma(tmp_path)
+    path = tmp_path / "b.wma"
+    path.write_bytes(whole)
+    assert abs(probe(path).duration - ONE) < 0.1
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="truncated: "):
+        probe(path)
+    path.write_bytes(whole * 2)
+    with pytest.raises(DataError, match="2 songs are joined in it"):
+        probe(path)
+
+
+def test_a_streamed_rf64_is_read_to_its_end(tmp_path: Path) -> None:
+    data = bytearray(made("RF64"))
+    data[20:44] = bytes(24)  # sizes and samples
+    place = data.index(b"data") + 4
+    data[place : place + 4] = b"\xff" * 4
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    info = probe(path)
+    assert info.duration == ONE and "holds nothing" in info.doubt
+    assert len(read_audio(path)) == round(ONE * RATE)
+
+
 @pytest.mark.parametrize("name", ["VBR without Xing", "joined ogg", "streamed flac", "wav of 0 bytes"])
 def test_info_and_generate_tell_the_same_number(name: str, tmp_path: Path) -> None:
     suffix, make, _, reason = GUESSED[name]

@@ -417,9 +417,11 @@ def _chunk(cells: Any) -> Iterator[Cell]:
 
     if pa.types.is_struct(cells.type):
         names = {field.name for field in cells.type}
-        nothing = itertools.repeat(Cell(None, None), len(cells))
         paths, sounds = (
-            _chunk(pc.struct_field(cells, name)) if name in names else nothing for name in ("path", "bytes")
+            _chunk(pc.struct_field(cells, name))
+            if name in names
+            else itertools.repeat(Cell(None, None), len(cells))
+            for name in ("path", "bytes")
         )
         yield from (Cell(path.path, sound.sound) for path, sound in zip(paths, sounds, strict=True))
     elif pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):

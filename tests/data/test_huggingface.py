@@ -489,3 +489,17 @@ def test_saved_sets_may_not_lead_outside(how: str, tmp_path: Path) -> None:
         (folder / "state.json").write_text(json.dumps(state))
     with pytest.raises(DataError, match="outside the data set's folder"):
         read(tmp_path, folder)
+
+
+def test_a_struct_without_bytes_and_path_is_one_line(tmp_path: Path) -> None:
+    """As a set that was saved with its sound decoded has it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    cells = pa.array([{"array": [0.0, 0.5], "sampling_rate": 8000}] * 2)
+    pq.write_table(pa.table({"audio": cells, "prompt": ["a", "b"]}), folder / "train.parquet")
+    with pytest.raises(DataError) as error:
+        read(tmp_path, folder)
+    assert "no sound in this row" in "\n".join([str(error.value), *error.value.details])
