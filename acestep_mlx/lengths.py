@@ -341,7 +341,7 @@ def _flac_parts(data: Data) -> Iterator[bytes]:
 
 
 def _wav_parts(data: Data) -> Iterator[bytes]:
-    """The songs, or the one wav with its own size in its headers: its samples are taken to go on to its end."""
+    """The songs, or the one wav with its own size in its headers: it is taken to be samples to its end."""
     starts, _ = _chunked(data)
     if len(starts) > 1:
         for start, end in zip(starts, [*starts[1:], len(data)], strict=True):

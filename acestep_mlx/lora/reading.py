@@ -18,7 +18,7 @@ from .facts import METADATA_KEY, read_facts
 from .keys import LYRICS_EMBEDDER, Key, describe_unknown, parse, unused
 from .lyrics_embedder import FOLDER as EMBEDDER_FOLDER
 from .lyrics_embedder import read_lyrics_embedder
-from .recognise import recognise
+from .recognise import is_embedder_parameter, recognise
 from .scales import PeftSettings, check_scale, read_settings
 from .weights import LoRAModule, LoRAWeights
 
@@ -99,7 +99,7 @@ def _collect(
     adapters: set[str] = set()
     for name, value in sorted(tensors.items()):
         key = parse(name)
-        if key is None:
+        if key is None or (key.role == "embedder" and not is_embedder_parameter(key.path)):
             unknown.append(name)
         elif key.role in ("embedder", "set_weight"):
             target = key.path if key.role == "embedder" else f"{key.path}.weight"

@@ -22,6 +22,7 @@ from .keys import (
     unused,
 )
 from .linear import base_linears, linear_shape
+from .lyrics_embedder import embedder_parameters
 
 MODEL = "ACE-Step v1"
 MINIATURE = 1024  # no model that people use is narrower; ours for tests and the demo are
@@ -138,7 +139,7 @@ def _flat(path: str) -> str:
 
 def _numberless(path: str) -> str:
     """`transformer_blocks.3.attn.to_out.0` → `transformer_blocks.#.attn.to_out.0`."""
-    return re.sub(r"(?<=blocks\.)\d+|(?<=encoders\.)\d+", "#", path)
+    return re.sub(r"(?<=blocks\.)(?:0|[1-9]\d*)(?=\.)|(?<=encoders\.)(?:0|[1-9]\d*)(?=\.)", "#", path)
 
 
 @cache
@@ -146,6 +147,16 @@ def released() -> dict[str, tuple[int, int]]:
     """Path → (out, in) of every linear layer of the released 3.5B model."""
     model = ACEStepTransformer(TransformerConfig())  # lazy: takes no memory
     return {path: linear_shape(linear) for path, linear in base_linears(model).items()}
+
+
+def is_embedder_parameter(name: str) -> bool:
+    """Whether the lyrics embedder has a parameter of this upstream name, in whatever layer."""
+    return _numberless(name) in _embedder_kinds()
+
+
+@cache
+def _embedder_kinds() -> frozenset[str]:
+    return frozenset(map(_numberless, embedder_parameters(ACEStepTransformer(TransformerConfig()))))
 
 
 @cache
@@ -168,7 +179,12 @@ def other_size(shapes: Mapping[str, tuple[int, int]]) -> str | None:
 
 
 def is_miniature(shapes: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether these can be modules of a miniature model for tests, which has a size of its own."""
+    """Whether these can be modules of a miniature model for tests, which has a size of its own.
+
+    It has no layers beyond the released model's.
+    """
+    if any(path not in released() and _numberless(path) != path for path in shapes):
+        return False
     return max((min(shape) for shape in shapes.values()), default=0) < MINIATURE
 
 

@@ -215,3 +215,42 @@ def test_files_that_are_no_adapters():
     assert recognise([]) is None
     assert recognise(["encoder.block.0.layer.0.SelfAttention.q.weight", "lyric_proj.bias"]) is None
     assert recognise(["transformer_blocks.0.attn.to_q.weight"]) is None
+
+
+EMBEDDED = "lyric_encoder.encoders.0.self_attn.linear_q"
+
+
+@pytest.mark.parametrize(
+    "extra", ["scale", "default_lora_latent_mapping.weight", "lora_E", "lora_gate.weight", "weight_scale"]
+)
+def test_what_hangs_on_the_lyrics_embedder_without_being_of_it_is_unknown(
+    extra: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Adapters of other kinds are not taken for a lyrics embedder that was trained, and left out."""
+    file = tmp_path / "lora.safetensors"
+    save_file(lora([EMBEDDED]) | {f"{EMBEDDED}.{extra}": np.ones((4, 4), np.float32)}, file)
+    assert run("export", file, "-o", tmp_path / "out.safetensors") == 1
+    said = capsys.readouterr().err
+    assert extra in said and "no known LoRA format" in said
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "transformer_blocks.24.attn.to_q",
+        "transformer_blocks.99.cross_attn.to_k",
+        "transformer_blocks.00.attn.to_q",
+        "lyric_encoder.encoders.6.self_attn.linear_q",
+    ],
+)
+def test_layers_that_the_model_does_not_have(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "lora.safetensors"
+    save_file(lora([path, "transformer_blocks.0.attn.to_q"]), file)
+    assert run("export", file, "-o", tmp_path / "out.safetensors") == 1
+    assert path in capsys.readouterr().err
+    run("info", file)
+    said = "".join(capsys.readouterr())
+    assert path in said and "use at strength 1.0" not in said
