@@ -172,7 +172,7 @@ def other_size(shapes: Mapping[str, tuple[int, int]]) -> str | None:
     wrong = [
         f"{path} is {shape[0]}×{shape[1]} there and "
         + (f"{known[path][0]}×{known[path][1]} here" if path in known else "not in the model at all")
-        for path, shape in shapes.items()
+        for path, shape in sorted(shapes.items(), key=lambda item: item[0] in known)
         if known.get(path) != shape
     ]
     return listed(wrong, 1) if wrong else None
