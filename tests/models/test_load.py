@@ -116,6 +116,27 @@ def test_tokenizers(tiny_model: Path) -> None:
     assert folder.lyric_vocab().is_file()
 
 
+@pytest.mark.parametrize("strategy", ["BatchLongest", {"Fixed": 20}], ids=str)
+@pytest.mark.parametrize("direction", ["Left", "Right"])
+def test_padding_and_limits_of_the_tokenizers_file_change_nothing(
+    strategy: object, direction: str, model: Path
+) -> None:
+    """Files of other programs have them; ids and mask are ours to pad."""
+    prompts = ["slow jazz", "", "techno, 140 bpm"]
+    ids, mask = ModelFolder.open(model).prompt_tokenizer()(prompts)
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["padding"] = {
+        "strategy": strategy, "direction": direction, "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<pad>",
+    }  # fmt: skip
+    content["truncation"] = {
+        "direction": direction, "max_length": 3, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    other_ids, other_mask = ModelFolder.open(model).prompt_tokenizer()(prompts)
+    assert mx.array_equal(other_ids, ids) and mx.array_equal(other_mask, mask)
+
+
 @pytest.mark.parity
 def test_prompt_tokenizer_is_transformers(tiny_model: Path, tiny_checkpoint: Path) -> None:
     from transformers import AutoTokenizer
