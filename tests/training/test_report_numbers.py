@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import math
+import struct
+import zlib
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -228,6 +230,8 @@ def test_lines_and_ticks_are_where_their_numbers_are(tmp_path: Path) -> None:
             for t in texts
             if t.attributes["text-anchor"] == "end"
         ]
+        assert [v for _, v in sorted(up, reverse=True)] == sorted(v for _, v in up), "up is more"
+        assert [x for _, x in sorted(across)] == sorted(x for _, x in across), "and later is to the right"
         (title,) = (svg.attributes["aria-label"],)
         shown = curves(Node("", {}, [figure]))[title]
         lines = svg.all("polyline", "line")
@@ -284,6 +288,30 @@ def test_thousands_of_steps_keep_their_first_and_last() -> None:
     found = charts.thin(points)
     assert len(found) == charts.MAX_POINTS and (found[0], found[-1]) == (points[0], points[-1])
     assert charts.thin([(0.0, 1.0), (1.0, math.nan), (2.0, math.inf), (3.0, 4.0)]) == [(0.0, 1.0), (3.0, 4.0)]
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    """(rows, columns): how bright the pixels of an unfiltered RGB picture are."""
+    columns, rows = struct.unpack(">II", png[16:24])
+    start = png.index(b"IDAT")
+    length = int.from_bytes(png[start - 4 : start], "big")
+    lines = np.frombuffer(zlib.decompress(png[start + 4 : start + 4 + length]), np.uint8).reshape(rows, -1)
+    assert not lines[:, 0].any() and lines.shape[1] == 1 + 3 * columns
+    return lines[:, 1:].reshape(rows, columns, 3).astype(float).sum(2)
+
+
+@pytest.mark.parametrize(("frames", "columns"), [(40, 40), (2000, 480)])
+def test_a_spectrogram_has_low_notes_below_time_to_the_right_and_loud_ones_bright(
+    frames: int, columns: int
+) -> None:
+    energies = np.full((16, frames), -20.0)
+    energies[2, : frames // 2], energies[13, frames // 2 :] = 0.0, -4.5  # low and loud, then high and softer
+    seen = _pixels(charts.spectrogram(energies))
+    assert seen.shape == (16, columns)
+    half = columns // 2
+    low, high = seen[16 - 1 - 2, :half], seen[16 - 1 - 13, half + 1 :]
+    assert (low == low[0]).all() and (high == high[0]).all() and low[0] > high[0] > 8
+    assert (np.delete(seen, [2, 13], 0) == 8).all(), "nine nats below the loudest, and further, is black"
 
 
 # ── clips ────────────────────────────────────────────────────────────────────────────────────────────
