@@ -83,6 +83,19 @@ def test_a_problem_the_user_can_mend_is_one_with_its_details_before_it(
     assert code == 1 and said.splitlines() == ["a.wav: silent", "b.wav: empty", "error: no songs are left"]
 
 
+@pytest.mark.parametrize(
+    "secret", ["hf_AbCdEfGhIjKlMnOpQrStUvWx", "https://me:pass-word@example.org/songs", "hf_" + "A" * 16]
+)
+@pytest.mark.parametrize("kind", [AceStepError, ConfigError, DataError, OSError])
+def test_no_error_shows_a_token_or_a_password(
+    end: End, config: str, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], secret: str
+) -> None:
+    training(monkeypatch, OSError(5, "broken", secret) if kind is OSError else kind(f"no model at {secret}"))
+    code, said = end("train", config)
+    assert code == 1 and said.startswith("error: ") and "…" in said
+    assert "hf_" not in said and "pass-word" not in said and ("example.org" in said) == ("://" in secret)
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "train"], ["train", "--debug"]])
 def test_debug_shows_where_it_comes_from(
     config: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str]

@@ -154,6 +154,32 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(
         assert "checkpoint-2" in names and names <= {"checkpoint-1", "checkpoint-2"}
 
 
+@pytest.mark.parametrize("change", ["a bit", "cut", "longer", "gone"])
+def test_a_checkpoint_of_which_any_file_is_not_what_was_written_is_damaged(
+    change: str, saved: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    names = json.loads((saved[1] / checkpoint.STATE).read_text())["files"]
+    assert {*checkpoint.REQUIRED, checkpoint.LORA, "config.json"} <= set(names)
+    for name in names:
+        folder = shutil.copytree(saved[1], tmp_path / name / "checkpoint-1")
+        checkpoint.verify(folder)
+        content = (folder / name).read_bytes()
+        middle = len(content) // 2
+        changed = {
+            "a bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            "cut": content[:-1],
+            "longer": content + b"\0",
+        }
+        if change == "gone":
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(changed[change])
+        with pytest.raises(CheckpointError, match=name):
+            checkpoint.verify(folder)
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoint.newest(folder.parent, lambda *_: None)
+
+
 # ── what a run that goes on may have otherwise ───────────────────────────────────────────────────────
 #: Where, how long, how often, how it is shown: what was trained so far stays what it is.
 MAY_CHANGE: dict[str, Any] = {
