@@ -22,7 +22,7 @@ from acestep_mlx.training import trainer as trainer_module
 from acestep_mlx.training.evaluate import Evaluation
 from acestep_mlx.training.events import Listeners, StepDone
 from acestep_mlx.training.optim import OPTIMIZERS, Group, Schedule, make_optimizer
-from acestep_mlx.training.step import StepSettings, TrainStep
+from acestep_mlx.training.step import Draw, StepSettings, TrainStep, draw, sample_losses
 from acestep_mlx.training.trainer import Counters, Intervals, Trainer
 
 from . import tiny
@@ -275,6 +275,28 @@ def test_evaluation_is_without_dropout_and_leaves_training_with_it(spec: LoRASpe
 
     (with_dropout, bins), (without, plain) = losses(spec.dropout), losses(0.0)
     assert with_dropout == without and bins == plain
+
+
+@pytest.mark.parametrize("songs", [1, 3])
+def test_the_evaluation_is_the_mean_of_its_bins_and_they_of_the_songs(songs: int) -> None:
+    """At the noise that each song's own key gives, in the middle of five bins."""
+    model = tiny.adapted()
+    batches = [tiny.batch(i) for i in range(songs)]
+    found = Evaluation(model, batches, StepSettings())()
+    assert found is not None
+    for i, name in enumerate(("0-200", "200-400", "400-600", "600-800", "800-1000")):
+        t = mx.array([100.0 + 200 * i])
+        losses = [
+            sample_losses(
+                model,
+                batch,
+                Draw(draw(batch["keys"], (8, 16, 12), StepSettings()).noise, t / 1000, t, batch["keys"][0]),
+                mx.float32,
+            ).item()
+            for batch in batches
+        ]
+        assert found[1][name] == pytest.approx(sum(losses) / songs, rel=1e-4)
+    assert len(found[1]) == 5 and found[0] == pytest.approx(sum(found[1].values()) / 5)
 
 
 def test_dropout_comes_back_after_an_evaluation_that_fails() -> None:
