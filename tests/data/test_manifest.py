@@ -279,6 +279,23 @@ def test_minimum_and_buckets(tmp_path: Path, songs: Path) -> None:
     assert {s.bucket for s in wide.samples} == {162}
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [(3.99, False), (4.0, True), (4.01, True)])
+def test_a_song_of_just_the_minimum_is_one(seconds: float, kept: bool, tmp_path: Path, songs: Path) -> None:
+    song(songs, "long", 9.0)
+    song(songs, "a", seconds)
+    found = manifest(tmp_path, {"audio": {"min_duration_seconds": 4}})
+    assert ("set/a.wav" in [sample.id for sample in found.samples]) == kept
+    assert [name for name, _ in found.skipped] == ([] if kept else ["set/a.wav"])
+
+
+@pytest.mark.parametrize(("seconds", "cut"), [(5.99, False), (6.0, False), (6.01, True)])
+def test_a_song_of_just_the_maximum_is_whole(seconds: float, cut: bool, tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", seconds)
+    (found,) = manifest(tmp_path, {"audio": {"max_duration_seconds": 6, "truncation_mode": "end"}}).samples
+    assert found.cut == cut and found.start == pytest.approx(0.01 if cut else 0, abs=1e-3)
+    assert found.seconds == pytest.approx(min(seconds, 6), abs=1e-3)
+
+
 def test_max_num_samples_is_a_fixed_subset(tmp_path: Path, songs: Path) -> None:
     for i in range(8):
         song(songs, f"s{i}", 3.0)
