@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx import ACEStepPipeline, pipeline
+from acestep_mlx import ACEStepPipeline, audio, pipeline
 from acestep_mlx.cli import generate, main
-from acestep_mlx.sampling import conditioning, tasks
+from acestep_mlx.sampling import conditioning, record, tasks
 from acestep_mlx.sampling import sample as sample_module
 from acestep_mlx.sampling.conditioning import Encoded, Velocity
 from acestep_mlx.sampling.request import GUIDANCE, SCHEDULERS, TASKS, Request
@@ -618,3 +618,79 @@ def test_the_record_of_a_song_has_every_setting(heard: Heard) -> None:
     assert set(stored["request"]) == {f.name for f in fields(Request)}
     assert Request.from_dict(stored["request"]) == request.for_seed(0)
     assert stored["sample_rate"] == 44100
+
+
+def test_a_repeat_takes_what_is_no_setting_from_the_record_too(heard: Heard) -> None:
+    """Sample rate, LoRAs and their strengths; what is typed wins."""
+    _command(heard, "-o", "first.wav", "--sample-rate", "48000")
+    story = json.loads(Path("first.json").read_text())
+    story["acestep_mlx"]["loras"] = [{"path": "a", "scale": 0.5}, {"path": "b", "scale": -2.0}]
+    Path("first.json").write_text(json.dumps(story))
+    for name, typed, rate, loras in (
+        ("same", [], 48000, [("a", 0.5), ("b", -2.0)]),
+        ("rate", ["--sample-rate", "44100"], 44100, [("a", 0.5), ("b", -2.0)]),
+        ("scale", ["--lora-scale", "0.25"], 48000, [("a", 0.25), ("b", 0.25)]),
+        ("lora", ["--lora", "c"], 48000, [("c", 1.0)]),
+    ):
+        heard.loras.clear()
+        assert run("--from-json", "first.json", "-o", f"{name}.wav", *typed) == 0
+        assert soundfile.info(f"{name}.wav").samplerate == rate, name
+        assert heard.loras == loras, name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ""),
+        ({"model": {"path": "m", "fingerprints": {"transformer": "0"}}}, "note: the model is another one"),
+        ({"model": {"path": "m"}}, "note: the model is another one"),
+        (
+            {"loras": [{"path": "a", "scale": 1.0, "sha256": "0"}]},
+            "note: the LoRAs or their scales are others",
+        ),
+    ],
+    ids=str,
+)
+def test_a_repeat_with_another_model_says_so(
+    change: dict[str, Any], words: str, heard: Heard, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _command(heard, "-o", "first.wav")
+    story = json.loads(Path("first.json").read_text())
+    story["acestep_mlx"].update(change)
+    Path("first.json").write_text(json.dumps(story))
+    capfd.readouterr()
+    assert run("--from-json", "first.json", "-o", "again.wav") == 0
+    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == bool(words) and all(line.startswith(words) for line in notes)
+
+
+@pytest.mark.parametrize("rate", [44100, 48000])
+@pytest.mark.parametrize("seconds", [1.0, 12.5, 240.0])
+def test_the_room_that_is_asked_for_is_what_the_largest_file_takes(
+    rate: int, seconds: float, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(record, "check_writable", lambda paths, *, force, largest: asked.append(largest))
+    _command(heard, "-o", "a.wav", "--duration", str(seconds), "--sample-rate", str(rate))
+    audio.write_audio("b.wav", np.zeros((rate, 2), np.float32), rate)
+    assert asked[0] == pytest.approx(seconds * Path("b.wav").stat().st_size, rel=1e-2)
+
+
+@pytest.mark.parametrize("refused", [(0,), (1,), (0, 1)])
+def test_a_song_that_was_not_saved_is_exit_code_1(
+    refused: tuple[int, ...], heard: Heard, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With each reason on a line, and the other songs written."""
+    songs = iter(range(2))
+
+    def save(path: Path, *rest: Any, **more: Any) -> tuple[Path | None, list[str]]:
+        i = next(songs)
+        return (None, [f"reason {i}"]) if i in refused else (path, [])
+
+    monkeypatch.setattr(record, "save_song", save)
+    assert run("--model", "m", "--prompt", "x", "-o", "a.wav", "--seed", "7,8") == 1
+    out, err = capfd.readouterr()
+    assert [line.split(" (")[0] for line in out.splitlines()] == [
+        f"a-{7 + i}.wav" for i in (0, 1) if i not in refused
+    ]
+    assert all(f"reason {i}" in err for i in refused) and "Traceback" not in err
