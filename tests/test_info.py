@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -16,11 +17,17 @@ from safetensors.numpy import save_file
 
 from acestep_mlx.audio import write_audio
 from acestep_mlx.cli import main
-from acestep_mlx.errors import DataError
+from acestep_mlx.cli.describe import SECONDS, training_memory
+from acestep_mlx.config import load_config
+from acestep_mlx.errors import CheckpointError, DataError
 from acestep_mlx.lora.formats import FORMATS, write_lora
 from acestep_mlx.lora.inject import LoRASpec, from_model, inject
+from acestep_mlx.models.dit import TransformerConfig
 from acestep_mlx.models.load import ModelFolder
 from acestep_mlx.sampling.record import read_record
+from acestep_mlx.training import setup
+from acestep_mlx.training.plan import Load, estimate
+from acestep_mlx.words import size
 
 
 def info(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -97,6 +104,22 @@ def test_mlx_folder(
     assert "1.75 M parameters" in out, "counted as before quantisation"
     assert "35 layers quantised" in out
     assert "base_model_precision=no_change: about " in out and "int8-quanto" not in out
+
+
+@pytest.mark.parametrize("stored_bits", [None, 4])
+def test_training_fits_where_what_is_usable_suffices(
+    stored_bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each precision, just below and just above what the machine lets a GPU use of its memory."""
+    model = TransformerConfig()
+    for config in ("no_change",) if stored_bits else ("no_change", "int8-quanto", "int4-quanto"):
+        options = load_config({"base_model_precision": config})
+        need = estimate(options, Load.of_seconds(SECONDS), model=model, stored_bits=stored_bits).total
+        memory = need * 3 / 2 if need < 24e9 else need * 4 / 3
+        for share, verdict in ((0.99, "does not fit"), (1.01, "fits")):
+            monkeypatch.setattr(setup, "machine_memory", lambda m=int(share * memory): m)
+            (line,) = [one for one in training_memory(model, stored_bits) if f"={config}:" in one]
+            assert line.endswith(f"about {size(need)}, {verdict}"), (config, share)
 
 
 def test_whether_training_fits_this_machine(
@@ -257,6 +280,38 @@ def test_a_songs_record_is_found_without_reading_the_song(tmp_path: Path) -> Non
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", 'it\'s a "song" & $HOME; `id`', "*?~#!"])
+def test_every_command_that_is_printed_can_be_pasted(
+    name: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell takes what `info` advises for the very path that it was given."""
+    from acestep_mlx.training import checkpoint
+
+    folder = tmp_path / name
+    song = folder / "song.json"
+    song.parent.mkdir()
+    song.write_text(json.dumps({"acestep_mlx": {"request": {"prompt": "x"}}}))
+    config = folder / "config.json"
+    config.write_text(json.dumps({"output_dir": "out"}))
+    model = Path(shutil.copytree(tiny_checkpoint, folder / "model"))
+    arrays = {"x": mx.zeros((2,))}
+    run = folder / "run"
+    saved = checkpoint.save(run, 5, state={}, adapter=arrays, optimizer=arrays, sampler=arrays, config={})
+    for path, command in (
+        (song, ["generate", "--from-json", str(song)]),
+        (config, ["train", str(config), "--dry-run"]),
+        (model, ["convert", "--hf-path", str(model), "--mlx-path", "OUT"]),
+        (saved, ["train", "CONFIG", f"--resume_from_checkpoint={saved}"]),
+        (run, ["export", str(saved)]),
+    ):
+        advice = info(capsys, path).partition(": acestep-mlx ")[2].splitlines()[0]
+        assert shlex.split(advice) == command
+    with pytest.raises(CheckpointError) as error:
+        ModelFolder.open(model)
+    advice = str(error.value).rpartition("run `acestep-mlx ")[2].removesuffix("` first")
+    assert shlex.split(advice) == ["convert", "--hf-path", str(model), "--mlx-path", "OUT"]
 
 
 def test_a_record_cannot_talk_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def pytorch_checkpoint(path: Path) -> list[str]:
     flag = " --tokenizer PATH" if source.is_file and source.spiece() is None else ""
     if flag:
         lines.append("  it carries no tokenizer; convert needs umt5-base's")
-    return [*lines, f"to use it: acestep-mlx convert --hf-path {path} --mlx-path OUT{flag}"]
+    return [*lines, f"to use it: acestep-mlx convert --hf-path {shlex.quote(str(path))} --mlx-path OUT{flag}"]
 
 
 def mlx_folder(path: Path) -> list[str]:

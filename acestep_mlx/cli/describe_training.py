@@ -39,7 +39,7 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
             "  not healthy: a loss or gradient since the checkpoint before it, or its evaluation, was not "
             "finite"
         )
-    lines.append(f"go on with: acestep-mlx train CONFIG --resume_from_checkpoint={path}")
+    lines.append(f"go on with: acestep-mlx train CONFIG --resume_from_checkpoint={shlex.quote(str(path))}")
     if (path / LORA).is_file():
         lines += lora(path, against)
     return lines
@@ -109,4 +109,4 @@ def configuration(path: str | Path) -> list[str]:
     lines = [f"{config.source or path}: training configuration"]
     lines += [f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
     lines += [f"  ignored: {key} ({reason})" for key, reason in config.ignored]
-    return [*lines, f"for data, memory and length: acestep-mlx train {path} --dry-run"]
+    return [*lines, f"for data, memory and length: acestep-mlx train {shlex.quote(str(path))} --dry-run"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ class ModelFolder:
         if (path / "ace_step_transformer").is_dir():
             raise CheckpointError(
                 f"{path} is the PyTorch checkpoint; "
-                f"run `acestep-mlx convert --hf-path {path} --mlx-path OUT` first"
+                f"run `acestep-mlx convert --hf-path {shlex.quote(str(path))} --mlx-path OUT` first"
             )
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is not an MLX folder: it has no config.json")
