@@ -417,6 +417,28 @@ def test_prune_deletes_only_what_is_not_used(root: Path, tiny_model: Path) -> No
     assert watch.take() == []
 
 
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_cache_file_with_any_bit_changed_or_byte_missing_gives_nothing_else(
+    compress: bool, tmp_path: Path
+) -> None:
+    store = Store(tmp_path, compress)
+    store.put("abc", {"x": np.arange(5, dtype=np.float16), "y": np.ones(3, np.int32)})
+    file = store.path("abc")
+    content = file.read_bytes()
+    found = store.get("abc")
+    assert found is not None and found["x"].tolist() == [0, 1, 2, 3, 4] and found["y"].tolist() == [1, 1, 1]
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        changed = store.get("abc")
+        same = changed is not None and all(np.array_equal(changed[k], found[k]) for k in found)
+        assert changed is None or same, place
+    for length in range(len(content)):
+        file.write_bytes(content[:length])
+        assert store.get("abc") is None, length
+    file.write_bytes(content)
+    assert store.has("abc")
+
+
 def test_store_in_memory_and_keys() -> None:
     store = Store(None)
     store.put("k", {"a": np.arange(3)})

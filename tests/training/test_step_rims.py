@@ -260,6 +260,70 @@ def test_speeds_are_of_all_ranks_and_without_the_pauses(
     assert told[-1].elapsed == 4 * 2 + (300 if pauses else 0)
 
 
+# ── when what happens, and what a checkpoint says of it ─────────────────────────────────────────────
+class Epochs(Samples):
+    """Each epoch has three samples."""
+
+    taken = 0
+
+    @property
+    def epoch(self) -> int:  # type: ignore[override]
+        return self.taken // 3
+
+    def next(self) -> dict[str, mx.array]:
+        self.taken += 1
+        return sample(1.0)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "saved", "evaluated", "validated"),
+    [
+        (Intervals(0), [7], [7], [7]),
+        (Intervals(3), [3, 6, 7], [3, 6, 7], [3, 6, 7]),
+        (Intervals(0, checkpoint_epochs=1), [3, 6, 7], [3, 6, 7], [3, 6, 7]),
+        (Intervals(0, checkpoint_epochs=2), [6, 7], [6, 7], [6, 7]),
+        (Intervals(4, checkpoint_epochs=1), [3, 4, 6, 7], [3, 4, 6, 7], [3, 4, 6, 7]),
+        (Intervals(3, validation_steps=2), [3, 6, 7], [3, 6, 7], [2, 4, 6, 7]),
+        (Intervals(3, validation_steps=0), [3, 6, 7], [3, 6, 7], [7]),
+        (Intervals(0, validation_epochs=2), [7], [7], [6, 7]),
+        (Intervals(0, validation_steps=5, validation_epochs=1), [7], [7], [3, 5, 6, 7]),
+        (Intervals(3, evaluation_steps=2), [3, 6, 7], [2, 4, 6, 7], [3, 6, 7]),
+        (Intervals(3, evaluation_steps=0), [3, 6, 7], [7], [3, 6, 7]),
+    ],
+)
+def test_a_run_does_all_when_it_is_due_and_at_its_end(
+    intervals: Intervals, saved: list[int], evaluated: list[int], validated: list[int]
+) -> None:
+    """A checkpoint knows the evaluation of its own step, and none of a step before."""
+    order: list[tuple[str, int, Any]] = []
+
+    def evaluate(step: int) -> float:
+        order.append(("evaluated", step, None))
+        return float(step)
+
+    def save(health: Any) -> tuple[Path, list[Path]]:
+        order.append(("saved", trainer.counters.step, health.evaluation))
+        return Path(), []
+
+    trainer = Trainer(
+        step_of(Numbers()),
+        Epochs(),
+        7,
+        intervals=intervals,
+        save=save,
+        emit=Listeners(),
+        evaluate=evaluate,
+        validate=lambda step: order.append(("validated", step, None)),
+    )
+    trainer.run()
+    for what, steps in (("saved", saved), ("evaluated", evaluated), ("validated", validated)):
+        assert [step for kind, step, _ in order if kind == what] == steps, what
+    known = [(step, loss) for kind, step, loss in order if kind == "saved"]
+    assert known == [(step, float(step) if step in evaluated else None) for step in saved]
+    rank = {"evaluated": 0, "saved": 1, "validated": 2}
+    assert order == sorted(order, key=lambda one: (one[1], rank[one[0]])), "in this order at each step"
+
+
 # ── dropout belongs to training alone ────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("spec", [LoRASpec(rank=2, dropout=0.5), LoRASpec(2, dropout=0.9, use_dora=True)])
 def test_evaluation_is_without_dropout_and_leaves_training_with_it(spec: LoRASpec) -> None:
