@@ -125,3 +125,22 @@ def test_the_table_serves_every_optimizer_and_setting_that_the_configuration_acc
         for key in keys:
             value = [1e-30, 1e-3] if (name, key) == ("adafactor", "eps") else values.get(key, 0.5)
             make_optimizer(name, 1e-3, options={key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("adamw", {"betas": (0.5, 0.6), "eps": 1e-3, "weight_decay": 0.7, "bias_correction": True}),
+        ("adam", {"betas": (0.5, 0.6), "eps": 1e-3, "bias_correction": True}),
+        ("adafactor", {"weight_decay": 0.7, "relative_step": False, "scale_parameter": False}),
+        ("lion", {"betas": (0.9, 0.99), "weight_decay": 0.7}),
+        ("sgd", {"weight_decay": 0.7}),
+        ("muon", {"weight_decay": 0.7}),
+    ],
+)
+def test_each_optimizer_gets_the_settings_that_it_has(name: str, taken: dict[str, object]) -> None:
+    made = make_optimizer(name, 1e-3, betas=(0.5, 0.6), eps=1e-3, weight_decay=0.7)
+    assert {key: getattr(made, key) for key in taken} == {
+        key: list(value) if isinstance(getattr(made, key), list) else value for key, value in taken.items()
+    }
+    assert made.learning_rate.item() == pytest.approx(1e-3)
