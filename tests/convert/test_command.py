@@ -7,12 +7,18 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
-from acestep_mlx.cli import main
+from acestep_mlx.cli import convert, main
+from acestep_mlx.convert import checkpoint
+from acestep_mlx.convert.checkpoint import Report
+from acestep_mlx.convert.source import FOLDERS
+from acestep_mlx.models.files import read_header
 from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.words import size
 
 
 def run(*arguments: object) -> int:
@@ -133,3 +139,76 @@ def test_unwritable_place(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         assert run("--hf-path", tiny_checkpoint, "--mlx-path", tmp_path / "locked" / "model") == 1
+
+
+#: Every flag: what is typed, and what reaches the converter.
+REACHES: dict[str, tuple[list[str], dict[str, object]]] = {
+    "hf_path": (["--hf-path", "a/b"], {"src": "a/b"}),
+    "mlx_path": (["--mlx-path", "there"], {"dst": Path("there")}),
+    "quantize": (["-q"], {"quantize": True}),
+    "q_bits": (["-q", "--q-bits", "3"], {"quantize": True, "q_bits": 3}),
+    "q_group_size": (["-q", "--q-group-size", "128"], {"quantize": True, "q_group_size": 128}),
+    "q_mode": (["-q", "--q-mode", "nvfp4"], {"quantize": True, "q_mode": "nvfp4"}),
+    "dtype": (["--dtype", "float16"], {"dtype": "float16"}),
+    "lyric_vocab": (["--lyric-vocab", "v.json"], {"lyric_vocab": Path("v.json")}),
+    "tokenizer": (["--tokenizer", "t.json"], {"tokenizer": Path("t.json")}),
+    "allow_config_keys": (
+        ["--allow-config-key", "one", "--allow-config-key", "two"], {"allow_config_keys": ("one", "two")},
+    ),
+    "revision": (["--revision", "main"], {"revision": "main"}),
+    "upload_repo": (["--upload-repo", "me/it"], {"uploaded": "me/it"}),
+}  # fmt: skip
+
+
+def test_every_flag_reaches_the_converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def fake(src: str, dst: Path, **options: object) -> Report:
+        asked.update(options, src=src, dst=dst)
+        return Report(dst, {}, "", 0.0)
+
+    monkeypatch.setattr(checkpoint, "convert", fake)
+    monkeypatch.setattr(convert, "_upload", lambda folder, repo: asked.update(uploaded=repo))
+    assert run() == 0
+    plain = {**asked, "progress": None, "uploaded": None}
+    assert {p.name for p in convert.command.params} == set(REACHES), "show what a new flag does"
+    for name, (typed, wanted) in REACHES.items():
+        asked.clear()
+        assert run(*typed) == 0, name
+        assert {"uploaded": None, **asked, "progress": None} == {**plain, **wanted}, name
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--dtype", "bfloat16"], ["-q", "--q-bits", "8", "--q-group-size", "32"]]
+)
+def test_the_summary_is_the_files(
+    flags: list[str], tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every number that is printed, against the headers of both sides."""
+    out = tmp_path / "model"
+    assert run("--hf-path", tiny_checkpoint, "--mlx-path", out, *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    read = written = 0
+    for name, folder in FOLDERS.items():
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        tensors = [
+            info for file in (tiny_checkpoint / folder).glob("*.safetensors")
+            for info in read_header(file).tensors.values()
+        ]  # fmt: skip
+        made = read_header(out / f"{name}.safetensors").tensors
+        source, stored = sum(one.stop - one.start for one in tensors), (out / f"{name}.safetensors").stat()
+        numbers = re.fullmatch(
+            r"\w+ +(\S+) M parameters +(\S+ \S+) → +(\S+ \S+)  ([\d,]+) tensors converted, (\d+) dropped"
+            r"(?:, (\d+) layers quantised)?",
+            line,
+        )
+        assert numbers is not None, line
+        assert numbers[2] == size(source) and numbers[3] == size(stored.st_size)
+        assert int(numbers[4].replace(",", "")) + int(numbers[5]) == len(tensors)
+        assert int(numbers[6] or 0) == sum(key.endswith(".scales") for key in made)
+        if not flags:
+            assert numbers[1] == f"{sum(one.size for one in made.values()) / 1e6:.2f}"
+        reasons = list(takewhile(lambda one: one.startswith(" "), lines[lines.index(line) + 1 :]))
+        assert sum(int(one.split(" dropped: ")[0]) for one in reasons) == int(numbers[5])
+        read, written = read + source, written + stored.st_size
+    assert lines[-1].startswith(f"{out}: {size(read)} → {size(written)} in ")
