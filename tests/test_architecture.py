@@ -22,6 +22,7 @@ STOREY = {
     "audio": 1,
     "text": 1,
     "models": 2,
+    "families": 2,
     "flow": 2,
     "sampling": 3,
     "data": 3,

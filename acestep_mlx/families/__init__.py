@@ -1,0 +1,1 @@
+"""What is true of one model only: a folder a family."""

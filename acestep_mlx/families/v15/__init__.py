@@ -1,0 +1,1 @@
+"""ACE-Step 1.5: its components in MLX, their configs, and where their weights come from."""
