@@ -22,9 +22,12 @@ INSTRUCTIONS = {
 }
 TRACK_INSTRUCTIONS = {
     "extract": ("Extract the {} track from the audio:", "Extract the track from the audio:"),
-    "lego": ("Generate the {} track based on the audio context:", "Generate the track based on the audio context:"),
+    "lego": (
+        "Generate the {} track based on the audio context:",
+        "Generate the track based on the audio context:",
+    ),
     "complete": ("Complete the input track with {}:", "Complete the input track:"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

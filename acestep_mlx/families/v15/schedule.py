@@ -22,10 +22,9 @@ def sigmas(steps: int, shift: float = 3.0) -> np.ndarray:
     """
     if steps < 1 or not shift > 0:
         raise ValueError(f"a schedule needs a step or more and a shift above 0, got {steps} and {shift}")
-    # In float32 from both ends, as torch.linspace does it.
-    step, at = np.float32(-1) / np.float32(steps), np.arange(steps + 1, dtype=np.float32)
-    line = np.where(at < (steps + 1) // 2, 1 + step * at, -step * (np.float32(steps) - at))
-    line = line.astype(np.float32)
+    # As torch.linspace, bit for bit: from both ends, with a float32 step, each level rounded once.
+    step, at = np.float64(np.float32(-1) / np.float32(steps)), np.arange(steps + 1)
+    line = np.where(at < (steps + 1) // 2, 1 + step * at, -step * (steps - at)).astype(np.float32)
     if shift == 1.0:
         return line
     s = np.float32(shift)
