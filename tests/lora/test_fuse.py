@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx import cli
 from acestep_mlx.cli.fuse import rounding_lines
+from acestep_mlx.convert import fuse as convert_fuse
 from acestep_mlx.convert.checkpoint import convert
 from acestep_mlx.convert.fuse import FuseReport, fuse
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
@@ -24,7 +25,10 @@ from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
 from acestep_mlx.lora.fuse import FuseError
 from acestep_mlx.lora.inject import LoRASpec, from_model, inject
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
+from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
+from acestep_mlx.models.files import read_header
 from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.words import size
 
 from .standin import disturb
 
@@ -205,6 +209,37 @@ def export(*arguments: object) -> None:
     cli.cli.main(["export", *map(str, arguments)], standalone_mode=False)
 
 
+@pytest.mark.parametrize(
+    ("typed", "strengths"),
+    [
+        ([], (1.0, 1.0)),
+        (["--lora-scale", "0.5"], (0.5, 0.5)),
+        (["--lora-scale", "0.5", "--lora-scale", "-2"], (0.5, -2.0)),
+        (["--lora-scale", "0"], (0.0, 0.0)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("parameters", "whole"), [(0, ""), (1, " and 1 whole parameter"), (4321, " and 4,321 whole")]
+)
+def test_every_flag_of_fuse_arrives_and_its_numbers_are_said(
+    typed, strengths, parameters, whole, monkeypatch, capsys
+):
+    asked = []
+
+    def fake(model, loras, dst, *, progress):
+        asked.append((model, loras, dst))
+        return FuseReport(dst, 1234, parameters, False, {"x": FuseError(0.0, 1.0, 0.5)}, 7.4)
+
+    monkeypatch.setattr(convert_fuse, "fuse", fake)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fuse", "--model", "base", "--lora", "a", "--lora", "b", "-o", "new", *typed])
+    assert not stop.value.code
+    loras = list(zip((Path("a"), Path("b")), strengths, strict=True))
+    assert asked == [(Path("base"), loras, Path("new"))]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"new: 2 LoRAs in 1,234 layers{whole}") and line.endswith(", 7 s")
+
+
 def test_the_export_command(loras, tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export(loras["lora"])
@@ -227,6 +262,38 @@ def test_the_export_command(loras, tiny_model, tmp_path, capsys, monkeypatch):
     export(loras["lora"], "--force")
     with pytest.raises(ConfigError, match="is the LoRA itself"):
         export(path, "-o", path, "--force")
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_the_precision_of_an_export_is_the_files(dtype, stored, kind, loras, tmp_path, capsys):
+    path = tmp_path / "x.safetensors"
+    export(loras["lora"], "--format", kind, "--dtype", dtype, "-o", path)
+    assert {info.dtype for info in read_header(path).tensors.values()} == {stored}
+    assert f", {dtype}, {size(path.stat().st_size)}, for " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "width", "says"),
+    [
+        ("transformer_blocks.0.attn.to_q", 32, "another size"),
+        ("transformer_blocks.9.attn.to_q", 64, "another model"),
+    ],
+)
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_a_lora_that_does_not_fit_the_model_is_not_exported(
+    path, width, says, kind, tiny_model, tmp_path, capsys
+):
+    a = mx.random.normal((2, width), key=mx.random.key(0))
+    write_lora(tmp_path / "x.safetensors", LoRAWeights({path: LoRAModule(a, a.T)}))
+    for command in ("export", "fuse"):
+        new = tmp_path / ("y.safetensors" if command == "export" else "y")
+        lora = [tmp_path / "x.safetensors"]
+        lora = ["--format", kind, *lora] if command == "export" else ["--lora", *lora]
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, *map(str, lora), "--model", str(tiny_model), "-o", str(new)])
+        err = capsys.readouterr().err
+        assert stop.value.code == 1 and err.count("\n") == 1 and says in err and not new.exists()
 
 
 def test_exporting_a_lyrics_embedder(loras, tiny_model, tmp_path, capsys):
