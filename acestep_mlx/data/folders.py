@@ -32,6 +32,7 @@ _PROJECTS = {
 }
 _ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")
 _ENVIRONMENT_NAMES = ("node_modules", "site-packages", "__pycache__", "__MACOSX")
+_WASTE = ("$recycle.bin", "recycler", "system volume information", "lost+found")
 _OUTPUT_FILES = ("metrics.jsonl", "training_state.json")
 _CLIP = re.compile(r"(?:step_\d+_.*_\d+|base_.*_[0-9a-f]{8})\.wav")  # validation clips of any version
 
@@ -104,6 +105,8 @@ def _no_songs(folder: Path, takes: bool) -> str | None:
         return "environment with programs"
     if folder.name.startswith("."):
         return "hidden folder"
+    if folder.name.lower() in _WASTE:
+        return "the system's own folder"
     if folder.suffix.lower() in PACKAGES:
         return f"package ({folder.suffix})"
     if takes:

@@ -304,11 +304,19 @@ def _known(backend: Backend, table: Any, name: str, key: str) -> str:
 def _sound_column(backend: Backend, table: Any) -> str:
     if backend.audio_column is not None:
         return _known(backend, table, backend.audio_column, "audio_column")
-    for name, feature in table.features.items():
-        if type(feature).__name__ == "Audio" or (
-            isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
-        ):
-            return str(name)
+    found = [
+        str(name)
+        for name, feature in table.features.items()
+        if type(feature).__name__ == "Audio"
+        or (isinstance(feature, dict) and {"bytes", "path"} <= set(feature))
+    ]
+    usual = [name for name in _SOUND_COLUMNS if name in found]
+    if len(found) > 1 and not usual:
+        raise ConfigError(
+            f"data set {backend.id!r}: sound in {len(found)} columns ({', '.join(found)}); set audio_column"
+        )
+    if found:
+        return (usual or found)[0]
     for name in _SOUND_COLUMNS:
         if name in table.column_names:
             return name

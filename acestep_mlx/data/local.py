@@ -153,6 +153,9 @@ class _Reader:
     def _described(self, song: Song, path: Path | None, row: dict[str, str] | None) -> Song:
         if song.problem is not None or path is None:
             return song
+        if row and "problem" in row:
+            song.problem = row["problem"]
+            return song
         try:
             song.captions = self._captions(path, song, row)
             song.lyrics = self._lyrics(path, song, row)
@@ -196,7 +199,7 @@ class _Reader:
                     f"{name} looks like lyrics, and {shown(files[1].name)} like the caption; keep one of "
                     f"them, lyrics in {shown(path.stem)}.lyrics"
                 )
-        other = sidecars.beside(path.stem, self._near(path))
+        other = sidecars.beside(path.name, self._near(path))
         if other is not None:
             file, what = other
             text = f"{shown(file.name)} looks like {what}, which is not read"
@@ -260,9 +263,10 @@ def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
     if path is None:
         raise DataError(f"data set {backend.id!r}: no list {backend.csv_file} in {folder}")
     text, _ = read_text(path, limit=1 << 28)
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t|", key=first.count) if first else ","
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    delimiter, text = sidecars.list_head(text)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     try:
         header = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = header
@@ -278,9 +282,18 @@ def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
                 fields = {kind: row.get(column or "") or "" for kind, column in columns.items()}
                 if "\\" in name and not os.path.lexists(as_stored(folder / name)):
                     name = name.replace("\\", "/")
-                rows[composed(Path(name).as_posix())] = fields
+                name = composed(Path(name).as_posix())
+                if any(more.strip() for more in row.get(None) or ()):
+                    fields["problem"] = (
+                        f"its row in {path.name} (line {reader.line_num}) has more columns than the header; "
+                        f'quote texts that hold a {delimiter!r}: "…"'
+                    )
+                if name in rows and rows[name] != fields:
+                    fields["problem"] = f"{path.name} has several rows for it, which differ; keep one"
+                rows[name] = fields
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not a CSV list ({error})") from None
+        said = str(error).replace("unexpected end of data", "a quote opened there is never closed")
+        raise DataError(f"{path}, line {reader.line_num + 1}: not a CSV list ({said})") from None
     if not rows:
         raise DataError(f"{path} lists no songs")
     return rows

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..audio import SUFFIXES
 from ..errors import DataError
 from ..names import composed
 from ..text.files import read_text
@@ -29,10 +30,11 @@ _XML = re.compile(r"\s*<(?:\?xml|!doctype|!--)", re.IGNORECASE)
 _FIELD = re.compile(
     r"""[\s"'*-]*(caption|genre|bpm|key|signature|lyrics|tags|custom_tag|trigger|is_instrumental|repeats?
     |prompt_override|duration|keyscale|scale|time_?signature|sig|language|lang|tempo|tag_position|prompt
-    |audio_path|raw_lyrics|formatted_lyrics)["'*]*\s*[:=]""",
+    |audio_path|raw_lyrics|formatted_lyrics)["'*]*\s*[:=：]""",
     re.IGNORECASE | re.VERBOSE,
 )
-_ANY_FIELD = re.compile(r"(\w[\w -]{0,24})\s*[:=]\s*\S")
+_ANY_FIELD = re.compile(r"(\w[\w -]{0,24})\s*[:=：]\s*\S")
+_ASS = re.compile(r"^\s*(?:\[Script Info\]\s*$|Dialogue:\s*\d+,)", re.IGNORECASE | re.MULTILINE)
 _HEADERS = {"---", "+++"}
 
 #: endings of files in which other programs keep a song's caption → what such a file looks like
@@ -40,6 +42,7 @@ BESIDE = {
     ".caption.txt": "a caption of ACE-Step 1.5 or Side-Step",
     ".caption": "another trainer's caption",
     ".tags": "another trainer's caption",
+    ".prompt": "another trainer's caption",
     ".json": "another trainer's metadata (ACE-Step 1.5, ace-lora-trainer, musubi)",
     ".jsonl": "another trainer's metadata",
     ".yaml": "another trainer's metadata",
@@ -69,14 +72,19 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
         return "rich text (RTF)"
     if _is_json(text):
         return "JSON metadata (musubi and others)"
+    if _ASS.search(text):
+        return "subtitles (ASS)"
+    named = (_song_name(row) or "" for row in _rows(text, ".csv") if isinstance(row, dict))
+    if any(name.lower().endswith(SUFFIXES) for name in named):
+        return "a list of songs (CSV)"
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if lines and lines[0] in _HEADERS:
         return "metadata (YAML or TOML)"
     field = next((found for line in lines if (found := _FIELD.match(line))), None)
     if field and not listed:
         return f"metadata of Side-Step or HOT-Step ({field[1]}: …)"
-    named = [found[1].lower() for line in lines if (found := _ANY_FIELD.match(line))]
-    if len(set(named)) == len(lines) > 2:
+    keys = [found[1].lower() for line in lines if (found := _ANY_FIELD.match(line))]
+    if len(set(keys)) == len(lines) > 2:
         return f"metadata ({lines[0][:40]})"
     timed = timed_lines(lines)
     if any(has_stamp(line) for line in lines) or (timed > 2 and timed >= 0.8 * len(lines)):
@@ -117,7 +125,7 @@ def check_lyrics(text: str, name: str) -> None:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     fields = {found[1].lower() for line in lines[:40] if (found := _FIELD.match(line))}
     first = _FIELD.match(lines[0]) if lines else None
-    tagged = len(_KNOWN_TAG.findall(text)) > 1 or _XML.match(text)
+    tagged = len(_KNOWN_TAG.findall(text)) > 1 or _XML.match(text) or _ASS.search(text)
     if tagged or _is_json(text) or (first and (len(fields) > 1 or first[1].lower() in ("caption", "lyrics"))):
         what = looks_like(text) or "metadata"
         raise DataError(
@@ -126,11 +134,17 @@ def check_lyrics(text: str, name: str) -> None:
 
 
 # ── files beside a song ──────────────────────────────────────────────────────────────────────────────
-def beside(stem: str, named: Callable[[str], Path | None]) -> tuple[Path, str] | None:
-    """The other program's file that describes a song, and what it looks like. named: a file in its folder."""
-    for ending, what in BESIDE.items():
-        found = named(stem + ending)
-        if found is not None and not (ending == ".json" and _is_ours(found)):
+def beside(name: str, named: Callable[[str], Path | None]) -> tuple[Path, str] | None:
+    """The other program's file that describes a song, and what it looks like. named: a file in its folder.
+
+    It may be called after the song's stem or, `song.wav.json`, after all of its name.
+    """
+    stem = Path(name).stem
+    whole = {f"{name}{ending}": what for ending, what in BESIDE.items()}
+    whole[f"{name}.txt"] = "a caption under the song's whole name"
+    for other, what in ({f"{stem}{ending}": what for ending, what in BESIDE.items()} | whole).items():
+        found = named(other)
+        if found is not None and not (other.endswith(".json") and _is_ours(found)):
             return found, what
     for template in ELSEWHERE:
         found = named(template.format(stem=stem))
@@ -198,10 +212,18 @@ def _rows(text: str, suffix: str) -> list[Any]:
                 keyed = [{"path": k, **v} for k, v in content.items() if isinstance(v, dict)]
                 content = next((content[k] for k in ("samples", "data", "songs") if k in content), keyed)
             return content if isinstance(content, list) else []
-        first = text.split("\n", 1)[0]
-        return list(csv.DictReader(io.StringIO(text), delimiter=max(",;\t|", key=first.count)))
+        first, text = list_head(text)
+        return list(csv.DictReader(io.StringIO(text), delimiter=first))
     except (ValueError, RecursionError, csv.Error):
         return []
+
+
+def list_head(text: str) -> tuple[str, str]:
+    """The delimiter of a CSV list, and the list without Excel's line that names it (`sep=;`)."""
+    first, _, rest = text.partition("\n")
+    if named := re.fullmatch(r"sep=(.)\r?", first.strip(" "), re.IGNORECASE):
+        return named[1], rest
+    return max(",;\t|", key=first.count), text
 
 
 def _song_name(row: dict[Any, Any]) -> str | None:

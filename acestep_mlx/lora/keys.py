@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..words import listed
 
 # In front of a module path; stripped again and again ("base_model.model.transformer." too).
-PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.")
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 # In front of a path whose dots became underscores.
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 

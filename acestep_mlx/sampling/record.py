@@ -32,7 +32,9 @@ MAX_RECORD_BYTES = 16 << 20  # of a JSON file or of a sound file's tags; ours ha
 
 _TAG_BYTES = 1 << 16  # of a beginning and an end, where every format keeps its tags
 _OURS = re.compile(rb'acestep-mlx \d|"%b":' % KEY.encode())
-_OURS_WIDE = tuple("acestep-mlx ".encode(f"utf-16-{order}") for order in ("le", "be"))  # as ID3 may have it
+_OURS_WIDE = tuple(  # as ID3 and WMA may have it
+    text.encode(f"utf-16-{order}") for text in ("acestep-mlx ", f'"{KEY}":') for order in ("le", "be")
+)
 
 
 def default_name(request: Request) -> str:

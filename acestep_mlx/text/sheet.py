@@ -6,6 +6,7 @@ on a line of its own. The tokenizer itself stays as the reference's: data sets a
 
 from __future__ import annotations
 
+import html
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ from itertools import pairwise
 from .clean import is_lrc_tag, language_tag_of, split_lines
 from .marks import is_counter, known_mark, mark_line
 
+_HTML_BREAK = re.compile(r"[ \t]*<br\s*/?>[ \t]*\n?", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#\d{1,6}|#x[0-9a-f]{1,5});", re.IGNORECASE)
 _BREAK = re.compile(r"(?:\\+r)?\\+n")
 # 1:02, 00:12.34, 00:12,34, 00:12:34, 01:02:03,456; outside square brackets seconds have two digits
 _CLOCK = r"\d{1,3}(?:[:：]\d{1,3}){1,3}(?:[.,．，]\d{1,6})?"
 _STRICT_CLOCK = r"\d{1,3}(?:[:：]\d{2}){1,3}(?:[.,．，]\d{1,6})?"
 _SECONDS = (
     r"\d{1,5}[.,]\d{1,6}\s*s?|\d{1,5}\s*(?:s|sec|ms)|\d{1,2}\.\d{2}\.\d{2,3}"
+    r"|\d{1,3}\s*['′’]\s*\d{1,2}(?:[.,]\d{1,3})?\s*(?:[\"″”]|'')?"
     r"|(?:\d{1,2}\s*h\s*)?\d{1,3}\s*m(?:in)?\s*\d{1,2}(?:[.,]\d{1,6})?\s*s?"
 )
 _TO = r"\s*(?:-+>?|→|–|—|~|to|/|,|;)\s*"
@@ -32,17 +36,19 @@ def _times(time: str) -> str:
 
 
 _STAMP = re.compile(
-    rf"[ \t]*(?:[\[［【<〈{{]\s*{_times(f'{_CLOCK}|{_SECONDS}')}\s*[\]］】>〉}}]"
+    rf"[ \t]*(?:[\[［【<〈{{]\|?\s*{_times(f'{_CLOCK}|{_SECONDS}')}\s*\|?[\]］】>〉}}]"
     rf"|[(（]\s*{_times(_STRICT_CLOCK)}\s*[)）])[ \t]*"
 )
 _BARE_STAMP = re.compile(rf"\s*({_STRICT_CLOCK}(?:{_TO}{_STRICT_CLOCK})*)(?:\s*[-–—|]+\s*|\s*:\s+|\s+|$)")
 _TAIL_STAMP = re.compile(rf"\s+[-–—|@]*\s*({_STRICT_CLOCK})\s*$")
+_LABEL = re.compile(r"\d+[.,]\d{3,}\t\d+[.,]\d{3,}(?:\t|$)")  # Audacity's
 _INSIDE = re.compile(rf"(?<!\S){_STRICT_CLOCK}(?!\S)[ \t]*")
 # What no time of day in a song looks like: a fraction, or hours, minutes and seconds; at a rim also minute 0.
 _EXACT = re.compile(r"\d[.,．，]\d{2,}|\d[:：]\d+[:：]\d")
 _CERTAIN = re.compile(rf"{_EXACT.pattern}|(?<!\d)00?[:：]\d\d")
 _CUE = re.compile(rf"\s*{_CLOCK}\s*(?:-+>|→)\s*{_CLOCK}\s*(.*)")
 _CUE_SETTING = re.compile(r"(?:(?:align|position|line|size|vertical|region|[XY][12]):\S+\s*)+")
+_VTT_BLOCK = re.compile(r"(?:NOTE|STYLE|REGION)(?=\s|$)")
 _STYLE = re.compile(r"</?[ibuvc](?:[ .][^>]*)?>|</?font[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
 _DATA = re.compile(r"\[[A-Za-z#_]+\s*:.*\]")
 _SQUARE = re.compile(r"[\[［【]([^\[\]［］【】]*)[\]］】]")
@@ -61,8 +67,7 @@ def read_sheet(text: str) -> Sheet:
 
     Idempotent: what it returns is not changed again.
     """
-    text, breaks = unescape_breaks(text)
-    notes = [r"\n written out, read as line breaks"] if breaks else []
+    text, notes = _unescaped(text)
     lines = split_lines(text)
     if any(_CUE.match(line) for line in lines):
         lines, cues = _without_cues(lines)
@@ -76,6 +81,28 @@ def read_sheet(text: str) -> Sheet:
     lines = [piece for line in lines for piece in marks.read(line)]
     notes += marks.notes()
     return Sheet("\n".join(line.rstrip() for line in lines).strip(), notes)
+
+
+def _unescaped(text: str) -> tuple[str, list[str]]:
+    """`text` without written-out line breaks and HTML, also what these make of each other; what was done."""
+    done: dict[str, None] = {}
+    found = True
+    while found:
+        text, found = unescape_breaks(text)
+        if found:
+            done[r"\n written out, read as line breaks"] = None
+        text, breaks = _HTML_BREAK.subn("\n", text)
+        plain = _ENTITY.sub(_character, text)
+        if breaks or plain != text:
+            done["HTML read (<br>, &amp; and the like)"] = None
+            text, found = plain, True
+    return text, list(done)
+
+
+def _character(entity: re.Match[str]) -> str:
+    """What an entity of HTML stands for; one that cannot be printed stays as it is."""
+    character = html.unescape(entity[0]).replace("\xa0", " ")
+    return character if character.isprintable() and character != "\ufffd" else entity[0]
 
 
 def unescape_breaks(text: str) -> tuple[str, bool]:
@@ -110,17 +137,22 @@ def _without_cues(lines: list[str]) -> tuple[list[str], int]:
     """Lines of SRT or WebVTT without numbers, times, styles and blank lines; and how many cues there were."""
     out: list[str] = []
     cues, header, before = 0, False, ""
+    vtt = any(line.strip("\ufeff \t").startswith("WEBVTT") for line in lines[:3])
+    previous = ""
     for line in lines:
-        previous, before = before, line
+        above, previous, before = previous, before, line
         stripped = line.strip("\ufeff \t")
         if not stripped:
             header = False
-        elif stripped.startswith("WEBVTT") and not cues:
+        elif (vtt and not previous.strip() and _VTT_BLOCK.match(stripped)) or (
+            stripped.startswith("WEBVTT") and not cues
+        ):
             header = True
         elif cue := _CUE.match(stripped):
             cues += 1
             header = False
-            if out and previous.strip().isdigit():  # the cue's number
+            named = vtt and previous.strip() and not above.strip()
+            if out and (previous.strip().isdigit() or named):  # the cue's number or name
                 out.pop()
             rest = _CUE_SETTING.sub("", cue[1]).strip()
             out += [rest] if rest else []
@@ -154,7 +186,8 @@ def _without_stamps(lines: list[str]) -> tuple[list[str], int]:
     A time without brackets is a stamp where one of them looks like no time of day, or where nearly all lines
     have one in the same place, rising: "7:30 in the morning" is sung.
     """
-    bare = [_STAMP.sub(_gap, line).strip() if _STAMP.search(line) else line for line in lines]
+    bare = [_LABEL.sub("", line, count=1) if _LABEL.match(line) else line for line in lines]
+    bare = [_STAMP.sub(_gap, line).strip() if _STAMP.search(line) else line for line in bare]
     bare = [_INSIDE.sub(lambda time: "" if _EXACT.search(time[0]) else time[0], line) for line in bare]
     for pattern, place in ((_BARE_STAMP, re.Pattern.match), (_TAIL_STAMP, re.Pattern.search)):
         found: Callable[..., re.Match[str] | None] = place

@@ -503,3 +503,17 @@ def test_a_struct_without_bytes_and_path_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read(tmp_path, folder)
     assert "no sound in this row" in "\n".join([str(error.value), *error.value.details])
+
+
+def test_sound_in_several_columns_is_asked_for(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = parquet(tmp_path / "set", [{"bytes": wav(220), "path": "a.wav"}])
+    cells = pq.read_table(folder / "train.parquet")["audio"]
+    pq.write_table(pa.table({"mix": cells, "vocals": cells, "prompt": ["pop"]}), folder / "train.parquet")
+    with pytest.raises(ConfigError, match=r"2 columns.*mix, vocals.*audio_column"):
+        read(tmp_path, folder)
+    assert len(read(tmp_path, folder, config={"audio_column": "vocals"}).samples) == 1
+    pq.write_table(pa.table({"vocals": cells, "audio": cells, "prompt": ["pop"]}), folder / "train.parquet")
+    assert len(read(tmp_path, folder).samples) == 1

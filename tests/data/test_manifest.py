@@ -110,7 +110,7 @@ def test_csv_list(tmp_path: Path, songs: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "part"),
     [("", "no filename column"), ("a;b\n1;2\n", "no filename column"), ("file,caption\n", "lists no songs"),
-     ("file,words\na.wav,x\n", "no caption column"), ('file,caption\n"a.wav,x\n', "no such file"),
+     ("file,words\na.wav,x\n", "no caption column"), ('file,caption\n"a.wav,x\n', "line 2: not a CSV list"),
      ("file,caption\n" + "x" * 200_000 + ",y\n", "not a CSV list")],
 )  # fmt: skip
 def test_broken_csv_lists_are_one_line(content: str, part: str, tmp_path: Path, songs: Path) -> None:

@@ -33,6 +33,10 @@ FOREIGN = {
     "YAML": ("---\ntitle: x\n", "YAML"),
     "TOML": ('caption = "slow jazz"\n', "Side-Step"),
     "any named fields": ("title: Night\nartist: Me\nmood: calm", "metadata (title: Night)"),
+    "Side-Step with wide colons": ("caption：slow jazz\nbpm：90", "Side-Step"),
+    "a CSV list": ("File,BPM,Key,Caption\na.wav,120,C,jazz", "a list of songs (CSV)"),
+    "a CSV list of Excel": ("sep=;\nFile;Caption\na.wav;jazz", "a list of songs (CSV)"),
+    "ASS": ("[Script Info]\nTitle: x\n[Events]\nDialogue: 0,0:00:01.00,0:00:04.00,,,0,0,0,,la", "ASS"),
     "rich text": (r"{\rtf1\ansi slow jazz}", "RTF"),
     "XML": ('<?xml version="1.0"?>\n<song><title>x</title></song>', "XML"),
     "lyrics of ACE-Step 1.5": ("[Verse 1]\nla la\n\n[Chorus]\noh oh", "structure marks ([Verse 1])"),
@@ -57,6 +61,7 @@ PLAIN = (
     "the drop comes at 1:20",
     "the drop comes (1:20), the break at (2:40)",
     "cool & warm <3",
+    "key, audio, text\nlate, night, piano",
     "“quoted”, 'words'",
 )
 
@@ -273,3 +278,21 @@ def test_hugging_face_captions_are_checked_too(tmp_path: Path) -> None:
     found = read(tmp_path, parquet(tmp_path / "set", cells, text=texts))
     assert [s.captions for s in found.samples] == [("pop",)]
     assert "structure marks" in reasons(found)["1.wav"] and "JSON" in reasons(found)["2.wav"]
+
+
+@pytest.mark.parametrize("name", ["a.wav.txt", "a.wav.json", "a.wav.caption", "a.prompt", "a.wav.prompt"])
+def test_a_caption_under_another_name_costs_the_song_that_has_none(name: str, tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", caption=None)
+    song(tmp_path / "songs", "ok")
+    (tmp_path / "songs" / name).write_text('{"caption": "jazz"}')
+    found = manifest(tmp_path)
+    assert [s.captions for s in found.samples] == [("pop, happy",)]
+    assert f"{name} looks like" in "\n".join(found.report.lines())
+
+
+def test_subtitles_that_are_not_read_are_not_sung(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", lyrics="[Script Info]\nTitle: x\n[Events]\nDialogue: 0,0:00:01.00,,la")
+    song(tmp_path / "songs", "ok", lyrics="la")
+    found = manifest(tmp_path)
+    assert [s.lyrics for s in found.samples] == ["la"]
+    assert "a.lyrics looks like subtitles (ASS)" in "\n".join(found.report.lines())

@@ -58,7 +58,7 @@ def test_songs_made_here_are_known_by_their_tags(
     assert f"renamed.{suffix}: made by acestep-mlx" in "\n".join(found.report.lines())
 
 
-@pytest.mark.parametrize("suffix", ["m4a", "opus", "aiff", "flac"])
+@pytest.mark.parametrize("suffix", ["m4a", "opus", "aiff", "flac", "wma"])
 def test_they_are_known_after_a_conversion(suffix: str, tmp_path: Path, songs: Path) -> None:
     source = ours(tmp_path / "pop.flac")
     command = [require("ffmpeg"), "-loglevel", "error", "-i", str(source), "-map_metadata", "0"]
@@ -414,3 +414,50 @@ def test_the_report_as_json(tmp_path: Path, songs: Path) -> None:
     found = json.loads(json.dumps(manifest(tmp_path).report.to_dict()))
     assert found["sets"][0]["left_out"] == [["._a.wav", "hidden file"]]
     assert np.isclose(found["hours"], 4 / 3600)
+
+
+@pytest.mark.parametrize("name", ["$RECYCLE.BIN", "System Volume Information", "lost+found"])
+def test_the_systems_own_folders(name: str, tmp_path: Path, songs: Path) -> None:
+    write(songs / name / "deleted.wav", pitch=300)
+    found = manifest(tmp_path)
+    assert names(found) == ["mine.wav"]
+    assert left_out(found) == {f"{name}/": "the system's own folder"}
+
+
+LIST = {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("file,caption\na.wav,jazz, piano\nmine.wav,pop\n", "more columns than the header"),
+        ("file;caption\na.wav;jazz; slow\nmine.wav;pop\n", "more columns than the header"),
+        ("file,caption\na.wav,jazz\nmine.wav,pop\na.wav,rock\n", "several rows for it"),
+    ],
+)
+def test_rows_that_say_too_much_cost_their_song(rows: str, said: str, tmp_path: Path, songs: Path) -> None:
+    write(songs / "a.wav", pitch=300)
+    (songs / "list.csv").write_text(rows)
+    found = manifest(tmp_path, LIST)
+    assert names(found) == ["mine.wav"]
+    assert said in "\n".join(found.report.lines())
+
+
+def test_rows_that_say_the_same_and_empty_columns_are_harmless(tmp_path: Path, songs: Path) -> None:
+    (songs / "list.csv").write_text("file,caption\nmine.wav,pop,,\nmine.wav,pop\n")
+    assert [s.captions for s in manifest(tmp_path, LIST).samples] == [("pop",)]
+
+
+def test_a_quote_that_is_never_closed_is_an_error(tmp_path: Path, songs: Path) -> None:
+    """It would swallow the rows behind it."""
+    write(songs / "a.wav", pitch=300)
+    (songs / "list.csv").write_text('file,caption\na.wav,"jazz\nmine.wav,pop\n')
+    with pytest.raises(DataError, match=r"list\.csv, line 2: not a CSV list .a quote opened there is never"):
+        manifest(tmp_path, LIST)
+
+
+@pytest.mark.parametrize("kind", ["csv", "local"])
+def test_excels_line_about_the_delimiter(kind: str, tmp_path: Path, songs: Path) -> None:
+    (songs / "list.csv").write_text("sep=;\r\nfile;caption\r\nmine.wav;pop, slow\r\n", newline="")
+    found = manifest(tmp_path, {**LIST, "type": kind})
+    assert [s.captions for s in found.samples] == [("pop, slow",)]

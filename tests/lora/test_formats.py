@@ -231,6 +231,15 @@ OTHERS = {
     "transformer.": (
         {f"transformer.{PATH}.lora_A.weight": A, f"transformer.{PATH}.lora_B.weight": B}, {}, 1.0,
     ),
+    "model.diffusion_model. with alpha": (
+        {
+            f"model.diffusion_model.{PATH}.lora_A.weight": A,
+            f"model.diffusion_model.{PATH}.lora_B.weight": B,
+            f"model.diffusion_model.{PATH}.alpha": alpha(2),
+        },
+        {},
+        0.5,
+    ),
     "diffusion_model. with alpha": (
         {
             f"diffusion_model.{PATH}.lora_A.weight": A,

@@ -28,6 +28,9 @@ def tokenizer() -> LyricTokenizer:
     "written",
     [
         "[00:12.34]Hello there\n[00:15]again",
+        "<|0.00|> Hello there<|4.00|>\n<|4.00|> again<|6.00|>",
+        "[1'02\"] Hello there\n[1′05″] again",
+        "12.000000\t14.500000\tHello there\n15.100000\t16.000000\tagain",
         "Hello [00:12.34] there\nagain [01:00]",
         "[00:12.34]Hello [00:13.00]there\n[00:15.00]again",
         "[00:12,34]Hello there\n[00:15,00]again",
@@ -245,3 +248,25 @@ def test_nothing_takes_long() -> None:
     for piece in ("[", "[0:1 - ", "(Chorus ", "1:", "verse ", "\\", "<i", "00:01 --> "):
         read_sheet(piece * 5000)
         known_mark(piece * 5000)
+
+
+def test_notes_styles_and_names_of_cues_in_webvtt_are_not_sung() -> None:
+    text = (
+        "WEBVTT - x\n\nNOTE by me\nand more\n\nSTYLE\n::cue {}\n\nfirst\n00:01.000 --> 00:02.000\n"
+        "<v Bob>Hello there</v>\n\n00:03.000 --> 00:04.000\nNOTE to self\nagain"
+    )
+    assert read_sheet(text).text == "Hello there\nNOTE to self\nagain"
+
+
+@pytest.mark.parametrize(
+    ("written", "sung"),
+    [
+        ("[Verse]<br>la la<br/>oh<BR />\nhey", "[Verse]\nla la\noh\nhey"),
+        ("it&#39;s &amp; you&nbsp;said &quot;oh&quot;", 'it\'s & you said "oh"'),
+        ("a &amp;amp; b &#0; c", "a & b &#0; c"),
+    ],
+)
+def test_html_is_not_sung(written: str, sung: str) -> None:
+    sheet = read_sheet(written)
+    assert sheet.text == sung and "HTML" in sheet.notes[0]
+    assert read_sheet(sung).text == sung
