@@ -237,3 +237,50 @@ def test_plans_do_not_depend_on_what_was_asked_before(root: Path, tiny_model: Pa
     batches.plan(0)
     assert batches.plan(5) == late
     assert isinstance(late[0][0], Item)
+
+
+class Lengths:
+    """What Batches needs of a cache to plan, without anything encoded."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples = samples
+
+    def text_length(self, sample: Any) -> int:
+        return 5
+
+    lyric_length = text_length
+
+
+#: What the order of songs hangs on → whether it is a key of the data set or an option of the run.
+ORDERING: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"repeats": 1}, {}),
+    ({"probability": 0.5}, {}),
+    ({"max_num_samples": 4}, {}),
+    ({"audio": {"max_duration_seconds": 5}}, {}),
+    ({"audio": {"max_duration_seconds": 5, "truncation_mode": "end"}}, {}),
+    ({"caption_strategy": "filename"}, {}),
+    ({"instance_prompt": "zyx", "prepend_instance_prompt": True}, {}),
+    ({"audio": {"lyrics_suffix": ".none"}}, {}),
+    ({}, {"seed": 7}),
+    ({}, {"train_batch_size": 2}),
+    ({}, {"caption_dropout_probability": 0.5}),
+]
+
+
+def test_a_change_of_what_is_drawn_begins_the_epoch_anew(root: Path) -> None:
+    """Each of these is another order, or other words; so is each beside every other."""
+
+    def planned(entry: dict[str, Any], options: dict[str, Any]) -> Batches:
+        settings = config(root, entry, **options)
+        found: Any = Lengths(build_manifest(settings).samples)
+        return Batches(found, settings)
+
+    found = [planned({}, {}), *(planned(*change) for change in ORDERING)]
+    for i, one in enumerate(found):
+        one._epoch, one._position = 2, 3
+        state = json.loads(json.dumps(one.state()))
+        for j, other in enumerate(found):
+            said = other.restore(state)
+            place = (other.state()["epoch"], other.state()["position"])
+            assert (said is None) == (i == j), (i, j)
+            assert place == ((2, 3) if i == j else (2, 0)), (i, j)
