@@ -29,6 +29,14 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("interrupts")
 
 
+@pytest.fixture(autouse=True)
+def hangup():
+    """A terminal that is closed ends programs, also where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 # ── the request itself ────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_answered_while_the_main_thread_is_not_in_python(number):
