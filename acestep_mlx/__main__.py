@@ -1,5 +1,14 @@
-"""`python -m acestep_mlx` is `acestep-mlx`."""
+"""`acestep-mlx`, and `python -m acestep_mlx`."""
 
-from acestep_mlx.cli import main
 
-main()
+def run() -> None:
+    """The command line; a Ctrl-C that comes while it is still being loaded ends without a traceback too."""
+    try:
+        from acestep_mlx.cli import main
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    main()
+
+
+if __name__ == "__main__":
+    run()

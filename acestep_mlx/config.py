@@ -8,17 +8,18 @@ the value and the place it came from.
 from __future__ import annotations
 
 import contextlib
-import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import schema
 from .errors import ConfigError, nearest
 from .foreign_options import IGNORED_PREFIXES
 from .names import as_stored
 from .options import ALIASES, OPTIMIZER_CONFIG, OPTIONS, PRECISION_BITS, SUPPORTED, Option
 from .values import is_off, kind_of, parse_value, read_json, show
-from .words import without_secrets
+from .words import brief, without_secrets
 
 __all__ = ["ALIASES", "OPTIONS", "Option", "TrainConfig", "load_config", "parse_value", "read_json"]
 
@@ -33,6 +34,25 @@ _FOLLOWS = {
     "lyrics_embedder_lr_scheduler": "lr_scheduler",
     "validation_seed": "seed",
 }
+
+
+_DECAY = schema.number(0, 0.99999)  # of a moment: at 1 it would never take anything in
+#: What each setting of `optimizer_config` may be.
+OPTIMIZER_SETTINGS: dict[str, schema.Check] = {
+    "betas": schema.items(_DECAY, 2, 2),
+    **dict.fromkeys(("beta1", "beta2", "momentum"), _DECAY),
+    "beta_1": schema.optional(_DECAY),
+    "dampening": schema.number(0, 1),
+    "eps": schema.number(1e-30, 1),
+    "weight_decay": schema.number(0, 10),
+    "clip_threshold": schema.number(1e-6, 1e6),
+    "decay_rate": schema.number(-1, -1e-6),
+    "ns_steps": schema.whole(1, 100),
+    **dict.fromkeys(
+        ("bias_correction", "nesterov", "scale_parameter", "relative_step", "warmup_init"), schema.flag
+    ),
+}
+_PAIRED_EPS = schema.items(schema.number(0, 1), 2, 2)  # of Adafactor: of the gradient, of the weights
 
 
 class TrainConfig:
@@ -98,6 +118,9 @@ class TrainConfig:
         text = str(path).replace("{model_family}", self.model_family)
         for name, value in fields.items():
             text = text.replace("{" + name + "}", value)
+        if (left := re.search(r"\{\w*\}", text)) and not Path(text).exists():
+            known = " and ".join("{" + name + "}" for name in ("model_family", *fields))
+            raise ConfigError(f"{path}: {left[0]} is not filled in here, only {known} can be")
         try:
             target = Path(text).expanduser()
         except RuntimeError:
@@ -168,7 +191,7 @@ def _collect(
         if not isinstance(key, str) or key.startswith("_"):
             continue  # editors' bookkeeping, e.g. "_metadata"
         name = canonical(key)
-        shown = key.strip().removeprefix("--")
+        shown = brief(key.strip().removeprefix("--"), 60)
         if name == "epochs":  # the original trainer's spelling, where -1 means "for ever"
             name, raw = "num_train_epochs", 0 if raw in (-1, "-1") else raw
         option = OPTIONS.get(name)
@@ -313,6 +336,8 @@ def _check_optimizer_config(values: dict[str, Any], where: str) -> None:
                 f"optimizer_config: {values['optimizer']} has no setting {key!r}{nearest(key, known)} "
                 f"(known: {', '.join(known)}) ({where})"
             )
-        numbers = value if isinstance(value, list) else [value]
-        if not numbers or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
-            raise ConfigError(f"optimizer_config: {key} must be a number, got {show(value)} ({where})")
+        check = _PAIRED_EPS if (values["optimizer"], key) == ("adafactor", "eps") else OPTIMIZER_SETTINGS[key]
+        try:
+            check(value, key)
+        except schema.Mismatch as error:
+            raise ConfigError(f"optimizer_config: {error} ({where})") from None

@@ -249,8 +249,15 @@ def read_file(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     return data
 
 
+def parse_whole(text: str) -> int:
+    """A whole number of JSON; ValueError for one of thousands of digits."""
+    if len(text) > 4000:
+        raise ValueError(f"a number of {len(text)} digits in it")
+    return int(text)
+
+
 def parse_json(data: bytes | str) -> Any:
-    """JSON as the standard has it: UTF-8, no NaN, no name twice. ValueError says what is wrong."""
+    """JSON in UTF-8 (a byte order mark is tolerated): no NaN, no name twice. ValueError says why not."""
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is not a JSON number")
@@ -262,8 +269,8 @@ def parse_json(data: bytes | str) -> Any:
         return found
 
     try:
-        decoded = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(decoded, parse_constant=refuse, object_pairs_hook=unique)
+        decoded = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        return json.loads(decoded, parse_constant=refuse, parse_int=parse_whole, object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except RecursionError:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import ConfigError, nearest
 from .options import Option
-from .schema import Mismatch, read_file, texts
+from .schema import Mismatch, parse_json, parse_whole, read_file, texts
 
 TRUE = frozenset({"true", "1", "yes", "on"})
 FALSE = frozenset({"false", "0", "no", "off"})
@@ -38,7 +38,8 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path}: {name} is not a JSON number")
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+        hooks: dict[str, Any] = {"parse_constant": refuse_constant, "parse_int": parse_whole}
+        return json.loads(text, object_pairs_hook=unique, **hooks)
     except json.JSONDecodeError as error:
         hint = (
             "; is a comma too many or missing?" if "delimiter" in error.msg or "property" in error.msg else ""
@@ -212,11 +213,13 @@ def _mapping(value: Any, name: str, where: str) -> dict[str, Any]:
         text = value.strip()
         try:
             if text.startswith("{"):
-                value = json.loads(text)
+                value = parse_json(text)
             else:
                 pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
                 value = {pair[0].strip(): _scalar(pair[1].strip()) for pair in pairs}
-        except (json.JSONDecodeError, IndexError):
+                if len(value) < len(pairs):
+                    raise ConfigError(f"{name}: a setting is given twice in {text!r}; keep one ({where})")
+        except (ValueError, IndexError):
             raise ConfigError(
                 f"{name} must be like eps=1e-6,weight_decay=0, got {text!r} ({where})"
             ) from None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from acestep_mlx.config import EXAMPLES, examples, load_config
+from acestep_mlx.config import EXAMPLES, OPTIMIZER_SETTINGS, examples, load_config
 from acestep_mlx.data.backends import read_backends
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.options import ALIASES, OPTIONS, SUPPORTED
+from acestep_mlx.options import ALIASES, OPTIMIZER_CONFIG, OPTIONS, SUPPORTED
 
 BACKENDS = [{"id": "songs", "instance_data_dir": "."}]
 
@@ -346,6 +347,66 @@ def test_optimizer_settings_belong_to_their_optimizer() -> None:
     }
     with pytest.raises(ConfigError, match="did you mean 'weight_decay'"):
         load_config({"optimizer_config": {"weight_deca": 0}})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key", "value", "wanted"),
+    [
+        ("adamw", "betas", [0.9], "betas must have 2 entries"),
+        ("lion", "betas", [0.9, 0.99, 0.999], "betas must have 2 entries"),
+        ("adamw", "betas", 0.9, "betas must be a list"),
+        ("adam", "betas", [0.9, 2], "betas[1] must be between 0 and"),
+        ("adam", "beta1", 1, "beta1 must be between"),
+        ("adamw", "eps", 0, "eps must be between"),
+        ("adamw", "eps", [1e-8, 1e-8], "eps must be a number"),
+        ("adamw", "weight_decay", -1, "weight_decay must be between"),
+        ("adamw", "bias_correction", 3, "bias_correction must be true or false"),
+        ("adafactor", "eps", 1e-30, "eps must be a list"),
+        ("adafactor", "decay_rate", 2, "decay_rate must be between"),
+        ("sgd", "momentum", 1.5, "momentum must be between"),
+        ("sgd", "nesterov", "yes", "nesterov must be true or false"),
+        ("muon", "ns_steps", 2.5, "ns_steps must be a whole number"),
+    ],
+)
+def test_each_optimizer_setting_is_checked_before_the_run(
+    optimizer: str, key: str, value: Any, wanted: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"optimizer_config: {wanted}")):
+        load_config({"optimizer": optimizer, "optimizer_config": {key: value}})
+
+
+def test_every_optimizer_setting_has_its_check() -> None:
+    assert {key for keys in OPTIMIZER_CONFIG.values() for key in keys} == set(OPTIMIZER_SETTINGS)
+
+
+@pytest.mark.parametrize("settings", ["eps=1e-6,eps=1e-8", '{"eps": 1e-6, "eps": 1e-8}'])
+def test_an_optimizer_setting_given_twice(settings: str) -> None:
+    with pytest.raises(ConfigError, match="optimizer_config"):
+        load_config({"optimizer_config": settings})
+
+
+def test_a_long_unknown_key_is_not_repeated_in_full() -> None:
+    with pytest.raises(ConfigError, match="unknown option 'xxx") as error:
+        load_config({"x" * 5000: 1})
+    assert len(one_line(error)) < 200
+
+
+def test_a_number_of_thousands_of_digits_is_said_in_our_own_words(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"lora_rank": ' + "9" * 5000 + "}")
+    with pytest.raises(ConfigError, match="a number of 5000 digits") as error:
+        load_config(tmp_path / "config.json")
+    assert "sys." not in one_line(error)
+
+
+@pytest.mark.parametrize("path", ["{nope}/vae", "cache/{model}/{id}", "/tmp/{ID}"])
+def test_a_name_that_is_not_filled_in_is_no_folder(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not filled in here, only \{model_family\} and \{id\} can be"):
+        load_config({}).resolve(path, id="songs")
+
+
+def test_a_folder_with_braces_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "{mine}").mkdir()
+    assert load_config({}).resolve(tmp_path / "{mine}") == tmp_path / "{mine}"
 
 
 def test_quantization() -> None:

@@ -26,7 +26,7 @@ def test_training_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
         display(Finished(1, "done", None, None, skipped_steps=1))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["converting: 2.00 MB of 2.00 MB", "latents: 3 of 3"]
-    assert "training 1,234 parameters on 1 song, steps 1 to 1" in lines[2]
+    assert "training 1,234 parameters on 1 song, step 1, into" in lines[2]
     assert "0.31 s audio/s, peak 250.00 MB" in lines[3]
     assert lines[4] == "warning: 1 step skipped in all"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,20 @@ def test_debug_shows_where_it_comes_from(
 def test_wrong_usage_is_two(end: End, arguments: list[str]) -> None:
     code, said = end(*arguments)
     assert code == 2 and "error: " in said and "Traceback" not in said
+
+
+def test_what_is_wrong_is_not_repeated_without_end(end: End) -> None:
+    code, said = end("generate", "--steps", "9" * 5000)
+    assert code == 2 and "--steps" in said and "999…" in said and len(said) < 300
+
+
+def test_ctrl_c_while_the_program_is_being_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    code = "import sys; sys.path.insert(0, sys.argv.pop()); from acestep_mlx.__main__ import run; run()"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 130 and not done.stderr
+
+
+def test_the_command_starts_where_ctrl_c_is_minded() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert 'acestep-mlx = "acestep_mlx.__main__:run"' in text

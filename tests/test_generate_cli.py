@@ -350,3 +350,20 @@ def test_a_section_outside_the_song(run: Run, tmp_path: Path) -> None:
         "--task", "extend", "--source", "a.wav", "-o", "c.wav", "--extend-right", "240", "--extend-left", "9"
     )
     assert code == 1 and "249.75 s are more than the model's 239.91 s" in err and "frames" not in err
+
+
+def test_a_reference_that_leaves_nothing_to_change(run: Run) -> None:
+    assert run("-o", "a.wav")[0] == 0
+    task = ["--task", "audio2audio", "--source", "a.wav", "-o", "b.wav"]
+    code, _, err = run(*task, "--reference-strength", "1")
+    assert code == 1 and err.splitlines()[-1].endswith("leaves nothing to change in 2 steps: lower it")
+    code, _, err = run(*task, "--reference-strength", "0.75")
+    assert code == 1 and err.splitlines()[-1].endswith("in 2 steps: lower it or add steps")
+    assert run(*task, "--reference-strength", "0.75", "--steps", "4")[0] == 0
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--negative-prompt"])
+def test_what_of_a_prompt_is_not_heard_is_said(run: Run, flag: str) -> None:
+    code, _, err = run(flag, "jazz " * 2000, "-o", "a.wav")
+    assert code == 0 and f"{flag[2:].replace('-', ' ')}: cut to 256 of " in err
+    assert "cut to" not in run(flag, "jazz", "-o", "b.wav")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def _show(error: click.ClickException) -> None:
         return
     context = getattr(error, "ctx", None)
     hint = f" (see {context.command_path} --help)" if context is not None else ""
-    click.echo(f"error: {error.format_message()}{hint}", err=True)
+    message = re.sub(r"\S{300,}", lambda long: f"{long[0][:60]}…", error.format_message())
+    click.echo(f"error: {message}{hint}", err=True)
 
 
 def main(argv: list[str] | None = None) -> None:

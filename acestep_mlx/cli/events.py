@@ -25,6 +25,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def _steps(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
 def nothing_left(step: int, total: int) -> str:
     """That a run which goes on at `step` is past its end, and what would make it longer."""
     if step == total:
@@ -88,7 +92,7 @@ class TrainDisplay:
             return
         self._say(
             f"training {event.trainable_parameters:,} parameters on {count(event.samples, 'song')}, "
-            f"steps {event.step + 1} to {event.total_steps}, into {event.output_dir}"
+            f"{_steps(event.step + 1, event.total_steps)}, into {event.output_dir}"
         )
         if self._terminal:
             from tqdm import tqdm

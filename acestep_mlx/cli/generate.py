@@ -299,9 +299,15 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
 
 def _remark(pipe: ACEStepPipeline, request: Request) -> None:
     """Say what of the lyrics was changed, and what the model will not hear, before the work begins."""
+    from ..text.prompt import MAX_LENGTH
     from ..text.report import summary
     from ..text.sheet import read_sheet
 
+    for name in ("prompt", "edit_prompt", "negative_prompt"):
+        text = getattr(request, name) or ""
+        tokens = pipe.prompt_tokenizer(text, max_length=len(text.encode()) + 2)[0].shape[1]
+        if tokens > MAX_LENGTH:
+            click.echo(f"{name.replace('_', ' ')}: cut to {MAX_LENGTH} of {tokens} tokens", err=True)
     language = None if request.lyrics_language == "auto" else request.lyrics_language
     for name, lyrics in (("lyrics", request.lyrics), ("edit lyrics", request.edit_lyrics)):
         if not lyrics:

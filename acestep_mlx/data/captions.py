@@ -54,6 +54,11 @@ def lyrics_name(template: str, song: Path, where: str = "") -> str:
             )
         return values[match[1]]
 
+    if "{" in (rest := _TOKENS.sub("", template)) or "}" in rest:
+        raise ConfigError(
+            f"lyrics_filename_format={template!r}: a brace that belongs to no token; tokens look like "
+            f"{{stem}} ({where})"
+        )
     name = _TOKENS.sub(fill, template)
     if not name.strip() or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise ConfigError(

@@ -89,6 +89,8 @@ def read_header(path: Path) -> Header:
         metadata = {}
     if not isinstance(metadata, dict):
         raise _corrupt(path, "its metadata is not a JSON object")
+    if wrong := [key for key, value in metadata.items() if not isinstance(value, str)]:
+        raise _corrupt(path, f"{wrong[0]!r} in its metadata is not text")
     if len(content) > MAX_TENSORS:
         raise CheckpointError(
             f"{path}: it lists {len(content)} tensors, and {MAX_TENSORS} are read at most; "
@@ -103,7 +105,7 @@ def read_header(path: Path) -> Header:
         end = info.stop
     if end != size:
         raise _corrupt(path, f"its tensors end at byte {end}, and the file has {size}")
-    return Header(tensors, {str(k): str(v) for k, v in metadata.items()})
+    return Header(tensors, metadata)
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> TensorInfo:

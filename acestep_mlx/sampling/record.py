@@ -269,7 +269,7 @@ def _text(path: Path) -> str:
         data = file.read(MAX_RECORD_BYTES + 1)
     if len(data) > MAX_RECORD_BYTES:
         raise ValueError
-    return data.decode("utf-8")
+    return data.decode("utf-8-sig")
 
 
 def _comment(path: Path) -> str:

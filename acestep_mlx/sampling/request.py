@@ -229,7 +229,10 @@ class Request:
         for key in values:
             if key not in known:
                 raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}{where and f' ({where})'}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{where and f' ({where})'}") from None
 
     def idle(self, given: Iterable[str]) -> dict[str, str]:
         """Which of the settings that somebody has `given` change nothing here, and why."""

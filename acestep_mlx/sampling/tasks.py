@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..errors import ConfigError
+from ..words import count
 from .denoise import Known
 from .request import MAX_SECONDS, SHIFT
 from .schedulers import noise_level, timetable
@@ -116,8 +117,10 @@ def audio2audio(
     strongest = 1.0 - strength
     left = int(strongest * steps)
     if left < 1:
+        more = "" if strength == 1 else " or add steps"
         raise ConfigError(
-            f"a reference strength of {strength:g} leaves no step of {steps} to take: lower it or add steps"
+            f"a reference strength of {strength:g} leaves nothing to change in {count(steps, 'step')}: "
+            f"lower it{more}"
         )
     level = noise_level(strongest, shift)
     return (1.0 - level) * source + level * noise, timetable(left, shift, strongest)

@@ -121,7 +121,18 @@ def test_lyrics_names(template: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{title}.txt", "../{stem}.txt", "/abs/{stem}", "a/../../{stem}", "{}", " "]
+    "template",
+    [
+        "{title}.txt",
+        "../{stem}.txt",
+        "/abs/{stem}",
+        "a/../../{stem}",
+        "{}",
+        " ",
+        "{stem",
+        "stem}.txt",
+        "{stem.__class__}",
+    ],
 )
 def test_lyrics_names_that_lead_elsewhere(template: str) -> None:
     with pytest.raises(ConfigError, match="lyrics_filename_format"):

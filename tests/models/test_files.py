@@ -128,3 +128,12 @@ def test_a_file_without_metadata_as_mlx_writes_it(tmp_path):
     assert b'"__metadata__":null' in path.read_bytes()
     header = read_header(path)
     assert header.metadata == {} and list(header.tensors) == ["a"]
+
+
+@pytest.mark.parametrize("value", [5, None, ["pt"], {"a": "b"}])
+def test_metadata_that_are_not_text(tmp_path, value):
+    path = tmp_path / "m.safetensors"
+    head = json.dumps({"__metadata__": {"format": value}}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(CheckpointError, match="'format' in its metadata is not text"):
+        read_header(path)

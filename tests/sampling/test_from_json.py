@@ -173,3 +173,18 @@ def test_what_changes_nothing_is_named(values: dict[str, Any], name: str, why: s
 )
 def test_what_is_used_is_not(values: dict[str, Any]) -> None:
     assert Request.from_dict(values).idle(values) == {}
+
+
+@pytest.mark.parametrize("values", [{"omega": HUGE}, {"prompt": 3}, {"task": "sing"}, {"seeds": []}])
+def test_a_setting_that_is_wrong_is_said_with_its_file(refuse: Refuse, values: dict[str, Any]) -> None:
+    assert "song.json" in refuse(good(**values))
+
+
+def test_a_number_of_thousands_of_digits(refuse: Refuse) -> None:
+    said = refuse('{"acestep_mlx": {"request": {"steps": ' + "9" * 5000 + "}}}")
+    assert "a number of 5000 digits" in said and "sys." not in said
+
+
+def test_a_byte_order_mark_is_tolerated(tmp_path: Path) -> None:
+    (tmp_path / "song.json").write_text("\ufeff" + json.dumps({"acestep_mlx": good()}))
+    assert read_record(tmp_path / "song.json")["request"]["prompt"] == "jazz"

@@ -74,5 +74,5 @@ def test_audio2audio_stays_nearer_with_more_strength() -> None:
         return float(mx.linalg.norm(start - source).item())
 
     assert away(0.9) < away(0.5) < away(0.1)
-    with pytest.raises(ConfigError, match="leaves no step"):
+    with pytest.raises(ConfigError, match="leaves nothing to change"):
         tasks.audio2audio(source, noise, 40, 1.0)
