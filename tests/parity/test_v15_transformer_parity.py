@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from acestep_mlx.families.v15 import layers
 from acestep_mlx.families.v15.config import FULL, SLIDING
 from acestep_mlx.families.v15.dit import ACEStep15Transformer, TransformerConfig
 from acestep_mlx.families.v15.layers import sight
@@ -135,10 +136,16 @@ def test_masks_that_keep_everything_change_nothing(models: tuple) -> None:
     assert relative_error(masked, np.array(ours(**given))) <= 2e-6
 
 
-@pytest.mark.parametrize("checkpoint_blocks", [0, 3])
-def test_gradients_of_the_attentions(checkpoint_blocks: int, models: tuple) -> None:
-    """Of q, k, v, o of both attentions and of the MLP, with t ≠ r, through blocks and full layers."""
+@pytest.mark.parametrize(("checkpoint_blocks", "scores_at_once"), [(0, 1 << 24), (0, 0), (3, 0)])
+def test_gradients_of_the_attentions(
+    checkpoint_blocks: int, scores_at_once: int, models: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of q, k, v, o of both attentions and of the MLP, with t ≠ r, through blocks and full layers.
+
+    All heads at once, and group by group.
+    """
     ours, theirs = models
+    monkeypatch.setattr(layers, "SCORES_AT_ONCE", scores_at_once)
     ours.checkpoint_blocks = checkpoint_blocks
     given, weight = (
         inputs(33, batch=2, r_equal_t=False),
@@ -173,6 +180,26 @@ def test_sliding_layers_grow_with_the_length_alone() -> None:
     sizes = [sight(length, 128, None, mx.float32).sliding.size for length in (1280, 2560, 5120)]
     assert sizes == [1280 * 384, 2560 * 384, 5120 * 384]
     assert sight(5120, 128, None, mx.float32).full is None
+
+
+def test_scores_of_all_heads_are_never_alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of the backward pass of a full layer of 8 groups; the values are the same to rounding."""
+    q, cotangent = (mx.array(normal(1, 16, 512, 16, seed=i)) for i in (1, 2))
+    k, v = (mx.array(normal(1, 8, 512, 16, seed=i)) for i in (3, 4))
+
+    def measure(scores_at_once: int) -> tuple[int, list[mx.array]]:
+        monkeypatch.setattr(layers, "SCORES_AT_ONCE", scores_at_once)
+        mx.eval(q, k, v, cotangent)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        outputs, gradients = mx.vjp(lambda *x: [layers.attend(*x, None)], [q, k, v], [cotangent])
+        mx.eval(outputs, gradients)
+        return mx.get_peak_memory() - before, [*outputs, *gradients]
+
+    (whole, expected), (grouped, got) = measure(1 << 40), measure(0)
+    assert grouped < whole / 2
+    for a, b in zip(got, expected, strict=True):
+        assert relative_error(a, np.array(b)) <= 2e-6
 
 
 @pytest.mark.slow

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...models.activations import silu
+from ...models.activations import silu, with_gradient
+from ...models.convolution import on_cpu
 from .config import SLIDING, StackConfig
 
 Rope = tuple[mx.array, mx.array]
 KeysValues = tuple[mx.array, mx.array]
+SCORES_AT_ONCE = 1 << 24  # of all heads; more of them are worked on group by group (64 MB in float32)
 
 
 def rope_table(length: int, head_dim: int, theta: float) -> Rope:
@@ -77,20 +79,57 @@ def _neighbours(x: mx.array, blocks: int, width: int) -> mx.array:
     return mx.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
 
 
+def _softmax_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.array:
+    """q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh), all heads at once unless scores are too many.
+
+    Where no kernel keeps them out of memory (on the CPU, and in the backward pass) the heads that share keys
+    are then worked on in turn, so that the L × S scores of one group are alive at a time.
+    """
+    (B, H, L, Dh), (_, Hk, S, _) = q.shape, k.shape
+    scale = Dh**-0.5
+
+    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
+
+    if B * H * L * S <= SCORES_AT_ONCE or Hk == 1:
+        return plain(q, k, v)
+
+    def group(h: int, *arrays: mx.array) -> list[mx.array]:
+        return [x[:, h * x.shape[1] // Hk : (h + 1) * x.shape[1] // Hk] for x in arrays]
+
+    def forward(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        if not on_cpu():
+            return plain(q, k, v)
+        outputs: list[mx.array] = []
+        for h in range(Hk):
+            outputs.append(plain(*mx.depends(group(h, q, k, v), outputs[-1:])))
+        return mx.concatenate(outputs, axis=1)
+
+    def backward(primals: tuple[mx.array, ...], cotangent: mx.array, _output: mx.array) -> list[mx.array]:
+        gradients: list[list[mx.array]] = []
+        for h in range(Hk):
+            *inputs, c = mx.depends(
+                group(h, *primals, cotangent), [g for last in gradients[-1:] for g in last]
+            )
+            gradients.append(mx.vjp(lambda *inputs: [plain(*inputs)], inputs, [c])[1])
+        return [mx.concatenate(list(parts), axis=1) for parts in zip(*gradients, strict=True)]
+
+    return with_gradient(forward, backward)(q, k, v)
+
+
 def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.array:
     """Softmax attention, scale 1/√Dh: q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh).
 
     `seen` as in `Sight`; in blocks, time and memory grow with L and not with its square.
     """
     B, H, L, Dh = q.shape
-    scale = Dh**-0.5
     if seen is None or seen.ndim == 4:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
+        return _softmax_attention(q, k, v, seen)
     _, N, _, W, _ = seen.shape
     q = mx.pad(q, [(0, 0), (0, 0), (0, N * W - L), (0, 0)]).reshape(B, H, N, W, Dh)
     q, k, v = (x.swapaxes(1, 2).flatten(0, 1) for x in (q, _neighbours(k, N, W), _neighbours(v, N, W)))
     seen = mx.broadcast_to(seen, (B, *seen.shape[1:])).flatten(0, 1)  # [BN, 1, W, 3W]
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)  # [BN, H, W, Dh]
+    out = _softmax_attention(q, k, v, seen)  # [BN, H, W, Dh]
     return out.reshape(B, N, H, W, Dh).swapaxes(1, 2).reshape(B, H, N * W, Dh)[:, :, :L]
 
 
