@@ -283,10 +283,14 @@ def test_at_most_4096_tokens_and_the_cut_is_reported(tokenizer: LyricTokenizer) 
     assert report.cut_line == (MAX_TOKENS - 1) // per_line + 1
     assert any("too long" in row and f"line {report.cut_line}" in row for row in summary(report))
     fits = "\n".join(["We counted all the silver stars"] * ((MAX_TOKENS - 1) // per_line))
-    for short in ("", "short", fits):
+    exact = fits + "\n" * ((MAX_TOKENS - 1) % per_line)  # a blank line is one token
+    assert len(tokenizer.tokenize(exact)) == MAX_TOKENS
+    for short in ("", "short", fits, exact):
         report = tokenizer.report(short)
         assert (report.cut_tokens, report.cut_line) == (0, None)
         assert not any("too long" in row for row in summary(report))
+    report = tokenizer.report(exact + "\n")
+    assert (report.cut_tokens, report.cut_line) == (1, len(report.lines))
 
 
 @pytest.mark.parametrize(("line", "same"), [("￡5", "£5"), ("It costs 5￡", "It costs 5£"), ("＄7", "$7")])
