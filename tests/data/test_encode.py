@@ -14,7 +14,7 @@ import pytest
 from acestep_mlx.audio import read_audio
 from acestep_mlx.data import audio_facts
 from acestep_mlx.data.audio_facts import hash_file
-from acestep_mlx.data.encode import Cache, encode_dataset, load_part
+from acestep_mlx.data.encode import Cache, as_half, encode_dataset, load_part
 from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.data.store import Store, cache_key, write_atomic
 from acestep_mlx.errors import DataError
@@ -415,6 +415,22 @@ def test_prune_deletes_only_what_is_not_used(root: Path, tiny_model: Path) -> No
     watch = Watch()
     encode(root, tiny_model, watch)
     assert watch.take() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(0.0, np.float16), (-1.5, np.float16), (65503.0, np.float16), (65504.0, np.float32),
+     (-65520.0, np.float32), (70000.0, np.float32), (-3e38, np.float32)],
+)  # fmt: skip
+def test_what_half_precision_cannot_hold_is_kept_in_full(value: float, dtype: type, tmp_path: Path) -> None:
+    given = np.array([[0.25, value], [-1.0, 2.0]], np.float32)
+    kept = as_half(given)
+    assert kept.dtype == dtype and np.isfinite(kept).all()
+    np.testing.assert_allclose(kept.astype(np.float32), given, rtol=0 if dtype == np.float32 else 1e-3)
+    store = Store(tmp_path)
+    store.put("abc", {"x": kept})
+    np.testing.assert_array_equal((store.get("abc") or {})["x"], kept)
+    assert as_half(np.zeros((0, 3), np.float32)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("compress", [False, True])
