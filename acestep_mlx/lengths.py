@@ -21,6 +21,7 @@ _SLACK = 2  # frames: encoders disagree on whether the Xing frame counts itself
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the magic and the head of STREAMINFO
 _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_HEAD, _FLAC_TAIL = 17, 1 << 22  # bytes of a frame's header, and at the end that hold the last frame
+_STRAY = 1 << 12  # bytes behind the samples that may be anything
 _MENDED = 1 << 30  # bytes of a file that is mended in memory
 _SAMPLES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # codings of single samples
 PLACEHOLDERS = (0x7FFF0000, 0xFFFF0000)  # sizes from here on that writers to a pipe leave in the header
@@ -75,6 +76,8 @@ def _any(_: Data, frames: int) -> Doubt | None:
 def _wav(data: Data, frames: int) -> Doubt | None:
     """No frames are the truth about a wav whose chunks lead to its end."""
     position = _wav_data(data)
+    if frames > 0 and position is not None and _goes_on(data, position) and len(data) <= _MENDED:
+        return Doubt("sound goes on behind the size that its header gives", "parts")
     if frames > 0 or position is None:
         return _any(data, frames)
     position += 4
@@ -84,6 +87,18 @@ def _wav(data: Data, frames: int) -> Doubt | None:
     if position in (len(data), len(data) + 1):
         return None
     return Doubt("its header says that it holds nothing", "parts" if len(data) <= _MENDED else "ffmpeg")
+
+
+def _goes_on(data: Data, position: int) -> bool:
+    """Whether the RIFF size covers what stands behind the samples, and that is no chunk and no padding."""
+    size, whole = (struct.unpack_from("<I", data, at)[0] for at in (position, 4))
+    end = position + 4 + size + size % 2
+    return (
+        data[:4] == b"RIFF"
+        and end + _STRAY < 8 + whole <= len(data) + 1
+        and not _is_name(data[end : end + 4])
+        and any(data[end : end + _STRAY])
+    )
 
 
 def chunked(path: Path) -> tuple[int, int]:

@@ -187,6 +187,20 @@ def test_a_wma_that_is_cut_or_joined_is_named(tmp_path: Path) -> None:
         probe(path)
 
 
+def test_a_wav_whose_sizes_contradict_each_other_is_read_to_its_end(tmp_path: Path) -> None:
+    """As a recorder leaves it that updates only one of them."""
+    data = bytearray(made("WAV", subtype="PCM_16"))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = struct.pack("<I", RATE * 4)  # a second
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    assert probe(path).duration == ONE and "goes on" in probe(path).doubt
+    kept = RATE * 4 + place + 4
+    for tail in (bytes(len(data) - kept), b"junk" + struct.pack("<I", len(data) - kept - 8)):
+        path.write_bytes((data[:kept] + tail).ljust(len(data), b"\x01"))  # padding, a chunk
+        assert probe(path).duration == 1.0 and probe(path).exact
+
+
 def test_a_streamed_rf64_is_read_to_its_end(tmp_path: Path) -> None:
     data = bytearray(made("RF64"))
     data[20:44] = bytes(24)  # sizes and samples
