@@ -18,7 +18,10 @@ __all__ = [
 ]  # fmt: skip
 
 CAPTION_NAMES = ("{stem}.txt", "{stem}_prompt.txt")
-LYRICS_NAMES = ("{stem}.lyrics", "{stem}_lyrics.txt", "{stem}.lyrics.txt", "{stem}.lrc", "{stem}.srt")
+LYRICS_NAMES = (
+    "{stem}.lyrics", "{stem}_lyrics.txt", "{stem}.lyrics.txt", "{stem}.lrc", "{stem}.srt", "{stem}.vtt",
+    "{name}.lyrics", "{name}.lrc", "{name}.srt", "{name}.vtt",
+)  # fmt: skip
 _TOKENS = re.compile(r"\{(\w*)\}")
 _SEPARATORS = {"comma": ",", "space": " ", "period": "."}
 

@@ -233,7 +233,7 @@ class _Reader:
         if self.backend.lyrics_format is not None:
             names: tuple[str, ...] = (lyrics_name(self.backend.lyrics_format, path),)
         else:
-            names = tuple(template.format(stem=path.stem) for template in LYRICS_NAMES)
+            names = tuple(t.format(stem=path.stem, name=path.name) for t in LYRICS_NAMES)
         for name in names:
             file = self.folders.find(path.parent, name) or self.folders.find(
                 path.parent, name.replace("\\", "/")

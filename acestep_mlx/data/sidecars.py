@@ -25,7 +25,7 @@ from ..text.sheet import has_stamp, square_marks, timed_lines, unescape_breaks
 _TAGS = "caption|lyrics|bpm|keyscale|key|timesignature|duration|language|prompt|tags|genre"
 _KNOWN_TAG = re.compile(rf"</?\s*(?:{_TAGS})\s*/?>", re.IGNORECASE)
 _ANY_PAIR = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>.*?</\1\s*>", re.DOTALL)
-_XML = re.compile(r"\s*<(?:\?xml|!doctype|!--)", re.IGNORECASE)
+_XML = re.compile(r"\s*<(?:\?xml|!doctype|!--|(?:tt|html|lyrics)[\s>])", re.IGNORECASE)
 # Side-Step's and HOT-Step's fields; a line that begins with one is not a caption's own words.
 _FIELD = re.compile(
     r"""[\s"'*-]*(caption|genre|bpm|key|signature|lyrics|tags|custom_tag|trigger|is_instrumental|repeats?
@@ -34,6 +34,7 @@ _FIELD = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _ANY_FIELD = re.compile(r"(\w[\w -]{0,24})\s*[:=：]\s*\S")
+_ULTRASTAR = re.compile(r"^[:*]\s\d+\s\d+\s-?\d+\s", re.MULTILINE)
 _ASS = re.compile(r"^\s*(?:\[Script Info\]\s*$|Dialogue:\s*\d+,)", re.IGNORECASE | re.MULTILINE)
 _HEADERS = {"---", "+++"}
 
@@ -74,6 +75,8 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
         return "JSON metadata (musubi and others)"
     if _ASS.search(text):
         return "subtitles (ASS)"
+    if _ULTRASTAR.search(text):
+        return "karaoke (UltraStar)"
     named = (_song_name(row) or "" for row in _rows(text, ".csv") if isinstance(row, dict))
     if any(name.lower().endswith(SUFFIXES) for name in named):
         return "a list of songs (CSV)"
@@ -125,7 +128,8 @@ def check_lyrics(text: str, name: str) -> None:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     fields = {found[1].lower() for line in lines[:40] if (found := _FIELD.match(line))}
     first = _FIELD.match(lines[0]) if lines else None
-    tagged = len(_KNOWN_TAG.findall(text)) > 1 or _XML.match(text) or _ASS.search(text)
+    tagged = len(_KNOWN_TAG.findall(text)) > 1 or _XML.match(text)
+    tagged = tagged or _ASS.search(text) or _ULTRASTAR.search(text)
     if tagged or _is_json(text) or (first and (len(fields) > 1 or first[1].lower() in ("caption", "lyrics"))):
         what = looks_like(text) or "metadata"
         raise DataError(

@@ -223,7 +223,19 @@ def test_a_configured_list_is_the_users_own(tmp_path: Path) -> None:
 
 # ── lyrics ───────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
-    "name", ["a.lyrics", "a_lyrics.txt", "a.lyrics.txt", "a.lrc", "a.srt", "a.LRC", "a.Lyrics"]
+    "name",
+    [
+        "a.lyrics",
+        "a_lyrics.txt",
+        "a.lyrics.txt",
+        "a.lrc",
+        "a.srt",
+        "a.vtt",
+        "a.LRC",
+        "a.Lyrics",
+        "a.wav.lrc",
+        "a.wav.srt",
+    ],
 )
 def test_lyrics_are_found_under_every_usual_name(name: str, tmp_path: Path) -> None:
     song(tmp_path / "songs", "a")
@@ -290,9 +302,18 @@ def test_a_caption_under_another_name_costs_the_song_that_has_none(name: str, tm
     assert f"{name} looks like" in "\n".join(found.report.lines())
 
 
-def test_subtitles_that_are_not_read_are_not_sung(tmp_path: Path) -> None:
-    song(tmp_path / "songs", "a", lyrics="[Script Info]\nTitle: x\n[Events]\nDialogue: 0,0:00:01.00,,la")
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[Script Info]\nTitle: x\n[Events]\nDialogue: 0,0:00:01.00,,la", "subtitles (ASS)"),
+        ('<tt xmlns="x"><body><p begin="00:01">la</p></body></tt>', "XML"),
+        ("<html><body>la</body></html>", "XML"),
+        ("#TITLE:x\n#BPM:120\n: 0 4 60 Hel\n: 4 4 62 lo\n- 10\nE", "karaoke (UltraStar)"),
+    ],
+)
+def test_what_is_not_read_is_not_sung(text: str, what: str, tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", lyrics=text)
     song(tmp_path / "songs", "ok", lyrics="la")
     found = manifest(tmp_path)
     assert [s.lyrics for s in found.samples] == ["la"]
-    assert "a.lyrics looks like subtitles (ASS)" in "\n".join(found.report.lines())
+    assert f"a.lyrics looks like {what}" in "\n".join(found.report.lines())
