@@ -27,7 +27,6 @@ from .text.prompt import PromptTokenizer
 from .text.sheet import read_sheet
 
 Progress = Callable[[str, float], None]  # what is being done, and the fraction of it that is
-MAX_SCALE = 100.0
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,7 @@ class ACEStepPipeline:
         that is no number between -100 and 100.
         """
         from .lora.formats import read_lora
+        from .lora.fuse import MAX_SCALE
 
         if not abs(scale) <= MAX_SCALE:
             raise ConfigError(f"lora scale must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, got {scale}")

@@ -496,3 +496,8 @@ def test_a_run_by_a_newer_version(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "was written by a newer version of acestep-mlx" in refused(capsys, folder)
     out = info(capsys, tmp_path)
     assert "checkpoint-3: " in out and "newer version" in out and "damaged" not in out
+
+
+def test_one_parameter_is_not_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mx.save_safetensors(str(tmp_path / "one.safetensors"), {"a": mx.zeros((1,))})
+    assert "1 tensor, 1 parameter, F32" in info(capsys, tmp_path / "one.safetensors")

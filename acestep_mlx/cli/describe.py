@@ -35,6 +35,10 @@ def number(n: int) -> str:
     return f"{n / 1e6:.2f} M" if n >= 1e4 else str(n)
 
 
+def _parameters(n: int) -> str:
+    return f"{number(n)} {'parameter' if n == 1 else 'parameters'}"
+
+
 def _dtypes(tensors: Iterable[TensorInfo]) -> str:
     sizes: Counter[str] = Counter()
     for info in tensors:
@@ -184,7 +188,7 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
     weights = read_lora(path)
     lines = [
         f"{file}: {'DoRA' if weights.is_dora else 'LoRA'}, {_spelling(weights, set(header.tensors))}",
-        f"  {count(len(weights.modules), 'module')}, {number(weights.parameter_count)} parameters, {stored}",
+        f"  {count(len(weights.modules), 'module')}, {_parameters(weights.parameter_count)}, {stored}",
     ]
     lines += _lora_facts(weights)
     fits, verdict = _fits(weights, against) if against is not None else _sizes_fit(weights)
@@ -304,7 +308,7 @@ def weights_file(path: Path) -> list[str]:
     stored = sum(info.stop - info.start for info in tensors)
     lines = [
         f"{path}: safetensors, {count(len(header.tensors), 'tensor')}, "
-        f"{number(sum(info.size for info in tensors))} parameters, {_dtypes(tensors)}, {size(stored)}",
+        f"{_parameters(sum(info.size for info in tensors))}, {_dtypes(tensors)}, {size(stored)}",
     ]
     lines += [
         f"  {name} {list(info.shape)} {info.dtype}" for name, info in list(header.tensors.items())[:NAMES]

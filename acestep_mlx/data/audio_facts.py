@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import stat
 import tempfile
@@ -98,6 +97,9 @@ class BytesAudio:
             yield path
 
 
+MAX_DURATION = 1e6  # seconds, eleven days: no song has more, so an index that says so is damaged
+
+
 @dataclass(frozen=True)
 class AudioFacts:
     """content: SHA-256 of the bytes; duration: seconds as decoded; problem: why it cannot be used.
@@ -121,7 +123,7 @@ class AudioFacts:
         texts = [facts.content, facts.problem or "", facts.counted or ""]
         if not all(isinstance(text, str) for text in texts) or not isinstance(facts.misread, bool):
             raise ValueError("not a text")
-        if not all(type(n) in (int, float) and math.isfinite(n) and n >= 0 for n in numbers):
+        if not all(type(n) in (int, float) and 0 <= n <= MAX_DURATION for n in numbers):
             raise ValueError("not a length")
         return facts
 

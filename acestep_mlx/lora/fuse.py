@@ -17,8 +17,11 @@ from .weights import LoRAModule, LoRAWeights
 Part = tuple[LoRAModule, float]  # a module of one LoRA, and the strength to use it with
 
 
+MAX_SCALE = 100.0  # of a LoRA's strength: beyond it there is no music left
+
+
 def check_strengths(loras: Sequence[tuple[LoRAWeights, float]]) -> None:
-    """Raises ConfigError for a strength that is not a finite number."""
+    """Raises ConfigError for a strength that is not a number of -MAX_SCALE to MAX_SCALE."""
     for weights, strength in loras:
         if (
             isinstance(strength, bool)
@@ -26,6 +29,11 @@ def check_strengths(loras: Sequence[tuple[LoRAWeights, float]]) -> None:
             or not math.isfinite(strength)
         ):
             raise ConfigError(f"the scale of {weights.source} must be a number, got {strength!r}")
+        if abs(strength) > MAX_SCALE:
+            raise ConfigError(
+                f"the scale of {weights.source} must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, "
+                f"got {strength:g}"
+            )
 
 
 def parts_by_path(loras: Sequence[tuple[LoRAWeights, float]]) -> dict[str, list[Part]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,30 @@ ODD = [
     '{"facts": {}}',
     "[" * 100_000,
 ]
+
+
+@pytest.mark.parametrize("duration", [1e300, -1, 1e9, None, "6"])
+def test_a_length_that_no_song_has_is_not_taken_from_the_index(duration: object, tmp_path: Path) -> None:
+    from acestep_mlx.data.manifest import build_manifest
+
+    song(tmp_path / "songs", "a")
+    found = config(tmp_path)
+    (before,) = build_manifest(found).samples
+    (index,) = (p for p in (tmp_path / "cache").rglob("*.json"))
+    content = json.loads(index.read_text())
+    for facts in content["facts"].values():
+        facts["duration"] = duration
+    index.write_text(json.dumps(content))
+    assert build_manifest(found).samples == [before]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_in_a_caches_place_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    cache = store.Store(tmp_path)
+    path = cache.path("abc")
+    path.parent.mkdir()
+    {"pipe": os.mkfifo, "device": lambda p: p.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
+    assert cache.get("abc") is None
 
 
 @pytest.mark.parametrize("text", [*ODD, '{"version": 2, "facts": [1]}'])

@@ -452,3 +452,14 @@ def test_fuse_and_generate_say_which_modules_are_left_out(tiny_model, tmp_path, 
         assert not caught.value.code
         errors = capsys.readouterr().err
         assert f"1 module left out, because the model never uses them: '{block}.to_add_out'" in errors
+
+
+@pytest.mark.parametrize("strength", ["1e9", "-101", "nan", "inf"])
+def test_a_strength_that_generate_refuses_is_not_fused(
+    strength: str, loras: dict[str, Path], tiny_model: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = ["--model", str(tiny_model), "--lora", str(loras["lora"]), "--lora-scale", strength]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fuse", *arguments, "-o", str(tmp_path / "fused")])
+    assert stop.value.code == 1 and "must be " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
