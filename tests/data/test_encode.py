@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.atomic import temporary
 from acestep_mlx.audio import read_audio
 from acestep_mlx.data import audio_facts
 from acestep_mlx.data.audio_facts import hash_file
@@ -399,9 +400,14 @@ def test_parts_have_their_exact_length(root: Path) -> None:
 
 def test_remarks_about_texts_reach_the_report_every_time(root: Path, tiny_model: Path) -> None:
     (root / "songs" / "b.txt").write_text("word " * 400)
+    (root / "songs" / "b.lyrics").write_text("[verse]\n" + "la la la la\n" * 900)
+    said = []
     for _ in range(2):
         notes = encode(root, tiny_model).report.sets[0].notes
-        assert [note for name, note in notes if name == "b.wav" and "cut to 256 of" in note]
+        said.append([note for name, note in notes if name == "b.wav"])
+        assert [note for note in said[-1] if note.startswith("caption: ") and "cut to 256 of" in note]
+        assert [note for note in said[-1] if note.startswith("lyrics: ")]
+    assert said[0] == said[1]
 
 
 def test_prune_deletes_only_what_is_not_used(root: Path, tiny_model: Path) -> None:
@@ -415,6 +421,18 @@ def test_prune_deletes_only_what_is_not_used(root: Path, tiny_model: Path) -> No
     watch = Watch()
     encode(root, tiny_model, watch)
     assert watch.take() == []
+
+
+def test_prune_takes_what_runs_that_died_left_and_nothing_of_anybody_else(
+    root: Path, tiny_model: Path
+) -> None:
+    cache = encode(root, tiny_model)
+    folder = next(iter(cache.files())).parent
+    left, other = temporary(folder / "x.cache"), folder / "notes.txt"
+    left.write_bytes(b"half of it")
+    other.write_text("mine")
+    assert cache.prune() == (1, len(b"half of it"))
+    assert not left.exists() and other.exists() and set(cache_files(root)) == cache.files()
 
 
 @pytest.mark.parametrize(
