@@ -68,6 +68,12 @@ def wav(size: int, before: bytes = b"") -> bytes:
     return bytes(data[: place - 4]) + before + bytes(data[place - 4 :])
 
 
+def odd(data: bytes) -> bytes:
+    """The wav with an odd number of bytes in its header, and the byte behind them that is not counted."""
+    data += b"odd \x01\0\0\0\xff"
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:] + b"\0"
+
+
 def flac(total: int) -> bytes:
     data = bytearray(made("FLAC"))
     kept = struct.unpack(">Q", data[18:26])[0] >> 36 << 36
@@ -103,6 +109,7 @@ GUESSED: dict[str, tuple[str, Callable[[], bytes], float, str]] = {
     "flac of weeks": ("flac", lambda: flac((1 << 36) - 1), ONE, "counts 68719476735 samples"),
     "joined flac": ("flac", lambda: made("FLAC") * 2, 2 * ONE, "2 songs are joined"),
     "joined wav": ("wav", lambda: made("WAV") + made("WAV", 22050), 2 * ONE, "2 songs are joined"),
+    "joined wav of odd sizes": ("wav", lambda: odd(made("WAV")) * 2, 2 * ONE, "2 songs are joined"),
     "wav of 0 bytes": ("wav", lambda: wav(0), ONE, "holds nothing"),
     "wav of 0 bytes, chunks before": (
         "wav", lambda: wav(0, b"LIST\x04\0\0\0INFOJUNK\x03\0\0\0abc\0odd \x01\0\0\0\xff\0"), ONE,
