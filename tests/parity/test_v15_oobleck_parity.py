@@ -12,6 +12,7 @@ import pytest
 
 from acestep_mlx.errors import DataError
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
+from acestep_mlx.models.windows import reach
 
 from .v15 import normal, randomise, relative_error, same_weights, torch
 
@@ -77,6 +78,29 @@ def test_windows_are_one_pass(window: int) -> None:
     again = ours.decode(mean, window=window, progress=done.append)
     assert sum(done) == frames and len(done) > 1
     assert relative_error(again, np.array(ours.decode(mean, window=None))) <= 2e-6
+
+
+def test_the_overlap_is_what_the_layers_see() -> None:
+    """What is not a number spreads to everything that sees it: no farther than the overlap, and as far.
+
+    Far taps have tiny weights together, so that the comparison with one pass would not miss the last of them.
+    """
+    config = dataclasses.replace(TINY, downsampling_ratios=(2, 4), channel_multiples=(1, 2))
+    ours, hop, frames = Oobleck(config), config.hop, 120
+    halo, _ = reach(ours.decoder.steps())
+    at = np.arange(frames) == frames // 2
+    wav = ours.decode(mx.where(mx.array(at)[None, :, None], mx.nan, mx.zeros((1, frames, 8))), window=None)
+    hit = np.flatnonzero(np.isnan(np.array(wav)[0, :, 0])) // hop
+    assert halo - 1 <= frames // 2 - hit.min() <= halo and halo - 1 <= hit.max() - frames // 2 <= halo
+
+    halo, _ = reach(ours.encoder.steps())
+    at = np.arange(frames * hop) == frames * hop // 2
+    mean, _ = ours.encode(
+        mx.where(mx.array(at)[None, :, None], mx.nan, mx.zeros((1, at.size, 2))), window=None
+    )
+    hit = np.flatnonzero(np.isnan(np.array(mean)[0, :, 0])) * hop
+    before, after = at.size // 2 - (hit.min() + hop - 1), hit.max() - at.size // 2
+    assert halo - hop < after <= halo and halo - hop < before <= halo
 
 
 def test_other_geometries() -> None:
