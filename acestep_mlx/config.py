@@ -118,9 +118,11 @@ class TrainConfig:
         text = str(path).replace("{model_family}", self.model_family)
         for name, value in fields.items():
             text = text.replace("{" + name + "}", value)
-        if (left := re.search(r"\{\w*\}", text)) and not Path(text).exists():
-            known = " and ".join("{" + name + "}" for name in ("model_family", *fields))
-            raise ConfigError(f"{path}: {left[0]} is not filled in here, only {known} can be")
+        # {id} may stay where no data set is meant yet
+        if (left := re.search(r"\{(?!id\})\w*\}", text)) and not Path(text).exists():
+            raise ConfigError(
+                f"{path}: {left[0]} is not filled in here, only {{model_family}} and {{id}} can be"
+            )
         try:
             target = Path(text).expanduser()
         except RuntimeError:

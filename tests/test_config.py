@@ -404,6 +404,10 @@ def test_a_name_that_is_not_filled_in_is_no_folder(path: str) -> None:
         load_config({}).resolve(path, id="songs")
 
 
+def test_an_id_may_stay_where_no_data_set_is_meant() -> None:
+    assert load_config({}).resolve("/no/cache/{id}") == Path("/no/cache/{id}")
+
+
 def test_a_folder_with_braces_in_its_name(tmp_path: Path) -> None:
     (tmp_path / "{mine}").mkdir()
     assert load_config({}).resolve(tmp_path / "{mine}") == tmp_path / "{mine}"
