@@ -52,6 +52,7 @@ def encode(path: Path, x: np.ndarray, rate: int) -> Path:
     return path
 
 
+@pytest.mark.slow_after(15)
 @needs_ffmpeg
 @pytest.mark.parametrize("channels", [1, 2, 6])
 @pytest.mark.parametrize("rate", RATES)

@@ -375,6 +375,7 @@ def test_codings_in_blocks_are_counted(coding: str, tmp_path: Path) -> None:
     assert examine(FileAudio(path)).duration == info.duration == len(read_audio(path)) / 44100
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", ["m4a", "mp4"])
 def test_joined_mp4_is_refused_for_its_second_half(suffix: str, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_the_worst_batch_is_the_one_that_takes_most(tiny_model: Path) -> None:
     assert "with 4,096 lyric tokens" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_finished_run(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

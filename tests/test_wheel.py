@@ -62,6 +62,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return environment
 
 
+@pytest.mark.slow
 def test_what_the_wheel_installs(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
@@ -82,6 +83,7 @@ def run(installed: dict[str, str], *arguments: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_answers_from_anywhere(installed: dict[str, str], command: str) -> None:
     done = run(installed, command, "--help")

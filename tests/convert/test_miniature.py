@@ -69,6 +69,7 @@ def test_lyric_vocabulary_has_the_ids_the_model_relies_on(tiny_model: Path) -> N
     assert max(tokens) < folder.component_config("transformer").lyric_encoder_vocab_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_weights_make_sane_sound(seed: int, tmp_path: Path) -> None:
     """Latents near unit variance, a wav that is finite, audible and not clipped."""

@@ -219,7 +219,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("case", CASES)
 def test_text2music(pair: Pair, draws: Draws, case: str) -> None:
     request = replace(PLAIN, **CASES[case])
@@ -274,6 +274,7 @@ def test_retake(pair: Pair, draws: Draws) -> None:
     assert distance(run_ours(pair, request, {"initial": initial, "retake": initial}), theirs) > 0.01
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("scheduler", ["euler", "pingpong"])
 @pytest.mark.parametrize("variance", [0.3, 1.0])
 def test_repaint(pair: Pair, draws: Draws, scheduler: str, variance: float) -> None:
@@ -461,6 +462,7 @@ def test_edit(pair: Pair, draws: Draws, case: str) -> None:
     assert distance(ours, SOURCE) > 0.01
 
 
+@pytest.mark.slow
 def test_edit_with_pingpong_moves_the_song(pair: Pair, draws: Draws) -> None:
     """Upstream computes a pingpong step of the edit and throws it away: its song stays the source."""
     request = replace(PLAIN, task="edit", edit_prompt="", scheduler="pingpong", guidance_scale=4.0)

@@ -151,6 +151,7 @@ def test_loss(sizes, monkeypatch):
         assert abs(loss - expected) <= 1e-5 * max(1.0, expected)
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("checkpoint_blocks", [0, 2])
 @pytest.mark.parametrize("quantize", [None, 8, 4])
 def test_every_lora_gradient(quantize, checkpoint_blocks, monkeypatch):

@@ -236,6 +236,7 @@ def test_in_fp16_the_advice_is_bf16_from_the_healthy_lora(root, tiny_model, monk
     assert not any(e.skipped for e in seen.of(StepDone))
 
 
+@pytest.mark.slow
 def test_latest_warns_of_a_checkpoint_that_is_not_healthy(root, tiny_model, monkeypatch):
     with monkeypatch.context() as patch:
         poison(patch, lambda step, _: step == 3)

@@ -82,6 +82,7 @@ def test_a_cache_that_is_deleted_meanwhile_is_made_again(root, tmp_path, tiny_mo
     assert result.finished and (tmp_path / "cache").is_dir()
 
 
+@pytest.mark.slow
 def test_songs_and_the_disk_of_the_checkpoint_gone_name_both(root, tmp_path, tiny_model, monkeypatch):
     config = runs.configuration(tmp_path, tiny_model, "run", vae_cache_disable=True)
 

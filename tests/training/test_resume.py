@@ -102,6 +102,7 @@ def finished(root, tiny_model):
     return config, result, seen
 
 
+@pytest.mark.slow
 def test_limit_deletes_the_oldest_after_the_new_one_is_complete(finished, root):
     _, result, seen = finished
     saved = seen.of(CheckpointSaved)
@@ -200,6 +201,7 @@ def test_longer_run_may_go_on_from_a_checkpoint(finished, root, tmp_path):
     assert json.loads((result.checkpoint / "training_state.json").read_text())["step"] == 7
 
 
+@pytest.mark.slow
 def test_dry_run_says_where_a_run_goes_on_and_what_contradicts(root, tiny_model):
     from acestep_mlx.config import load_config
     from acestep_mlx.training.preflight import preflight

@@ -70,6 +70,7 @@ def test_metrics_file_has_what_a_log_line_has(shown, root):
     )
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_number_every_time(shown, root, tiny_model):
     config, _, seen = shown
     again, seen_again = runs.run({**config, "output_dir": str(root / "shown-again"), "report_to": "none"})
