@@ -207,10 +207,10 @@ def test_one_layer_at_the_true_width() -> None:
     """The XL models' sizes, where queries (4096) are wider than the model (2560)."""
     config = TransformerConfig(
         hidden_size=2560, intermediate_size=9728, num_attention_heads=32, num_hidden_layers=1,
-        encoder_hidden_size=2048,
+        encoder_hidden_size=2048, sliding_window=8,
     )  # fmt: skip
     ours, theirs = pair(config)
-    given = inputs(801, rows=9, config=config)  # 401 tokens: blocks of 128
+    given = inputs(65, rows=9, config=config)  # 33 tokens in blocks of 8
     with torch.no_grad():
         expected = theirs(**as_torch(given)).sample
     assert relative_error(ours(**as_mlx(given)), expected) <= 1e-5
