@@ -13,8 +13,8 @@ from ..text.files import read_text
 from ..text.sheet import unescape_breaks
 
 __all__ = [
-    "CAPTION_NAMES", "LYRICS_NAMES", "caption_lines", "clean_lyrics", "lyrics_name", "read_text", "shuffled",
-    "unique",
+    "CAPTION_NAMES", "LYRICS_ENDINGS", "LYRICS_NAMES", "caption_lines", "clean_lyrics", "lyrics_name",
+    "read_text", "shuffled", "unique",
 ]  # fmt: skip
 
 CAPTION_NAMES = ("{stem}.txt", "{stem}_prompt.txt")
@@ -22,6 +22,7 @@ LYRICS_NAMES = (
     "{stem}.lyrics", "{stem}_lyrics.txt", "{stem}.lyrics.txt", "{stem}.lrc", "{stem}.srt", "{stem}.vtt",
     "{name}.lyrics", "{name}.lrc", "{name}.srt", "{name}.vtt",
 )  # fmt: skip
+LYRICS_ENDINGS = (".lyrics", ".lrc", ".srt", ".vtt")  # before which a language's code may stand
 _TOKENS = re.compile(r"\{(\w*)\}")
 _SEPARATORS = {"comma": ",", "space": " ", "period": "."}
 

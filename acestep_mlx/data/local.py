@@ -14,11 +14,20 @@ from ..audio import SUFFIXES
 from ..errors import ConfigError, DataError, nearest
 from ..names import Folders, as_stored, composed, is_file, is_folder, shown
 from ..sampling.record import made_here
+from ..text.languages import is_language_code
 from ..words import listed
 from . import sidecars
 from .audio_facts import AudioRef, FileAudio
 from .backends import Backend
-from .captions import CAPTION_NAMES, LYRICS_NAMES, caption_lines, clean_lyrics, lyrics_name, read_text
+from .captions import (
+    CAPTION_NAMES,
+    LYRICS_ENDINGS,
+    LYRICS_NAMES,
+    caption_lines,
+    clean_lyrics,
+    lyrics_name,
+    read_text,
+)  # fmt: skip
 from .folders import sound_files
 
 _FILENAME_COLUMNS = ("filename", "file_name", "file", "path", "audio", "name")
@@ -115,6 +124,7 @@ class _Reader:
         self.unused = set(self.rows)  # rows whose song was not met
         self.folders = Folders()
         self.lists = sidecars.Lists(self.folders.names)
+        self.in_languages: dict[Path, dict[str, list[str]]] = {}
 
     def listed(self, rows: Mapping[str, dict[str, str]]) -> Found:
         """Songs named by the rows of a list."""
@@ -239,10 +249,40 @@ class _Reader:
                 path.parent, name.replace("\\", "/")
             )
             if file is not None:
-                text = self._text(file, song)
-                sidecars.check_lyrics(text, shown(file.name))
-                return clean_lyrics(text)
-        return None
+                break
+        else:
+            file = self._lyrics_in_a_language(path) if self.backend.lyrics_format is None else None
+        if file is None:
+            return None
+        text = self._text(file, song)
+        sidecars.check_lyrics(text, shown(file.name))
+        return clean_lyrics(text)
+
+    def _lyrics_in_a_language(self, path: Path) -> Path | None:
+        """Lyrics with a language's code in their name, as `song.en.lrc`. DataError when there are several."""
+        folder = path.parent
+        if folder not in self.in_languages:
+            self.in_languages[folder] = self._codes(folder)
+        index = self.in_languages[folder]
+        found = [name for key in (path.stem, path.name) for name in index.get(composed(key), [])]
+        if len(found) > 1:
+            several = " and ".join(shown(name) for name in sorted(found))
+            raise DataError(f"{several} may be its lyrics; keep one of them")
+        return folder / found[0] if found else None
+
+    def _codes(self, folder: Path) -> dict[str, list[str]]:
+        """Name of a song → the lyrics for it in the folder that have a language's code in their name."""
+        index: dict[str, list[str]] = {}
+        for name in self.folders.names(folder):
+            song, code, ending = ["", "", *composed(name).rsplit(".", 2)][-3:]
+            if (
+                f".{ending.lower()}" in LYRICS_ENDINGS
+                and is_language_code(code)
+                # a song that is called `song.en` has these for itself
+                and not any(self.folders.find(folder, f"{song}.{code}{suffix}") for suffix in SUFFIXES)
+            ):
+                index.setdefault(song, []).append(name)
+        return index
 
 
 def _why_no_file(path: Path) -> str:

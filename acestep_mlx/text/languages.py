@@ -51,6 +51,12 @@ def language_code(name: str, where: str = "lyrics language") -> str:
     raise ConfigError(f"{where} {show(name)} is not one the model sings{hint} (known: {known})")
 
 
+def is_language_code(name: str) -> bool:
+    """Whether `name` is a code such as `zh`, `pt_BR` or `jpn`, of a language that the model sings."""
+    parts = name.lower().replace("_", "-").split("-")
+    return len(parts[0]) < 4 and (parts[0] in LANGUAGES or parts[0] in _ALIASES)
+
+
 def forced_language(language: str | None, where: str = "lyrics language") -> str | None:
     """The code of a language that somebody set; None for "auto". Raises ConfigError for an unknown one."""
     if language is None or language.strip().lower() in _AUTOMATIC:

@@ -51,6 +51,7 @@ _CUE_SETTING = re.compile(r"(?:(?:align|position|line|size|vertical|region|[XY][
 _VTT_BLOCK = re.compile(r"(?:NOTE|STYLE|REGION)(?=\s|$)")
 _STYLE = re.compile(r"</?[ibuvc](?:[ .][^>]*)?>|</?font[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
 _DATA = re.compile(r"\[[A-Za-z#_]+\s*:.*\]")
+_FENCE = re.compile(r"\s*(?:`{3,}[\w.+-]*|~{3,})\s*")  # of a code block in Markdown
 _SQUARE = re.compile(r"[\[［【]([^\[\]［］【】]*)[\]］】]")
 
 
@@ -68,7 +69,7 @@ def read_sheet(text: str) -> Sheet:
     Idempotent: what it returns is not changed again.
     """
     text, notes = _unescaped(text)
-    lines = split_lines(text)
+    lines, fences = _without_fences(split_lines(text))
     if any(_CUE.match(line) for line in lines):
         lines, cues = _without_cues(lines)
         notes.append(f"subtitles read, {cues} cue{'s' * (cues != 1)} without number and time")
@@ -80,6 +81,9 @@ def read_sheet(text: str) -> Sheet:
     marks = _Marks()
     lines = [piece for line in lines for piece in marks.read(line)]
     notes += marks.notes()
+    lines, more = _without_fences(lines)  # which stood behind a stamp or a mark
+    if fences := fences + more:
+        notes.append(f"code fences of Markdown left out: {fences} line{'s' * (fences != 1)}")
     return Sheet("\n".join(line.rstrip() for line in lines).strip(), notes)
 
 
@@ -131,6 +135,12 @@ def timed_lines(lines: list[str]) -> int:
 def square_marks(line: str) -> Iterator[str]:
     """The model's marks for what stands in square brackets in a line."""
     return (mark for group in _SQUARE.finditer(line) if (mark := _square_mark(group)))
+
+
+def _without_fences(lines: list[str]) -> tuple[list[str], int]:
+    """Lines without those that begin and end a code block of Markdown, and how many these were."""
+    kept = [line for line in lines if not _FENCE.fullmatch(line)]
+    return kept, len(lines) - len(kept)
 
 
 def _without_cues(lines: list[str]) -> tuple[list[str], int]:

@@ -244,6 +244,28 @@ def test_lyrics_are_found_under_every_usual_name(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "name", ["a.en.lrc", "a.EN.LRC", "a.zh-Hans.srt", "a.pt_BR.vtt", "a.jpn.lyrics", "a.wav.de.lrc"]
+)
+def test_a_language_may_stand_in_the_name_of_lyrics(name: str, tmp_path: Path) -> None:
+    songs = tmp_path / "songs"
+    song(songs, "a")
+    (songs / name).write_text("[00:01.00]la la\n[00:02.00]oh")
+    assert manifest(tmp_path).samples[0].lyrics == "la la\noh"
+
+
+def test_which_of_several_lyrics_are_a_songs_own(tmp_path: Path) -> None:
+    songs = tmp_path / "songs"
+    for name in ("a", "a.en", "b", "c", "d"):
+        song(songs, name)
+    for name in ("a.en.lrc", "b.fr.lrc", "b.lrc", "c.fr.lrc", "c.en.srt", "d.mix.lrc", "plain"):
+        (songs / name).write_text(f"[00:01.00]{name}")
+    found = manifest(tmp_path)
+    lyrics = {s.id: s.lyrics for s in found.samples}
+    assert lyrics == {"set/a.wav": None, "set/a.en.wav": "a.en.lrc", "set/b.wav": "b.lrc", "set/d.wav": None}
+    assert reasons(found) == {"c.wav": "c.en.srt and c.fr.lrc may be its lyrics; keep one of them"}
+
+
+@pytest.mark.parametrize(
     "name", ["ai-toolkit", "Side-Step", "HOT-Step", "Side-Step, only numbers", "musubi", "JSON cut short"]
 )
 def test_metadata_is_not_sung(name: str, tmp_path: Path) -> None:

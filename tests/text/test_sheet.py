@@ -270,3 +270,17 @@ def test_html_is_not_sung(written: str, sung: str) -> None:
     sheet = read_sheet(written)
     assert sheet.text == sung and "HTML" in sheet.notes[0]
     assert read_sheet(sung).text == sung
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["```\n[verse]\nla la\n```", "```lyrics\n[verse]\nla la\n```\n",
+     "~~~~\n[verse]\n[00:01.00]la la\n[00:02.00]~~~~",
+     "```text\\n[verse]\\nla la\\n```", "[verse] ```text\nla la\n  ``` "],
+)  # fmt: skip
+def test_code_fences_of_markdown_are_not_sung(written: str) -> None:
+    sheet = read_sheet(written)
+    assert sheet.text == "[verse]\nla la" and "code fences of Markdown left out: " in sheet.notes[-1]
+    assert read_sheet(sheet.text).notes == []
+    for sung in ("la ``` la", "``quiet``", "~~~ oh", "``` oh la"):
+        assert read_sheet(sung).text == sung
