@@ -21,6 +21,7 @@ import numpy as np
 
 from . import ffmpeg, lengths
 from .atomic import write_bytes
+from .behind import behind
 from .errors import DataError, cause
 from .quiet import without_noise
 
@@ -429,7 +430,8 @@ def _at_rate(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterator
 
 
 def _check_file(path: Path) -> None:
-    """DataError unless the file is there, not empty, and as long as the header of a format of chunks says."""
+    """DataError unless the file is there, not empty, as long as the header of a format of chunks says, and
+    nothing stands behind its sound that would be lost."""
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -443,6 +445,8 @@ def _check_file(path: Path) -> None:
     _, promised = lengths.chunked(path)
     if promised > size + 1:  # one padding byte may be missing
         raise DataError(f"{path}: truncated: {size} of {promised} bytes are there")
+    if what := behind(path):
+        raise DataError(f"{path}: {what}; split it, or convert its parts to one format and join them")
 
 
 def _sane(path: Path, info: AudioInfo) -> AudioInfo:

@@ -25,9 +25,11 @@ _STRAY = 1 << 12  # bytes behind the samples that may be anything
 _MENDED = 1 << 30  # bytes of a file that is mended in memory
 _SAMPLES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # codings of single samples
 PLACEHOLDERS = (0x7FFF0000, 0xFFFF0000)  # sizes from here on that writers to a pipe leave in the header
-_W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
-_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its object of sizes
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")  # its object of sound
+_CAF_CHUNKS = (b"desc", b"data", b"pakt", b"chan", b"kuki", b"info", b"free", b"uuid")
 _ASF_HEAD = 1 << 16  # bytes in which that stands
 _UNKNOWN = 1 << 60  # libsndfile's largest number stands for "unknown"
 
@@ -52,8 +54,8 @@ def doubt(path: Path, form: str, coding: str, frames: int) -> Doubt | None:
     checks = {"MP3": _mp3, "MPEG": _mp3, "OGG": _ogg, "FLAC": _flac, "WAV": _wav, "WAVEX": _wav, "RF64": _wav}
     check = checks.get(form.upper(), _any)
     found = None
-    with contextlib.suppress(struct.error), _mapped(path) as data:
-        if len(songs := _chunked(data)[0]) > 1:
+    with contextlib.suppress(struct.error), mapped(path) as data:
+        if len(songs := chunk_songs(data)[0]) > 1:
             return Doubt(f"{len(songs)} songs are joined in it", "parts")
         found = check(data, frames)
     if found is None and check in (_any, _wav) and not coding.startswith(_SAMPLES) and frames > 0:
@@ -62,7 +64,7 @@ def doubt(path: Path, form: str, coding: str, frames: int) -> Doubt | None:
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
+def mapped(path: Path) -> Iterator[mmap.mmap]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
 
@@ -106,13 +108,13 @@ def chunked(path: Path) -> tuple[int, int]:
 
     (0, 0) for other formats; 0 bytes where the size is not stated.
     """
-    with contextlib.suppress(ValueError, struct.error), _mapped(path) as data:  # ValueError: an empty file
-        starts, end = _chunked(data)
+    with contextlib.suppress(ValueError, struct.error), mapped(path) as data:  # ValueError: an empty file
+        starts, end = chunk_songs(data)
         return len(starts), end or 0
     return 0, 0
 
 
-def _chunked(data: Data) -> tuple[list[int], int | None]:
+def chunk_songs(data: Data) -> tuple[list[int], int | None]:
     """Where each of the joined songs starts, and where the last ends by its own header."""
     starts: list[int] = []
     end: int | None = 0
@@ -135,7 +137,7 @@ def _chunks_size(data: Data, at: int) -> int | None:
     if head[:4] in (b"RF64", b"BW64") and head[12:16] == b"ds64":
         (size,) = struct.unpack_from("<Q", head, 20)
         return 8 + size + size % 2 if 0 < size < _UNKNOWN else 0
-    if head[:16] == _W64:
+    if head[:16] == W64:
         (size,) = struct.unpack_from("<Q", head, 16)
         return size if 40 <= size < _UNKNOWN else 0
     if head[:4] == b".snd":
@@ -143,7 +145,7 @@ def _chunks_size(data: Data, at: int) -> int | None:
         return offset + size if 0 < size < 0xFFFFFFFF else 0
     if head[:4] == b"caff":
         return _caf_size(data, at)
-    if head[:16] == _ASF:
+    if head[:16] == ASF:
         return _asf_size(data, at)
     return None
 
@@ -156,6 +158,8 @@ def _caf_size(data: Data, at: int) -> int:
         (size,) = struct.unpack_from(">q", data, position + 4)
         if size < 0:
             return 0
+        if position + 12 + size > len(data) and data[position : position + 4] not in _CAF_CHUNKS:
+            break  # no chunk: a tag or another format
         position += 12 + size
     return position - at
 
@@ -168,8 +172,10 @@ def _asf_size(data: Data, at: int) -> int:
     ):  # a broadcast, whose sizes mean nothing
         return 0
     position = at
-    while position + 24 <= len(data) and (position == at or data[position : position + 16] != _ASF):
+    while position + 24 <= len(data) and (position == at or data[position : position + 16] != ASF):
         (size,) = struct.unpack_from("<Q", data, position + 16)
+        if not 24 < size <= len(data) - position and data[position : position + 16] not in (ASF, _ASF_DATA):
+            break  # no object, or an index that is cut
         if not 24 < size < _UNKNOWN:
             return 0
         position += size
@@ -178,15 +184,15 @@ def _asf_size(data: Data, at: int) -> int:
 
 def joined_samples(path: Path) -> bool:
     """Whether the file is several wavs, AIFFs or the like end to end, which libsndfile reads one by one."""
-    with contextlib.suppress(ValueError), _mapped(path) as data:
-        return len(_chunked(data)[0]) > 1 and data[:16] != _ASF
+    with contextlib.suppress(ValueError), mapped(path) as data:
+        return len(chunk_songs(data)[0]) > 1 and data[:16] != ASF
     return False
 
 
 def mp4_songs(path: Path) -> int:
     """How many MP4 files are joined in this one; FFmpeg reads the first."""
     songs = position = 0
-    with _mapped(path) as data:
+    with mapped(path) as data:
         while position + 16 <= len(data):
             size, name = struct.unpack_from(">I4s", data, position)
             size = struct.unpack_from(">Q", data, position + 8)[0] if size == 1 else size
@@ -257,7 +263,7 @@ def _ogg_links(data: Data) -> tuple[list[int], bool]:
 
 
 def _flac(data: Data, frames: int) -> Doubt | None:
-    songs = list(_flac_songs(data))
+    songs = list(flac_songs(data))
     if len(songs) > 1:
         return Doubt(f"{len(songs)} songs are joined in it", "parts")
     for _, _, stated, there in songs:
@@ -268,7 +274,7 @@ def _flac(data: Data, frames: int) -> Doubt | None:
     return _any(data, frames)
 
 
-def _flac_songs(data: Data) -> Iterator[tuple[int, int, int, int | None]]:
+def flac_songs(data: Data) -> Iterator[tuple[int, int, int, int | None]]:
     """Start, end, samples that the header states (0: none), samples by the frames' numbers, of each song."""
     starts = [match.start() for match in _FLAC_START.finditer(data)]
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
@@ -278,19 +284,36 @@ def _flac_songs(data: Data) -> Iterator[tuple[int, int, int, int | None]]:
 
 def _flac_samples(data: Data, start: int, end: int) -> int | None:
     """From the first frame to the end of the last, or None where they cannot be found."""
+    position, block, first = _flac_first(data, start, end)
+    tail = max(position, end - _FLAC_TAIL)
+    return next((samples for _, samples in _flac_counts(data, tail, end, block, first)), None)
+
+
+def flac_last(data: Data, start: int, end: int, stated: int) -> int | None:
+    """Where the frame begins with which the song has as many samples as are stated (0: the last frame)."""
+    position, block, first = _flac_first(data, start, end)
+    counts = _flac_counts(data, position, end, block, first)
+    return next((head for head, samples in counts if samples == stated or not stated), None)
+
+
+def _flac_first(data: Data, start: int, end: int) -> tuple[int, int, FlacFrame | None]:
+    """The first frame's place, the samples of frames that are only numbered, and its header."""
     (block,) = struct.unpack_from(">H", data, start + 8)
     position, last = start + 4, False
     while not last and position < end:
         last = bool(data[position] & 0x80)
         position += 4 + int.from_bytes(data[position + 1 : position + 4], "big")
-    first = _flac_frame(data[position : position + _FLAC_HEAD], block)
-    tail = max(position, end - _FLAC_TAIL)
-    for match in reversed(list(_FLAC_SYNC.finditer(data[tail:end]))):
-        head = tail + match.start()
-        frame = _flac_frame(data[head : head + _FLAC_HEAD], block)
+    return position, block, _flac_frame(data[position : position + _FLAC_HEAD], block)
+
+
+def _flac_counts(
+    data: Data, start: int, end: int, block: int, first: FlacFrame | None
+) -> Iterator[tuple[int, int]]:
+    """From the last on: where each frame begins, and the song's samples up to its end."""
+    for match in reversed(list(_FLAC_SYNC.finditer(data, start, end))):
+        frame = _flac_frame(data[match.start() : match.start() + _FLAC_HEAD], block)
         if first is not None and frame is not None and frame.kind == first.kind:
-            return frame.sample + frame.size - first.sample
-    return None
+            yield match.start(), frame.sample + frame.size - first.sample
 
 
 class FlacFrame(NamedTuple):
@@ -337,7 +360,7 @@ def _crc8(data: bytes) -> int:
 def parts(path: Path, form: str) -> Iterator[bytes]:
     """The songs that are joined in a file, each as a file that libsndfile reads to its end."""
     cut = {"mp3": mp3_parts, "mpeg": mp3_parts, "ogg": _ogg_parts, "flac": _flac_parts}.get(form, _wav_parts)
-    with _mapped(path) as data:
+    with mapped(path) as data:
         yield from cut(data)
 
 
@@ -349,7 +372,7 @@ def _ogg_parts(data: Data) -> Iterator[bytes]:
 
 def _flac_parts(data: Data) -> Iterator[bytes]:
     """The songs with the samples that they hold in their headers."""
-    for start, end, stated, there in _flac_songs(data):
+    for start, end, stated, there in flac_songs(data):
         total = stated if there is None else there
         (kept,) = struct.unpack_from(">Q", data, start + 18)
         yield data[start : start + 18] + struct.pack(">Q", kept >> 36 << 36 | total) + data[start + 26 : end]
@@ -357,7 +380,7 @@ def _flac_parts(data: Data) -> Iterator[bytes]:
 
 def _wav_parts(data: Data) -> Iterator[bytes]:
     """The songs, or the one wav with its own size in its headers: it is taken to be samples to its end."""
-    starts, _ = _chunked(data)
+    starts, _ = chunk_songs(data)
     if len(starts) > 1:
         for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
             yield data[start:end]

@@ -56,7 +56,7 @@ def walk_mp3(data: Data) -> Walk:
     xing: Xing | None = None
     kinds: set[tuple[int, bool, int]] = set()
     uniform = True
-    for position, frame in _mp3_frames(data):
+    for position, frame in mp3_frames(data):
         kinds.add((frame.rate, frame.mono, frame.layer))
         uniform = uniform and end in (0, position)
         end = position + frame.size
@@ -70,9 +70,9 @@ def walk_mp3(data: Data) -> Walk:
     return Walk(count, samples, size, xing, uniform and len(kinds) < 2, layer3)
 
 
-def _mp3_frames(data: Data) -> Iterator[tuple[int, Frame]]:
+def mp3_frames(data: Data) -> Iterator[tuple[int, Frame]]:
     """Each whole frame with its position."""
-    position: int | None = _after_tags(data, 0)
+    position: int | None = after_tags(data, 0)
     while position is not None:
         frame = mp3_frame(data, position)
         if frame is None:
@@ -112,7 +112,7 @@ def xing_header(frame: bytes) -> Xing | None:
     return None
 
 
-def _after_tags(data: Data, position: int) -> int:
+def after_tags(data: Data, position: int) -> int:
     """Behind the ID3v2 tags that start at `position`."""
     while data[position : position + 3] == b"ID3" and len(data) >= position + 10:
         a, b, c, d = (byte & 0x7F for byte in data[position + 6 : position + 10])
@@ -123,7 +123,7 @@ def _after_tags(data: Data, position: int) -> int:
 
 def _next_frame(data: Data, position: int) -> int | None:
     """Where the next frame starts that another one, or the end, follows."""
-    position = _after_tags(data, position)
+    position = after_tags(data, position)
     for match in _SYNC.finditer(data, position):
         frame = mp3_frame(data, match.start())
         if frame is not None:
@@ -137,7 +137,7 @@ def mp3_parts(data: Data) -> Iterator[bytes]:
     """Runs of frames of one kind, each behind a Xing header that counts them."""
     pieces: list[bytes] = []
     kind: tuple[int, bool] | None = None
-    for position, frame in _mp3_frames(data):
+    for position, frame in mp3_frames(data):
         body = data[position : position + frame.size]
         xing = xing_header(body)
         if pieces and (xing is not None or kind != (frame.rate, frame.mono)):

@@ -314,7 +314,7 @@ def test_flac_frames_agree_with_the_header(rate: int, samples: int, channels: in
     for coding in ("PCM_16", "PCM_24"):
         soundfile.write(path, x, rate, subtype=coding)
         data = path.read_bytes()
-        assert [song[2:] for song in lengths._flac_songs(data)] == [(samples, samples)]
+        assert [song[2:] for song in lengths.flac_songs(data)] == [(samples, samples)]
         assert probe(path).exact
 
 
