@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -10,9 +9,9 @@ import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError
+from ..models.files import content_hash
 from ..schema import parse_json, read_file
 from .source import VOCAB_FILES, Progress, silent
 
@@ -42,12 +41,6 @@ class LyricVocab:
     def known(self) -> bool:
         """Whether it is upstream's own."""
         return self.sha256 == SHA256
-
-
-def content_hash(content: Any) -> str:
-    """SHA-256 of the JSON content, whatever its white space and order."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progress = silent) -> LyricVocab:

@@ -19,6 +19,7 @@ from acestep_mlx.audio import write_audio
 from acestep_mlx.cli import main
 from acestep_mlx.cli.describe import SECONDS, training_memory
 from acestep_mlx.config import load_config
+from acestep_mlx.data.audio_facts import AudioFacts, FactsIndex
 from acestep_mlx.errors import CheckpointError, DataError
 from acestep_mlx.lora.formats import FORMATS, write_lora
 from acestep_mlx.lora.inject import LoRASpec, from_model, inject
@@ -389,6 +390,22 @@ def test_what_it_cannot_know(tmp_path: Path, tiny_model: Path, capsys: pytest.Ca
     broken = shutil.copytree(tiny_model, tmp_path / "model")
     (broken / "vocoder.safetensors").unlink()
     assert "is incomplete: vocoder.safetensors" in refused(capsys, broken)
+
+
+def test_the_whole_disk_is_not_looked_through(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it is looked through"))
+    for name in ("/", "//", "/..", "/usr/.."):
+        assert "the whole disk; name a model" in refused(capsys, name)
+
+
+def test_the_index_of_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "audio_index.json"
+    index = FactsIndex(path)
+    index._facts["x"], index._changed = AudioFacts("0", 3.0), True
+    index.save()
+    assert "what a cache of acestep-mlx knows of 1 song;" in info(capsys, path)
 
 
 def test_an_empty_path_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import click
 
 from ..errors import AceStepError, CheckpointError
 from ..schema import KINDS, parse_json, read_file
+from ..words import count
 from .paths import NamedPath
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     from ..training.checkpoint import checkpoints
     from . import describe, describe_training
 
+    if path.resolve().parent == path.resolve():
+        raise AceStepError(f"{path}: the whole disk; name a model, LoRA, checkpoint or folder of songs on it")
     names = {entry.name for entry in path.iterdir()}
     if "config.json" in names and "transformer.safetensors" in names:
         return describe.mlx_folder(path)
@@ -147,6 +150,9 @@ def _json(path: Path) -> list[str]:
         return [f"{path}: data sets for training", *sets]
     if isinstance(content, dict) and content.get("format") == "acestep-mlx":
         return describe.mlx_folder(path.parent)
+    if isinstance(content, dict) and isinstance(content.get("facts"), dict) and "version" in content:
+        songs = count(len(content["facts"]), "song")
+        return [f"{path}: what a cache of acestep-mlx knows of {songs}; it is made anew when deleted"]
     if isinstance(content, dict) and KEY in content:
         return [f"{path}: how a song was made", *describe.song_record(path)]
     return describe_training.configuration(path)

@@ -127,6 +127,10 @@ class AudioFacts:
             raise ValueError("not a length")
         return facts
 
+    def checksum(self, stamp: str) -> str:
+        """What an index keeps beside the facts of the song with this stamp, so that an edited entry shows."""
+        return hashlib.sha256(json.dumps([stamp, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
+
 
 def examine(audio: AudioRef) -> AudioFacts:
     """Hash and decode a song. Never raises for a bad file: `problem` says what is wrong."""
@@ -189,13 +193,15 @@ class FactsIndex:
     def __init__(self, path: Path | None, remember: bool = True) -> None:
         self.path, self.remember = path, remember
         self._facts: dict[str, AudioFacts] = {}
-        self._former: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp
+        self._former: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp then
         self._changed = False
         if path is not None and path.is_file():
             self._read(path)
 
     def _read(self, path: Path) -> None:
         """A damaged or older index is simply built again: it holds nothing that cannot be recomputed.
+
+        So is an entry without its checksum: it was edited, or written before there were any.
 
         NewerVersionError for one that a newer version goes on with.
         """
@@ -204,7 +210,12 @@ class FactsIndex:
             schema.refuse_newer(content["version"], INDEX_VERSION, f"{path}: the index of songs")
             facts = {stamp: AudioFacts.from_dict(raw) for stamp, raw in content["facts"].items()}
             if content["version"] == INDEX_VERSION:
-                self._facts = facts
+                sums = content.get("checksums", {})
+                self._facts = {
+                    stamp: one for stamp, one in facts.items() if sums.get(stamp) == one.checksum(stamp)
+                }
+                lost = {stamp: one.former for stamp, one in facts.items() if stamp not in self._facts}
+                self._former = {s.rpartition("|")[0]: n for s, n in lost.items() if n is not None}
             elif content["version"] == 1:
                 self._former = {stamp: one.duration for stamp, one in facts.items() if one.problem is None}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -257,6 +268,10 @@ class FactsIndex:
         """Write the index if something was learned."""
         if self.path is None or not self._changed or not self.remember:
             return
-        content = {"version": INDEX_VERSION, "facts": {stamp: asdict(f) for stamp, f in self._facts.items()}}
+        content = {
+            "version": INDEX_VERSION,
+            "facts": {stamp: asdict(f) for stamp, f in self._facts.items()},
+            "checksums": {stamp: f.checksum(stamp) for stamp, f in self._facts.items()},
+        }
         write_atomic(self.path, json.dumps(content).encode())
         self._changed = False

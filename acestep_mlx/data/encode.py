@@ -119,12 +119,17 @@ class Cache:
         if sample.lyrics is not None:
             lyrics = _field(self._store(sample, "text").get(self.lyric_key(sample.lyrics)), "ids")
         return {
-            "latents": _field(self._store(sample, "latents").get(self.latent_key(sample)), "latents"),
+            "latents": self._latents(sample),
             "text": _field(
                 self._store(sample, "text").get(self.text_key(sample.captions[variant])), "states"
             ),
             "lyrics": lyrics,
         }
+
+    def _latents(self, sample: Sample) -> np.ndarray | None:
+        """The stored latents, or None when they are missing or cannot be this song's."""
+        found = _field(self._store(sample, "latents").get(self.latent_key(sample)), "latents")
+        return found if found is not None and found.shape[2:] == (sample.frames,) else None
 
     def make(self, sample: Sample, variant: int) -> Arrays:
         """Like `read`, computing what is missing (on-demand caches, or files that vanished).
@@ -161,7 +166,7 @@ class Cache:
     @property
     def complete(self) -> bool:
         """Whether every latent is in the cache."""
-        return all(self._store(s, "latents").has(self.latent_key(s)) for s in self.samples)
+        return all(self._latents(s) is not None for s in self.samples)
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────────
     def files(self) -> set[Path]:
@@ -198,7 +203,7 @@ class Cache:
         lazy = [] if everything else [s for s in self.samples if s.backend.ondemand]
         self._encode_latents([s for s in self.samples if everything or not s.backend.ondemand], progress)
         keys = {self.latent_key(sample): sample for sample in lazy}
-        self._awaited = {key for key, s in keys.items() if not self._store(s, "latents").has(key)}
+        self._awaited = {key for key, s in keys.items() if self._latents(s) is None}
         if not self.samples:
             raise nothing_left(self.skipped)
 
@@ -211,6 +216,7 @@ class Cache:
             key, store = self.lyric_key(sample.lyrics), self._store(sample, "text")
             found = store.get(key)
             if found is None or "ids" not in found:
+                self._count_damaged(sample, store, key)
                 missing.setdefault((key, store), []).append(sample)
             else:
                 self._learn(sample, key, len(found["ids"]), found.get("notes"))
@@ -233,6 +239,7 @@ class Cache:
                 key = self.text_key(caption)
                 found = store.get(key)
                 if found is None or "states" not in found:
+                    self._count_damaged(sample, store, key)
                     missing.setdefault((key, store), []).append((sample, caption))
                 else:
                     self._learn(sample, key, len(found["states"]), found.get("notes"))
@@ -271,7 +278,7 @@ class Cache:
         missing: dict[tuple[str, Store], Sample] = {}
         for sample in samples:
             key, store = self.latent_key(sample), self._store(sample, "latents")
-            if not store.has(key):
+            if self._latents(sample) is None:
                 missing.setdefault((key, store), sample)
                 self._count_again(sample)
         failed: dict[str, str] = {}
@@ -290,8 +297,16 @@ class Cache:
             FactsIndex(self._index).forget(s.audio for s in samples if self.latent_key(s) in failed)
             self._drop({s.id: failed[self.latent_key(s)] for s in samples if self.latent_key(s) in failed})
 
+    def _count_damaged(self, sample: Sample, store: Store, key: str) -> None:
+        """Report a song that has a file in the cache which cannot be used. Before it is written again."""
+        for one in self.report.sets:
+            if store.occupied(key) and one.id == sample.backend.id:
+                found = (sample.id.removeprefix(f"{one.id}/"), "a cache file was damaged or another entry's")
+                one.again += [found] if found not in one.again else []
+
     def _count_again(self, sample: Sample) -> None:
-        """Report a song whose latents are in the cache, but of sound that was read wrongly."""
+        """Report a song whose latents are in the cache, but damaged or of sound that was read wrongly."""
+        self._count_damaged(sample, self._store(sample, "latents"), self.latent_key(sample))
         if sample.former is None:
             return
         if not self._store(sample, "latents").has(self._latent_key(sample.content, sample.former)):

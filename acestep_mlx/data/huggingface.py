@@ -277,6 +277,8 @@ def _why(backend: Backend, folder: Path | None, error: Exception) -> str:
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     kind = type(error).__name__
     text = brief(error) or kind
+    if isinstance(error, LookupError):  # a slip of the library, over files that it takes for data
+        text = f"the datasets library does not understand its files: {kind}"
     label = f"data set {backend.id!r}"
     if kind == "ArrowNotImplementedError" and folder is None:
         return (

@@ -197,7 +197,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         "padded": one.padded,
         "cut": one.cut,
         "length counted by decoding": one.counted,
-        "encoded again, because they had been read wrongly": one.again,
+        "encoded again, because what was kept of them was wrong": one.again,
         "text": one.notes,
     }
     for label, named in details.items():

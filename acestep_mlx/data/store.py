@@ -1,7 +1,7 @@
 """Cache files: named arrays under a key, written atomically, checked when read.
 
-A file is a safetensors blob (deflated when asked), with its CRC-32 in front, so that a damaged file is
-noticed and computed again instead of being trained on.
+A file is a safetensors blob (deflated when asked) that holds its own key, with its CRC-32 in front, so that
+a damaged file, or one under another's name, is noticed and computed again instead of being trained on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..errors import DataError, cause
 _FAMILY = b"ACEC"
 _MAGIC = _FAMILY + b"1"  # with its format version
 _PLAIN, _DEFLATED = b"p", b"z"
+_KEY = "key"  # of the blob's metadata; entries of earlier versions have none
 
 
 def cache_key(**parts: Any) -> str:
@@ -58,13 +59,13 @@ class Store:
             return
         from safetensors.numpy import save
 
-        body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {_KEY: key})
         kind = _DEFLATED if self.compress else _PLAIN
         body = zlib.compress(body, 6) if self.compress else body
         write_atomic(self.path(key), _MAGIC + kind + zlib.crc32(body).to_bytes(4, "big") + body)
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays, or None when they are not there or the file is damaged.
+        """The arrays, or None when they are not there, or the file is damaged or another entry's.
 
         NewerVersionError for a file that only a newer version understands.
         """
@@ -86,10 +87,22 @@ class Store:
         if not data.startswith(_MAGIC) or zlib.crc32(body).to_bytes(4, "big") != checksum:
             return None
         try:
-            return load(zlib.decompress(body) if kind == _DEFLATED else body)
+            blob = zlib.decompress(body) if kind == _DEFLATED else body
+            return load(blob) if _own_key(blob) in (None, key) else None
         except (zlib.error, SafetensorError, ValueError):
             return None
 
     def has(self, key: str) -> bool:
         """Whether the arrays can be read back."""
         return self.get(key) is not None
+
+    def occupied(self, key: str) -> bool:
+        """Whether there is a file in the entry's place, whatever it holds."""
+        return self.folder is not None and self.path(key).is_file()
+
+
+def _own_key(blob: bytes) -> Any:
+    """The key that a safetensors blob says it was written under, or None. ValueError when it is damaged."""
+    header = schema.parse_json(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return metadata.get(_KEY) if isinstance(metadata, dict) else None

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigError, nearest
 from ..words import count, listed
 from .dcae import AutoencoderDC, DCAEConfig
 from .dit import ACEStepTransformer, TransformerConfig
-from .files import FLOATS, Header, read_header
+from .files import FLOATS, Header, content_hash, read_header, read_json
 from .sizes import check_repeats
 from .umt5 import UMT5Config, UMT5Encoder
 from .vocoder import Vocoder, VocoderConfig
@@ -101,7 +101,7 @@ def quantizable(path: str, module: nn.Module, group_size: int = 64) -> bool:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """An MLX folder. Opening one reads its config.json only; `load` reads one component."""
+    """An MLX folder. Opening one reads its config.json and headers; `load` reads one component."""
 
     path: Path
     config: dict[str, Any]
@@ -127,7 +127,18 @@ class ModelFolder:
         missing = [name for name in wanted if not (path / name).is_file()]
         if missing:
             raise CheckpointError(f"{path} is incomplete: {', '.join(missing)} missing; convert again")
-        return cls(path, config)
+        folder = cls(path, config)
+        headers = {name: read_header(folder.file(name)) for name in QUANTIZED_COMPONENTS}
+        for name, header in headers.items():
+            _check_quantization(folder.file(name), header, folder.quantization)
+        if folder.quantization and not any(
+            n.endswith(".scales") for h in headers.values() for n in h.tensors
+        ):
+            raise CheckpointError(
+                f"{path / 'config.json'}: it says that the model is quantised, and none of its layers is; "
+                "copy the folder again, or convert again"
+            )
+        return folder
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -222,9 +233,10 @@ class ModelFolder:
         """The tokenizer of lyrics. CheckpointError when its vocabulary is another model's."""
         from ..text.lyrics import LyricTokenizer
 
-        tokenizer = LyricTokenizer(self.lyric_vocab())
+        tokenizer = LyricTokenizer(self.path / LYRIC_VOCAB)
         known = self.component_config("transformer").lyric_encoder_vocab_size
         self._check_ids(LYRIC_VOCAB, tokenizer.largest_id, known)
+        self.lyric_vocab()  # refuses another than was converted
         return tokenizer
 
     def _check_ids(self, name: str, largest: int, known: int) -> None:
@@ -235,8 +247,18 @@ class ModelFolder:
             )
 
     def lyric_vocab(self) -> Path:
-        """The vocabulary file for `text.lyrics.LyricTokenizer`."""
-        return self.path / LYRIC_VOCAB
+        """The vocabulary file for `text.lyrics.LyricTokenizer`.
+
+        CheckpointError when its content is not what config.json recorded.
+        """
+        path = self.path / LYRIC_VOCAB
+        recorded = (self.config.get("lyric_vocab") or {}).get("sha256")
+        if recorded is not None and content_hash(read_json(path)) != recorded:
+            raise CheckpointError(
+                f"{path}: not the vocabulary that this model was converted with (its SHA-256 is another than "
+                "config.json has); copy the folder again, or convert again"
+            )
+        return path
 
 
 def quantize_layers(module: nn.Module, quantization: Quantization) -> list[str]:
@@ -325,6 +347,30 @@ def component_module(component: str, values: Mapping[str, Any], tensors: int) ->
         return config, module_class(config)
     except (ValueError, ArithmeticError) as error:  # MLX refuses shapes beyond its range
         raise CheckpointError(f"{component} config: its sizes make no model: {error}") from None
+
+
+def _check_quantization(path: Path, header: Header, stored: Mapping[str, Any] | None) -> None:
+    """CheckpointError when the packed layers of a file cannot be what config.json says of them."""
+    tensors = header.tensors
+    for name in tensors:
+        layer, _, leaf = name.rpartition(".")
+        weight = tensors.get(f"{layer}.weight")
+        if leaf != "scales" or weight is None:
+            continue
+        packed, scales = weight.shape[-1:], tensors[name].shape[-1:]
+        if not packed or not scales:
+            continue  # no layer at all: `load` refuses it
+        if stored is None:
+            why = "and config.json says that nothing is"
+        elif packed[0] * 32 != scales[0] * stored["group_size"] * stored["bits"]:
+            why = f"not to {stored['bits']} bits in groups of {stored['group_size']}, as config.json says"
+        elif (f"{layer}.biases" in tensors) != (stored["mode"] == "affine"):
+            why = f"not in the mode {stored['mode']}, as config.json says"
+        else:
+            continue
+        raise CheckpointError(
+            f"{path}: {layer!r} is quantised, {why}; copy the folder again, or convert again"
+        )
 
 
 def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:

@@ -150,12 +150,12 @@ def write_tensors(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Create or replace `target` by a folder that `fill` writes; complete or not at all.
 
-    Raises CheckpointError when the disk is full; whatever `target` was before is then still there.
+    Raises CheckpointError when the disk is full or refuses; whatever `target` was before is then still there.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
     old = target.with_name(f".{target.name}.old")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         fill(partial)
         for path in sorted(partial.rglob("*")):
@@ -169,8 +169,9 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not target.exists():
-            old.rename(target)
+        with contextlib.suppress(OSError):  # the error below says what the disk refuses
+            if old.exists() and not target.exists():
+                old.rename(target)
         raise CheckpointError(
             f"{target} could not be written: {_why(error, target.parent)}; earlier checkpoints are untouched"
         ) from error

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from acestep_mlx.atomic import temporary
 from acestep_mlx.audio import read_audio
-from acestep_mlx.data import audio_facts
+from acestep_mlx.data import audio_facts, store
 from acestep_mlx.data.audio_facts import hash_file
 from acestep_mlx.data.encode import Cache, as_half, encode_dataset, load_part
 from acestep_mlx.data.manifest import build_manifest
@@ -152,6 +154,52 @@ def test_damaged_cache_files_are_computed_again(damage: str, root: Path, tiny_mo
     for sample in again.samples:
         for name, array in again.read(sample, 0).items():
             np.testing.assert_array_equal(array, whole[sample.id][name])
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("keyed", [True, False], ids=["with its key", "of an earlier version"])
+def test_a_cache_file_under_anothers_name_is_computed_again_and_counted(
+    keyed: bool, root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not keyed:
+        monkeypatch.setattr(store, "_own_key", lambda blob: None)
+    watch = Watch()
+    song(root / "songs", "a0", 5, caption="a caption of its own")
+    cache = encode(root, tiny_model, watch)
+    b, a = cache.samples[:2]
+    assert a.frames != b.frames
+    whole = cache.read(a, 0)
+    watch.take()
+    pairs = [("latents", cache.latent_key(a), cache.latent_key(b))]
+    if keyed:
+        pairs.append(("text", cache.text_key(a.captions[0]), cache.text_key(b.captions[0])))
+    for kind, own, other in pairs:
+        folder = cache._store(a, kind)
+        folder.path(own).write_bytes(folder.path(other).read_bytes())
+
+    again = encode(root, tiny_model, watch)
+    assert len(watch.take()) == len(pairs)
+    for name, array in again.read(a, 0).items():
+        np.testing.assert_array_equal(array, whole[name])
+    (report,) = again.report.sets
+    assert report.again == [(a.id.partition("/")[2], "a cache file was damaged or another entry's")]
+    third = encode(root, tiny_model, watch)
+    assert watch.take() == [] and not third.report.sets[0].again
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_an_entry_without_a_key_stays_usable(compress: bool, tmp_path: Path) -> None:
+    """Versions before wrote none."""
+    body = save({"x": np.arange(3)})
+    body = zlib.compress(body) if compress else body
+    cache = Store(tmp_path, compress)
+    cache.path("abcd").parent.mkdir()
+    head = b"ACEC1" + (b"z" if compress else b"p")
+    cache.path("abcd").write_bytes(head + zlib.crc32(body).to_bytes(4, "big") + body)
+    assert (cache.get("abcd") or {})["x"].tolist() == [0, 1, 2]
+    cache.put("abce", {"x": np.arange(4)})
+    cache.path("abcd").write_bytes(cache.path("abce").read_bytes())
+    assert cache.has("abce") and not cache.has("abcd")
 
 
 def test_an_interrupted_run_loses_one_item(root: Path, tiny_model: Path) -> None:
@@ -361,7 +409,7 @@ def test_entries_of_wrong_sound_are_encoded_again_and_counted(
     text = "\n".join(cache.report.lines())
     if not xing:
         assert "length counted by decoding: 1" in text and "no Xing header" in report.counted[0][1]
-    assert "encoded again, because they had been read wrongly: 1" in text
+    assert "encoded again, because what was kept of them was wrong: 1" in text
     sample = next(s for s in cache.samples if s.id == "set/guessed.mp3")
     latents = cache.read(sample, 0)["latents"]
     assert latents is not None and latents.shape[-1] == sample.frames and abs(sample.seconds - 4) < 0.2

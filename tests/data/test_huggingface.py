@@ -517,3 +517,11 @@ def test_sound_in_several_columns_is_asked_for(tmp_path: Path) -> None:
     assert len(read(tmp_path, folder, config={"audio_column": "vocals"}).samples) == 1
     pq.write_table(pa.table({"vocals": cells, "audio": cells, "prompt": ["pop"]}), folder / "train.parquet")
     assert len(read(tmp_path, folder).samples) == 1
+
+
+def test_a_slip_of_the_library_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet(tmp_path / "set", [])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [][0])
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: [][0])
+    with pytest.raises(DataError, match="does not understand its files: IndexError"):
+        read(tmp_path, tmp_path / "set")

@@ -466,6 +466,37 @@ def test_an_index_of_another_shape_is_built_again(
     assert build_manifest(settings).samples == before
 
 
+@pytest.mark.parametrize("change", ["length", "problem", "swapped", "no checksums"])
+def test_an_edited_entry_of_the_index_is_measured_again(change: str, tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", seconds=6)
+    song(songs, "b", seconds=4)
+    settings = config(tmp_path)
+    before = build_manifest(settings).samples
+    path = index_path(settings)
+    assert path is not None
+    whole = path.read_text()
+    content = json.loads(whole)
+    first, second = content["facts"].values()
+    if change == "length":
+        first["duration"] = 3.5
+    elif change == "problem":
+        second["problem"] = "silent"
+    elif change == "swapped":
+        first["duration"], second["duration"] = second["duration"], first["duration"]
+    else:  # as an earlier version left it
+        first["duration"] = 3.5
+        del content["checksums"]
+    path.write_text(json.dumps(content))
+    measured: list[str] = []
+    again = build_manifest(settings, lambda stage, done, total, name: measured.append(Path(name).name))
+    assert again.samples == before
+    assert len(measured) == (1 if change in ("length", "problem") else 2)
+    assert json.loads(path.read_text()) == json.loads(whole)
+    measured.clear()
+    build_manifest(settings, lambda stage, done, total, name: measured.append(name))
+    assert not measured
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, 4096, 4097, 65536, 1_000_003])
 def test_blocks_of_a_song_reach_from_its_first_byte_to_its_last(size: int) -> None:
     def hashed(content: bytes) -> str:

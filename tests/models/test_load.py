@@ -230,3 +230,47 @@ def test_weights_that_are_no_floats(model: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=r"'encoder\.conv_in\.bias' is stored as I32"):
         ModelFolder.open(model).load("dcae")
+
+
+def test_a_vocabulary_other_than_recorded_is_refused(model: Path) -> None:
+    """Swapped ids stay within the model's range, and would train other words."""
+    folder = ModelFolder.open(model)
+    path = model / "lyric_vocab.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content, indent=7))
+    assert folder.lyric_vocab() == path and folder.lyric_tokenizer(), "white space changes nothing"
+    vocab = content["model"]["vocab"]
+    one, two = list(vocab)[-2:]
+    vocab[one], vocab[two] = vocab[two], vocab[one]
+    path.write_text(json.dumps(content))
+    for use in (folder.lyric_vocab, folder.lyric_tokenizer):
+        with pytest.raises(CheckpointError, match=r"lyric_vocab\.json: not the vocabulary that this model"):
+            use()
+    edit(model / "config.json", lyric_vocab={"source": "as an early folder has it"})
+    assert ModelFolder.open(model).lyric_vocab() == path
+
+
+@pytest.mark.parametrize(
+    ("bits", "recorded", "message"),
+    [
+        (4, None, "is quantised, and config.json says that nothing is"),
+        (4, {"bits": 8, "group_size": 64}, "not to 8 bits in groups of 64"),
+        (4, {"bits": 4, "group_size": 32}, "not to 4 bits in groups of 32"),
+        (4, {"bits": 4, "group_size": 16, "mode": "nvfp4"}, "not to 4 bits in groups of 16"),
+        (
+            None,
+            {"bits": 4, "group_size": 64},
+            "it says that the model is quantised, and none of its layers is",
+        ),
+    ],
+)
+def test_a_quantisation_other_than_the_tensors_have_is_refused_when_opened(
+    bits: int | None, recorded: object, message: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    convert(tiny_checkpoint, model, quantize=bits is not None, q_bits=bits)
+    assert ModelFolder.open(model)
+    edit(model / "config.json", quantization=recorded)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        ModelFolder.open(model)
+    assert "\n" not in str(caught.value)

@@ -155,3 +155,13 @@ def test_a_position_that_no_epoch_has(tmp_path: Path, tiny_model: Path) -> None:
     path.write_text(json.dumps({**good, "batches": {**good["batches"], "position": 1000}}))
     with pytest.raises(CheckpointError, match="batch 1001 of an epoch, and there are 3"):
         runs.run({**config, "resume_from_checkpoint": "latest", "max_train_steps": 2})
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_file_in_the_place_of_a_folder_is_an_error_of_its_own(depth: int, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.write_text("x")
+    target = place.joinpath(*"ab"[:depth], "checkpoint-1")
+    with pytest.raises(CheckpointError, match="checkpoint-1 could not be written: "):
+        checkpoint.write_folder(target, lambda folder: None)
+    assert place.read_text() == "x"
