@@ -35,6 +35,9 @@ _START = re.compile(
 _PIPED = {  # headers of songs whose size is not stated
     b"FORM": re.compile(rb"FORM.{4}AIF[FC](?:COMM|FVER|MARK|NAME|ANNO|SSND|ID3 )", re.S),
     b"RIFF": re.compile(rb"RIFF.{4}WAVE(?:fmt |LIST|JUNK|bext|fact|id3 )", re.S),
+    b".snd": re.compile(rb"\.snd\x00\x00.{6}\x00\x00\x00[\x01-\x1b]\x00", re.S),
+    b"caff": re.compile(rb"caff\x00\x01\x00\x00desc"),
+    b"riff": re.compile(re.escape(lengths.W64) + rb".{8}wave\xf3\xac", re.S),
 }
 _CHAIN = 4  # MPEG frames of one kind in a row that are no accident
 _FRAME = 1 << 17  # bytes of a FLAC frame where the header does not state the longest
@@ -110,7 +113,11 @@ def _ends(data: Data) -> Iterator[int]:
 def _second_piped(data: Data, pattern: re.Pattern[bytes]) -> int | None:
     """The next song's header behind one that does not state its size."""
     starts, end = lengths.chunk_songs(data)
-    if not starts or end is not None:
+    if not starts:
+        return None
+    place = lengths.wav_data(data)
+    empty = len(starts) == 1 and place is not None and data[place : place + 4] == bytes(4)
+    if end is not None and not empty:  # a wav of 0 bytes is read to the file's end
         return None
     match = pattern.search(data, starts[-1] + 12)
     return match.start() if match else None

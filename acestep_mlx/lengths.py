@@ -77,7 +77,7 @@ def _any(_: Data, frames: int) -> Doubt | None:
 
 def _wav(data: Data, frames: int) -> Doubt | None:
     """No frames are the truth about a wav whose chunks lead to its end."""
-    position = _wav_data(data)
+    position = wav_data(data)
     if frames > 0 and position is not None and _goes_on(data, position) and len(data) <= _MENDED:
         return Doubt("sound goes on behind the size that its header gives", "parts")
     if frames > 0 or position is None:
@@ -203,7 +203,7 @@ def mp4_songs(path: Path) -> int:
     return songs
 
 
-def _wav_data(data: Data) -> int | None:
+def wav_data(data: Data) -> int | None:
     """Where the size of a wav's samples stands."""
     position = 12
     while (
@@ -386,7 +386,7 @@ def _wav_parts(data: Data) -> Iterator[bytes]:
             yield data[start:end]
         return
     whole = bytearray(data[:])
-    size = _wav_data(data)
+    size = wav_data(data)
     assert size is not None
     if whole[:4] == b"RF64":  # its sizes stand in a chunk of their own
         whole[:4], whole[12:16] = b"RIFF", b"JUNK"

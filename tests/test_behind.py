@@ -14,7 +14,7 @@ from acestep_mlx.data.audio_facts import FileAudio, examine
 from acestep_mlx.errors import DataError
 
 from .test_audio import encode, needs_ffmpeg
-from .test_lengths import RATE, ffmpeg_made, id3, made, mp3, song
+from .test_lengths import RATE, ffmpeg_made, flac, id3, made, mp3, song, wav
 
 SECOND = np.repeat(np.random.default_rng(1).normal(0, 0.2, (RATE, 1)), 2, axis=1).astype(np.float32)
 
@@ -43,6 +43,14 @@ def test_a_song_behind_another_is_read_or_named(first: str, second: str, tmp_pat
         with pytest.raises(DataError, match=rf"a second file \({second}\) begins at byte {place}; split it"):
             probe(path)
         assert f"({second})" in str(examine(FileAudio(path)).problem)
+
+
+@pytest.mark.parametrize("second", ["mp3", "wav", "ogg"])
+def test_a_song_behind_a_flac_that_states_no_length(second: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    path.write_bytes(flac(0) + one(second))
+    with pytest.raises(DataError, match=rf"\({second}\) begins at byte {len(flac(0))};"):
+        probe(path)
 
 
 def test_a_picture_before_the_second_song_belongs_to_it(tmp_path: Path) -> None:
@@ -110,7 +118,7 @@ def piped(suffix: str, folder: Path) -> bytes:
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("suffix", ["aiff", "wav"])
+@pytest.mark.parametrize("suffix", CHUNKS)
 def test_songs_that_were_written_to_a_pipe_and_joined(suffix: str, tmp_path: Path) -> None:
     """The second one's header must not be heard."""
     data = piped(suffix, tmp_path)
@@ -121,6 +129,13 @@ def test_songs_that_were_written_to_a_pipe_and_joined(suffix: str, tmp_path: Pat
         path.write_bytes(data + second)
         with pytest.raises(DataError, match=rf"a second song \({suffix}\) begins at byte {len(data)}; split"):
             probe(path)
+
+
+def test_a_wav_behind_one_whose_size_was_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(0) + one("wav"))
+    with pytest.raises(DataError, match=rf"a second song \(wav\) begins at byte {len(wav(0))};"):
+        probe(path)
 
 
 @needs_ffmpeg
