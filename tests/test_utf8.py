@@ -81,9 +81,9 @@ def test_what_cannot_be_written_there_is_said_before_the_work(
 
 
 def test_a_model_there_is_refused_in_one_line(odd: Path, tiny_model: Path) -> None:
-    folder = ModelFolder.open(shutil.copytree(tiny_model, odd / "model"))
+    shutil.copytree(tiny_model, odd / "model")
     with pytest.raises(CheckpointError, match="its path is not UTF-8, which MLX needs; rename it"):
-        folder.load("vocoder")
+        ModelFolder.open(odd / "model")
 
 
 def test_songs_there_cost_no_run(odd: Path, tmp_path: Path) -> None:
