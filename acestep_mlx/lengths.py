@@ -268,7 +268,7 @@ def _flac(data: Data, frames: int) -> Doubt | None:
         return Doubt(f"{len(songs)} songs are joined in it", "parts")
     for _, _, stated, there in songs:
         if not stated:
-            return Doubt("its header gives no length", "soundfile")
+            return Doubt("its header gives no length", "parts" if there else "soundfile")
         if there is not None and there != stated:
             return Doubt(f"its header counts {stated} samples, but there are {there}", "parts")
     return _any(data, frames)

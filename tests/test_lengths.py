@@ -232,6 +232,24 @@ def test_info_and_generate_tell_the_same_number(name: str, tmp_path: Path) -> No
     assert source is not None and abs(len(source) - seconds * 44100) < 2
 
 
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "streamed"])
+@pytest.mark.parametrize(
+    "tail",
+    [b"TAG" + b"y" * 125, b"\0" * 100, b"\r\n", b"APETAGEX" + struct.pack("<4I8x", 2000, 32, 0, 0)],
+    ids=["ID3v1", "zeros", "newline", "APEv2"],
+)
+def test_tags_behind_a_flac_are_no_damage(tail: bytes, stated: bool, tmp_path: Path) -> None:
+    whole = made("FLAC") if stated else flac(0)
+    path = tmp_path / "song.flac"
+    path.write_bytes(whole)
+    alone = read_audio(path, sample_rate=None)
+    path.write_bytes(whole + tail)
+    tagged = read_audio(path, sample_rate=None)
+    assert np.array_equal(alone, tagged) and probe(path).duration == len(alone) / RATE
+    part = read_audio(path, sample_rate=None, start=1.0)
+    assert np.array_equal(part, alone[RATE:])
+
+
 @pytest.mark.parametrize(
     "name", ["VBR without Xing", "CBR without Xing", "joined mp3 of two rates", "joined ogg", "streamed flac"]
 )
