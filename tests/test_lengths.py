@@ -368,6 +368,7 @@ def test_a_flac_that_ends_within_a_frame_is_damaged(tmp_path: Path) -> None:
             probe(path)
 
 
+@pytest.mark.slow_after(4)
 @needs_ffmpeg
 @pytest.mark.parametrize(
     ("suffix", "how"),

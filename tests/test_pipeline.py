@@ -63,6 +63,7 @@ def test_sound_has_the_shape_that_was_asked_for(pipe: ACEStepPipeline) -> None:
     assert heard[1] == ("denoising", 0.5) and heard[-1][1] == 1.0
 
 
+@pytest.mark.slow
 def test_everything_that_is_asked_for_matters(pipe: ACEStepPipeline) -> None:
     # The miniature has fewer layers than ERG begins at, so that its weakened condition is the condition.
     plain = replace(FAST, erg_tag=False, erg_lyric=False)
@@ -92,6 +93,7 @@ def test_everything_that_is_asked_for_matters(pipe: ACEStepPipeline) -> None:
         assert other.shape == base.shape and not np.allclose(other, base, atol=1e-4), change
 
 
+@pytest.mark.slow
 def test_a_batch_is_so_many_single_songs(pipe: ACEStepPipeline) -> None:
     for scheduler in ("euler", "pingpong"):
         request = replace(FAST, seeds=(3, 11, 5, 8), scheduler=scheduler, guidance_interval=1.0)

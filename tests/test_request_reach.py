@@ -388,6 +388,7 @@ TOGETHER: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("changes", TOGETHER, ids=str)
 def test_each_song_of_several_is_the_song_made_alone(changes: dict[str, Any], lab: Lab) -> None:
     request = replace(BASE, **{**SEVERAL, **changes, "retake_seeds": ()})  # those that follow the seeds
@@ -397,6 +398,7 @@ def test_each_song_of_several_is_the_song_made_alone(changes: dict[str, Any], la
         assert np.linalg.norm(together[i] - alone) < 1e-4 * np.linalg.norm(alone), i
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("changes", TOGETHER, ids=str)
 def test_each_song_is_the_same_in_groups_of_any_size(
     changes: dict[str, Any], lab: Lab, monkeypatch: pytest.MonkeyPatch

@@ -399,6 +399,7 @@ convert(sys.argv[1], sys.argv[2], progress=progress)
 """
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("share", ["0.01", "0.5", "1.0"])
 def test_kill_9_never_looks_finished(share: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "model"

@@ -125,7 +125,7 @@ def test_dtypes(source_dtype: str, dtype: str | None, tmp_path: Path) -> None:
         assert {value.dtype for value in weights(folder.path, component).values()} == {wanted}
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(
     ("bits", "group", "mode"),
     [(b, g, "affine") for b, g in AFFINE] + [(None, None, m) for m in ("mxfp4", "nvfp4", "mxfp8")],

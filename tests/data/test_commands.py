@@ -39,6 +39,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_cache_fills_once_and_reports(project: Path) -> None:
     first = run(project, "cache", "config.json", "--seed=1")
     assert first.returncode == 0, first.stderr
@@ -49,6 +50,7 @@ def test_cache_fills_once_and_reports(project: Path) -> None:
     assert len(list((project / "cache").rglob("*.cache"))) == 5
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [(["absent.json"], 1, "no configuration found"), (["config.json", "--lora_rnk=4"], 1, "did you mean"),

@@ -130,7 +130,7 @@ def test_another_model_invalidates_its_own_results(component: str, root: Path, t
     assert set(watch.take()) == {"latents" if component == "dcae" else "captions"}
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "other"])
 def test_damaged_cache_files_are_computed_again(damage: str, root: Path, tiny_model: Path) -> None:
     watch = Watch()
@@ -219,6 +219,7 @@ def test_an_interrupted_run_loses_one_item(root: Path, tiny_model: Path) -> None
     assert watch.take() == ["latents"]
 
 
+@pytest.mark.slow
 def test_size_on_disk(root: Path, tiny_model: Path) -> None:
     song(root / "songs", "long", 20.0)
     cache = encode(root, tiny_model)
@@ -325,6 +326,7 @@ def test_another_song_of_the_same_size_and_time_is_noticed(kind: str, root: Path
     assert new is not None and old is not None and (new.shape != old.shape or (new != old).any())
 
 
+@pytest.mark.slow
 def test_a_change_between_the_blocks_is_noticed_when_encoding_and_mends_itself(
     root: Path, tiny_model: Path
 ) -> None:

@@ -99,7 +99,7 @@ def test_autoencoder_in_windows(config: DCAEConfig, window: int) -> None:
     assert difference(model.decode(z, window), model.decode(z)) < 1e-4
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 5, 64])
 def test_vocoder_in_windows(window: int) -> None:
     model = shake(Vocoder(VocoderConfig.tiny()))

@@ -219,7 +219,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("case", CASES)
 def test_text2music(pair: Pair, draws: Draws, case: str) -> None:
     request = replace(PLAIN, **CASES[case])
@@ -243,7 +243,7 @@ SHAPED = {"omega": -30.0, "guidance_interval": 0.9, "guidance_decay": 0.5, "min_
 DEFAULTS = Request()
 
 
-@pytest.mark.slow_after(4)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("options", [SHAPED, ERG], ids=["shaped", "erg"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])
@@ -266,6 +266,7 @@ SOURCE = np.random.default_rng(9).standard_normal((1, 8, 16, frames_of(SECONDS))
 WHOLE_RUN = {"guidance_interval": 1.0, "guidance_scale": 3.0}
 
 
+@pytest.mark.slow
 def test_retake(pair: Pair, draws: Draws) -> None:
     request = replace(PLAIN, task="retake", variance=0.3)
     theirs = run_reference(pair, request, add_retake_noise=True, repaint_end=request.duration)
@@ -420,7 +421,7 @@ EDITS = {
 }
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("case", EDITS)
 def test_edit(pair: Pair, draws: Draws, case: str) -> None:
     request = replace(
@@ -498,6 +499,7 @@ def run_reference_with(pair: Pair, request: Request, initial: np.ndarray) -> np.
         pair.module.randn_tensor = before
 
 
+@pytest.mark.slow
 def test_erg_tag_works_without_erg_lyric(pair: Pair, draws: Draws) -> None:
     """Upstream drops the weakened prompt unless the lyrics are weakened too; ours uses what was asked for."""
     request = replace(PLAIN, erg_tag=True)

@@ -383,6 +383,7 @@ def test_any_line_in_any_language_gives_ids_of_the_vocabulary(
         assert all(0 <= token < subject.vocab_size for token in ids)
 
 
+@pytest.mark.slow_after(60)
 @pytest.mark.parametrize("language", sorted(LANGUAGES))
 @pytest.mark.parametrize(
     "line",

@@ -88,6 +88,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_healthy_and_one_of_an_older_ver
 
 
 # ── in a run ──────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
 def test_healthy_checkpoints_are_not_rotated_away_by_broken_ones(root, tiny_model, monkeypatch):
     """A NaN now and then: each of those checkpoints is written, and none takes a good one's place."""
     poison(monkeypatch, lambda step, _: step >= 4 and step % 2 == 0)
@@ -194,6 +195,7 @@ def at_this_rate(step: TrainStep) -> bool:
     return step.groups[0].schedule(0) >= 1e-3
 
 
+@pytest.mark.slow
 def test_the_message_names_the_last_healthy_checkpoint_and_its_advice_runs(root, tiny_model, monkeypatch):
     poison(monkeypatch, lambda step, run: step >= 4 and at_this_rate(run))
     folder = root / "with a space"
@@ -222,7 +224,7 @@ def test_without_a_healthy_checkpoint_the_advice_is_to_begin_anew(root, tiny_mod
     assert not any(e.skipped for e in seen.of(StepDone))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("healthy", [True, False])
 def test_in_fp16_the_advice_is_bf16_from_the_healthy_lora(root, tiny_model, monkeypatch, healthy):
     poison(monkeypatch, lambda step, run: run.scales_loss and step >= (4 if healthy else 1))

@@ -45,6 +45,7 @@ ON_DEMAND: dict[str, dict] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[] if c == "encoded on demand" else pytest.mark.slow) for c in ON_DEMAND]
 )
@@ -132,7 +133,7 @@ def fill_up(monkeypatch, number, after=3, room=50):
     monkeypatch.setattr(MetricsFile, "__call__", call)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GONE)
 def test_numbers_that_cannot_be_written_end_in_one_line_and_a_checkpoint(root, tiny_model, monkeypatch, case):
     number, words = GONE[case]
@@ -165,7 +166,7 @@ def test_numbers_that_waited_for_room_are_written_whole(root, tiny_model, monkey
     assert second.finished and [s for s, _ in runs.losses(root / "waited")] == list(range(1, 9))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GONE)
 def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before(root, tiny_model, monkeypatch, case):
     number, words = GONE[case]
@@ -282,7 +283,7 @@ def test_an_output_dir_with_a_name_that_is_too_long(root, tiny_model, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["p" * 300, "猫" * 120])
 def test_a_validation_prompt_with_a_long_name_gives_files_that_fit(root, tiny_model, tmp_path, name):
     library = tmp_path / "library.json"

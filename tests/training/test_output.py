@@ -49,6 +49,7 @@ def notices(seen) -> str:
     return "\n".join(e.text for e in seen.of(Notice))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "left",
     [
@@ -95,6 +96,7 @@ def test_dry_run_refuses_a_used_folder_with_the_same_words(used):
     assert preflight(load_config(config), lambda *_: None, overwrite=True).resume is None
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("resume", [None, "latest"])
 def test_overwrite_moves_the_old_run_aside_and_deletes_nothing(used, resume):
     from acestep_mlx.training.loop import train

@@ -147,6 +147,7 @@ def test_missing_parts_and_what_is_no_json(whole: Path) -> None:
         (whole / checkpoint.STATE).write_text(json.dumps(good))
 
 
+@pytest.mark.slow
 def test_a_position_that_no_epoch_has(tmp_path: Path, tiny_model: Path) -> None:
     config = runs.configuration(tmp_path, tiny_model, "run", max_train_steps=1)
     runs.run(config)

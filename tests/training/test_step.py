@@ -156,6 +156,7 @@ def test_longer_padding_changes_no_loss(name, mask):
     np.testing.assert_allclose(losses(longer), losses(plain), rtol=1e-5)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("spec", [LoRASpec(rank=2, dropout=0.3), LoRASpec(rank=2, use_dora=True)])
 def test_saved_arrays_continue_bit_for_bit(accumulate, spec):

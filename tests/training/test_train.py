@@ -198,6 +198,7 @@ def test_full_disk_leaves_the_previous_checkpoint(root, tiny_model, monkeypatch)
     checkpoint.verify(root / "full" / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_full_disk_while_writing_numbers_is_one_line_too(root, tiny_model, monkeypatch):
     import errno
 
@@ -317,6 +318,7 @@ def test_init_lora_continues_from_any_lora_file(root, tiny_model):
         assert mx.abs(module.delta() - b.modules[path].delta()).max().item() < 1e-6
 
 
+@pytest.mark.slow
 def test_epochs_give_the_length_and_checkpoints(root, tiny_model):
     config = runs.configuration(
         root, tiny_model, "epochs", max_train_steps=0, num_train_epochs=2, checkpoint_epoch_interval=1
