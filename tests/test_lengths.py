@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx import audio, ffmpeg, lengths
+from acestep_mlx import audio, ffmpeg, lengths, vorbis
 from acestep_mlx.audio import probe, read_audio
 from acestep_mlx.cli.describe import audio_file
 from acestep_mlx.data.audio_facts import FileAudio, examine
@@ -494,3 +494,66 @@ def test_a_song_within_a_tag_is_not_the_files(footer: bool, tags: int) -> None:
     tag = b"\x04\0" + bytes([0x10 * footer]) + size
     whole = (b"ID3" + tag + body + (b"3DI" + tag) * footer) * tags
     assert walk_mp3(whole + data) == walk_mp3(data)
+
+
+# ── Ogg Vorbis whose times are not those of its packets ──────────────────────────────────────────────
+def retimed(data: bytes, change: Callable[[int, int], int]) -> bytes:
+    """The Ogg with `change(page's number, time)` as the times of its pages of sound."""
+    out = bytearray(data)
+    for number, page in enumerate(vorbis.ogg_pages(data, 0, len(data))):
+        if page.time > 0:
+            struct.pack_into("<q", out, page.start + 6, change(number, page.time))
+            struct.pack_into("<I", out, page.start + 22, 0)
+            struct.pack_into("<I", out, page.start + 22, vorbis._checksum(out[page.start : page.end]))
+    return bytes(out)
+
+
+RETIMED: dict[str, Callable[[int, int], int]] = {
+    "starts before 0": lambda _, time: time - 9786,
+    "starts long before 0": lambda _, time: time - 44000,
+    "starts a little before 0": lambda _, time: time - 441,
+    "goes back in the middle": lambda number, time: time - 50_000 * (number > 4),
+    "leaps in the middle": lambda number, time: time + 50_000 * (number > 4),
+    "stands still": lambda number, time: min(time, 60_000),
+}
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+@pytest.mark.parametrize("name", RETIMED)
+def test_an_ogg_whose_times_disagree_with_its_sound_is_read_to_its_end(
+    name: str, rate: int, tmp_path: Path
+) -> None:
+    whole = np.concatenate([song(rate), song(rate)])[:-777]
+    data = made("OGG", rate, whole)
+    cut = retimed(data, RETIMED[name])
+    assert cut != data
+    path = tmp_path / "a.ogg"
+    path.write_bytes(data)
+    assert probe(path).exact
+    straight = read_audio(path, sample_rate=None)
+    path.write_bytes(cut)
+    info = probe(path)
+    assert not info.exact and f"there are {info.duration * rate:.0f}" in info.doubt
+    # the last page's own cut is known from its time, which may be off
+    assert 0 <= len(read_audio(path, sample_rate=None)) - len(straight) < 4096
+    assert np.array_equal(read_audio(path, sample_rate=None)[: len(straight)], straight)
+    path.write_bytes(cut + data + cut)
+    assert probe(path).duration == pytest.approx(2 * info.duration + len(straight) / rate)
+
+
+def test_an_ogg_that_starts_late_loses_nothing(tmp_path: Path) -> None:
+    """A recording of a broadcast: its times count from before it began."""
+    path = tmp_path / "a.ogg"
+    path.write_bytes(retimed(made("OGG"), lambda _, time: time + 10_000_000))
+    assert len(read_audio(path)) == 4 * RATE
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("start", ["0.01", "0.7", "1.234", "3"])
+def test_an_ogg_that_was_cut_without_coding_it_again(start: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.ogg"
+    whole.write_bytes(made("OGG", x=np.concatenate([song(), song()])))
+    cut = ffmpeg_made(whole, tmp_path / "cut.ogg", "-c", "copy", before=("-ss", start))
+    there = np.concatenate(list(ffmpeg.blocks(cut, 2, RATE)))
+    sound = read_audio(cut, sample_rate=None)
+    assert sound.shape == there.shape and np.abs(sound - np.clip(there, -1, 1)).max() < 1e-3
