@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import vorbis
+from . import ogg_times
 from .mpeg import Data, mp3_parts, walk_mp3
 
 _SLACK = 2  # frames: encoders disagree on whether the Xing frame counts itself
@@ -242,7 +242,7 @@ def _ogg(data: Data, frames: int) -> Doubt | None:
         return Doubt("pages of it are missing, so its times mean nothing", "soundfile")
     if len(links) > 1:
         return Doubt(f"{len(links)} songs are joined in it", "parts")
-    found = vorbis.times(data, 0, len(data))
+    found = ogg_times.times(data, 0, len(data))
     if found is not None and found.stated != found.total:
         return Doubt(f"its times count {found.stated} samples, but there are {found.total}", "parts")
     return _any(data, frames)
@@ -373,7 +373,7 @@ def parts(path: Path, form: str) -> Iterator[bytes]:
 def _ogg_parts(data: Data) -> Iterator[bytes]:
     links, _ = _ogg_links(data)
     for start, end in zip(links, [*links[1:], len(data)], strict=True):
-        yield vorbis.with_counted_times(data, start, end)
+        yield ogg_times.with_counted_times(data, start, end)
 
 
 def _flac_parts(data: Data) -> Iterator[bytes]:

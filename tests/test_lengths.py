@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx import audio, ffmpeg, lengths, vorbis
+from acestep_mlx import audio, ffmpeg, lengths, ogg_times
 from acestep_mlx.audio import probe, read_audio
 from acestep_mlx.cli.describe import audio_file
 from acestep_mlx.data.audio_facts import FileAudio, examine
@@ -500,11 +500,11 @@ def test_a_song_within_a_tag_is_not_the_files(footer: bool, tags: int) -> None:
 def retimed(data: bytes, change: Callable[[int, int], int]) -> bytes:
     """The Ogg with `change(page's number, time)` as the times of its pages of sound."""
     out = bytearray(data)
-    for number, page in enumerate(vorbis.ogg_pages(data, 0, len(data))):
+    for number, page in enumerate(ogg_times.ogg_pages(data, 0, len(data))):
         if page.time > 0:
             struct.pack_into("<q", out, page.start + 6, change(number, page.time))
             struct.pack_into("<I", out, page.start + 22, 0)
-            struct.pack_into("<I", out, page.start + 22, vorbis._checksum(out[page.start : page.end]))
+            struct.pack_into("<I", out, page.start + 22, ogg_times._checksum(out[page.start : page.end]))
     return bytes(out)
 
 
@@ -514,7 +514,7 @@ RETIMED: dict[str, Callable[[int, int], int]] = {
     "starts a little before 0": lambda _, time: time - 441,
     "goes back in the middle": lambda number, time: time - 50_000 * (number > 4),
     "leaps in the middle": lambda number, time: time + 50_000 * (number > 4),
-    "stands still": lambda number, time: min(time, 60_000),
+    "stands still": lambda _, time: min(time, 15_000),
 }
 
 
@@ -546,6 +546,29 @@ def test_an_ogg_that_starts_late_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.ogg"
     path.write_bytes(retimed(made("OGG"), lambda _, time: time + 10_000_000))
     assert len(read_audio(path)) == 4 * RATE
+
+
+@pytest.mark.parametrize("by", [-9786, -441, 0])
+def test_opus_behind_opus_that_starts_before_0(by: int, tmp_path: Path) -> None:
+    whole = made("OGG", 48000, subtype="OPUS")
+    path = tmp_path / "a.opus"
+    path.write_bytes(whole)
+    straight = read_audio(path, sample_rate=None)
+    path.write_bytes(whole + retimed(whole, lambda _, time: time + by))
+    assert np.array_equal(read_audio(path, sample_rate=None)[: len(straight)], straight)
+    assert 0 <= round(probe(path).duration * 48000) - 2 * len(straight) < 1000
+
+
+@needs_ffmpeg
+def test_oggs_that_ffmpeg_joined_without_coding_them_again(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.ogg"
+    whole.write_bytes(made("OGG"))
+    ffmpeg_made(whole, tmp_path / "cut.ogg", "-c", "copy", before=("-ss", "0.7"))
+    names = tmp_path / "names"
+    names.write_text("file whole.ogg\nfile cut.ogg\nfile whole.ogg\n")
+    joined = ffmpeg_made(names, tmp_path / "a.ogg", "-c", "copy", before=("-f", "concat", "-safe", "0"))
+    there = sum(map(len, ffmpeg.blocks(joined, 2, RATE)))
+    assert there > 10 * RATE and abs(len(read_audio(joined, sample_rate=None)) - there) < 4096
 
 
 @needs_ffmpeg

@@ -1,8 +1,9 @@
-"""Ogg Vorbis whose times disagree with its sound, as cutting without coding it again leaves them.
+"""Ogg Vorbis and Opus whose times disagree with their sound, as cutting without coding again leaves them.
 
 libvorbisfile takes the last page's time for the song's length, from the first page's on. Cut songs start
-before their time 0: that many samples are lost at their end. Each packet says how many samples it gives, so
-the times are counted anew and written into the pages. Vorbis I specification, sections 4.2, 4.3 and A.2.
+before their time 0: that many samples are lost at their end; libopusfile refuses them. Each packet says how
+many samples it gives, so the times are counted anew and written into the pages. Vorbis I specification,
+sections 4.2, 4.3 and A.2; RFC 6716, section 3.1.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import NamedTuple
 
 from .mpeg import Data
 
-_IDENTIFICATION, _SETUP = b"\x01vorbis", b"\x05vorbis"
-_HEADERS = 3  # packets before the sound
+_SETUP = b"\x05vorbis"
 _MODE = 41  # bits that describe a mode in the setup header, behind a bit that says which of two block sizes
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_MOST_CUT = 5760  # samples of the longest packet, within which an encoder ends the sound
 _NO_TIME = -1  # of a page on which no packet ends
 
 
@@ -39,21 +40,18 @@ class Times(NamedTuple):
     counted: list[int]
 
     @property
-    def lead(self) -> int:
-        """By how much the times are ahead of the sound; below 0 when the song starts before its time 0."""
-        return self.pages[0].time - self.counted[0]
-
-    @property
     def stated(self) -> int:
-        """Samples that libvorbisfile gives."""
-        return self.pages[-1].time - max(self.lead, 0)
+        """Samples that a player gives who believes the last page, and the first where it starts late."""
+        lead = self.pages[0].time - self.counted[0] if len(self.pages) > 1 else 0
+        return self.pages[-1].time - max(lead, 0)
 
     @property
     def total(self) -> int:
         """Samples that are there. The last page may say that its sound ends before its last packet does."""
-        before = self.counted[-2] if len(self.counted) > 1 else 0
-        end = self.pages[-1].time - self.lead
-        return end if before <= end < self.counted[-1] else self.counted[-1]
+        last, before = self.pages[-1].time, self.counted[-2] if len(self.counted) > 1 else 0
+        end = before + last - (self.pages[-2].time if len(self.pages) > 1 else 0)
+        cut = self.counted[-1] - end
+        return end if 0 < cut <= _MOST_CUT and before < end else self.counted[-1]
 
 
 def ogg_pages(data: Data, start: int, end: int) -> Iterator[Page]:
@@ -69,39 +67,74 @@ def ogg_pages(data: Data, start: int, end: int) -> Iterator[Page]:
         position = last if data[last : last + 4] == b"OggS" else data.find(b"OggS", last, end)
 
 
+class _Vorbis:
+    """Samples of each packet: a block gives what lies between its middle and that of the block before."""
+
+    headers = 3
+
+    def __init__(self, identification: bytes) -> None:
+        self.sizes = 1 << (identification[28] & 15), 1 << (identification[28] >> 4)
+        self.flags: list[bool] = []
+        self.before = 0
+
+    def setup(self, header: bytes) -> bool:
+        self.flags = _block_flags(header)
+        return bool(self.flags)
+
+    def samples(self, packet: bytes) -> int:
+        mode = packet[0] >> 1 & (1 << (len(self.flags) - 1).bit_length()) - 1
+        if packet[0] & 1 or mode >= len(self.flags):  # no sound
+            return 0
+        block = self.sizes[self.flags[mode]]
+        count = (self.before + block) // 4 if self.before else 0
+        self.before = block
+        return count
+
+
+class _Opus:
+    """Samples at 48 kHz of each packet."""
+
+    headers = 2
+
+    def __init__(self, _: bytes) -> None:
+        """Every packet says all."""
+
+    def setup(self, _: bytes) -> bool:
+        return True
+
+    def samples(self, packet: bytes) -> int:
+        config, code = packet[0] >> 3, packet[0] & 3
+        size = 120 << (config & 3) if config >= 16 else 480 << (config & 1) if config >= 12 else 0
+        size = size or (480, 960, 1920, 2880)[config & 3]
+        return size * ((1, 2, 2)[code] if code < 3 else packet[1] & 63 if len(packet) > 1 else 0)
+
+
 def times(data: Data, start: int, end: int) -> Times | None:
-    """The times of the Vorbis stream in one song; None where there is none, or it makes no sense."""
-    serial = sizes = flags = None
-    packets = before = count = 0
-    packet = b""  # of the headers; of the sound its first byte
+    """The times of the Vorbis or Opus stream in one song; None where there is none, or it makes no sense."""
+    codec: _Vorbis | _Opus | None = None
+    serial = packets = count = 0
+    packet = b""  # of a header; of the sound its first two bytes
     found = Times([], [])
     for page in ogg_pages(data, start, end):
         body = page.start + 27 + len(page.laces)
-        if page.flags & 2 and serial is None and data[body : body + 7] == _IDENTIFICATION:
-            serial, sizes = page.serial, data[body + 28]
-        if page.serial != serial:
+        if page.flags & 2 and codec is None:
+            kinds = [kind for magic, kind in _CODECS.items() if data[body : body + len(magic)] == magic]
+            codec = kinds[0](data[body : page.end].ljust(30, b"\0")) if kinds else None
+            serial = page.serial
+        if codec is None or page.serial != serial:
             continue
         for lace in page.laces:
-            if packets < _HEADERS:
-                packet += data[body : body + lace]
-            else:
-                packet = packet or data[body : body + min(lace, 1)]
-            body += lace
+            part = data[body : body + (lace if packets < codec.headers else min(lace, 2))]
+            packet, body = packet + part, body + lace
             if lace == 255:
                 continue
             packets += 1
-            if packets == _HEADERS:
-                flags = _block_flags(packet)
-            elif packets > _HEADERS and packet and not packet[0] & 1:
-                if not flags or sizes is None:
-                    return None
-                mode = packet[0] >> 1 & (1 << (len(flags) - 1).bit_length()) - 1
-                if mode < len(flags):
-                    block = 1 << (sizes >> 4 if flags[mode] else sizes & 15)
-                    count += (before + block) // 4 if before else 0
-                    before = block
+            if packets == codec.headers and not codec.setup(packet):
+                return None
+            if packets > codec.headers and packet:
+                count += codec.samples(packet)
             packet = b""
-        if packets > _HEADERS and page.time != _NO_TIME:
+        if packets > codec.headers and page.time != _NO_TIME:
             found.pages.append(page)
             found.counted.append(count)
     return found if found.pages else None
@@ -144,3 +177,6 @@ def _checksum(page: bytes | bytearray) -> int:
     """Ogg's CRC: zlib's with the order of bits reversed, from 0 on and not inverted."""
     crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{crc:032b}"[::-1], 2)
+
+
+_CODECS: dict[bytes, type[_Vorbis] | type[_Opus]] = {b"\x01vorbis": _Vorbis, b"OpusHead": _Opus}
