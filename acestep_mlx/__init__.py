@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by huggingface_hu
 _EXPORTS = {
     "ACEStepPipeline": "acestep_mlx.pipeline",
     "convert": "acestep_mlx.convert.checkpoint",
-    "train": "acestep_mlx.training.loop",
+    "train": "acestep_mlx.training.run",
 }
 __all__ = ["ACEStepPipeline", "__version__", "convert", "train"]
 

@@ -12,18 +12,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .audio import probe, read_audio
+from .config.request import FRAME, MAX_SECONDS, Request
 from .errors import CheckpointError, ConfigError, DataError
-from .models.codec import SAMPLE_RATE, Codec
-from .models.dcae import AutoencoderDC
-from .models.dit import ACEStepTransformer
-from .models.load import ModelFolder
-from .models.vocoder import Vocoder
-from .sampling.conditioning import TAU, TEXT_BLOCKS, Prompt
-from .sampling.request import FRAME, MAX_SECONDS, Request
+from .families.folder import ModelFolder
+from .families.v1.codec import SAMPLE_RATE, Codec
+from .families.v1.conditions import TAU, TEXT_BLOCKS, Prompt
+from .families.v1.dcae import AutoencoderDC
+from .families.v1.dit import ACEStepTransformer
+from .families.v1.lyrics.tokenizer import LyricTokenizer
+from .families.v1.prompt import PromptTokenizer
+from .families.v1.vocoder import Vocoder
+from .io.audio import probe, read_audio
 from .sampling.sample import sample
-from .text.lyrics import LyricTokenizer
-from .text.prompt import PromptTokenizer
 from .text.sheet import read_sheet
 
 Progress = Callable[[str, float], None]  # what is being done, and the fraction of it that is
@@ -135,8 +135,8 @@ class ACEStepPipeline:
         Raises CheckpointError when the file is not a LoRA or one for another model, ConfigError for a scale
         that is no number between -100 and 100.
         """
-        from .lora.formats import read_lora
-        from .lora.fuse import MAX_SCALE
+        from .lora.formats.write import read_lora
+        from .lora.merge import MAX_SCALE
 
         if not abs(scale) <= MAX_SCALE:
             raise ConfigError(f"lora scale must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, got {scale}")
@@ -290,7 +290,7 @@ class ACEStepPipeline:
         """Make a song: (samples, 2) float32 at 44.1 kHz; with several seeds (songs, samples, 2).
 
         duration in seconds, rounded down to whole latent frames (93 ms). Without a seed one is drawn.
-        `options` are the other fields of `sampling.request.Request`. Raises ConfigError, DataError or
+        `options` are the other fields of `config.request.Request`. Raises ConfigError, DataError or
         CheckpointError in one line.
         """
         seeds = (random_seed(),) if seed is None else (seed,) if isinstance(seed, int) else tuple(seed)

@@ -23,13 +23,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from acestep_mlx.config import load_config
-from acestep_mlx.data.audio_facts import FileAudio
+from acestep_mlx.config.read import load_config
 from acestep_mlx.data.backends import read_backends
 from acestep_mlx.data.batches import Batches
 from acestep_mlx.data.encode import Cache
+from acestep_mlx.data.facts import FileAudio
 from acestep_mlx.data.manifest import Manifest, Sample
-from acestep_mlx.data.report import DatasetReport, SetReport
+from acestep_mlx.data.summary import DatasetReport, SetReport
 
 WORDS, WIDTH, LYRICS = 40, 768, 900
 

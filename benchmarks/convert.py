@@ -42,7 +42,7 @@ print(json.dumps({
 LOAD = """
 import json, resource, sys, time
 import mlx.core as mx
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.families.folder import ModelFolder
 start = time.perf_counter()
 folder = ModelFolder.open(sys.argv[1])
 quantize = None if folder.quantization else {"bits": 8, "group_size": 64, "mode": "affine"}
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     args = parser.parse_args()
 
-    from acestep_mlx.convert.miniature import write_checkpoint
+    from acestep_mlx.families.v1.miniature import write_checkpoint
 
     free = shutil.disk_usage(args.scratch).free
     if not args.quick and free < 26e9:

@@ -30,11 +30,11 @@ from mlx.utils import tree_flatten, tree_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from acestep_mlx.convert.geometry import SIZES
 from acestep_mlx.convert.translate import translate
-from acestep_mlx.models.codec import Codec
-from acestep_mlx.models.dcae import AutoencoderDC, DCAEConfig
-from acestep_mlx.models.vocoder import Vocoder, VocoderConfig
+from acestep_mlx.families.v1.codec import Codec
+from acestep_mlx.families.v1.dcae import AutoencoderDC, DCAEConfig
+from acestep_mlx.families.v1.geometry import SIZES
+from acestep_mlx.families.v1.vocoder import Vocoder, VocoderConfig
 
 RATE = 44100
 GB = 1e9

@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
-from acestep_mlx.sampling.conditioning import Prompt, Velocity, encode_branches
+from acestep_mlx.families.v1.conditions import Prompt, Velocity, encode_branches
+from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.sampling.denoise import Guided
 from acestep_mlx.sampling.guidance import Guidance
 from acestep_mlx.sampling.schedulers import move, omega_gain

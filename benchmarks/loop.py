@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from acestep_mlx.training.events import Listeners, MetricsFile, StepDone
+from acestep_mlx.report.events import Listeners, MetricsFile, StepDone
 from acestep_mlx.training.trainer import Intervals, Trainer
 from tests.training import tiny
 

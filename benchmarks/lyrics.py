@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
 
     start = time.process_time()
-    from acestep_mlx.text.lyrics import LyricTokenizer
+    from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
 
     vocab = find(options.vocab, Path("nowhere"), 6693)
     path = Path("lyric_vocab.bench.json")

@@ -40,13 +40,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from generate import TEXT, our_step
 
-from acestep_mlx.config import load_config
-from acestep_mlx.lora.inject import LoRASpec, adapter_modules, inject
-from acestep_mlx.models import attention
-from acestep_mlx.models.activations import masked
-from acestep_mlx.models.dit import TransformerConfig
-from acestep_mlx.training import plan
-from acestep_mlx.training.optim import Group, Schedule, make_optimizer
+from acestep_mlx.config.read import load_config
+from acestep_mlx.families.v1 import attention
+from acestep_mlx.families.v1.dit import TransformerConfig
+from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
+from acestep_mlx.nn.activations import masked
+from acestep_mlx.training import memory as plan
+from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 
 

@@ -33,11 +33,11 @@ from mlx.utils import tree_flatten
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from acestep_mlx.convert.translate import translate
-from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, inject
-from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
-from acestep_mlx.training.optim import Group, Schedule, make_optimizer
-from acestep_mlx.training.plan import quantised_model
-from acestep_mlx.training.setup import cache_limit
+from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, inject
+from acestep_mlx.training.build import cache_limit
+from acestep_mlx.training.memory import quantised_model
+from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.parity import reference
 

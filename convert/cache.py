@@ -11,10 +11,10 @@ from typing import Any
 
 from .. import __version__
 from ..errors import CheckpointError
-from ..models.load import LYRIC_VOCAB, ModelFolder, Quantization
+from ..families.folder import LYRIC_VOCAB, ModelFolder, Quantization
+from ..io.new_folder import exclusive
 from . import lyric_vocab as vocabulary
 from .checkpoint import convert
-from .folder import exclusive
 from .source import Progress, Source, hub_commit, is_repo, resolve, silent
 
 ENVIRONMENT = "ACESTEP_MLX_CACHE"

@@ -18,9 +18,7 @@ import mlx.core as mx
 
 from .. import __version__
 from ..errors import CheckpointError, ConfigError
-from ..models.files import ITEM_SIZES
-from ..models.foreign_config import UnknownKeys
-from ..models.load import (
+from ..families.folder import (
     COMPONENTS,
     DTYPES,
     FORMAT,
@@ -31,11 +29,13 @@ from ..models.load import (
     component_module,
     quantizable,
 )
+from ..io.new_folder import new_folder, new_path
+from ..io.safetensors import ITEM_SIZES
+from ..io.tensors import SafetensorsWriter, dtype_name, read_rows, read_tensor
+from ..nn.foreign_config import UnknownKeys
 from . import lyric_vocab as vocabulary
 from . import tokenizer as tokenizers
-from .folder import new_folder, new_path
 from .source import ComponentSource, Progress, Source, resolve
-from .tensors import SafetensorsWriter, dtype_name, read_rows, read_tensor
 from .translate import Account, Entry, plan, translate
 
 __all__ = ["Account", "Report", "convert", "plan", "translate"]
@@ -132,7 +132,7 @@ def convert(
     """Convert the checkpoint `src` (upstream's folder or hub repository, or ComfyUI's all-in-one file) into
     the new MLX folder `dst`.
 
-    quantize: the large linear layers of q_components (see `models.load.quantizable`), with q_bits,
+    quantize: the large linear layers of q_components (see `families.folder.quantizable`), with q_bits,
     q_group_size and q_mode as MLX has them. dtype: of everything
     else ("bfloat16", "float16", "float32"; None keeps each component's own). lyric_vocab: a vocabulary file
     instead of the one that is found. tokenizer: tokenizer.json or spiece.model of the text encoder, or a

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..models.files import content_hash
-from ..schema import parse_json, read_file
+from ..families.v1.lyrics.tokenizer import FIXED_IDS
+from ..io.safetensors import content_hash
+from ..io.schema import parse_json, read_file
 from .source import VOCAB_FILES, Progress, silent
 
-# The two language tags and the start token whose ids the model was trained with.
-FIXED_IDS = {"[en]": 259, "[de]": 260, "[START]": 261}
 UPSTREAM = "ace-step/ACE-Step"
 COMMIT = "d612523f50e252c0e138e68ae75b06223f96e934"
 URL = f"https://raw.githubusercontent.com/{UPSTREAM}/{COMMIT}/acestep/models/lyrics_utils/vocab.json"
@@ -80,7 +79,7 @@ def is_upstreams(path: Path) -> bool:
 
 def _of_the_miniature(found: LyricVocab) -> bool:
     """Whether it is the one that `demo` makes, for which nothing is wrong."""
-    from .miniature_text import miniature_vocabulary
+    from ..families.v1.miniature_text import miniature_vocabulary
 
     return found.sha256 == content_hash(miniature_vocabulary())
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..models.files import TensorInfo
-from .geometry import SIZES, Geometry
+from ..families.v1.geometry import SIZES, Geometry
+from ..io.safetensors import TensorInfo
 from .spiece import MAX_BYTES
 from .translate import problem_report
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NO_SPACE, CheckpointError
-from ..models.files import PICKLES, TensorInfo, inside, read_header, read_json
-from ..words import brief
+from ..formatting import brief
+from ..io.safetensors import PICKLES, TensorInfo, inside, read_header, read_json
 from . import single
 from .translate import problem_report
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .. import schema
 from ..errors import CheckpointError
-from ..models.load import TOKENIZER
-from ..text.prompt import EOS as END
+from ..families.folder import TOKENIZER
+from ..families.v1.prompt import EOS as END
+from ..io import schema
 from .source import TOKENIZER_FILES, Source
 from .spiece import EOS, MAX_BYTES, PAD, tokenizer_json
 

@@ -14,9 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, nearest
-from ..models.load import parameters_of
-from ..words import count, listed
-from .keymap import KEYMAPS, keeps_rows, to_layout
+from ..families.folder import parameters_of
+from ..families.v1.keymap import KEYMAPS, keeps_rows, to_layout
+from ..formatting import count, listed
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
 WEIGHT_NORM = (

@@ -57,7 +57,7 @@ def seeded(seeded_module: None) -> None:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A miniature checkpoint with random weights in the upstream PyTorch layout. Treat it as read-only."""
-    from acestep_mlx.convert.miniature import write_checkpoint
+    from acestep_mlx.families.v1.miniature import write_checkpoint
 
     folder = tmp_path_factory.mktemp("miniature") / "checkpoint"
     write_checkpoint(folder, seed=0)

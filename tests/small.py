@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.geometry import TINY
-from acestep_mlx.convert.miniature import write_checkpoint
+from acestep_mlx.families.v1.geometry import TINY
+from acestep_mlx.families.v1.miniature import write_checkpoint
 
 WIDTH = {"num_attention_heads": 2, "inner_dim": 64}
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx import audio, ffmpeg
-from acestep_mlx.audio import read_audio
 from acestep_mlx.errors import DataError
+from acestep_mlx.io import audio, ffmpeg
+from acestep_mlx.io.audio import read_audio
 from acestep_mlx.training import macos
 
 from .conftest import require

@@ -8,7 +8,7 @@ from acestep_mlx.cli import cli, main
 from acestep_mlx.cli.events import TrainDisplay, duration
 from acestep_mlx.cli.progress import ByteProgress
 from acestep_mlx.errors import DataError
-from acestep_mlx.training.events import Finished, Progress, Started, StepDone
+from acestep_mlx.report.events import Finished, Progress, Started, StepDone
 
 
 def test_sizes_fit_the_amount(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from acestep_mlx.cli import COMMANDS, main
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
-from acestep_mlx.training import loop
-from acestep_mlx.training.loop import TrainResult
+from acestep_mlx.training import run as loop
+from acestep_mlx.training.run import TrainResult
 
 End = Callable[..., tuple[int, str]]
 

@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from acestep_mlx.cli import main
-from acestep_mlx.config import load_config
-from acestep_mlx.text.normalise import japanese
-from acestep_mlx.words import brief, without_secrets
+from acestep_mlx.config.read import load_config
+from acestep_mlx.families.v1.lyrics.normalise import japanese
+from acestep_mlx.formatting import brief, without_secrets
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
@@ -87,7 +87,7 @@ HEAVY = {
 
 
 @pytest.mark.parametrize(
-    "module", ["acestep_mlx", "acestep_mlx.cli", "acestep_mlx.training.loop", "acestep_mlx.data.encode"]
+    "module", ["acestep_mlx", "acestep_mlx.cli", "acestep_mlx.training.run", "acestep_mlx.data.encode"]
 )
 def test_imports_are_light_and_silent(module: str) -> None:
     code = f"import sys, {module}; print(*{HEAVY!r} & set(sys.modules))"
@@ -98,7 +98,7 @@ def test_imports_are_light_and_silent(module: str) -> None:
 def test_reading_a_config_with_transformers_says_nothing_about_pytorch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from acestep_mlx.models.foreign_config import transformers_defaults as t; t('UMT5Config')"
+        "from acestep_mlx.nn.foreign_config import transformers_defaults as t; t('UMT5Config')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout == ran.stderr == ""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx.audio import WRITABLE, write_audio
+from acestep_mlx.config.request import Request
+from acestep_mlx.io.audio import WRITABLE, write_audio
 from acestep_mlx.sampling import record
-from acestep_mlx.sampling.request import Request
 
 RATE = 44100
 T = np.arange(RATE // 2) / RATE

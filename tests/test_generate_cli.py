@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from acestep_mlx.cli import main
-from acestep_mlx.lora.formats import write_lora
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
-from acestep_mlx.models.load import ModelFolder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -187,7 +187,7 @@ def test_wrong_usage_ends_with_two(run: Run, flags: list[str], words: str) -> No
 def test_every_setting_has_an_option(run: Run) -> None:
     from dataclasses import fields
 
-    from acestep_mlx.sampling.request import Request
+    from acestep_mlx.config.request import Request
 
     code, out, _ = run("--help", base=False)
     assert code == 0

@@ -15,20 +15,20 @@ import pytest
 import soundfile
 from safetensors.numpy import save_file
 
-from acestep_mlx.audio import write_audio
 from acestep_mlx.cli import main
 from acestep_mlx.cli.describe import SECONDS, training_memory
-from acestep_mlx.config import load_config
-from acestep_mlx.data.audio_facts import AudioFacts, FactsIndex
+from acestep_mlx.config.read import load_config
+from acestep_mlx.data.facts import AudioFacts, FactsIndex
 from acestep_mlx.errors import CheckpointError, DataError
-from acestep_mlx.lora.formats import FORMATS, write_lora
-from acestep_mlx.lora.inject import LoRASpec, from_model, inject
-from acestep_mlx.models.dit import TransformerConfig
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1.dit import TransformerConfig
+from acestep_mlx.formatting import size
+from acestep_mlx.io.audio import write_audio
+from acestep_mlx.lora.formats.write import FORMATS, write_lora
+from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
 from acestep_mlx.sampling.record import read_record
-from acestep_mlx.training import setup
-from acestep_mlx.training.plan import Load, estimate
-from acestep_mlx.words import size
+from acestep_mlx.training import build as setup
+from acestep_mlx.training.memory import Load, estimate
 
 
 def info(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -126,7 +126,7 @@ def test_training_fits_where_what_is_usable_suffices(
 def test_whether_training_fits_this_machine(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from acestep_mlx.training import setup
+    from acestep_mlx.training import build as setup
 
     for memory, verdict in ((64e9, "MB, fits"), (100e6, "MB, does not fit")):
         monkeypatch.setattr(setup, "machine_memory", lambda memory=memory: int(memory))
@@ -166,7 +166,7 @@ def test_a_foreign_lora_and_one_for_another_model(
 def test_training_checkpoint_and_output(
     loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from acestep_mlx.training import checkpoint
+    from acestep_mlx.training import state as checkpoint
 
     def extra(folder: Path) -> None:
         shutil.copy(loras / "peft.safetensors", folder / checkpoint.LORA)
@@ -190,7 +190,7 @@ def test_training_checkpoint_and_output(
 
 
 def test_an_output_that_holds_checkpoints_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from acestep_mlx.training import checkpoint
+    from acestep_mlx.training import state as checkpoint
 
     arrays = {"x": mx.zeros((2,))}
     for step in (5, 20):
@@ -231,8 +231,8 @@ def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_generated_song_and_its_json(
     suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from acestep_mlx.config.request import Request
     from acestep_mlx.sampling.record import write_song
-    from acestep_mlx.sampling.request import Request
 
     request = Request(prompt="slow jazz", seeds=(7,), steps=12).to_dict()
     loras = [{"path": "/x/mine.safetensors", "scale": 0.5}]
@@ -288,7 +288,7 @@ def test_every_command_that_is_printed_can_be_pasted(
     name: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A shell takes what `info` advises for the very path that it was given."""
-    from acestep_mlx.training import checkpoint
+    from acestep_mlx.training import state as checkpoint
 
     folder = tmp_path / name
     song = folder / "song.json"
@@ -476,7 +476,7 @@ def test_folders_with_pipes_in_place_of_files(
 
 @pytest.mark.parametrize("option", ["data_backend_config", "validation_prompt_library", "init_lora"])
 def test_settings_that_name_a_pipe(option: str, tmp_path: Path, tiny_model: Path) -> None:
-    from acestep_mlx.config import load_config
+    from acestep_mlx.config.read import load_config
     from acestep_mlx.errors import AceStepError
     from acestep_mlx.training.preflight import preflight
 
@@ -493,7 +493,7 @@ def test_settings_that_name_a_pipe(option: str, tmp_path: Path, tiny_model: Path
 
 
 def test_training_config_that_is_a_pipe(tmp_path: Path) -> None:
-    from acestep_mlx.config import load_config
+    from acestep_mlx.config.read import load_config
     from acestep_mlx.errors import ConfigError
 
     os.mkfifo(tmp_path / "config.json")
@@ -504,7 +504,7 @@ def test_training_config_that_is_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_run_by_a_newer_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from acestep_mlx.training import checkpoint
+    from acestep_mlx.training import state as checkpoint
 
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()

@@ -19,15 +19,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.config import TrainConfig, load_config
+from acestep_mlx.config.read import TrainConfig, load_config
+from acestep_mlx.config.run import LR_SCHEDULERS, OPTIMIZERS, OPTIONS, PRECISION_BITS, SUPPORTED
 from acestep_mlx.data import encode
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.lora.formats import FORMATS, read_lora
-from acestep_mlx.models.files import read_header
-from acestep_mlx.options import LR_SCHEDULERS, OPTIMIZERS, OPTIONS, PRECISION_BITS, SUPPORTED
-from acestep_mlx.training import evaluate, loop
+from acestep_mlx.io.safetensors import read_header
+from acestep_mlx.lora.formats.write import FORMATS, read_lora
+from acestep_mlx.report.events import CheckpointSaved, Evaluated, StepDone, ValidationClip
+from acestep_mlx.training import evaluation as evaluate
+from acestep_mlx.training import run as loop
 from acestep_mlx.training import step as step_module
-from acestep_mlx.training.events import CheckpointSaved, Evaluated, StepDone, ValidationClip
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.step import TrainStep
 

@@ -13,12 +13,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx import ACEStepPipeline
+from acestep_mlx.config.request import Request
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
+from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.lora.apply import AppliedLoRA
-from acestep_mlx.lora.formats import write_lora
+from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
-from acestep_mlx.models.load import ModelFolder
-from acestep_mlx.sampling.request import Request
 
 FAST = Request(prompt="slow jazz", lyrics="[verse]\nhello", duration=2.0, seeds=(3,), steps=3)
 
@@ -113,7 +113,7 @@ def test_several_seeds_give_several_songs(pipe: ACEStepPipeline) -> None:
 
 def test_conditions_are_computed_once_a_song(pipe: ACEStepPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders, and keys and values of every block: as often with many steps as with one."""
-    from acestep_mlx.models.attention import CrossAttention
+    from acestep_mlx.families.v1.attention import CrossAttention
 
     calls = {"lyrics": 0, "keys": 0, "blocks": 0}
 

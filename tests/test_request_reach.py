@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx import ACEStepPipeline, audio, pipeline
+from acestep_mlx import ACEStepPipeline, pipeline
 from acestep_mlx.cli import generate, main
-from acestep_mlx.sampling import conditioning, record, tasks
+from acestep_mlx.config.request import GUIDANCE, SCHEDULERS, TASKS, Request
+from acestep_mlx.families.v1 import conditions as conditioning
+from acestep_mlx.families.v1.conditions import Encoded, Velocity
+from acestep_mlx.io import audio
+from acestep_mlx.sampling import record, tasks
 from acestep_mlx.sampling import sample as sample_module
-from acestep_mlx.sampling.conditioning import Encoded, Velocity
-from acestep_mlx.sampling.request import GUIDANCE, SCHEDULERS, TASKS, Request
 
 from .small import small_model
 
@@ -471,7 +473,7 @@ class Heard:
         self.requests: list[Request] = []
 
     def from_pretrained(self, path: str, **options: Any) -> Any:
-        from acestep_mlx.models.load import ModelFolder
+        from acestep_mlx.families.folder import ModelFolder
 
         self.opened.append((path, options))
         heard = self

@@ -11,15 +11,15 @@ import pytest
 
 from acestep_mlx.cli import main
 from acestep_mlx.cli.events import TrainDisplay
-from acestep_mlx.config import load_config
+from acestep_mlx.config.read import load_config
 from acestep_mlx.data.backends import read_backends
 from acestep_mlx.data.manifest import own_folders
-from acestep_mlx.demo import write_configs
-from acestep_mlx.lora.formats import write_lora
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
-from acestep_mlx.models.load import ModelFolder
-from acestep_mlx.training import plan
-from acestep_mlx.training.events import Started, ValidationClip
+from acestep_mlx.report.events import Started, ValidationClip
+from acestep_mlx.testing.songs import write_configs
+from acestep_mlx.training import memory as plan
 from acestep_mlx.training.faults import same_again
 
 from .training import runs

@@ -14,9 +14,10 @@ import pytest
 
 from acestep_mlx.cli import main, train
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.training import loop, preflight
-from acestep_mlx.training.events import Notice
-from acestep_mlx.training.loop import TrainResult
+from acestep_mlx.report.events import Notice
+from acestep_mlx.training import preflight
+from acestep_mlx.training import run as loop
+from acestep_mlx.training.run import TrainResult
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from acestep_mlx.cli import main
-from acestep_mlx.config import OPTIONS, load_config
+from acestep_mlx.config.read import OPTIONS, load_config
 from acestep_mlx.data.backends import read_backends
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.training.preflight import preflight
 
 from .training import runs

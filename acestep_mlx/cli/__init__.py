@@ -12,7 +12,7 @@ import click
 
 from .. import __version__
 from ..errors import AceStepError, ConfigError, refusal
-from ..words import without_secrets
+from ..formatting import without_secrets
 from . import streams
 
 COMMANDS = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import CheckpointError
-from ..words import brief, count, size
+from ..formatting import brief, count, size
 from .paths import NamedPath
 
 if TYPE_CHECKING:

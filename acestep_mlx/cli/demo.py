@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import AceStepError, CheckpointError
-from ..words import count
+from ..formatting import count
 from .paths import NamedPath
 
 
@@ -30,8 +30,8 @@ def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
     """
     import mlx.core as mx
 
-    from ..lora.formats import read_lora
-    from ..models.load import ModelFolder
+    from ..families.folder import ModelFolder
+    from ..lora.formats.write import read_lora
 
     trained, again = read_lora(checkpoint), read_lora(exported)
     transformer = ModelFolder.open(model).load("transformer")
@@ -58,8 +58,8 @@ def command(directory: Path) -> None:
     Makes a checkpoint with random weights and three short songs, then converts, trains, resumes, exports,
     checks and generates. The result is noise; the way there is real.
     """
-    from ..convert.miniature import write_checkpoint
-    from ..demo import write_configs, write_songs
+    from ..families.v1.miniature import write_checkpoint
+    from ..testing.songs import write_configs, write_songs
 
     if directory.exists() and not directory.is_dir():
         raise AceStepError(f"{directory} is a file; name a folder")

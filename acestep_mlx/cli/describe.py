@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, DataError
-from ..words import count, size
+from ..formatting import count, size
 
 if TYPE_CHECKING:
+    from ..families.folder import ModelFolder
+    from ..families.v1.dit import TransformerConfig
+    from ..io.safetensors import TensorInfo
     from ..lora.weights import LoRAWeights
-    from ..models.dit import TransformerConfig
-    from ..models.files import TensorInfo
-    from ..models.load import ModelFolder
 
 NAMES = 20  # names per list
 SECONDS = 60  # of music, for the memory estimate
@@ -50,7 +50,7 @@ def pytorch_checkpoint(path: Path) -> list[str]:
     """An upstream checkpoint: its components, and whether it would convert."""
     from ..convert.checkpoint import plan_component
     from ..convert.source import FOLDERS, resolve
-    from ..models.dit import TransformerConfig
+    from ..families.v1.dit import TransformerConfig
 
     source = resolve(path)
     kind = (
@@ -91,7 +91,7 @@ def pytorch_checkpoint(path: Path) -> list[str]:
 def mlx_folder(path: Path) -> list[str]:
     """An MLX folder: precision, components, source, and what fits this machine."""
     from ..convert.lyric_vocab import SHA256
-    from ..models.load import COMPONENTS, ModelFolder
+    from ..families.folder import COMPONENTS, ModelFolder
 
     folder = ModelFolder.open(path)
     config = folder.config
@@ -130,7 +130,7 @@ def precision(folder: ModelFolder) -> str:
 
 def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
     """(parameters as before quantisation, bytes, quantised layers) of a component; reads its header only."""
-    from ..models.files import read_header
+    from ..io.safetensors import read_header
 
     tensors = read_header(folder.file(name)).tensors
     stored = sum(info.stop - info.start for info in tensors.values())
@@ -148,9 +148,9 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
 
 def training_memory(model: TransformerConfig, stored_bits: int | None) -> list[str]:
     """What training takes at each precision of the base, and whether this machine has it."""
-    from ..config import load_config
-    from ..training.plan import Load, estimate, usable
-    from ..training.setup import machine_memory
+    from ..config.read import load_config
+    from ..training.build import machine_memory
+    from ..training.memory import Load, estimate, usable
 
     memory = machine_memory()
     room = usable(memory)
@@ -171,9 +171,9 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
 
     Other adapters, and LoRAs of other models, are named for what they are.
     """
-    from ..lora.formats import find_file, read_lora
-    from ..lora.recognise import recognise
-    from ..models.files import read_header
+    from ..io.safetensors import read_header
+    from ..lora.formats.recognise import recognise
+    from ..lora.formats.write import find_file, read_lora
 
     file = find_file(path)
     header = read_header(file)
@@ -267,7 +267,7 @@ def _target(name: str) -> str:
 
 
 def _fits(weights: LoRAWeights, folder: ModelFolder) -> tuple[bool, list[str]]:
-    from ..models.load import COMPONENTS
+    from ..families.folder import COMPONENTS
 
     skeleton = COMPONENTS["transformer"][1](folder.component_config("transformer"))  # lazy: takes no memory
     try:
@@ -288,7 +288,7 @@ def _fits(weights: LoRAWeights, folder: ModelFolder) -> tuple[bool, list[str]]:
 
 def _sizes_fit(weights: LoRAWeights) -> tuple[bool, list[str]]:
     """Without a model at hand: whether the sizes are ACE-Step v1's."""
-    from ..lora.recognise import check_model, other_size
+    from ..lora.formats.recognise import check_model, other_size
 
     shapes = {path: module.shape for path, module in weights.modules.items()}
     try:
@@ -301,7 +301,7 @@ def _sizes_fit(weights: LoRAWeights) -> tuple[bool, list[str]]:
 
 def weights_file(path: Path) -> list[str]:
     """A safetensors file that is no LoRA."""
-    from ..models.files import read_header
+    from ..io.safetensors import read_header
 
     header = read_header(path)
     tensors = header.tensors.values()
@@ -320,7 +320,7 @@ def weights_file(path: Path) -> list[str]:
 
 def data_set(path: Path, kind: str) -> list[str]:
     """A folder of songs (`local`) or a Hugging Face data set (`huggingface`), as training would see it."""
-    from ..config import load_config
+    from ..config.read import load_config
     from ..data.manifest import build_manifest
     from .counts import CountProgress
 
@@ -337,8 +337,8 @@ def data_set(path: Path, kind: str) -> list[str]:
 
 def audio_file(path: Path) -> list[str]:
     """A sound file, and how long it is for the model."""
-    from ..audio import WRITABLE, probe
-    from ..models.codec import latent_frames
+    from ..families.v1.codec import latent_frames
+    from ..io.audio import WRITABLE, probe
 
     found = probe(path)
     frames = latent_frames(round(found.duration * 44100))
@@ -357,8 +357,8 @@ def audio_file(path: Path) -> list[str]:
 
 def lyrics(path: Path, vocab: Path, language: str | None) -> list[str]:
     """Lyrics line by line, as training and `generate` read them."""
-    from ..text.lyrics import LyricTokenizer
-    from ..text.report import lyrics_report, read_lyrics
+    from ..families.v1.lyrics.report import lyrics_report, read_lyrics
+    from ..families.v1.lyrics.tokenizer import LyricTokenizer
     from ..text.sheet import read_sheet
 
     sheet = read_sheet(read_lyrics(path))
@@ -368,8 +368,8 @@ def lyrics(path: Path, vocab: Path, language: str | None) -> list[str]:
 
 def song_record(path: Path) -> list[str]:
     """How a generated song was made, from the JSON beside it or its own tags. DataError when not there."""
+    from ..config.request import Request
     from ..sampling.record import read_record
-    from ..sampling.request import Request
 
     record = read_record(path)
     model, loras = record.get("model") or {}, record.get("loras") or []

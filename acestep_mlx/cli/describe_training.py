@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AceStepError, DataError, NewerVersionError
-from ..words import count, size
+from ..formatting import count, size
 
 if TYPE_CHECKING:
-    from ..models.load import ModelFolder
+    from ..families.folder import ModelFolder
 
 
 def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     """A checkpoint of this trainer, verified: step, settings, and the LoRA in it."""
-    from ..training.checkpoint import LORA, Health, verify
+    from ..training.state import LORA, Health, verify
     from .describe import lora
 
     state = verify(path)
@@ -47,7 +47,7 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
 
 def training_output(path: Path) -> list[str]:
     """An output folder of training: its checkpoints and how far it came."""
-    from ..training.checkpoint import checkpoints, verify
+    from ..training.state import checkpoints, verify
 
     found = checkpoints(path)
     lines, whole = [f"{path}: output of training, {count(len(found), 'checkpoint')}"], []
@@ -70,7 +70,7 @@ def training_output(path: Path) -> list[str]:
 
 def metrics(path: Path) -> list[str]:
     """What metrics.jsonl says of a run. DataError when it holds none of a run's events."""
-    from ..training.events import damage, read_metrics
+    from ..report.events import damage, read_metrics
 
     damaged: list[str] = []
     rows = read_metrics(path, damaged)
@@ -102,7 +102,7 @@ def _loss(value: float | None) -> str:
 
 def configuration(path: str | Path) -> list[str]:
     """A run configuration: what is set, and what is ignored."""
-    from ..config import load_config
+    from ..config.read import load_config
 
     config = load_config(path)
     changed = {k: v for k, v in config.to_dict().items() if config.origin(k) != "default"}

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..options import GROUPS
-from ..words import count
+from ..config.run import GROUPS
+from ..formatting import count
 from .events import nothing_left
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
+    from ..config.read import TrainConfig
     from ..data.manifest import Manifest
     from ..training.preflight import Preflight
 
@@ -36,7 +36,7 @@ def show(config: TrainConfig, overwrite: bool = False) -> None:
 
     from ..data.batches import songs_per_epoch
     from ..data.manifest import build_manifest
-    from ..training.plan import loads, verdict
+    from ..training.memory import loads, verdict
     from ..training.preflight import preflight
     from .counts import CountProgress
 

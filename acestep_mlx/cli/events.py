@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..words import count, rate, size
+from ..formatting import count, rate, size
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ..training.events import Evaluated, Event, Finished, Progress, StepDone
+    from ..report.events import Evaluated, Event, Finished, Progress, StepDone
 
 LINE_EVERY = 10.0  # seconds between lines of the same kind without a terminal
 
@@ -37,7 +37,7 @@ def nothing_left(step: int, total: int) -> str:
 
 
 class TrainDisplay:
-    """A listener for `training.loop.train`; a context manager that leaves the terminal tidy."""
+    """A listener for `training.run.train`; a context manager that leaves the terminal tidy."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()

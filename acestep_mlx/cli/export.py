@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ConfigError
-from ..words import count, size
+from ..formatting import count, size
 from .paths import NamedPath
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def command(
     The trained scale is multiplied in, so that strength 1.0 is right everywhere. The file is read back and
     compared before this says done.
     """
-    from ..lora.formats import DTYPES, find_file, prepare, read_lora, verify, write_lora
-    from ..lora.recognise import check_model
-    from ..models.load import ModelFolder
+    from ..families.folder import ModelFolder
+    from ..lora.formats.recognise import check_model
+    from ..lora.formats.write import DTYPES, find_file, prepare, read_lora, verify, write_lora
 
     source = find_file(path)
     target = _target(source if path.is_file() else path, kind, output)
@@ -114,7 +114,7 @@ def programs(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> str
 
 
 def _convolutions(weights: LoRAWeights) -> list[str]:
-    from ..lora.keys import convolution_dims
+    from ..lora.formats.keys import convolution_dims
 
     return [path for path in weights.modules if convolution_dims(path)]
 

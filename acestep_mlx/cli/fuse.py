@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..words import count
+from ..formatting import count
 from .paths import NamedPath
 
 if TYPE_CHECKING:
-    from ..convert.fuse import FuseReport
+    from ..convert.fused import FuseReport
 
 NOTABLE = 0.25  # rounding error as a share of what the LoRA changes, from which on there is a warning
 
@@ -61,7 +61,7 @@ def command(model: Path, loras: tuple[Path, ...], scales: tuple[float, ...], out
             f"{len(scales)} --lora-scale for {len(loras)} --lora: give none, one, or one each"
         )
     strengths = scales if len(scales) == len(loras) else (scales or (1.0,)) * len(loras)
-    from ..convert.fuse import fuse
+    from ..convert.fused import fuse
     from .progress import ByteProgress
 
     with ByteProgress() as progress:

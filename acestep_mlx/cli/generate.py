@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config.request import FRAME, Request
 from ..errors import ConfigError, DataError
-from ..names import as_stored
-from ..sampling.request import FRAME, Request
-from ..schema import show
+from ..io.filenames import as_stored
+from ..io.schema import show
 from .paths import NamedPath
 from .steps import StageBar
 
@@ -164,7 +164,7 @@ def command(
     if lyrics_file is not None:
         if given["lyrics"] is not None:
             raise click.UsageError("--lyrics and --lyrics-file exclude each other")
-        from ..text.report import read_lyrics
+        from ..families.v1.lyrics.report import read_lyrics
 
         given["lyrics"] = read_lyrics(Path(lyrics_file).expanduser())
     from ..sampling import record as records
@@ -220,7 +220,7 @@ def command(
             continue
         picture = ""
         if plot:
-            from ..sampling.spectrogram import spectrogram_png
+            from ..report.spectrogram import spectrogram_png
 
             try:
                 records.write_beside(saved, ".png", spectrogram_png(song, 44100))
@@ -273,7 +273,7 @@ def _loras(
 def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
     """The model and the LoRAs, by path and by content."""
     from .. import __version__
-    from ..lora.formats import find_file
+    from ..lora.formats.write import find_file
     from ..sampling.record import RECORD_VERSION
 
     folder = pipe.folder
@@ -299,8 +299,8 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
 
 def _remark(pipe: ACEStepPipeline, request: Request) -> None:
     """Say what of the lyrics was changed, and what the model will not hear, before the work begins."""
-    from ..text.prompt import MAX_LENGTH
-    from ..text.report import summary
+    from ..families.v1.lyrics.report import summary
+    from ..families.v1.prompt import MAX_LENGTH
     from ..text.sheet import read_sheet
 
     for name in ("prompt", "edit_prompt", "negative_prompt"):

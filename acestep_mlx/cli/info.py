@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import AceStepError, CheckpointError
-from ..schema import KINDS, parse_json, read_file
-from ..words import count
+from ..formatting import count
+from ..io.schema import KINDS, parse_json, read_file
 from .paths import NamedPath
 
 if TYPE_CHECKING:
-    from ..models.load import ModelFolder
+    from ..families.folder import ModelFolder
 
 LYRICS_SUFFIXES = (".lyrics", ".lrc")
 LYRICS_ENDINGS = ("_lyrics.txt", ".lyrics.txt")
@@ -30,7 +30,7 @@ def command(path: str, model: Path | None, lyric_vocab: Path | None, lyrics_lang
     """Say what PATH is: a PyTorch checkpoint, MLX folder, LoRA, training checkpoint or output, data set,
     configuration (also env=NAME, example=NAME), metrics, lyrics or sound file. Nothing is changed.
     """
-    from ..models.load import ModelFolder
+    from ..families.folder import ModelFolder
 
     folder = ModelFolder.open(model) if model is not None else None
     for line in _describe(path, folder, lyric_vocab, lyrics_language):
@@ -59,7 +59,7 @@ def _describe(
 
 def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     from ..convert.source import FOLDERS
-    from ..training.checkpoint import checkpoints
+    from ..training.state import checkpoints
     from . import describe, describe_training
 
     if path.resolve().parent == path.resolve():
@@ -89,14 +89,14 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
 
 
 def _has_audio(path: Path) -> bool:
-    from ..audio import SUFFIXES
+    from ..io.audio import SUFFIXES
 
     return any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in path.rglob("*"))
 
 
 def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, language: str | None) -> list[str]:
-    from ..audio import SUFFIXES
-    from ..models.files import PICKLES, refuse_pickle
+    from ..io.audio import SUFFIXES
+    from ..io.safetensors import PICKLES, refuse_pickle
     from . import describe, describe_training
 
     suffix = path.suffix.lower()
@@ -119,8 +119,8 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
 
 def _weights(path: Path, model: ModelFolder | None) -> list[str]:
     from ..convert.single import is_all_in_one
-    from ..lora.recognise import recognise
-    from ..models.files import read_header
+    from ..io.safetensors import read_header
+    from ..lora.formats.recognise import recognise
     from . import describe
 
     names = read_header(path).tensors
@@ -142,7 +142,7 @@ def _json(path: Path) -> list[str]:
     except ValueError as error:
         raise AceStepError(f"{path}: not JSON: {error}") from None
     if isinstance(content, list):
-        from ..config import load_config
+        from ..config.read import load_config
         from ..data.backends import read_backends
 
         backends = read_backends(load_config({"data_backend_config": str(path.resolve())}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
-    from ..models.load import ModelFolder
+    from ..config.read import TrainConfig
+    from ..families.folder import ModelFolder
 
 
 def open_model(config: TrainConfig) -> ModelFolder:
@@ -15,7 +15,7 @@ def open_model(config: TrainConfig) -> ModelFolder:
     Raises CheckpointError in one line.
     """
     from ..convert.cache import ensure_model
-    from ..models.load import ModelFolder
+    from ..families.folder import ModelFolder
     from .progress import ByteProgress
 
     given = config.pretrained_model_name_or_path

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..names import as_stored
+from ..io.filenames import as_stored
 
 
 class NamedPath(click.Path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..words import size
+from ..formatting import size
 
 if TYPE_CHECKING:
     from tqdm import tqdm

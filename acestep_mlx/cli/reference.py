@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from ..data.backend_options import TABLES
-from ..foreign_options import IGNORED_PREFIXES
-from ..options import GROUPS, OPTIONS, Option
+from ..config.datasets import TABLES
+from ..config.foreign import IGNORED_PREFIXES
+from ..config.run import GROUPS, OPTIONS, Option
 
 _BLOCKS = {
     "entry": "A data set, or the `text_embeds` entry",

@@ -11,7 +11,7 @@ from .events import TrainDisplay
 from .streams import reader_gone
 
 if TYPE_CHECKING:
-    from ..training.events import Event
+    from ..report.events import Event
 
 
 @click.command(
@@ -36,7 +36,7 @@ def command(context: click.Context, config: str, dry_run: bool, overwrite: bool)
     checkpoint; the same command with resume_from_checkpoint=latest goes on from there, bit for bit. An
     output_dir that holds a run is gone on with, refused or moved aside, never replaced.
     """
-    from ..config import load_config
+    from ..config.read import load_config
 
     resolved = load_config(config, context.args)
     if dry_run:
@@ -45,7 +45,7 @@ def command(context: click.Context, config: str, dry_run: bool, overwrite: bool)
         show(resolved, overwrite)
         return
     from ..training.interrupts import INTERRUPTED, StopRequest
-    from ..training.loop import train
+    from ..training.run import train
 
     stop = StopRequest(INTERRUPTED)
     with TrainDisplay() as display:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
+from ..config.datasets import OFF_VALUES, TABLES
+from ..config.option import is_off, kind_of, parse_value, read_json, show
+from ..config.read import TrainConfig
 from ..errors import ConfigError, nearest
 from ..text.languages import forced_language
-from ..values import is_off, kind_of, parse_value, read_json, show
-from .backend_options import OFF_VALUES, TABLES
 from .captions import lyrics_name
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..config import TrainConfig
+from ..config.read import TrainConfig
 from ..errors import CheckpointError, DataError
+from .cache import cache_key
 from .encode import Arrays, Cache
 from .manifest import Sample
-from .store import cache_key
 
 TEXT_STEP, LYRIC_STEP = 32, 64  # lengths are rounded up to multiples of these
 _ORDER, _NOISE = 1, 2  # streams of random numbers

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..text.files import read_text
+from ..io.text_files import read_text
 from ..text.sheet import unescape_breaks
 
 __all__ = [

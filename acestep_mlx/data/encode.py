@@ -18,17 +18,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..atomic import PREFIX, SUFFIX
-from ..audio import is_silent, read_audio
-from ..config import TrainConfig
+from ..config.read import TrainConfig
 from ..errors import DataError
-from ..models.codec import SAMPLE_RATE, Codec
-from ..models.load import ModelFolder
-from ..text import lyrics as lyric_text
-from ..text.report import summary as lyric_summary
-from .audio_facts import FactsIndex, hash_file
+from ..families.folder import ModelFolder
+from ..families.v1.codec import SAMPLE_RATE, Codec
+from ..families.v1.lyrics import tokenizer as lyric_text
+from ..families.v1.lyrics.report import summary as lyric_summary
+from ..io.atomic import PREFIX, SUFFIX
+from ..io.audio import is_silent, read_audio
+from .cache import Store, cache_key
+from .facts import FactsIndex, hash_file
 from .manifest import Manifest, Progress, Sample, index_path, nothing_left
-from .store import Store, cache_key
 
 VERSION = 1  # of what is stored; raise it when the computation changes
 MAX_TEXT_TOKENS = 256

@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config import TrainConfig
+from ..config.read import TrainConfig
 from ..errors import DataError
+from ..formatting import count, listed
 from ..text.lines import foreign_lines, in_language
 from ..text.sheet import read_sheet
-from ..words import count, listed
-from . import local
-from .audio_facts import AudioFacts, AudioRef, FactsIndex
 from .backends import Backend, Backends, read_backends
+from .cache import cache_key
 from .captions import shuffled, unique
-from .report import DatasetReport, SetReport
-from .store import cache_key
+from .facts import AudioFacts, AudioRef, FactsIndex
+from .sources import folder as local
+from .summary import DatasetReport, SetReport
 
 SAMPLE_RATE = 44100
 SAMPLES_PER_FRAME = 512 * 8
@@ -169,7 +169,7 @@ def own_folders(config: TrainConfig, backends: Backends) -> dict[Path, str]:
 
 def _songs(backend: Backend, config: TrainConfig, own: Mapping[Path, str]) -> local.Found:
     if backend.type == "huggingface":
-        from . import huggingface
+        from .sources import hub as huggingface
 
         return local.Found(huggingface.scan(backend, config))
     return local.scan(backend, own)

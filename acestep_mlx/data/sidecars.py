@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..audio import SUFFIXES
 from ..errors import DataError
-from ..names import composed
-from ..text.files import read_text
+from ..io.audio import SUFFIXES
+from ..io.filenames import composed
+from ..io.text_files import read_text
 from ..text.marks import mark_line
 from ..text.sheet import has_stamp, square_marks, timed_lines, unescape_breaks
 

@@ -10,9 +10,9 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError
-from .fuse import Part, check_strengths, fuse_layer, parameter_changes, parts_by_path
-from .linear import Wrapper, base_linears, own_dtype
+from .layers import Wrapper, base_linears, own_dtype
 from .lyrics_embedder import check_embedder, embedder_parameters, make_dense
+from .merge import Part, check_strengths, fuse_layer, parameter_changes, parts_by_path
 from .weights import LoRAWeights
 
 _RECORD = "applied_loras"  # the attribute of the transformer that remembers what stood where

@@ -15,10 +15,10 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, ConfigError
-from ..models.files import FLOATS, PICKLES, read_header
-from .files import whole_or_nothing
-from .keys import LYRICS_EMBEDDER, describe_unknown, parse
-from .linear import Wrapper, dense_weight, own_dtype
+from ..io.lora_files import whole_or_nothing
+from ..io.safetensors import FLOATS, PICKLES, read_header
+from .formats.keys import LYRICS_EMBEDDER, describe_unknown, parse
+from .layers import Wrapper, dense_weight, own_dtype
 from .weights import LoRAModule, LoRAWeights
 
 FOLDER = "lyrics_embedder"

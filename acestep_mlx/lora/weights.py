@@ -11,9 +11,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import CheckpointError
-from ..words import count, listed
-from .keys import describe_unknown, unused
-from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
+from ..formatting import count, listed
+from .formats.keys import describe_unknown, unused
+from .layers import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
 
 # Rank → what upstream's published recipes set beside it: a scale of 2, which its files do not say.
 UPSTREAM_RECIPES = {16: "alpha 32", 256: "alpha 32 with rsLoRA"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .conditioning import Velocity
+from ..families.v1.conditions import Velocity
 from .guidance import Guidance, apg
 from .noise import NoiseSource
 from .schedulers import move, omega_gain, pingpong, stages

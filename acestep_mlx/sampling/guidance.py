@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..config.request import GUIDANCE, Request
 from ..errors import ConfigError
-from .request import GUIDANCE, Request
 
 MOMENTUM = -0.75
 NORM_THRESHOLD = 2.5

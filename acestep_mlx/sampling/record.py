@@ -17,12 +17,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import __version__, schema, words
-from ..atomic import write_bytes
-from ..audio import WRITABLE, resample, write_audio
+from .. import __version__
+from .. import formatting as words
+from ..config.request import Request
 from ..errors import ConfigError, DataError, NewerVersionError, cause
-from ..quiet import without_noise
-from .request import Request
+from ..io import schema
+from ..io.atomic import write_bytes
+from ..io.audio import WRITABLE, resample, write_audio
+from ..io.quiet import without_noise
 
 KEY = "acestep_mlx"
 RECORD_VERSION = 1  # of what is under it

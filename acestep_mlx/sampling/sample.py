@@ -7,13 +7,13 @@ from dataclasses import replace
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..config.request import Request
 from ..errors import ConfigError
+from ..families.v1.conditions import Encoded, Prompt, Velocity, encode_branches, encode_plain
 from . import tasks
-from .conditioning import Encoded, Prompt, Velocity, encode_branches, encode_plain
 from .denoise import Known, Progress, denoise, edit
 from .guidance import Guidance
 from .noise import NoiseSource, seeded
-from .request import Request
 from .schedulers import custom_timetable, timetable
 
 # Frames of all rows together in one evaluation: three branches of 240 s, or ten songs of 30 s with two.

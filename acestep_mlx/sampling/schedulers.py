@@ -17,8 +17,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..config.request import SCHEDULERS, SHIFT
 from ..errors import ConfigError
-from .request import SCHEDULERS, SHIFT
 
 TRAIN_STEPS = 1000
 

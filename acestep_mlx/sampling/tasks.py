@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..config.request import MAX_SECONDS, SHIFT
 from ..errors import ConfigError
-from ..words import count
+from ..formatting import count
 from .denoise import Known
-from .request import MAX_SECONDS, SHIFT
 from .schedulers import noise_level, timetable
 
 SAMPLE_RATE, SAMPLES_PER_FRAME = 44100, 512 * 8

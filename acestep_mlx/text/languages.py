@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acestep_mlx.errors import ConfigError, nearest
-from acestep_mlx.schema import show
+from acestep_mlx.io.schema import show
 
 LANGUAGES = {
     "ar": "Arabic",

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import ConfigError, cause
-from ..words import count
-from .checkpoint import LORA, LYRICS, checkpoints
-from .events import read_metrics
+from ..formatting import count
+from ..report.events import read_metrics
+from .state import LORA, LYRICS, checkpoints
 
 METRICS, REPORT, CLIPS = "metrics.jsonl", "report.html", "validation"
 LOCK = ".acestep-mlx.lock"

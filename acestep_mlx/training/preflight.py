@@ -15,19 +15,20 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ..config import TrainConfig
+from ..config.read import TrainConfig
 from ..convert.cache import conversion_folder, is_mlx_folder
 from ..convert.checkpoint import plan_component
 from ..convert.source import is_repo, resolve
 from ..errors import CheckpointError, ConfigError, cause
-from ..lora.formats import read_lora
-from ..lora.inject import check_start, find_targets
+from ..families.folder import COMPONENTS, ModelFolder
+from ..families.v1.dit import ACEStepTransformer, TransformerConfig
+from ..io.schema import is_utf8
+from ..lora.formats.write import read_lora
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
-from ..models.dit import ACEStepTransformer, TransformerConfig
-from ..models.load import COMPONENTS, ModelFolder
-from ..schema import is_utf8
-from . import checkpoint, output
-from .setup import lora_spec
+from ..lora.surgery import check_start, find_targets
+from . import output
+from . import state as checkpoint
+from .build import lora_spec
 from .validation import requests
 
 Notify = Callable[[str, str], None]  # (text, "info" or "warning")

@@ -20,10 +20,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .. import flow
-from ..lora.inject import seed_dropout
+from ..families.v1 import objective as flow
+from ..lora.surgery import seed_dropout
 from .lyric_states import LyricStates
-from .optim import Group
+from .optimizers import Group
 
 Batch = Mapping[str, mx.array]
 

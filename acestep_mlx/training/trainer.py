@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..errors import AceStepError, CheckpointError, DataError, refusal
-from .checkpoint import Health
-from .events import CheckpointSaved, Listeners, StepDone
+from ..report.events import CheckpointSaved, Listeners, StepDone
 from .interrupts import StopRequest
+from .state import Health
 from .step import StepResult, TrainStep
 
 #: updates in a row without a single finite micro-batch after which training stops

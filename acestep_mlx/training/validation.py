@@ -14,16 +14,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import schema
-from ..audio import write_audio
-from ..config import TrainConfig
+from ..config.read import TrainConfig
+from ..config.request import Request
 from ..errors import ConfigError, DataError
-from ..lora.inject import adapter_modules, disabled
-from ..models.load import ModelFolder
+from ..families.folder import ModelFolder
+from ..io import schema
+from ..io.audio import write_audio
+from ..lora.surgery import adapter_modules, disabled
 from ..pipeline import ACEStepPipeline
+from ..report.events import Listeners, ValidationClip, read_metrics
 from ..sampling.record import SOFTWARE
-from ..sampling.request import Request
-from .events import Listeners, ValidationClip, read_metrics
 from .output import METRICS
 
 SAMPLE_RATE = 44100

@@ -414,7 +414,7 @@ def test_kill_9_never_looks_finished(share: str, tiny_checkpoint: Path, tmp_path
 
 
 def test_a_running_conversion_is_left_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from acestep_mlx.convert.folder import new_folder
+    from acestep_mlx.io.new_folder import new_folder
 
     with (
         pytest.raises(CheckpointError, match="another run made it"),

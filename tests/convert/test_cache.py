@@ -14,7 +14,7 @@ import pytest
 from acestep_mlx.convert import cache
 from acestep_mlx.convert.cache import cache_folder, ensure_model
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.models.load import ModelFolder, Quantization
+from acestep_mlx.families.folder import ModelFolder, Quantization
 
 COMMIT = "89abcdef" * 5
 QUANTIZED = Quantization.of(4)

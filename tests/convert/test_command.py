@@ -16,9 +16,9 @@ from acestep_mlx.cli import convert, main
 from acestep_mlx.convert import checkpoint
 from acestep_mlx.convert.checkpoint import Report
 from acestep_mlx.convert.source import FOLDERS
-from acestep_mlx.models.files import read_header
-from acestep_mlx.models.load import ModelFolder
-from acestep_mlx.words import size
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.formatting import size
+from acestep_mlx.io.safetensors import read_header
 
 
 def run(*arguments: object) -> int:

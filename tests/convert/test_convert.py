@@ -19,10 +19,10 @@ from safetensors.numpy import load_file, save_file
 import acestep_mlx
 from acestep_mlx.convert import source as sources
 from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.miniature import write_checkpoint
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.models.files import read_header
-from acestep_mlx.models.load import COMPONENTS, MODES, ModelFolder, quantizable
+from acestep_mlx.families.folder import COMPONENTS, MODES, ModelFolder, quantizable
+from acestep_mlx.families.v1.miniature import write_checkpoint
+from acestep_mlx.io.safetensors import read_header
 
 AFFINE = [(bits, group) for bits in MODES["affine"][0] for group in (32, 64, 128)]
 
@@ -82,7 +82,7 @@ def test_slices_make_no_difference(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut into slices of a few rows, quantised or not, the result is that of whole tensors."""
-    from acestep_mlx.convert import tensors
+    from acestep_mlx.io import tensors
 
     results = []
     for name, chunk in (("whole", 1 << 30), ("slices", 5000)):
@@ -164,7 +164,7 @@ def _block_layers() -> list[str]:
 
 def test_quantisable_layers_at_the_true_size() -> None:
     """All ten of every block, the lyric encoder's, and nothing that the house keeps in full precision."""
-    from acestep_mlx.convert.geometry import TRUE
+    from acestep_mlx.families.v1.geometry import TRUE
 
     config, module = COMPONENTS["transformer"]
     model = module(config.from_dict(TRUE.transformer))  # lazy: no weight is made
@@ -204,7 +204,7 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     """A large matrix is converted in less memory than it has; in a process of its own."""
     from dataclasses import replace
 
-    from acestep_mlx.convert.geometry import TINY
+    from acestep_mlx.families.v1.geometry import TINY
 
     wide = {**TINY.text_encoder, "vocab_size": 800_000}  # 205 MB in float32
     write_checkpoint(tmp_path / "source", size=replace(TINY, text_encoder=wide))

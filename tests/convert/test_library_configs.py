@@ -11,10 +11,10 @@ import transformers
 
 from acestep_mlx.cli import main
 from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.geometry import TINY
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.models import foreign_config
-from acestep_mlx.models.umt5 import UMT5Config
+from acestep_mlx.families.v1.geometry import TINY
+from acestep_mlx.families.v1.umt5 import UMT5Config
+from acestep_mlx.nn import foreign_config
 
 from .test_bad_input import edit_json, source  # noqa: F401
 

@@ -10,13 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.convert.geometry import TRUE
-from acestep_mlx.convert.miniature import write_checkpoint
-from acestep_mlx.convert.miniature_text import miniature_vocabulary
-from acestep_mlx.models.codec import Codec
-from acestep_mlx.models.files import read_header
-from acestep_mlx.models.load import ModelFolder
-from acestep_mlx.text.lyrics import LyricTokenizer
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1.codec import Codec
+from acestep_mlx.families.v1.geometry import TRUE
+from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
+from acestep_mlx.families.v1.miniature import write_checkpoint
+from acestep_mlx.families.v1.miniature_text import miniature_vocabulary
+from acestep_mlx.io.safetensors import read_header
 
 WEIGHTS = ("ace_step_transformer", "music_dcae_f8c8", "music_vocoder")
 
@@ -42,7 +42,7 @@ def test_same_seed_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_true_geometry_is_the_released_one() -> None:
-    from acestep_mlx.convert import specs
+    from acestep_mlx.families.v1 import upstream as specs
 
     sizes = {
         "transformer": sum(int(np.prod(s.shape)) for s in specs.transformer(TRUE)),

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file, save_file
 from acestep_mlx.cli import main
 from acestep_mlx.convert.cache import ensure_model
 from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.miniature_text import TEXT, WORDS
 from acestep_mlx.convert.single import PREFIXES
 from acestep_mlx.convert.source import FOLDERS
 from acestep_mlx.convert.spiece import tokenizer_json
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1.miniature_text import TEXT, WORDS
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -71,7 +71,7 @@ def run(*arguments: object) -> int:
 
 
 def ids_of(folder: Path, prompt: str) -> list[int]:
-    from acestep_mlx.text.prompt import PromptTokenizer
+    from acestep_mlx.families.v1.prompt import PromptTokenizer
 
     return list(map(int, PromptTokenizer(folder / "tokenizer.json")(prompt)[0][0]))
 

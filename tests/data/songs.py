@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from acestep_mlx.config import TrainConfig, load_config
+from acestep_mlx.config.read import TrainConfig, load_config
 from acestep_mlx.data.manifest import Manifest, build_manifest
 
 RATE = 22050

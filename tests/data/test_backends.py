@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.config import load_config
-from acestep_mlx.data.backend_options import TABLES
+from acestep_mlx.config.datasets import TABLES
+from acestep_mlx.config.read import load_config
 from acestep_mlx.data.backends import Backend, Backends, read_backends
 from acestep_mlx.errors import ConfigError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.cli.dry_run import Length, default_lines, run_length, setting_lines
-from acestep_mlx.config import load_config
+from acestep_mlx.config.read import load_config
 
 from .songs import song
 
@@ -132,7 +132,7 @@ def test_dry_run_without_a_model_is_one_line(given: str, project: Path) -> None:
 
 
 def test_dry_run_shows_every_supported_option() -> None:
-    from acestep_mlx.options import SUPPORTED
+    from acestep_mlx.config.run import SUPPORTED
 
     config = load_config({"resolution": 1, "lora_rank": 4})
     given = setting_lines(config)

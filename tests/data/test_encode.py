@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from acestep_mlx.atomic import temporary
-from acestep_mlx.audio import read_audio
-from acestep_mlx.data import audio_facts, store
-from acestep_mlx.data.audio_facts import hash_file
+from acestep_mlx.data import cache as store
+from acestep_mlx.data import facts as audio_facts
+from acestep_mlx.data.cache import Store, cache_key, write_atomic
 from acestep_mlx.data.encode import Cache, as_half, encode_dataset, load_part
+from acestep_mlx.data.facts import hash_file
 from acestep_mlx.data.manifest import build_manifest
-from acestep_mlx.data.store import Store, cache_key, write_atomic
 from acestep_mlx.errors import DataError
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.io.atomic import temporary
+from acestep_mlx.io.audio import read_audio
 
-from ..test_lengths import mp3
+from ..io.test_lengths import mp3
 from .songs import config, song, write
 
 
@@ -64,8 +65,8 @@ def test_what_is_stored_is_what_the_models_say(root: Path, tiny_model: Path) -> 
     folder = ModelFolder.open(tiny_model)
     a, b = cache.samples
     found = cache.read(a, 1)
-    from acestep_mlx.models.codec import Codec
-    from acestep_mlx.text.lyrics import LyricTokenizer
+    from acestep_mlx.families.v1.codec import Codec
+    from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
 
     codec = Codec(folder.load("dcae", dtype=mx.float32), folder.load("vocoder", dtype=mx.float32))
     sound = read_audio(root / "songs" / "a.wav")

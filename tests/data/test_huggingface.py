@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from acestep_mlx import ffmpeg
-from acestep_mlx.data import huggingface
 from acestep_mlx.data.encode import load_part
 from acestep_mlx.data.manifest import Manifest, build_manifest
+from acestep_mlx.data.sources import hub as huggingface
 from acestep_mlx.errors import ConfigError, DataError
+from acestep_mlx.io import ffmpeg
 
-from ..test_lengths import id3, mp3
+from ..io.test_lengths import id3, mp3
 from .songs import config, tone, write
 
 datasets = pytest.importorskip("datasets")

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from acestep_mlx.config.datasets import TABLES
 from acestep_mlx.data import backends, encode
-from acestep_mlx.data.backend_options import TABLES
 from acestep_mlx.data.backends import check_block
 from acestep_mlx.data.batches import songs_per_epoch
 from acestep_mlx.data.encode import Cache, encode_dataset
 from acestep_mlx.data.manifest import Manifest, Sample, build_manifest
 from acestep_mlx.errors import ConfigError, DataError
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.families.folder import ModelFolder
 
 from . import songs as made
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.errors import ConfigError, DataError
-from acestep_mlx.text.lyrics import LyricTokenizer
+from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
 
 from ..parity import reference
 from .songs import manifest, song

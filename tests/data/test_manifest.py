@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from acestep_mlx.data.audio_facts import FileAudio, examine, hash_blocks
+from acestep_mlx.data.facts import FileAudio, examine, hash_blocks
 from acestep_mlx.data.manifest import build_manifest, index_path
 from acestep_mlx.errors import ConfigError, DataError
 

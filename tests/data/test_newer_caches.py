@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acestep_mlx.data import audio_facts, store
+from acestep_mlx.data import cache as store
+from acestep_mlx.data import facts as audio_facts
 from acestep_mlx.errors import NewerVersionError
 
 from .songs import config, song

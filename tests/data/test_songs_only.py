@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from acestep_mlx.config.request import Request
 from acestep_mlx.data.manifest import Manifest, build_manifest
 from acestep_mlx.errors import DataError
-from acestep_mlx.names import Folders, as_stored, shown
+from acestep_mlx.io.filenames import Folders, as_stored, shown
 from acestep_mlx.sampling.record import made_here, write_song
-from acestep_mlx.sampling.request import Request
 
 from ..conftest import require
 from .songs import RATE, config, manifest, song, tone, write
@@ -116,9 +116,9 @@ def test_output_dir_is_the_songs_folder_itself(tmp_path: Path, songs: Path) -> N
 
 def test_clips_carry_the_tag(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moved to another folder they are known all the same."""
-    from acestep_mlx.config import load_config
-    from acestep_mlx.models.load import ModelFolder
-    from acestep_mlx.training.events import Listeners, ValidationClip
+    from acestep_mlx.config.read import load_config
+    from acestep_mlx.families.folder import ModelFolder
+    from acestep_mlx.report.events import Listeners, ValidationClip
     from acestep_mlx.training.validation import ACEStepPipeline, Validation
 
     sound = tone(1.0, 440.0, 44100, 2)[None]

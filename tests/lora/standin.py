@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from acestep_mlx.lora.inject import LoRASpec, adapter_modules, inject
+from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 
 WIDTH = 64
 

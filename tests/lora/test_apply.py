@@ -11,10 +11,10 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.lora.apply import AppliedLoRA, applied, apply_loras, remove_loras
-from acestep_mlx.lora.formats import read_lora, write_lora
-from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, from_model
-from acestep_mlx.lora.linear import base_linears, dense_weight
+from acestep_mlx.lora.formats.write import read_lora, write_lora
+from acestep_mlx.lora.layers import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
+from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, from_model
 
 from .standin import KINDS, TOKENS, disturb, make, trained
 

@@ -17,10 +17,9 @@ from safetensors.numpy import save_file
 
 from acestep_mlx.cli.export import programs
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.lora.formats import FILE_NAME, FORMATS, METADATA_KEY, TOLERANCES, read_lora, write_lora
-from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
-from acestep_mlx.lora.keys import FLAT_PATHS, convolution_dims, parse
-from acestep_mlx.lora.linear import base_linears, dense_weight
+from acestep_mlx.lora.formats.keys import FLAT_PATHS, convolution_dims, parse
+from acestep_mlx.lora.formats.write import FILE_NAME, FORMATS, METADATA_KEY, TOLERANCES, read_lora, write_lora
+from acestep_mlx.lora.layers import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import (
     embedder_parameters,
     ignored_by_comfyui,
@@ -28,6 +27,7 @@ from acestep_mlx.lora.lyrics_embedder import (
     save_lyrics_embedder,
     set_embedder,
 )
+from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights, relative_difference
 
 from . import readers
@@ -376,7 +376,7 @@ def test_magnitudes(key, writer, tmp_path):
 def test_every_underscored_path_is_found():
     import re
 
-    from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
+    from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 
     model = ACEStepTransformer(TransformerConfig.tiny())
     for path in base_linears(model):
@@ -471,7 +471,7 @@ def test_where_no_alpha_is_stored_the_scale_is_unknown(tmp_path):
     ],
 )  # fmt: skip
 def test_our_own_facts_have_a_schema(fact, value, tmp_path):
-    from acestep_mlx.lora.facts import SCHEMA
+    from acestep_mlx.lora.formats.facts import SCHEMA
 
     facts = {"baked": True, "rank": 4, "alpha": 4.0, fact: value, "of a newer version": [1]}
     path = tmp_path / "x.safetensors"

@@ -15,20 +15,20 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx import cli
 from acestep_mlx.cli.fuse import rounding_lines
-from acestep_mlx.convert import fuse as convert_fuse
+from acestep_mlx.convert import fused as convert_fuse
 from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.fuse import FuseReport, fuse
+from acestep_mlx.convert.fused import FuseReport, fuse
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
-from acestep_mlx.lora import formats
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.formatting import size
+from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.apply import apply_loras
-from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
-from acestep_mlx.lora.fuse import FuseError
-from acestep_mlx.lora.inject import LoRASpec, from_model, inject
+from acestep_mlx.lora.formats import write as formats
+from acestep_mlx.lora.formats.write import FILE_NAME, read_lora, write_lora
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
+from acestep_mlx.lora.merge import FuseError
+from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
-from acestep_mlx.models.files import read_header
-from acestep_mlx.models.load import ModelFolder
-from acestep_mlx.words import size
 
 from .standin import disturb
 
@@ -169,7 +169,7 @@ def test_nothing_is_left_of_a_fuse_that_failed(tiny_model, loras, tmp_path, monk
         with pytest.raises(AceStepError, match=says) as error:
             fuse(*arguments)
         assert "\n" not in str(error.value)
-    from acestep_mlx.convert import fuse as module
+    from acestep_mlx.convert import fused as module
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -10,7 +10,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.lora.inject import (
+from acestep_mlx.lora.layers import dense_weight
+from acestep_mlx.lora.lyrics_embedder import trainable_embedder
+from acestep_mlx.lora.surgery import (
     DEFAULT_TARGETS,
     TARGET_PRESETS,
     LoRALinear,
@@ -24,8 +26,6 @@ from acestep_mlx.lora.inject import (
     seed_dropout,
     unfreeze_adapters,
 )
-from acestep_mlx.lora.linear import dense_weight
-from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 
 from .standin import KINDS, TOKENS, disturb, make, trained
 

@@ -10,11 +10,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from acestep_mlx.audio import log_mel
 from acestep_mlx.convert.translate import translate
-from acestep_mlx.models.codec import Codec
-from acestep_mlx.models.dcae import AutoencoderDC, DCAEConfig
-from acestep_mlx.models.vocoder import Vocoder, VocoderConfig
+from acestep_mlx.families.v1.codec import Codec
+from acestep_mlx.families.v1.dcae import AutoencoderDC, DCAEConfig
+from acestep_mlx.families.v1.vocoder import Vocoder, VocoderConfig
+from acestep_mlx.io.audio import log_mel
 from tests.parity import reference
 
 torch = pytest.importorskip("torch")

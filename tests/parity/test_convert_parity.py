@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.geometry import TINY
-from acestep_mlx.convert.miniature import write_checkpoint
-from acestep_mlx.models.load import ModelFolder
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1.geometry import TINY
+from acestep_mlx.families.v1.miniature import write_checkpoint
 
 from . import reference
 

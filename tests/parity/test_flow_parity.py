@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx import flow
+from acestep_mlx.families.v1 import objective as flow
 
 from . import reference
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.convert import specs as written
-from acestep_mlx.convert.geometry import SIZES
+from acestep_mlx.families.v1 import upstream as written
+from acestep_mlx.families.v1.geometry import SIZES
 
 from . import reference
 

@@ -12,12 +12,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.cli.export import programs
-from acestep_mlx.lora.formats import FILE_NAME, read_lora, write_lora
-from acestep_mlx.lora.inject import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
+from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.lora.formats.scales import PeftSettings
+from acestep_mlx.lora.formats.write import FILE_NAME, read_lora, write_lora
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
-from acestep_mlx.lora.scales import PeftSettings
+from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAWeights
-from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
 
 from . import reference
 from .test_transformer_parity import (

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.lora.formats import read_lora, write_lora
-from acestep_mlx.lora.linear import base_linears
-from acestep_mlx.lora.recognise import recognise
-from acestep_mlx.models.dit import TransformerConfig
-from acestep_mlx.models.files import read_header
+from acestep_mlx.families.v1.dit import TransformerConfig
+from acestep_mlx.io.safetensors import read_header
+from acestep_mlx.lora.formats.recognise import recognise
+from acestep_mlx.lora.formats.write import read_lora, write_lora
+from acestep_mlx.lora.layers import base_linears
 
 from .test_transformer_parity import make_ours, make_reference
 

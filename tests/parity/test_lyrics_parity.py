@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from acestep_mlx.families.v1.lyrics.normalise import normalise
+from acestep_mlx.families.v1.lyrics.normalise.words import ABBREVIATIONS, SYMBOLS
+from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
 from acestep_mlx.text.detect import detect
 from acestep_mlx.text.languages import LANGUAGES
-from acestep_mlx.text.lyrics import LyricTokenizer
-from acestep_mlx.text.normalise import normalise
-from acestep_mlx.text.normalise.words import ABBREVIATIONS, SYMBOLS
 
 from ..text.songs import SONG
 from . import reference
@@ -279,7 +279,7 @@ def test_special_ids_are_the_references() -> None:
     ],
 )
 def test_chinese_numbers(number: str, says: str) -> None:
-    from acestep_mlx.text.normalise.chinese import read_number
+    from acestep_mlx.families.v1.lyrics.normalise.chinese import read_number
 
     assert read_number(number) == says
 

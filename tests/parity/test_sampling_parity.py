@@ -13,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
-from acestep_mlx.sampling.conditioning import Prompt
-from acestep_mlx.sampling.request import Request
+from acestep_mlx.config.request import Request
+from acestep_mlx.families.v1.conditions import Prompt
+from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.sampling.sample import sample
 from acestep_mlx.sampling.tasks import MAX_FRAMES, frames_of
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx import flow
-from acestep_mlx.lora.inject import LoRASpec, adapter_modules, inject
-from acestep_mlx.lora.linear import dense_weight
-from acestep_mlx.models.dit import TransformerConfig
-from acestep_mlx.models.load import Quantization, quantize_layers
-from acestep_mlx.training.optim import Group, Schedule, make_optimizer
+from acestep_mlx.families.folder import Quantization, quantize_layers
+from acestep_mlx.families.v1 import objective as flow
+from acestep_mlx.families.v1.dit import TransformerConfig
+from acestep_mlx.lora.layers import dense_weight
+from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
+from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import Draw, StepSettings, TrainStep, sample_losses
 
 from .test_transformer_parity import make_inputs, make_ours, make_reference, relative_error

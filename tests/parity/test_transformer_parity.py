@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.convert.translate import translate
-from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 
 from . import reference
 

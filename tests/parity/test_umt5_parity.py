@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from acestep_mlx.convert.translate import translate
-from acestep_mlx.models.umt5 import UMT5Config, UMT5Encoder, distance_buckets
+from acestep_mlx.families.v1.umt5 import UMT5Config, UMT5Encoder, distance_buckets
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

@@ -18,7 +18,7 @@ from acestep_mlx.families.v15.fsq import AudioDetokenizer, AudioTokenizer, Detok
 from acestep_mlx.families.v15.keymap import fold_weight_norm, plan, translate
 from acestep_mlx.families.v15.keymap import split_original as split_names
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
-from acestep_mlx.models.foreign_config import UnknownKeys
+from acestep_mlx.nn.foreign_config import UnknownKeys
 
 from .v15 import normal, randomise, relative_error, torch
 

@@ -12,7 +12,7 @@ import pytest
 
 from acestep_mlx.errors import DataError
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
-from acestep_mlx.models.windows import reach
+from acestep_mlx.nn.windows import reach
 
 from .v15 import normal, randomise, relative_error, same_weights, torch
 

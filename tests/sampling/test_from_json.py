@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from acestep_mlx.cli import main
+from acestep_mlx.config.request import Request
 from acestep_mlx.errors import ConfigError, DataError, NewerVersionError
 from acestep_mlx.sampling.record import RECORD_VERSION, read_record
-from acestep_mlx.sampling.request import Request
 
 HUGE = 10**400
 ODD: list[Any] = [

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from acestep_mlx.config.request import Request
 from acestep_mlx.errors import ConfigError, DataError
+from acestep_mlx.report.spectrogram import log_mel_picture, spectrogram_png
 from acestep_mlx.sampling import record as r
-from acestep_mlx.sampling.request import Request
-from acestep_mlx.sampling.spectrogram import log_mel_picture, spectrogram_png
 
 SOUND = (0.1 * np.random.default_rng(0).standard_normal((22050, 2))).astype(np.float32)
 

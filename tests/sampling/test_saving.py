@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx.audio import write_audio
 from acestep_mlx.errors import DataError
+from acestep_mlx.io.audio import write_audio
 from acestep_mlx.sampling import record as r
 
 from .test_record import SOUND, story
@@ -38,7 +38,7 @@ def places(tmp_path, monkeypatch):
 
 def full(monkeypatch, *folders, suffix="", name="") -> None:
     """Nothing can be written to these folders (with this suffix, under this name) any more."""
-    from acestep_mlx import atomic
+    from acestep_mlx.io import atomic
 
     original = atomic.write_bytes
 
@@ -47,7 +47,7 @@ def full(monkeypatch, *folders, suffix="", name="") -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         original(path, data)
 
-    monkeypatch.setattr("acestep_mlx.audio.write_bytes", write)
+    monkeypatch.setattr("acestep_mlx.io.audio.write_bytes", write)
     monkeypatch.setattr(r, "write_bytes", write)
 
 

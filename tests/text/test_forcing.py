@@ -8,9 +8,9 @@ import pytest
 
 from acestep_mlx.cli.generate import command
 from acestep_mlx.cli.info import command as info
+from acestep_mlx.config.request import Request
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.pipeline import ACEStepPipeline
-from acestep_mlx.sampling.request import Request
 
 
 def test_requests_take_a_language_and_check_it() -> None:

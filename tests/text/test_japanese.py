@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from acestep_mlx.text.normalise import japanese
+from acestep_mlx.families.v1.lyrics.normalise import japanese
 
 LINES = Path(__file__).parent / "data" / "lines" / "ja.txt"
 HALF_WIDTH = [chr(code) for code in range(0xFF61, 0xFFA0)]
@@ -19,7 +19,7 @@ sys.modules.update(dict.fromkeys({blocked!r}))  # None: the import fails
 import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name in {blocked!r} else found(name, *a)
-from acestep_mlx.text.normalise.japanese import romaji
+from acestep_mlx.families.v1.lyrics.normalise.japanese import romaji
 for name in {blocked!r}:
     if name == "mojimoji": del sys.modules[name]
 print("\\n".join(romaji(line) for line in open({lines!r}, encoding="utf-8").read().splitlines()))

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from acestep_mlx.convert.miniature_text import miniature_vocabulary
 from acestep_mlx.errors import CheckpointError, ConfigError, DataError
+from acestep_mlx.families.v1.lyrics.report import lyrics_report, read_lyrics, summary
+from acestep_mlx.families.v1.lyrics.tokenizer import MAX_TOKENS, LyricTokenizer
+from acestep_mlx.families.v1.miniature_text import miniature_vocabulary
 from acestep_mlx.text.detect import detect, detect_lines
 from acestep_mlx.text.languages import LANGUAGES, language_code
 from acestep_mlx.text.lines import line_languages
-from acestep_mlx.text.lyrics import MAX_TOKENS, LyricTokenizer
-from acestep_mlx.text.report import lyrics_report, read_lyrics, summary
 
 from ..parity import reference
 from .songs import SONG
@@ -425,7 +425,7 @@ def test_the_demos_vocabulary(tmp_path: Path) -> None:
 
 _IMPORT = """
 from acestep_mlx.text.lines import line_languages
-from acestep_mlx.text.lyrics import LyricTokenizer
+from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
 tokenizer = LyricTokenizer({vocab!r}); tokenizer.encode_line("love me", "en")
 import sys; heavy = "num2words pypinyin cutlet hangul_romanize py3langid mlx torch".split()
 print([name for name in heavy if name in sys.modules])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_mlx.text.lyrics import LyricTokenizer
+from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
 from acestep_mlx.text.marks import KNOWN, known_mark, mark_line
 from acestep_mlx.text.sheet import read_sheet
 

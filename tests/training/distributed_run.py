@@ -12,8 +12,8 @@ import mlx.core as mx
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from acestep_mlx.errors import AceStepError
-from acestep_mlx.training.events import StepDone
-from acestep_mlx.training.loop import train
+from acestep_mlx.report.events import StepDone
+from acestep_mlx.training.run import train
 from acestep_mlx.training.step import TrainStep
 
 if len(sys.argv) > 2:  # rank 1 vanishes before its third update

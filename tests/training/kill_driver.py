@@ -22,8 +22,8 @@ import traceback
 from pathlib import Path
 
 import acestep_mlx.data.batches
-import acestep_mlx.training.loop  # noqa: F401
-from acestep_mlx.training.loop import train
+import acestep_mlx.training.run  # noqa: F401
+from acestep_mlx.training.run import train
 
 
 def child(config: dict, at_write: int | None, after: bool) -> None:

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import soundfile
 
-from acestep_mlx.training.events import Event
-from acestep_mlx.training.loop import TrainResult, train
+from acestep_mlx.report.events import Event
+from acestep_mlx.training.run import TrainResult, train
 
 SONGS = {"low": 110.0, "middle": 220.0, "high": 440.0}
 LYRICS = {"low": "[verse]\nDown by the river\n", "high": "[instrumental]\n"}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from acestep_mlx.training import checkpoint
-from acestep_mlx.training.events import CheckpointSaved, Evaluated, Notice, StepDone, ValidationClip
+from acestep_mlx.report.events import CheckpointSaved, Evaluated, Notice, StepDone, ValidationClip
+from acestep_mlx.training import state as checkpoint
 from acestep_mlx.training.interrupts import StopRequest
 
 from . import runs

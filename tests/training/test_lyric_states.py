@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.config import load_config
-from acestep_mlx.lora.inject import ATTENTION, LoRASpec
-from acestep_mlx.models.lyric_encoder import LyricEncoder
-from acestep_mlx.training import lyric_states, plan
-from acestep_mlx.training.evaluate import Evaluation
-from acestep_mlx.training.events import Evaluated
+from acestep_mlx.config.read import load_config
+from acestep_mlx.families.v1.lyric_encoder import LyricEncoder
+from acestep_mlx.lora.surgery import ATTENTION, LoRASpec
+from acestep_mlx.report.events import Evaluated
+from acestep_mlx.training import lyric_states
+from acestep_mlx.training import memory as plan
+from acestep_mlx.training.evaluation import Evaluation
 from acestep_mlx.training.lyric_states import LyricStates
 
 from . import runs, tiny

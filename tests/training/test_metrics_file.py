@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.config import load_config
-from acestep_mlx.training.events import (
+from acestep_mlx.config.read import load_config
+from acestep_mlx.report.events import (
     RECORDED,
     CheckpointSaved,
     Evaluated,
@@ -19,7 +19,7 @@ from acestep_mlx.training.events import (
     ValidationClip,
     read_metrics,
 )
-from acestep_mlx.training.report import write_report
+from acestep_mlx.report.page import write_report
 
 ODD: list[Any] = [None, True, -1, 2.5, 10**400, "x", "\ud800", "a\0b", [], [[]], {}, {"a": "b"}, {"a": None}]
 EVENTS = {

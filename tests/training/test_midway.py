@@ -13,8 +13,8 @@ import types
 import pytest
 
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
-from acestep_mlx.training import checkpoint
-from acestep_mlx.training.events import CheckpointSaved, MetricsFile, Notice, StepDone, ValidationClip
+from acestep_mlx.report.events import CheckpointSaved, MetricsFile, Notice, StepDone, ValidationClip
+from acestep_mlx.training import state as checkpoint
 
 from . import runs
 
@@ -211,7 +211,7 @@ def test_a_clip_that_cannot_be_written_is_named_and_the_run_goes_on(root, tiny_m
 
 
 def test_a_report_that_cannot_be_drawn_is_a_warning(root, tiny_model, monkeypatch):
-    monkeypatch.setattr("acestep_mlx.training.report.write_bytes", failing(errno.ENOSPC))
+    monkeypatch.setattr("acestep_mlx.report.page.write_bytes", failing(errno.ENOSPC))
     result, seen = runs.run(runs.configuration(root, tiny_model, "report", max_train_steps=1))
     assert result.finished and result.report is None
     assert any("report.html could not be written: the disk is full" in e.text for e in seen.of(Notice))
@@ -236,7 +236,7 @@ def test_a_tracker_that_fails_ends_its_curves_and_not_the_run(root, tiny_model, 
 # ── said before the first step ────────────────────────────────────────────────────────────────────────
 def refused(config) -> str:
     seen = runs.Recorder()
-    from acestep_mlx.training.loop import train
+    from acestep_mlx.training.run import train
 
     with pytest.raises(ConfigError) as stopped:
         train(config, on_event=seen)

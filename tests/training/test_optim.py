@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.training.optim import OPTIMIZERS, SCHEDULES, Group, Schedule, make_optimizer
+from acestep_mlx.training.optimizers import OPTIMIZERS, SCHEDULES, Group, Schedule, make_optimizer
 
 diffusers_names = [name for name in SCHEDULES if name != "sine"]
 
@@ -116,8 +116,8 @@ def test_unknown_optimizer_names_the_list():
 
 
 def test_the_table_serves_every_optimizer_and_setting_that_the_configuration_accepts():
-    from acestep_mlx.options import LR_SCHEDULERS, OPTIMIZER_CONFIG
-    from acestep_mlx.options import OPTIMIZERS as NAMES
+    from acestep_mlx.config.run import LR_SCHEDULERS, OPTIMIZER_CONFIG
+    from acestep_mlx.config.run import OPTIMIZERS as NAMES
 
     assert set(NAMES) == set(OPTIMIZERS) and set(LR_SCHEDULERS) == set(SCHEDULES)
     values = {"betas": [0.9, 0.99], "eps": 1e-6, "nesterov": False, "ns_steps": 3, "momentum": 0.9}

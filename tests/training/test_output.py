@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.training import checkpoint, output
-from acestep_mlx.training.events import Notice, StepDone
+from acestep_mlx.report.events import Notice, StepDone
+from acestep_mlx.training import output
+from acestep_mlx.training import state as checkpoint
 
 from . import runs
 
@@ -84,7 +85,7 @@ def test_a_lora_without_checkpoints_is_not_replaced_by_latest(used):
 
 
 def test_dry_run_refuses_a_used_folder_with_the_same_words(used):
-    from acestep_mlx.config import load_config
+    from acestep_mlx.config.read import load_config
     from acestep_mlx.training.preflight import preflight
 
     config, _ = used
@@ -99,7 +100,7 @@ def test_dry_run_refuses_a_used_folder_with_the_same_words(used):
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize("resume", [None, "latest"])
 def test_overwrite_moves_the_old_run_aside_and_deletes_nothing(used, resume):
-    from acestep_mlx.training.loop import train
+    from acestep_mlx.training.run import train
 
     config, folder = used
     (folder / "notes.txt").write_text("mine")
@@ -120,7 +121,7 @@ def test_overwrite_moves_the_old_run_aside_and_deletes_nothing(used, resume):
 
 
 def test_overwrite_and_a_checkpoint_of_the_same_folder_exclude_each_other(used):
-    from acestep_mlx.training.loop import train
+    from acestep_mlx.training.run import train
 
     config, folder = used
     with pytest.raises(ConfigError, match=r"--overwrite moves .*checkpoint-4"):
@@ -213,7 +214,7 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch):
 
 
 def test_temporary_names_are_unique_and_short():
-    from acestep_mlx.atomic import temporary
+    from acestep_mlx.io.atomic import temporary
 
     path = Path("x" * 255)
     names = {temporary(path).name for _ in range(100)}

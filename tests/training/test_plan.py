@@ -10,13 +10,15 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.config import load_config
+from acestep_mlx.config.read import load_config
+from acestep_mlx.config.run import OPTIMIZERS
 from acestep_mlx.data.batches import Shape
-from acestep_mlx.lora.inject import LoRASpec, inject
+from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.lora.lyrics_embedder import trainable_embedder
-from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
-from acestep_mlx.options import OPTIMIZERS
-from acestep_mlx.training import loop, plan, setup
+from acestep_mlx.lora.surgery import LoRASpec, inject
+from acestep_mlx.training import build as setup
+from acestep_mlx.training import memory as plan
+from acestep_mlx.training import run as loop
 from acestep_mlx.training.step import TrainStep
 
 WIDE = TransformerConfig(

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from acestep_mlx.errors import AceStepError
-from acestep_mlx.training import loop
+from acestep_mlx.report.events import StepDone
+from acestep_mlx.training import run as loop
 from acestep_mlx.training.distributed import World
-from acestep_mlx.training.events import StepDone
 from acestep_mlx.training.interrupts import StopRequest
 
 from . import runs, tiny

@@ -13,10 +13,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from acestep_mlx.config import load_config
+from acestep_mlx.config.read import load_config
+from acestep_mlx.config.run import OPTIONS, SUPPORTED
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.options import OPTIONS, SUPPORTED
-from acestep_mlx.training import checkpoint
+from acestep_mlx.training import state as checkpoint
 from acestep_mlx.training.preflight import preflight
 
 from . import runs

@@ -18,10 +18,11 @@ import pytest
 import soundfile
 
 from acestep_mlx import __version__
-from acestep_mlx.audio import write_audio
-from acestep_mlx.config import TrainConfig, load_config
-from acestep_mlx.training import charts, report
-from acestep_mlx.training.report import CLIPS_PER_PROMPT, write_report
+from acestep_mlx.config.read import TrainConfig, load_config
+from acestep_mlx.io.audio import write_audio
+from acestep_mlx.report import charts
+from acestep_mlx.report import page as report
+from acestep_mlx.report.page import CLIPS_PER_PROMPT, write_report
 
 EVIL = """<u>"Böse" & 'x'</u><script>alert(1)</script>"""
 BINS = ("0-200", "200-400")

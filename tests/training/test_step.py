@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.lora.inject import LoRASpec
+from acestep_mlx.lora.surgery import LoRASpec
 from acestep_mlx.training.step import StepSettings, draw, sample_losses
 
 from . import tiny

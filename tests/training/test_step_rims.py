@@ -17,11 +17,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from acestep_mlx.lora.inject import LoRASpec, adapter_modules
+from acestep_mlx.lora.surgery import LoRASpec, adapter_modules
+from acestep_mlx.report.events import Listeners, StepDone
 from acestep_mlx.training import trainer as trainer_module
-from acestep_mlx.training.evaluate import Evaluation
-from acestep_mlx.training.events import Listeners, StepDone
-from acestep_mlx.training.optim import OPTIMIZERS, Group, Schedule, make_optimizer
+from acestep_mlx.training.evaluation import Evaluation
+from acestep_mlx.training.optimizers import OPTIMIZERS, Group, Schedule, make_optimizer
 from acestep_mlx.training.step import Draw, StepSettings, TrainStep, draw, sample_losses
 from acestep_mlx.training.trainer import Counters, Intervals, Trainer
 
@@ -372,7 +372,7 @@ def test_dropout_comes_back_after_an_evaluation_that_fails() -> None:
 
 
 def test_clips_are_heard_without_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from acestep_mlx.config import load_config
+    from acestep_mlx.config.read import load_config
     from acestep_mlx.training import validation
 
     model = tiny.adapted(spec=LoRASpec(rank=2, dropout=0.5))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.config import load_config
-from acestep_mlx.training import trackers
-from acestep_mlx.training.events import (
+from acestep_mlx.config.read import load_config
+from acestep_mlx.report import trackers
+from acestep_mlx.report.events import (
     CheckpointSaved,
     Evaluated,
     Event,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
-from acestep_mlx.training import checkpoint, faults
-from acestep_mlx.training.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone, ValidationClip
+from acestep_mlx.report.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone, ValidationClip
+from acestep_mlx.training import faults
+from acestep_mlx.training import state as checkpoint
 from acestep_mlx.training.step import TrainStep
 
 from . import runs, tiny
@@ -126,10 +127,10 @@ def test_a_tiny_model_overfits_one_clip(tmp_path, tiny_model):
     """The loss with fixed noise and timesteps falls at least fivefold."""
     from dataclasses import replace
 
-    from acestep_mlx.audio import read_audio
-    from acestep_mlx.lora.inject import LoRASpec
-    from acestep_mlx.models.codec import Codec
-    from acestep_mlx.models.load import ModelFolder
+    from acestep_mlx.families.folder import ModelFolder
+    from acestep_mlx.families.v1.codec import Codec
+    from acestep_mlx.io.audio import read_audio
+    from acestep_mlx.lora.surgery import LoRASpec
 
     from ..conftest import SHARED_AUDIO
 
@@ -167,7 +168,7 @@ def test_non_finite_steps_are_skipped_counted_and_end_the_run(root, tiny_model, 
     monkeypatch.setattr(TrainStep, "__call__", poisoned)
     config = runs.configuration(root, tiny_model, "nan", max_train_steps=50, checkpointing_steps=4)
     recorder = runs.Recorder()
-    from acestep_mlx.training.loop import train
+    from acestep_mlx.training.run import train
 
     with pytest.raises(AceStepError, match=r"step 9: 5 steps in a row .* not\s+finite"):
         train(config, on_event=recorder)
@@ -202,7 +203,7 @@ def test_full_disk_leaves_the_previous_checkpoint(root, tiny_model, monkeypatch)
 def test_full_disk_while_writing_numbers_is_one_line_too(root, tiny_model, monkeypatch):
     import errno
 
-    from acestep_mlx.training.events import MetricsFile
+    from acestep_mlx.report.events import MetricsFile
 
     original = MetricsFile.__call__
 
@@ -311,7 +312,7 @@ def test_init_lora_continues_from_any_lora_file(root, tiny_model):
         root, tiny_model, "second", init_lora=str(first.lora), learning_rate=0, max_train_steps=1
     )
     second, _ = runs.run(config)
-    from acestep_mlx.lora.formats import read_lora
+    from acestep_mlx.lora.formats.write import read_lora
 
     a, b = read_lora(first.lora), read_lora(second.lora)
     for path, module in a.modules.items():
@@ -358,7 +359,7 @@ def test_mixed_lengths_trace_once_per_shape():
 def test_spectrogram_is_a_valid_picture(tmp_path):
     import zlib
 
-    from acestep_mlx.training.charts import spectrogram
+    from acestep_mlx.report.charts import spectrogram
 
     data = spectrogram(np.random.default_rng(0).standard_normal((128, 700)))
     assert data.startswith(b"\x89PNG") and zlib.crc32(data[12:29]).to_bytes(4, "big") == data[29:33]

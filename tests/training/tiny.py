@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from acestep_mlx.lora.inject import LoRASpec, adapter_modules, inject
-from acestep_mlx.models.dit import ACEStepTransformer, TransformerConfig
-from acestep_mlx.training.optim import Group, Schedule, make_optimizer
+from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
+from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 
 CONFIG = TransformerConfig(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...errors import CheckpointError
-from ...models.foreign_config import check_leftover
-from ...models.sizes import WIDTH, read_config
-from ...schema import Check, choice, items, number, optional, text
+from ...io.schema import Check, choice, items, number, optional, text
+from ...nn.config import WIDTH, read_config
+from ...nn.foreign_config import check_leftover
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 T = TypeVar("T", bound="StackConfig")

@@ -15,8 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import CheckpointError
-from ...models.checkpointing import checkpointed
-from ...models.dit import timestep_features
+from ...nn.recompute import checkpointed
+from ..v1.dit import timestep_features
 from .config import SLIDING, StackConfig, alternating, read_stack
 from .layers import MLP, Attention, KeysValues, Rope, additive, rope_table, sight
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...models.activations import silu, with_gradient
-from ...models.convolution import on_cpu
+from ...nn.activations import silu, with_gradient
+from ...nn.convolution import on_cpu
 from .config import SLIDING, StackConfig
 
 Rope = tuple[mx.array, mx.array]

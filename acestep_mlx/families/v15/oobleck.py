@@ -18,9 +18,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import CheckpointError, DataError
-from ...models.convolution import Conv1d, UpsamplingConv1d, kept_buffers, on_cpu
-from ...models.sizes import MANY, read_config
-from ...models.windows import reach, windowed
+from ...nn.config import MANY, read_config
+from ...nn.convolution import Conv1d, UpsamplingConv1d, kept_buffers, on_cpu
+from ...nn.windows import reach, windowed
 
 WINDOW = (
     64  # latent frames in work at a time, 2.6 s; a guess between memory and the overlap of 7 to 10 frames

@@ -1,0 +1,108 @@
+"""Cache files: named arrays under a key, written atomically, checked when read.
+
+A file is a safetensors blob (deflated when asked) that holds its own key, with its CRC-32 in front, so that
+a damaged file, or one under another's name, is noticed and computed again instead of being trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, cause
+from ..io import schema
+from ..io.atomic import write_bytes
+
+_FAMILY = b"ACEC"
+_MAGIC = _FAMILY + b"1"  # with its format version
+_PLAIN, _DEFLATED = b"p", b"z"
+_KEY = "key"  # of the blob's metadata; entries of earlier versions have none
+
+
+def cache_key(**parts: Any) -> str:
+    """A key that changes when any part changes. Parts are JSON values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:40]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write so that the file is whole or not there. DataError when the disk is full or not writable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data)
+    except OSError as error:
+        raise DataError(f"cannot write the cache file {path}: {cause(error)}") from None
+
+
+class Store:
+    """Arrays by key in a folder, or in memory when folder is None."""
+
+    def __init__(self, folder: Path | None, compress: bool = False) -> None:
+        self.folder = folder
+        self.compress = compress
+        self._memory: dict[str, dict[str, np.ndarray]] = {}
+
+    def path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}.cache"
+
+    def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the arrays. DataError when the disk is full."""
+        if self.folder is None:
+            self._memory[key] = dict(arrays)
+            return
+        from safetensors.numpy import save
+
+        body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {_KEY: key})
+        kind = _DEFLATED if self.compress else _PLAIN
+        body = zlib.compress(body, 6) if self.compress else body
+        write_atomic(self.path(key), _MAGIC + kind + zlib.crc32(body).to_bytes(4, "big") + body)
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        """The arrays, or None when they are not there, or the file is damaged or another entry's.
+
+        NewerVersionError for a file that only a newer version understands.
+        """
+        if self.folder is None:
+            return self._memory.get(key)
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            with schema.open_file(self.path(key)) as file:  # a pipe in its place would never answer
+                data = file.read()
+        except OSError:
+            return None
+        head = len(_MAGIC)
+        if data.startswith(_FAMILY) and data[len(_FAMILY) : head].isdigit():
+            found, known = int(data[len(_FAMILY) : head]), int(_MAGIC[len(_FAMILY) :])
+            schema.refuse_newer(found, known, f"{self.path(key)}: the cache file")
+        kind, checksum, body = data[head : head + 1], data[head + 1 : head + 5], data[head + 5 :]
+        if not data.startswith(_MAGIC) or zlib.crc32(body).to_bytes(4, "big") != checksum:
+            return None
+        try:
+            blob = zlib.decompress(body) if kind == _DEFLATED else body
+            return load(blob) if _own_key(blob) in (None, key) else None
+        except (zlib.error, SafetensorError, ValueError):
+            return None
+
+    def has(self, key: str) -> bool:
+        """Whether the arrays can be read back."""
+        return self.get(key) is not None
+
+    def occupied(self, key: str) -> bool:
+        """Whether there is a file in the entry's place, whatever it holds."""
+        return self.folder is not None and self.path(key).is_file()
+
+
+def _own_key(blob: bytes) -> Any:
+    """The key that a safetensors blob says it was written under, or None. ValueError when it is damaged."""
+    header = schema.parse_json(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return metadata.get(_KEY) if isinstance(metadata, dict) else None

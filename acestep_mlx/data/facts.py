@@ -1,0 +1,277 @@
+"""What a song's file really holds: content hash, length, and whether it can be trained on.
+
+Every file is decoded once, in blocks; the facts are remembered in a small index keyed by size, modification
+time and the hash of some blocks, so that later starts read little. Headers are not trusted: a length that is
+only guessed is counted, and a truncated file says so here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import DataError
+from ..io import schema
+from ..io.audio import MPEG, SILENCE, decode, look
+from .cache import write_atomic
+
+MAX_INDEX = 1 << 30  # bytes
+INDEX_VERSION = 2  # 1 took lengths that headers guess, damaged MP3s, and knew no blocks
+_BLOCKS, _BLOCK_BYTES = 16, 4096  # read of each song on every start
+_SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
+
+
+class AudioRef(Protocol):
+    """Where a song's bytes are."""
+
+    @property
+    def name(self) -> str: ...
+
+    def stamp(self) -> str:
+        """Changes when the content may have changed. DataError when the song is gone."""
+        ...
+
+    def open(self) -> contextlib.AbstractContextManager[Path]:
+        """A file to read from, for as long as the context lasts."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileAudio:
+    """A song in a file of its own."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def stamp(self) -> str:
+        try:
+            status = self.path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"cannot read {self.path}: not a file")
+            with self.path.open("rb") as file:
+                blocks = hash_blocks(status.st_size, lambda at, n: os.pread(file.fileno(), n, at))
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror or error}") from None
+        return f"{self.path}|{status.st_size}|{status.st_mtime_ns}|{blocks}"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Path]:
+        yield self.path
+
+
+@dataclass(frozen=True)
+class BytesAudio:
+    """A song stored inside a data set.
+
+    `read` gives its bytes; they are put into a temporary file for decoding. `version` changes with the
+    content, ending in the hash of some blocks.
+    """
+
+    name: str
+    version: str
+    suffix: str
+    read: Callable[[], bytes]
+
+    def stamp(self) -> str:
+        return f"{self.name}|{self.version}"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="acestep-audio-") as folder:
+            path = Path(folder) / f"audio{self.suffix}"
+            path.write_bytes(self.read())
+            yield path
+
+
+MAX_DURATION = 1e6  # seconds, eleven days: no song has more, so an index that says so is damaged
+
+
+@dataclass(frozen=True)
+class AudioFacts:
+    """content: SHA-256 of the bytes; duration: seconds as decoded; problem: why it cannot be used.
+
+    counted: why the length that the file gives was not taken, or None. misread: whether version 1 read such a
+    song wrongly: a counted one, or an MP3. former: the length in seconds that version 1 then took, or None.
+    """
+
+    content: str
+    duration: float
+    problem: str | None = None
+    counted: str | None = None
+    misread: bool = False
+    former: float | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> AudioFacts:
+        """Facts as the index holds them. ValueError or TypeError when they are not."""
+        facts = cls(**raw)
+        numbers = [facts.duration, *([] if facts.former is None else [facts.former])]
+        texts = [facts.content, facts.problem or "", facts.counted or ""]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(facts.misread, bool):
+            raise ValueError("not a text")
+        if not all(type(n) in (int, float) and 0 <= n <= MAX_DURATION for n in numbers):
+            raise ValueError("not a length")
+        return facts
+
+    def checksum(self, stamp: str) -> str:
+        """What an index keeps beside the facts of the song with this stamp, so that an edited entry shows."""
+        return hashlib.sha256(json.dumps([stamp, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def examine(audio: AudioRef) -> AudioFacts:
+    """Hash and decode a song. Never raises for a bad file: `problem` says what is wrong."""
+    try:
+        with audio.open() as path:
+            content = hash_file(path)
+            try:
+                return AudioFacts(content, *_decode_all(path))
+            except DataError as error:
+                return AudioFacts(content, 0.0, str(error).removeprefix(f"{path}: "))
+    except DataError as error:
+        return AudioFacts("", 0.0, str(error))
+    except OSError as error:
+        return AudioFacts("", 0.0, f"cannot be read: {error.strerror or error}")
+
+
+def hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
+    """Hash of some blocks spread over `size` bytes, ends included; `read(position, count)` gives them."""
+    digest = hashlib.sha256()
+    last = max(0, size - _BLOCK_BYTES)
+    for position in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
+        digest.update(read(position, _BLOCK_BYTES))
+    return digest.hexdigest()[:32]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _decode_all(path: Path) -> tuple[float, None, str | None, bool]:
+    """`AudioFacts` but the content: the decoded length in seconds, no problem, counted, misread.
+
+    DataError: empty, damaged, truncated, silent or not finite.
+    """
+    info = look(path)
+    decoded, zeros, peak = 0, 0, 0.0
+    for block in decode(path, info):  # the file's own rate: nothing is resampled only to be looked at
+        decoded += len(block)
+        peak = max(peak, float(np.abs(block).max()))
+        zeros += int((block == 0).all(axis=1).sum())
+    if peak < SILENCE:
+        raise DataError("silent")
+    if zeros > _SILENT_SHARE * decoded:
+        raise DataError(f"silent ({100 * zeros / decoded:.0f} % of it)")
+    misread = bool(info.doubt) or info.format in MPEG
+    return decoded / info.sample_rate, None, info.doubt or None, misread
+
+
+class FactsIndex:
+    """Facts by stamp, kept in a JSON file (or only in memory when path is None).
+
+    remember: whether what is learned is written there.
+    """
+
+    def __init__(self, path: Path | None, remember: bool = True) -> None:
+        self.path, self.remember = path, remember
+        self._facts: dict[str, AudioFacts] = {}
+        self._former: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp then
+        self._changed = False
+        if path is not None and path.is_file():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        """A damaged or older index is simply built again: it holds nothing that cannot be recomputed.
+
+        So is an entry without its checksum: it was edited, or written before there were any.
+
+        NewerVersionError for one that a newer version goes on with.
+        """
+        try:
+            content = schema.parse_json(schema.read_file(path, MAX_INDEX))
+            schema.refuse_newer(content["version"], INDEX_VERSION, f"{path}: the index of songs")
+            facts = {stamp: AudioFacts.from_dict(raw) for stamp, raw in content["facts"].items()}
+            if content["version"] == INDEX_VERSION:
+                sums = content.get("checksums", {})
+                self._facts = {
+                    stamp: one for stamp, one in facts.items() if sums.get(stamp) == one.checksum(stamp)
+                }
+                lost = {stamp: one.former for stamp, one in facts.items() if stamp not in self._facts}
+                self._former = {s.rpartition("|")[0]: n for s, n in lost.items() if n is not None}
+            elif content["version"] == 1:
+                self._former = {stamp: one.duration for stamp, one in facts.items() if one.problem is None}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self._facts, self._former = {}, {}
+
+    def look_up(
+        self, songs: Sequence[AudioRef], progress: Callable[[int, int, str], None] | None = None
+    ) -> list[AudioFacts]:
+        """Facts of each song, examining those that are new or changed (on a few threads)."""
+        stamps: list[str | None] = []
+        found: list[AudioFacts | None] = []
+        for song in songs:
+            try:
+                stamps.append(song.stamp())
+            except DataError as error:
+                stamps.append(None)
+                found.append(AudioFacts("", 0.0, str(error)))
+            else:
+                found.append(self._facts.get(stamps[-1] or ""))
+        waiting: dict[str, list[int]] = {}  # upstream's converter repeats a song's row a thousand times
+        for i, facts in enumerate(found):
+            if facts is None:
+                waiting.setdefault(stamps[i] or "", []).append(i)
+        firsts = [places[0] for places in waiting.values()]
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            results = pool.map(lambda i: examine(songs[i]), firsts)
+            for done, (stamp, facts) in enumerate(zip(waiting, results, strict=True), 1):
+                if facts.misread:
+                    facts = replace(facts, former=self._former.get(stamp.rpartition("|")[0]))
+                for i in waiting[stamp]:
+                    found[i] = facts
+                if facts.content:
+                    self._facts[stamp] = facts
+                    self._changed = True
+                if progress is not None:
+                    progress(done, len(firsts), songs[waiting[stamp][0]].name)
+                if done % 200 == 0:
+                    self.save()
+        self.save()
+        return [facts for facts in found if facts is not None]
+
+    def forget(self, songs: Iterable[AudioRef]) -> None:
+        """Songs that turned out not to be what the index says are examined again on the next start."""
+        for song in songs:
+            with contextlib.suppress(DataError):  # gone: its stamp will be another
+                self._changed = self._facts.pop(song.stamp(), None) is not None or self._changed
+        self.save()
+
+    def save(self) -> None:
+        """Write the index if something was learned."""
+        if self.path is None or not self._changed or not self.remember:
+            return
+        content = {
+            "version": INDEX_VERSION,
+            "facts": {stamp: asdict(f) for stamp, f in self._facts.items()},
+            "checksums": {stamp: f.checksum(stamp) for stamp, f in self._facts.items()},
+        }
+        write_atomic(self.path, json.dumps(content).encode())
+        self._changed = False

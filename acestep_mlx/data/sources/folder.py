@@ -1,0 +1,358 @@
+"""Songs in a folder, with captions and lyrics beside them or in a CSV list."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import ConfigError, DataError, nearest
+from ...formatting import listed
+from ...io.audio import SUFFIXES
+from ...io.filenames import Folders, as_stored, composed, is_file, is_folder, shown
+from ...sampling.record import made_here
+from ...text.languages import is_language_code
+from .. import sidecars
+from ..backends import Backend
+from ..captions import (
+    CAPTION_NAMES,
+    LYRICS_ENDINGS,
+    LYRICS_NAMES,
+    caption_lines,
+    clean_lyrics,
+    lyrics_name,
+    read_text,
+)
+from ..facts import AudioRef, FileAudio
+from .scan import sound_files
+
+_FILENAME_COLUMNS = ("filename", "file_name", "file", "path", "audio", "name")
+_CAPTION_COLUMNS = ("caption", "prompt", "tags", "text")
+_LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
+_SHEET_LINES = 8  # so many lines beside another caption are lyrics
+
+
+@dataclass
+class Song:
+    """A song that was found, before its sound was looked at. name: unique within its data set, for people."""
+
+    name: str
+    audio: AudioRef
+    captions: list[str]
+    lyrics: str | None
+    notes: list[str] = field(default_factory=list)
+    problem: str | None = None
+
+
+@dataclass
+class Found:
+    """What a data set holds: songs, and sound files and folders that are none of them, as (name, reason)."""
+
+    songs: list[Song]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def scan(backend: Backend, own: Mapping[Path, str] | None = None) -> Found:
+    """The songs of a local or CSV data set, sorted by name.
+
+    own: output and cache folders of the run, resolved, with what each is. DataError when the folder is not
+    there or holds no songs.
+    """
+    folder = backend.folder
+    assert folder is not None
+    if not is_folder(folder):
+        what = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise DataError(f"data set {backend.id!r}: {folder} {what}; set instance_data_dir")
+    rows = _read_csv(backend, folder) if backend.csv_file is not None else None
+    reader = _Reader(backend, folder, rows)
+    if backend.type == "csv":
+        assert rows is not None
+        return reader.listed(rows)
+    found = sound_files(folder, own or {})
+    songs = [reader.song(path) for path in found.files]
+    found.left_out += [(shown(name), "in the list, not in the folder") for name in sorted(reader.unused)]
+    if backend.caption_strategy == "textfile":
+        found.left_out += reader.unread_lists({folder, *(path.parent for path in found.files)})
+    songs += [Song(name, FileAudio(folder / name), [], None, problem=why) for name, why in found.unreadable]
+    if not songs:
+        kinds = ", ".join(sorted(s.lstrip(".") for s in SUFFIXES))
+        others = [f"{name}: {reason}" for name, reason in found.left_out]
+        besides = f"; left out: {listed(others)}" if others else ""
+        raise DataError(f"data set {backend.id!r}: no audio files in {folder} (known: {kinds}){besides}")
+    return Found(songs, found.left_out)
+
+
+def find_file(folder: Path, name: str) -> tuple[Path | None, str | None]:
+    """The audio file that a list names, as it is spelled on disk, or (None, why it cannot be used).
+
+    Names are relative to the folder and may not lead out of it; separators of Windows are understood.
+    """
+    problem = path_problem(folder, name)
+    if problem is not None and "\\" in name:
+        name = name.replace("\\", "/")
+        problem = path_problem(folder, name)
+    return (as_stored(folder / name), None) if problem is None else (None, problem)
+
+
+def path_problem(folder: Path, name: str) -> str | None:
+    """Why a file name that a list gives cannot be used: missing, or outside the data set's folder."""
+    if not name or "\0" in name:
+        return "not a file name"
+    try:
+        target = as_stored(folder / name).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            return "leads out of the data set's folder"
+        if not target.is_file():
+            return "no such file"
+    except (OSError, RuntimeError, ValueError):  # name too long, link loop
+        return "not a usable file name"
+    suffix = Path(name).suffix.lower()  # the link's name: download caches keep their files under hashes
+    if suffix not in SUFFIXES:
+        return f"not an audio file ({suffix or 'no ending'})"
+    return None
+
+
+class _Reader:
+    """Songs with their captions and lyrics; a text that cannot be used makes the song a problem."""
+
+    def __init__(self, backend: Backend, folder: Path, rows: Mapping[str, dict[str, str]] | None) -> None:
+        self.backend, self.folder, self.rows = backend, folder, rows or {}
+        self.unused = set(self.rows)  # rows whose song was not met
+        self.folders = Folders()
+        self.lists = sidecars.Lists(self.folders.names)
+        self.in_languages: dict[Path, dict[str, list[str]]] = {}
+
+    def listed(self, rows: Mapping[str, dict[str, str]]) -> Found:
+        """Songs named by the rows of a list."""
+        found = Found([])
+        for name, row in rows.items():
+            path, problem = find_file(self.folder, name)
+            if path is not None and made_here(path):
+                found.left_out.append((shown(name), "made by acestep-mlx"))
+            else:
+                song = Song(shown(name), FileAudio(path or self.folder / name), [], None, problem=problem)
+                found.songs.append(self._described(song, path, row))
+        if not found.songs:
+            others = [f"{name}: {reason}" for name, reason in found.left_out]
+            raise DataError(f"data set {self.backend.id!r}: no songs in the list; left out: {listed(others)}")
+        return found
+
+    def song(self, path: Path) -> Song:
+        """A song found in the folder, with its row where there is a list."""
+        name = path.relative_to(self.folder).as_posix()
+        song = Song(shown(name), FileAudio(path), [], None)
+        if not is_file(path):
+            song.problem = _why_no_file(path)
+        keys = [composed(key) for key in (name, path.name, path.stem)]
+        key = next((key for key in keys if key in self.rows), None)
+        if key is None:
+            return self._described(song, path, None)
+        self.unused.discard(key)
+        return self._described(song, path, self.rows[key])
+
+    def unread_lists(self, folders: Iterable[Path]) -> list[tuple[str, str]]:
+        """Other programs' lists of songs in the folders, by their usual names."""
+        found = [self.folders.find(folder, name) for folder in folders for name in sidecars.USUAL_LISTS]
+        names = sorted(shown(path.relative_to(self.folder).as_posix()) for path in found if path is not None)
+        return [(name, "another trainer's list of songs, which is not read") for name in names]
+
+    def _described(self, song: Song, path: Path | None, row: dict[str, str] | None) -> Song:
+        if song.problem is not None or path is None:
+            return song
+        if row and "problem" in row:
+            song.problem = row["problem"]
+            return song
+        try:
+            song.captions = self._captions(path, song, row)
+            song.lyrics = self._lyrics(path, song, row)
+        except DataError as error:
+            song.problem = str(error)
+        return song
+
+    def _text(self, file: Path, song: Song) -> str:
+        text, note = read_text(file)
+        if note:
+            song.notes.append(f"{shown(file.name)}: {note}")
+        return text
+
+    def _captions(self, path: Path, song: Song, row: dict[str, str] | None) -> list[str]:
+        backend = self.backend
+        if backend.only_instance_prompt:
+            return []
+        match backend.caption_strategy:
+            case "filename":
+                return [" ".join(path.stem.replace("_", " ").split())]
+            case "csv":
+                text = row["caption"].replace("\r", "\n") if row else ""
+                sidecars.check_caption(text, "the caption in the list", listed=True)
+                return caption_lines(text, backend.multiline)
+            case "textfile":
+                return self._caption_file(path, song)
+        return []
+
+    def _caption_file(self, path: Path, song: Song) -> list[str]:
+        """The caption beside a song. DataError when it is, or may be, in another program's file."""
+        captions: list[str] = []
+        lyrics = f", lyrics into {shown(path.stem)}.lyrics"
+        names = [template.format(stem=path.stem) for template in CAPTION_NAMES]
+        files = [file for name in names if (file := self.folders.find(path.parent, name)) is not None]
+        if files:
+            name, text = shown(files[0].name), self._text(files[0], song)
+            sidecars.check_caption(text, name, f"put the caption alone into {name}{lyrics}")
+            captions = caption_lines(text, self.backend.multiline)
+            if len(files) > 1 and len(caption_lines(text, True)) >= _SHEET_LINES:
+                raise DataError(
+                    f"{name} looks like lyrics, and {shown(files[1].name)} like the caption; keep one of "
+                    f"them, lyrics in {shown(path.stem)}.lyrics"
+                )
+        other = sidecars.beside(path.name, self._near(path))
+        if other is not None:
+            file, what = other
+            text = f"{shown(file.name)} looks like {what}, which is not read"
+            if captions and not file.name.lower().endswith(".caption.txt"):  # there, NAME.txt holds lyrics
+                song.notes.append(text)
+                return captions
+            raise DataError(f"{text}; put the caption alone into {shown(path.stem)}.txt{lyrics}")
+        if not captions and (file := self.lists.find(path, self.folder)) is not None:
+            advice = ", or set csv_file and caption_strategy=csv" if file.suffix.lower() == ".csv" else ""
+            raise DataError(
+                f"{shown(file.name)} looks like another trainer's list of songs with this one in it, which "
+                f"is not read; put the caption alone into {shown(path.stem)}.txt{lyrics}{advice}"
+            )
+        return captions
+
+    def _near(self, path: Path) -> Callable[[str], Path | None]:
+        """Finds a file in the song's folder, or one that a folder beside that holds."""
+
+        def find(name: str) -> Path | None:
+            found = self.folders.find(path.parent, name)
+            if found is None and "/" in name and path.parent != self.folder:
+                found = self.folders.find(path.parent.parent, name)
+            return found
+
+        return find
+
+    def _lyrics(self, path: Path, song: Song, row: dict[str, str] | None) -> str | None:
+        if row and row.get("lyrics"):
+            sidecars.check_lyrics(row["lyrics"], "the lyrics in the list")
+            return clean_lyrics(row["lyrics"])
+        if self.backend.lyrics_format is not None:
+            names: tuple[str, ...] = (lyrics_name(self.backend.lyrics_format, path),)
+        else:
+            names = tuple(t.format(stem=path.stem, name=path.name) for t in LYRICS_NAMES)
+        for name in names:
+            file = self.folders.find(path.parent, name) or self.folders.find(
+                path.parent, name.replace("\\", "/")
+            )
+            if file is not None:
+                break
+        else:
+            file = self._lyrics_in_a_language(path) if self.backend.lyrics_format is None else None
+        if file is None:
+            return None
+        text = self._text(file, song)
+        sidecars.check_lyrics(text, shown(file.name))
+        return clean_lyrics(text)
+
+    def _lyrics_in_a_language(self, path: Path) -> Path | None:
+        """Lyrics with a language's code in their name, as `song.en.lrc`. DataError when there are several."""
+        folder = path.parent
+        if folder not in self.in_languages:
+            self.in_languages[folder] = self._codes(folder)
+        index = self.in_languages[folder]
+        found = [name for key in (path.stem, path.name) for name in index.get(composed(key), [])]
+        if len(found) > 1:
+            several = " and ".join(shown(name) for name in sorted(found))
+            raise DataError(f"{several} may be its lyrics; keep one of them")
+        return folder / found[0] if found else None
+
+    def _codes(self, folder: Path) -> dict[str, list[str]]:
+        """Name of a song → the lyrics for it in the folder that have a language's code in their name."""
+        index: dict[str, list[str]] = {}
+        for name in self.folders.names(folder):
+            song, code, ending = ["", "", *composed(name).rsplit(".", 2)][-3:]
+            if (
+                f".{ending.lower()}" in LYRICS_ENDINGS
+                and is_language_code(code)
+                # a song that is called `song.en` has these for itself
+                and not any(self.folders.find(folder, f"{song}.{code}{suffix}") for suffix in SUFFIXES)
+            ):
+                index.setdefault(song, []).append(name)
+        return index
+
+
+def _why_no_file(path: Path) -> str:
+    try:
+        path.stat()
+    except OSError as error:
+        broken = error.errno in (errno.ENOENT, errno.ELOOP)
+        return "broken link" if broken else f"cannot be read: {error.strerror or error}"
+    return "not a regular file"
+
+
+def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
+    """Rows by file name: {"caption", "lyrics"}. DataError or ConfigError when the list cannot be used."""
+    assert backend.csv_file is not None
+    spellings = (backend.csv_file, Path(str(backend.csv_file).replace("\\", "/")))
+    places = [as_stored(place / name) for name in spellings for place in (folder, Path.cwd())]
+    path = next((place for place in places if is_file(place)), None)
+    if path is None:
+        raise DataError(f"data set {backend.id!r}: no list {backend.csv_file} in {folder}")
+    text, _ = read_text(path, limit=1 << 28)
+    delimiter, text = sidecars.list_head(text)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+    try:
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        columns = {
+            "filename": _column(backend, "filename", header, _FILENAME_COLUMNS, path, required=True),
+            "caption": _column(backend, "caption", header, _CAPTION_COLUMNS, path, required=True),
+            "lyrics": _column(backend, "lyrics", header, _LYRICS_COLUMNS, path, required=False),
+        }
+        rows: dict[str, dict[str, str]] = {}
+        for row in reader:
+            name = (row.get(columns["filename"] or "") or "").strip()
+            if name:
+                fields = {kind: row.get(column or "") or "" for kind, column in columns.items()}
+                if "\\" in name and not os.path.lexists(as_stored(folder / name)):
+                    name = name.replace("\\", "/")
+                name = composed(Path(name).as_posix())
+                if any(more.strip() for more in row.get(None) or ()):
+                    fields["problem"] = (
+                        f"its row in {path.name} (line {reader.line_num}) has more columns than the header; "
+                        f'quote texts that hold a {delimiter!r}: "…"'
+                    )
+                if name in rows and rows[name] != fields:
+                    fields["problem"] = f"{path.name} has several rows for it, which differ; keep one"
+                rows[name] = fields
+    except csv.Error as error:
+        said = str(error).replace("unexpected end of data", "a quote opened there is never closed")
+        raise DataError(f"{path}, line {reader.line_num + 1}: not a CSV list ({said})") from None
+    if not rows:
+        raise DataError(f"{path} lists no songs")
+    return rows
+
+
+def _column(
+    backend: Backend, kind: str, header: list[str], usual: tuple[str, ...], path: Path, required: bool
+) -> str | None:
+    wanted = backend.csv_columns[kind]
+    if wanted is not None:
+        if wanted not in header:
+            raise ConfigError(f"{path} has no column {wanted!r} (csv_{kind}_column){nearest(wanted, header)}")
+        return wanted
+    lowered = {name.lower(): name for name in header}
+    for name in usual:
+        if name in lowered:
+            return lowered[name]
+    if required:
+        raise ConfigError(
+            f"{path} has no {kind} column ({', '.join(header) or 'empty'}); set csv_{kind}_column"
+        )
+    return None

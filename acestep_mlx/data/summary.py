@@ -1,0 +1,217 @@
+"""The data set report: numbers, and every song that was skipped, padded, cut or lacks a caption or lyrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..formatting import count, listed
+
+if TYPE_CHECKING:
+    from .manifest import Sample
+
+Named = list[tuple[str, str]]
+_MOST = 20  # left-out files and folders that a run names
+
+
+@dataclass
+class SetReport:
+    """One data set. Lists hold song names (with a detail); hours count what is trained on, once.
+
+    no_songs: sound files and folders that are nobody's songs (caches, packages). lyrics_changed: how many
+    songs' lyrics were brought into the model's form. trigger: whether trigger words stand before captions.
+    listed: whether captions come from a list or a table rather than from files.
+    """
+
+    id: str
+    files: int
+    interval: float
+    songs: int = 0
+    seconds: float = 0.0
+    captions: int = 0
+    left_out: int = 0
+    no_songs: Named = field(default_factory=list)
+    skipped: Named = field(default_factory=list)
+    padded: Named = field(default_factory=list)
+    cut: Named = field(default_factory=list)
+    counted: Named = field(default_factory=list)
+    again: Named = field(default_factory=list)
+    no_caption: list[str] = field(default_factory=list)
+    no_lyrics: list[str] = field(default_factory=list)
+    notes: Named = field(default_factory=list)
+    lyrics_changed: int = 0
+    trigger: bool = False
+    listed: bool = False
+    buckets: Counter[int] = field(default_factory=Counter)
+    lyrics: dict[str, str] = field(default_factory=dict)
+    passes: float = 1.0
+
+    def add(self, sample: Sample) -> None:
+        """Count a song that is trained on."""
+        name = sample.id.removeprefix(f"{self.id}/")
+        self.songs += 1
+        self.seconds += sample.seconds
+        self.captions += len(sample.captions)
+        self.trigger = sample.backend.prepend_instance_prompt
+        self.passes = (1 + sample.backend.repeats) * sample.backend.probability
+        self.buckets[sample.bucket] += 1
+        if sample.seconds < 3.0:
+            self.padded.append((name, f"{sample.seconds:.1f} s, padded with silence to 3 s"))
+        if sample.cut:
+            self.cut.append((name, f"{sample.seconds:g} s kept from {sample.start:g} s"))
+        if sample.lyrics is None:
+            self.no_lyrics.append(name)
+        else:
+            self.lyrics[name] = sample.lyrics
+
+    @property
+    def without_caption(self) -> str:
+        """What it means for a song that it has no caption."""
+        prompt = "the trigger words alone" if self.trigger else "an empty prompt"
+        return f"trained on {prompt}, so that no words of its own call up what it sounds like"
+
+    @property
+    def without_lyrics(self) -> str:
+        """What it means for a song that it has no lyrics."""
+        return "trained as if nothing were sung, so that a voice in it is tied to no words"
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """What a run says of the data before its first step, as (text, "info" or "warning")."""
+        out: list[tuple[str, str]] = []
+        songs = f"of {count(self.songs, 'song')} in {self.id}"
+        if n := len(self.no_caption):
+            where = "its column" if self.listed else "a file NAME.txt beside the song"
+            advice = f"put a caption into {where}, or set instance_prompt"
+            have = "has" if n == 1 else "have"
+            out.append((f"{n} {songs} {have} no caption ({listed(self.no_caption)}): {self.without_caption}; "
+                        f"{advice}", "warning"))  # fmt: skip
+        if n := len(self.no_lyrics):
+            where = "their column" if self.listed else "a file NAME.lyrics beside the song"
+            advice = f"put lyrics into {where}, [inst] where nobody sings"
+            have = "has" if n == 1 else "have"
+            out.append((f"{n} {songs} {have} no lyrics ({listed(self.no_lyrics)}): {self.without_lyrics}; "
+                        f"{advice}", "info"))  # fmt: skip
+        if n := self.lyrics_changed:
+            what = "time stamps left out, marks replaced by those the model knows"
+            out.append(
+                (f"lyrics of {n} {songs} are read in the model's form ({what}); --dry-run lists them", "info")
+            )
+        shown = [f"left out, no song: {name} ({reason})" for name, reason in self.no_songs[:_MOST]]
+        more = len(self.no_songs) - len(shown)
+        shown += [f"left out, no songs: {more} more; --dry-run lists them"] if more else []
+        return out + [(line, "info") for line in shown]
+
+    def languages(self) -> dict[str, int]:
+        """Language → lines of lyrics in it, most first; structure lines like `[verse]` do not count."""
+        from ..text.lines import line_languages
+
+        counts: Counter[str] = Counter()
+        for lyrics in dict.fromkeys(self.lyrics.values()):
+            counts.update(line_languages(lyrics))
+        return dict(counts.most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "id": self.id,
+            "files": self.files,
+            "songs": self.songs,
+            "hours": self.seconds / 3600,
+            "captions": self.captions,
+            "left_out_by_max_num_samples": self.left_out,
+            "left_out": self.no_songs,
+            "skipped": self.skipped,
+            "padded": self.padded,
+            "cut": self.cut,
+            "length_counted": self.counted,
+            "encoded_again": self.again,
+            "no_caption": self.no_caption,
+            "no_lyrics": self.no_lyrics,
+            "lyrics_lines": self.languages(),
+            "notes": self.notes,
+            "buckets": {str(frames): count for frames, count in sorted(self.buckets.items())},
+        }
+
+
+@dataclass
+class DatasetReport:
+    """All data sets. ignored: (data set, key, reason). disabled: ids."""
+
+    sets: list[SetReport]
+    ignored: Sequence[tuple[str, str, str]] = ()
+    disabled: Sequence[str] = ()
+
+    @property
+    def songs(self) -> int:
+        return sum(one.songs for one in self.sets)
+
+    @property
+    def hours(self) -> float:
+        return sum(one.seconds for one in self.sets) / 3600
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """What a run says of its data before the first step, as (text, "info" or "warning")."""
+        return [remark for one in self.sets for remark in one.remarks()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "songs": self.songs,
+            "hours": self.hours,
+            "sets": [one.to_dict() for one in self.sets],
+            "disabled": list(self.disabled),
+        }
+
+    def lines(self, limit: int = 20) -> list[str]:
+        """Text for a terminal; at most `limit` names per list (0: all), but every skipped song."""
+        out: list[str] = []
+        for one in self.sets:
+            out += _set_lines(one, limit)
+        if self.disabled:
+            out.append(f"disabled: {', '.join(self.disabled)}")
+        out += [f"ignored in data set {label}: {key} ({reason})" for label, key, reason in self.ignored]
+        return out
+
+
+def _set_lines(one: SetReport, limit: int) -> list[str]:
+    hours = f"{one.seconds / 3600:.2f} h" if one.seconds >= 360 else f"{one.seconds:.1f} s"
+    passes = f", {one.passes:g} times per epoch" if one.passes != 1 else ""
+    captions = count(one.captions, "caption")
+    out = [f"data set {one.id}: {one.songs} of {count(one.files, 'song')}, {hours}, {captions}{passes}"]
+    if one.left_out:
+        out.append(f"  left out by max_num_samples: {one.left_out}")
+    if one.buckets:
+        frames_per_second = 44100 / 4096
+        shown = [
+            f"{frames / frames_per_second:.0f} s × {count}" for frames, count in sorted(one.buckets.items())
+        ]
+        out.append(f"  lengths ({one.interval:g} s steps): {', '.join(shown)}")
+    if languages := one.languages():
+        spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
+        out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
+    out += _named("skipped", [f"{name}: {reason}" for name, reason in one.skipped], 0)
+    out += _named("left out, no songs", [f"{name}: {reason}" for name, reason in one.no_songs], limit)
+    details = {
+        "padded": one.padded,
+        "cut": one.cut,
+        "length counted by decoding": one.counted,
+        "encoded again, because what was kept of them was wrong": one.again,
+        "text": one.notes,
+    }
+    for label, named in details.items():
+        out += _named(label, [f"{name}: {detail}" for name, detail in named], limit)
+    out += _named("without caption", one.no_caption, limit, one.without_caption)
+    out += _named("without lyrics", one.no_lyrics, limit, one.without_lyrics)
+    return out
+
+
+def _named(label: str, names: list[str], limit: int, meaning: str = "") -> list[str]:
+    if not names:
+        return []
+    shown = names if not limit else names[:limit]
+    out = [f"  {label}: {len(names)}{meaning and f', {meaning}'}", *(f"    {name}" for name in shown)]
+    if len(names) > len(shown):
+        out.append(f"    and {len(names) - len(shown)} more")
+    return out

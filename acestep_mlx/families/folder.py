@@ -1,0 +1,391 @@
+"""The MLX folder: what it must hold, and its components as strictly checked, frozen, quantised modules."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from ..errors import CheckpointError, ConfigError, nearest
+from ..formatting import count, listed
+from ..io import schema
+from ..io.safetensors import FLOATS, Header, content_hash, read_header, read_json
+from ..nn.config import check_repeats
+from .v1.dcae import AutoencoderDC, DCAEConfig
+from .v1.dit import ACEStepTransformer, TransformerConfig
+from .v1.umt5 import UMT5Config, UMT5Encoder
+from .v1.vocoder import Vocoder, VocoderConfig
+
+if TYPE_CHECKING:
+    from .v1.lyrics.tokenizer import LyricTokenizer
+    from .v1.prompt import PromptTokenizer
+
+FORMAT, FORMAT_VERSION = "acestep-mlx", 1
+COMPONENTS: dict[str, tuple[Any, Any]] = {
+    "transformer": (TransformerConfig, ACEStepTransformer),
+    "text_encoder": (UMT5Config, UMT5Encoder),
+    "dcae": (DCAEConfig, AutoencoderDC),
+    "vocoder": (VocoderConfig, Vocoder),
+}
+DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+TOKENIZER, LYRIC_VOCAB = "tokenizer.json", "lyric_vocab.json"
+CONFIG_KEYS = {
+    "format", "format_version", "converter_version", "source", "dtype", "quantization", "components",
+    "fingerprints", "lyric_vocab", "fused",
+}  # fmt: skip
+
+QUANTIZED_COMPONENTS = ("transformer", "text_encoder")
+# Linear layers that stay in full precision: small, or everything that follows depends on them.
+FULL_PRECISION = (
+    "timestep_embedder", "t_block", "proj_in", "final_layer",
+    "speaker_embedder", "genre_embedder", "lyric_proj",
+)  # fmt: skip
+MODES = {  # mode → (bits allowed, group sizes allowed); the first of each is the default
+    "affine": ((4, 2, 3, 5, 6, 8), (64, 32, 128)),
+    "mxfp4": ((4,), (32,)),
+    "nvfp4": ((4,), (16,)),
+    "mxfp8": ((8,), (32,)),
+}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How linear layers are quantised. `of` fills in a mode's defaults and checks what is given."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+    @classmethod
+    def of(cls, bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> Quantization:
+        """Raises ConfigError for a combination that MLX does not have."""
+        if mode not in MODES:
+            raise ConfigError(f"q_mode must be one of {', '.join(MODES)}, got {mode!r}{nearest(mode, MODES)}")
+        all_bits, groups = MODES[mode]
+        bits, group_size = bits or all_bits[0], group_size or groups[0]
+        for name, value, allowed in (("q_bits", bits, all_bits), ("q_group_size", group_size, groups)):
+            if value not in allowed:
+                known = ", ".join(str(n) for n in sorted(allowed))
+                raise ConfigError(f"{name} must be {known} with q_mode {mode}, got {value}")
+        return cls(bits, group_size, mode)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As config.json has it, and as MLX's quantisation functions take it."""
+        return {"bits": self.bits, "group_size": self.group_size, "mode": self.mode}
+
+
+def parameters_of(module: nn.Module) -> dict[str, mx.array]:
+    """Every parameter by its path."""
+    return dict(tree_flatten(module.parameters()))
+
+
+def quantizable(path: str, module: nn.Module, group_size: int = 64) -> bool:
+    """Whether the layer at `path` of the transformer or text encoder is one that may be quantised.
+
+    Those are the linear layers of the blocks (1×1 convolutions among them) whose input is a multiple of the
+    group size. Norms, tables, embeddings, the time embedding and the final layer are not.
+    """
+    return (
+        isinstance(module, nn.Linear)
+        and path.split(".", 1)[0] not in FULL_PRECISION
+        and module.weight.ndim == 2
+        and module.weight.shape[-1] % group_size == 0
+    )
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """An MLX folder. Opening one reads its config.json and headers; `load` reads one component."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelFolder:
+        """Check that `path` is a whole MLX folder; CheckpointError says what it is or lacks otherwise."""
+        path = Path(path).expanduser()
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: {'not a folder' if path.exists() else 'no such folder'}; "
+                "give the MLX folder that `acestep-mlx convert` wrote"
+            )
+        if (path / "ace_step_transformer").is_dir():
+            raise CheckpointError(
+                f"{path} is the PyTorch checkpoint; "
+                f"run `acestep-mlx convert --hf-path {shlex.quote(str(path))} --mlx-path OUT` first"
+            )
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is not an MLX folder: it has no config.json")
+        config = _read_config(path / "config.json")
+        wanted = [f"{name}.safetensors" for name in COMPONENTS] + [TOKENIZER, LYRIC_VOCAB]
+        missing = [name for name in wanted if not (path / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{path} is incomplete: {', '.join(missing)} missing; convert again")
+        folder = cls(path, config)
+        headers = {name: read_header(folder.file(name)) for name in QUANTIZED_COMPONENTS}
+        for name, header in headers.items():
+            _check_quantization(folder.file(name), header, folder.quantization)
+        if folder.quantization and not any(
+            n.endswith(".scales") for h in headers.values() for n in h.tensors
+        ):
+            raise CheckpointError(
+                f"{path / 'config.json'}: it says that the model is quantised, and none of its layers is; "
+                "copy the folder again, or convert again"
+            )
+        return folder
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Component → SHA-256 of its contents."""
+        return dict(self.config["fingerprints"])
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the folder is quantised ("bits", "group_size", "mode"), or None."""
+        found = self.config["quantization"]
+        return Quantization.of(**found).as_dict() if found else None
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of whatever is not quantised."""
+        return DTYPES[self.config["dtype"]]
+
+    def check_bits(self, bits: int | None) -> None:
+        """CheckpointError when a quantised folder is asked for another precision than it has."""
+        stored = self.quantization
+        if stored is not None and bits not in (None, stored["bits"]):
+            raise CheckpointError(
+                f"{self.path} is quantised to {stored['bits']} bits, which cannot become "
+                f"{bits} bits; use base_model_precision=no_change, or convert again without -q"
+            )
+
+    def component_config(self, component: str) -> Any:
+        """The component's config dataclass; CheckpointError names a key that is not understood, or a size
+        that the weights cannot have.
+        """
+        return self._build(component, read_header(self.file(component)))[0]
+
+    def _build(self, component: str, header: Header) -> tuple[Any, nn.Module]:
+        try:
+            return component_module(component, self.config["components"][component], len(header.tensors))
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path / 'config.json'}: {error}") from None
+
+    def file(self, component: str) -> Path:
+        """Where a component's weights are."""
+        return self.path / f"{component}.safetensors"
+
+    def load(
+        self,
+        component: str,
+        dtype: mx.Dtype | None = None,
+        quantize: Quantization | Mapping[str, Any] | None = None,
+    ) -> nn.Module:
+        """One component, frozen and in evaluation mode, its weights evaluated.
+
+        component: a key of COMPONENTS. dtype: of everything that is not quantised (default: the folder's).
+        quantize: quantise the large linear layers while loading, one at a time; a folder that is quantised
+        already is taken as it is when the bits agree, and refused when they do not. Raises
+        CheckpointError that names every tensor which is missing, unknown or of the wrong shape.
+        """
+        if component not in COMPONENTS:
+            raise ValueError(f"unknown component {component!r}")
+        if isinstance(quantize, Mapping):
+            quantize = Quantization.of(**quantize)
+        path = self.file(component)
+        header = read_header(path)
+        module = self._build(component, header)[1]
+        stored = self.quantization
+        self.check_bits(quantize.bits if quantize else None)
+        if stored is not None:
+            quantize = None
+            nn.quantize(module, **stored, class_predicate=lambda name, _: f"{name}.scales" in header.tensors)
+        _check_tensors(path, header, module)
+        weights = mx.load(str(path))
+        assert isinstance(weights, dict)
+        module.load_weights(list(weights.items()), strict=True)
+        del weights
+        if dtype is not None:
+            module.update(tree_map(lambda x: _cast(x, dtype), module.parameters()))
+        if quantize is not None and component in QUANTIZED_COMPONENTS:
+            quantize_layers(module, quantize)
+        for value in parameters_of(module).values():
+            mx.eval(value)  # one at a time, so that a cast never holds two whole models
+        module.freeze()
+        module.eval()
+        return module
+
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """The tokenizer of the text encoder. CheckpointError when it is another model's."""
+        from .v1.prompt import PromptTokenizer
+
+        tokenizer = PromptTokenizer(self.path / TOKENIZER)
+        self._check_ids(TOKENIZER, tokenizer.largest_id, self.component_config("text_encoder").vocab_size)
+        return tokenizer
+
+    def lyric_tokenizer(self) -> LyricTokenizer:
+        """The tokenizer of lyrics. CheckpointError when its vocabulary is another model's."""
+        from .v1.lyrics.tokenizer import LyricTokenizer
+
+        tokenizer = LyricTokenizer(self.path / LYRIC_VOCAB)
+        known = self.component_config("transformer").lyric_encoder_vocab_size
+        self._check_ids(LYRIC_VOCAB, tokenizer.largest_id, known)
+        self.lyric_vocab()  # refuses another than was converted
+        return tokenizer
+
+    def _check_ids(self, name: str, largest: int, known: int) -> None:
+        if largest >= known:
+            raise CheckpointError(
+                f"{self.path / name}: has ids up to {largest}, and the model knows {known}: it is another "
+                "model's; convert again"
+            )
+
+    def lyric_vocab(self) -> Path:
+        """The vocabulary file for `families.v1.lyrics.tokenizer.LyricTokenizer`.
+
+        CheckpointError when its content is not what config.json recorded.
+        """
+        path = self.path / LYRIC_VOCAB
+        recorded = (self.config.get("lyric_vocab") or {}).get("sha256")
+        if recorded is not None and content_hash(read_json(path)) != recorded:
+            raise CheckpointError(
+                f"{path}: not the vocabulary that this model was converted with (its SHA-256 is another than "
+                "config.json has); copy the folder again, or convert again"
+            )
+        return path
+
+
+def quantize_layers(module: nn.Module, quantization: Quantization) -> list[str]:
+    """Quantise every quantisable layer in place, evaluating one after the other; returns their paths.
+
+    A layer's full-precision weight is released before the next one is read.
+    """
+    names = [
+        name for name, layer in module.named_modules() if quantizable(name, layer, quantization.group_size)
+    ]
+    for name in names:
+        parent: Any = module
+        *path, leaf = name.split(".")
+        for part in path:
+            parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+        key = int(leaf) if isinstance(parent, list) else leaf
+        parent[key] = parent[key].to_quantized(**quantization.as_dict())
+        mx.eval(parent[key].parameters())
+    return names
+
+
+def _cast(value: mx.array, dtype: mx.Dtype) -> mx.array:
+    return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
+
+
+_names = schema.table(schema.text)
+CONFIG_SCHEMA = schema.record(
+    {
+        "format": schema.text,
+        "format_version": schema.whole(),
+        "converter_version": schema.text,
+        "source": schema.record({"path_or_repo": schema.text}, {"revision": schema.optional(schema.text)}),
+        "dtype": schema.text,
+        "components": schema.table(schema.record({})),
+        "fingerprints": _names,
+    },
+    {
+        "quantization": schema.optional(
+            schema.record({}, {"bits": schema.whole(), "group_size": schema.whole(), "mode": schema.text})
+        ),
+        "lyric_vocab": schema.optional(schema.record({}, {"source": schema.text, "sha256": schema.text})),
+        "fused": schema.items(
+            schema.record({"lora": schema.text, "scale": schema.number()}, {"sha256": schema.text})
+        ),
+    },
+)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config.json of an MLX folder, checked; CheckpointError in one line."""
+    config = schema.read_artifact(
+        path,
+        CONFIG_SCHEMA,
+        what="the model",
+        version=FORMAT_VERSION,
+        kind=FORMAT,
+        writer="acestep-mlx convert",
+    )
+    for key in config:
+        if key not in CONFIG_KEYS:
+            raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, CONFIG_KEYS)}")
+    for key in ("components", "fingerprints"):
+        if set(config[key]) != set(COMPONENTS):
+            raise CheckpointError(f"{path}: {key!r} must have exactly {', '.join(COMPONENTS)}; convert again")
+    if config["dtype"] not in DTYPES:
+        raise CheckpointError(f"{path}: dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
+    quantization = config.setdefault("quantization", None)
+    if quantization is not None:
+        try:
+            Quantization.of(**quantization)
+        except (TypeError, ConfigError) as error:
+            raise CheckpointError(f"{path}: quantization: {error}") from None
+    return config
+
+
+def component_module(component: str, values: Mapping[str, Any], tensors: int) -> tuple[Any, nn.Module]:
+    """The config of a component and its module, whose arrays stay lazy.
+
+    values: of its config.json. tensors: how many the weights have. CheckpointError for values that are not
+    understood or that no such weights can have.
+    """
+    config_class, module_class = COMPONENTS[component]
+    config = config_class.from_dict(values)
+    check_repeats(component, config, config_class.REPEATED, tensors)
+    try:
+        return config, module_class(config)
+    except (ValueError, ArithmeticError) as error:  # MLX refuses shapes beyond its range
+        raise CheckpointError(f"{component} config: its sizes make no model: {error}") from None
+
+
+def _check_quantization(path: Path, header: Header, stored: Mapping[str, Any] | None) -> None:
+    """CheckpointError when the packed layers of a file cannot be what config.json says of them."""
+    tensors = header.tensors
+    for name in tensors:
+        layer, _, leaf = name.rpartition(".")
+        weight = tensors.get(f"{layer}.weight")
+        if leaf != "scales" or weight is None:
+            continue
+        packed, scales = weight.shape[-1:], tensors[name].shape[-1:]
+        if not packed or not scales:
+            continue  # no layer at all: `load` refuses it
+        if stored is None:
+            why = "and config.json says that nothing is"
+        elif packed[0] * 32 != scales[0] * stored["group_size"] * stored["bits"]:
+            why = f"not to {stored['bits']} bits in groups of {stored['group_size']}, as config.json says"
+        elif (f"{layer}.biases" in tensors) != (stored["mode"] == "affine"):
+            why = f"not in the mode {stored['mode']}, as config.json says"
+        else:
+            continue
+        raise CheckpointError(
+            f"{path}: {layer!r} is quantised, {why}; copy the folder again, or convert again"
+        )
+
+
+def _check_tensors(path: Path, header: Header, module: nn.Module) -> None:
+    parameters = parameters_of(module)
+    wanted = {name: tuple(value.shape) for name, value in parameters.items()}
+    floating = {name: mx.issubdtype(value.dtype, mx.floating) for name, value in parameters.items()}
+    problems = [
+        f"unknown tensor {name!r}{nearest(name, wanted)}" for name in header.tensors if name not in wanted
+    ]
+    for name, shape in wanted.items():
+        if name not in header.tensors:
+            problems.append(f"missing tensor {name!r}")
+        elif header.tensors[name].shape != shape:
+            problems.append(f"{name!r} has shape {header.tensors[name].shape}, expected {shape}")
+        elif (header.tensors[name].dtype in FLOATS) != floating[name]:
+            problems.append(f"{name!r} is stored as {header.tensors[name].dtype}")
+    if problems:
+        raise CheckpointError(f"{path}: {count(len(problems), 'problem')}: {listed(problems)}")

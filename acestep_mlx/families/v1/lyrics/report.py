@@ -1,0 +1,67 @@
+"""Lyrics line by line, for people: `acestep-mlx info track.lyrics` and the dataset report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from acestep_mlx.families.v1.lyrics.tokenizer import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
+from acestep_mlx.formatting import count, listed
+from acestep_mlx.io.text_files import read_text
+
+
+def read_lyrics(path: str | Path) -> str:
+    """Text of a lyrics file: UTF-8, UTF-16, or what is surely Windows-1252. Raises DataError otherwise."""
+    return read_text(Path(path).expanduser())[0]
+
+
+def lyrics_report(text: str, tokenizer: LyricTokenizer, language: str | None = None) -> str:
+    """Per line: language, normalised text, number of tokens, unknown characters, notes; then a summary."""
+    report = tokenizer.report(text, language)
+    return "\n".join([*_lines(report), "", *summary(report)])
+
+
+def _lines(report: LyricsReport) -> Iterator[str]:
+    width = max(4, len(str(len(report.lines))))
+    yield f"{'line':>{width}}  in  tokens  text"
+    for line in report.lines:
+        number = f"{line.number:>{width}}"
+        if line.language is None and not line.dropped:
+            yield f"{number}  --  {len(line.tokens):>6}  (blank)"
+            continue
+        spoken = line.normalised if line.language else line.text.strip()
+        yield f"{number}  {line.language or '--'}  {len(line.tokens):>6}  {spoken}"
+        yield from (f"{'':{width}}              {remark}" for remark in _remarks(line))
+
+
+def _remarks(line: LineReport) -> Iterator[str]:
+    if line.dropped:
+        yield f"dropped: {line.dropped}"
+    if line.unknown:
+        yield f"unknown: {' '.join(map(_shown, line.unknown))}"
+    yield from line.notes
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else f"U+{ord(character[:1] or chr(0)):04X}"
+
+
+def summary(report: LyricsReport) -> list[str]:
+    """What a dataset report says of one song: languages, tokens, and all that is lost, by line."""
+    languages = ", ".join(f"{language} {lines}" for language, lines in report.languages.items()) or "none"
+    sung = sum(1 for line in report.lines if line.language)
+    out = [f"{count(sung, 'line')} sung ({languages}), {len(report.ids)} of at most {MAX_TOKENS} tokens"]
+    if report.cut_tokens:
+        out.append(f"too long: {count(report.cut_tokens, 'token')} from line {report.cut_line} on cut off")
+    together: dict[tuple[int, ...], list[str]] = {}  # a foreign line has many characters, and is one problem
+    for character, numbers in report.unknown.items():
+        together.setdefault(tuple(numbers), []).append(_shown(character))
+    for places, characters in together.items():
+        out.append(f"no token for {' '.join(characters)} in {_listed(places)}")
+    for line in report.dropped:
+        out.append(f"line {line.number} dropped: {line.dropped}")
+    return out
+
+
+def _listed(numbers: tuple[int, ...], limit: int = 8) -> str:
+    return f"line{'s' * (len(numbers) > 1)} {listed(list(map(str, numbers)), limit, ', ')}"

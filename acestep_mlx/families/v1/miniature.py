@@ -1,0 +1,110 @@
+"""A checkpoint with random weights in the upstream PyTorch layout: for the demo, the tests and benchmarks.
+
+`size="tiny"` has a few million parameters; `size="true"` has the released model's geometry (7.7 GB in
+bfloat16) and is streamed to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ...io.tensors import SafetensorsWriter, dtype_name
+from . import upstream as tensors_of
+from .geometry import SIZES, Geometry
+from .miniature_text import miniature_vocabulary, write_prompt_tokenizer
+from .upstream import Spec
+
+FILES = {
+    "ace_step_transformer": "diffusion_pytorch_model",
+    "music_dcae_f8c8": "diffusion_pytorch_model",
+    "music_vocoder": "diffusion_pytorch_model",
+    "umt5-base": "model",
+}
+SLICE = 1 << 24  # elements that are in memory at a time
+
+
+def write_checkpoint(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: str | Geometry = "tiny",
+    dtype: str = "float32",
+    shards: int = 1,
+    new_weight_norm: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Write a whole checkpoint into `folder` (made if need be) and return its path.
+
+    size: "tiny", "true" or a Geometry. dtype: float32, float16 or bfloat16. shards: into how many files the
+    transformer is cut. new_weight_norm: `parametrizations.weight.original0/1` rather than `weight_g/_v`.
+    progress is told how many elements were written since the last call. Same seed, same bytes.
+    """
+    folder = Path(folder)
+    geometry = SIZES[size] if isinstance(size, str) else size
+    components = {
+        "ace_step_transformer": (geometry.transformer, list(tensors_of.transformer(geometry))),
+        "music_dcae_f8c8": (geometry.dcae, list(tensors_of.dcae(geometry))),
+        "music_vocoder": (geometry.vocoder, list(tensors_of.vocoder(geometry, new_weight_norm))),
+        "umt5-base": (geometry.text_encoder, list(tensors_of.text_encoder(geometry))),
+    }
+    for name, (config, specs) in components.items():
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _write_weights(
+            target, FILES[name], specs, shards if name == "ace_step_transformer" else 1, seed, dtype, progress
+        )
+    write_prompt_tokenizer(folder / "umt5-base", geometry.text_encoder["vocab_size"])
+    vocab = json.dumps(miniature_vocabulary(), ensure_ascii=False, indent=1)
+    (folder / "lyric_vocab.json").write_text(vocab + "\n", encoding="utf-8")
+    return folder
+
+
+def _write_weights(
+    folder: Path,
+    stem: str,
+    specs: Sequence[Spec],
+    shards: int,
+    seed: int,
+    dtype: str,
+    progress: Callable[[int], None] | None,
+) -> None:
+    kind = getattr(mx, dtype)
+    cuts = np.array_split(np.arange(len(specs)), shards)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, cut in enumerate(cuts, 1):
+        part = [specs[i] for i in cut]
+        name = f"{stem}.safetensors" if shards == 1 else f"{stem}-{number:05d}-of-{shards:05d}.safetensors"
+        tensors = {spec.name: (dtype_name(kind), spec.shape) for spec in part}
+        with SafetensorsWriter(folder / name, tensors, {"format": "pt"}) as writer:
+            for spec in part:
+                for values in _random(spec, seed):
+                    writer.write(spec.name, mx.array(values).astype(kind))
+                    if progress is not None:
+                        progress(values.size)
+        weight_map.update(dict.fromkeys(tensors, name))
+        total += writer.size
+    if shards > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _random(spec: Spec, seed: int) -> Iterator[np.ndarray]:
+    """A tensor's values in flat slices, the same for a seed and a name."""
+    rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    left = prod(spec.shape)
+    while left:
+        count = min(left, SLICE)
+        left -= count
+        if spec.std:
+            yield rng.standard_normal(count, np.float32) * np.float32(spec.std) + np.float32(spec.mean)
+        else:
+            yield np.full(count, spec.mean, np.float32)

@@ -1,0 +1,329 @@
+"""What a file that we read back must hold: one schema a file, checked in one place before anything is used.
+
+A check takes a value and its place (`counters.micro`), returns the value as it is to be used, or raises
+`Mismatch` with the place, what is wanted there and what was found. `read_artifact` reads a JSON file of ours:
+it must be a file (not a pipe), strict JSON, of a format version that this program knows, and pass its check.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import AceStepError, CheckpointError, NewerVersionError
+
+Check = Callable[[Any, str], Any]
+
+MAX_BYTES = 64 << 20  # of a JSON file of ours; they have some kilobytes
+MAX_WHOLE = 2**53  # what every reader of JSON keeps exactly
+KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder",
+}  # fmt: skip
+
+
+class Mismatch(Exception):
+    """A value that is not what its schema says; the text is `place must be …, got …`."""
+
+
+def show(value: Any, width: int = 60) -> str:
+    """A foreign value in one short line of ASCII, whatever it is."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**width:
+        return "a number of many digits"
+    try:
+        plain = isinstance(value, (str, float))
+        text = ascii(value) if plain else json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = ascii(type(value).__name__)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _wrong(where: str, wanted: str, got: Any) -> Mismatch:
+    return Mismatch(f"{where} must be {wanted}, got {show(got)}")
+
+
+def _span(low: float, high: float, unit: str = "") -> str:
+    def plain(n: float) -> str:
+        return str(n) if isinstance(n, int) else f"{n:g}"
+
+    return f"between {plain(low)} and {plain(high)}{unit and ' ' + unit}"
+
+
+def whole(low: int = 0, high: int = MAX_WHOLE) -> Check:
+    """A whole number of `low` to `high` (`3.0` counts as one); returned as int."""
+
+    def check(value: Any, where: str) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong(where, "a whole number", value)
+        if not low <= value <= high:
+            raise _wrong(where, _span(low, high), value)
+        return value
+
+    return check
+
+
+def number(low: float = -1e300, high: float = 1e300, unit: str = "") -> Check:
+    """A finite number of `low` to `high`; returned as it is, int or float. unit: for the message."""
+
+    def check(value: Any, where: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise _wrong(where, "a number", value)
+        if (isinstance(value, float) and not math.isfinite(value)) or not low <= value <= high:
+            raise _wrong(where, _span(low, high, unit), value)
+        return value
+
+    return check
+
+
+def flag(value: Any, where: str) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise _wrong(where, "true or false", value)
+    return value
+
+
+def text(value: Any, where: str) -> str:
+    """Text that can be written as UTF-8: no half of a surrogate pair."""
+    if not isinstance(value, str):
+        raise _wrong(where, "text", value)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _wrong(where, "text in UTF-8 (it holds half a character)", value) from None
+    return value
+
+
+def texts(value: Any, where: str) -> Any:
+    """Any JSON value, all of whose texts and names can be written as UTF-8."""
+    waiting = [(value, where)]
+    while waiting:
+        one, place = waiting.pop()
+        if isinstance(one, str):
+            text(one, place)
+        elif isinstance(one, Mapping):
+            for name, inner in one.items():
+                text(name, f"a name in {place}")
+                waiting.append((inner, f"{place}.{name}"))
+        elif isinstance(one, (list, tuple)):
+            waiting += [(inner, place) for inner in one]
+    return value
+
+
+def path_text(value: Any, where: str) -> str:
+    """Text that can be a path: not empty, without NUL, its names no longer than a file system has them.
+
+    A name whose bytes are not UTF-8 may be one, as Python spells it (`\\udcff`).
+    """
+    try:
+        data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
+    except UnicodeEncodeError:
+        data = b""
+    long = len(data) > 4095 or any(len(name) > 255 for name in data.split(b"/"))
+    if not data.strip() or b"\0" in data or long:
+        raise _wrong(where, "a path", value)
+    return str(value)
+
+
+def choice(*allowed: Any) -> Check:
+    """One of the values."""
+
+    def check(value: Any, where: str) -> Any:
+        for one in allowed:
+            if type(one) is type(value) and one == value:
+                return value
+        raise _wrong(where, " or ".join(show(one) for one in allowed), value)
+
+    return check
+
+
+def optional(inner: Check) -> Check:
+    """null, or what `inner` takes."""
+
+    def check(value: Any, where: str) -> Any:
+        return None if value is None else inner(value, where)
+
+    return check
+
+
+def items(inner: Check, low: int = 0, high: int = 1_000_000) -> Check:
+    """A list of `low` to `high` values; returned as a tuple."""
+
+    def check(value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise _wrong(where, "a list", value)
+        if not low <= len(value) <= high:
+            wanted = f"{low}" if low == high else _span(low, high)
+            raise Mismatch(f"{where} must have {wanted} entries, got {len(value)}")
+        return tuple(inner(one, f"{where}[{i}]") for i, one in enumerate(value))
+
+    return check
+
+
+def table(inner: Check, names: Check = text) -> Check:
+    """An object with any names, each value as `inner` takes it."""
+
+    def check(value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise _wrong(where, "an object", value)
+        return {
+            names(name, f"a name in {where}"): inner(one, f"{where}.{name}") for name, one in value.items()
+        }
+
+    return check
+
+
+def record(
+    required: Mapping[str, Check], others: Mapping[str, Check] | None = None, *, strict: bool = False
+) -> Check:
+    """An object with the `required` names and perhaps the `others`.
+
+    Further names are kept unchecked, or refused where `strict`. At the top of a file places have no prefix.
+    """
+    checks = {**required, **(others or {})}
+
+    def check(value: Any, where: str) -> dict[str, Any]:
+        inside = f"{where}." if where else ""
+        if not isinstance(value, Mapping):
+            raise _wrong(where or "it", "an object", value)
+        for name in required:
+            if name not in value:
+                raise Mismatch(f"{inside}{name} is missing")
+        if strict and (unknown := [name for name in value if name not in checks]):
+            raise Mismatch(f"{inside}{show(unknown[0])} is not known here")
+        return {
+            name: checks[name](one, f"{inside}{name}") if name in checks else one
+            for name, one in value.items()
+        }
+
+    return check
+
+
+def anything(value: Any, where: str) -> Any:
+    """Any value."""
+    return value
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether a path's bytes are UTF-8, so that libraries in C++ can open it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────────
+def open_file(path: str | Path) -> BinaryIO:
+    """A regular file, open for reading. OSError with a clear `strerror` for anything else.
+
+    A named pipe would keep us waiting for ever, a device may never end.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        kind = stat.S_IFMT(os.fstat(handle).st_mode)
+        if kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if kind != stat.S_IFREG:
+            what = KINDS.get(kind, "something else")
+            raise OSError(0, f"it is {what}, not a file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_file(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file. OSError when it is none, cannot be read or has more than `limit` bytes."""
+    with open_file(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(0, f"it has more than {limit} bytes", str(path))
+    return data
+
+
+def parse_whole(text: str) -> int:
+    """A whole number of JSON; ValueError for one of thousands of digits."""
+    if len(text) > 4000:
+        raise ValueError(f"a number of {len(text)} digits in it")
+    return int(text)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON in UTF-8 (a byte order mark is tolerated): no NaN, no name twice. ValueError says why not."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not a JSON number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name is given twice in it")
+        return found
+
+    try:
+        decoded = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        return json.loads(decoded, parse_constant=refuse, parse_int=parse_whole, object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def refuse_newer(found: Any, known: int, what: str) -> None:
+    """NewerVersionError when `found`, a format version, is above the one that this program writes."""
+    if isinstance(found, int) and found > known:
+        raise NewerVersionError(
+            f"{what} was written by a newer version of acestep-mlx (format version {show(found)}, this one "
+            f"reads {known}); update acestep-mlx"
+        )
+
+
+def check_version(found: Any, known: int, what: str, oldest: int = 1) -> None:
+    """Mismatch unless `found`, a format version, is one that this program reads; NewerVersionError above."""
+    if isinstance(found, bool) or not isinstance(found, int) or found < oldest:
+        raise Mismatch(f"its format version is {show(found)}, and this acestep-mlx reads {known}")
+    refuse_newer(found, known, what)
+
+
+def read_artifact(
+    path: Path,
+    check: Check,
+    *,
+    what: str,
+    version: int,
+    error: type[AceStepError] = CheckpointError,
+    kind: str | None = None,
+    writer: str = "acestep-mlx",
+) -> dict[str, Any]:
+    """A JSON object of ours, checked; `error` in one line that names the file and the place in it, or
+    NewerVersionError.
+
+    what: "a checkpoint", for messages. version: the newest `format_version` that is read. kind: what its
+    `format` must be, if anything; `writer` puts it there.
+    """
+    try:
+        content = parse_json(read_file(path))
+        if not isinstance(content, dict):
+            raise Mismatch("expected a JSON object")
+        if kind is not None and content.get("format") != kind:
+            raise error(f"{path}: not written by {writer} (no format {kind!r} in it)")
+        check_version(content.get("format_version"), version, what)
+        checked = check(content, "")
+        assert isinstance(checked, dict)
+        return checked
+    except OSError as failed:
+        raise error(f"{path}: {failed.strerror or failed}") from None
+    except ValueError as failed:
+        raise error(f"{path} is damaged: not JSON: {failed}") from None
+    except NewerVersionError as failed:
+        raise NewerVersionError(f"{path}: {failed}") from None
+    except Mismatch as failed:
+        raise error(f"{path} is damaged: {failed}") from None

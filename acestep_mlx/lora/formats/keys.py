@@ -1,0 +1,159 @@
+"""What every loader calls the tensors of a LoRA: tables, and one function that reads a key.
+
+Measured against diffusers, peft, the original pipeline, SimpleTuner and ComfyUI.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...formatting import listed
+
+# In front of a module path; stripped again and again ("base_model.model.transformer." too).
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
+# In front of a path whose dots became underscores.
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
+# (ending, role); `.default` may be any adapter name.
+ROLES: tuple[tuple[str, str], ...] = (
+    (r"\.lora_A(?:\.(?P<adapter>\w+))?\.weight", "a"),
+    (r"\.lora_B(?:\.(?P<adapter>\w+))?\.weight", "b"),
+    (r"\.lora_down(?:\.(?P<adapter>\w+))?\.weight", "a"),
+    (r"\.lora_up(?:\.(?P<adapter>\w+))?\.weight", "b"),
+    (r"\.lora\.down\.weight", "a"),
+    (r"\.lora\.up\.weight", "b"),
+    (r"\.lora_a", "a_in_r"),  # our own and mlx-lm's: (in, r)
+    (r"\.lora_b", "b_r_out"),  # (r, out)
+    (r"\.m", "magnitude"),
+    (r"\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>\w+))?(?:\.weight)?", "magnitude"),
+    (r"\.dora_scale", "dora_scale"),
+    (r"\.alpha", "alpha"),
+    (r"\.diff", "diff"),
+    (r"\.diff_b", "diff_b"),
+    (r"\.set_weight", "set_weight"),
+)
+_ROLES = tuple((re.compile(f"(?P<path>.+?){ending}"), role) for ending, role in ROLES)
+
+# Trained in full beside the LoRA; a file may carry them under their plain names.
+LYRICS_EMBEDDER = ("lyric_embs.", "lyric_encoder.", "lyric_proj.")
+
+# Linear layers here that are 1×1 convolutions in PyTorch, with the number of their trailing dimensions.
+CONVOLUTIONS: tuple[tuple[str, int], ...] = (
+    (r"transformer_blocks\.\d+\.ff\.(inverted_conv|point_conv)\.conv", 1),
+    (r"proj_in\.early_conv_layers\.2", 2),
+)
+
+# Underscored paths back to dotted ones; every linear layer, convolution and norm.
+FLAT_PATHS: tuple[tuple[str, str], ...] = (
+    (r"transformer_blocks_(\d+)_(attn|cross_attn)_(to_[qkv])", r"transformer_blocks.\1.\2.\3"),
+    (r"transformer_blocks_(\d+)_(attn|cross_attn)_to_out_0", r"transformer_blocks.\1.\2.to_out.0"),
+    (
+        r"transformer_blocks_(\d+)_cross_attn_(add_[qkv]_proj|to_add_out)",
+        r"transformer_blocks.\1.cross_attn.\2",
+    ),
+    (
+        r"transformer_blocks_(\d+)_ff_(inverted|depth|point)_conv_conv",
+        r"transformer_blocks.\1.ff.\2_conv.conv",
+    ),
+    (r"lyric_encoder_encoders_(\d+)_self_attn_(linear_\w+)", r"lyric_encoder.encoders.\1.self_attn.\2"),
+    (r"lyric_encoder_encoders_(\d+)_feed_forward_(w_[12])", r"lyric_encoder.encoders.\1.feed_forward.\2"),
+    (r"lyric_encoder_encoders_(\d+)_(norm_ff|norm_mha)", r"lyric_encoder.encoders.\1.\2"),
+    (r"lyric_encoder_embed_out_([01])", r"lyric_encoder.embed.out.\1"),
+    (r"lyric_encoder_after_norm", r"lyric_encoder.after_norm"),
+    (r"(speaker_embedder|genre_embedder|lyric_proj|lyric_embs)", r"\1"),
+    (r"t_block_1", r"t_block.1"),
+    (r"timestep_embedder_(linear_[12])", r"timestep_embedder.\1"),
+    (r"final_layer_linear", r"final_layer.linear"),
+    (r"proj_in_early_conv_layers_([012])", r"proj_in.early_conv_layers.\1"),
+    (r"projectors_(\d+)_(\d+)", r"projectors.\1.\2"),
+)
+
+# Modules of the checkpoint that its forward pass never uses: (path, why). A LoRA on them changes nothing.
+UNUSED: tuple[tuple[str, str], ...] = (
+    (r"transformer_blocks\.\d+\.cross_attn\.(add_[qkv]_proj|to_add_out)", "the model never uses them"),
+    (r"projectors\.\d+\.\d+", "only a loss that is not offered here uses them"),
+)
+
+# Endings of adapters that are not LoRAs: (ending, what it is).
+OTHER_KINDS: tuple[tuple[str, str], ...] = (
+    (r"\.lokr_(w1|w2|t2)\w*", "LyCORIS LoKr"),
+    (r"\.hada_(w1|w2|t1|t2)\w*", "LyCORIS LoHa"),
+    (r"\.oft_\w+(\.weight)?", "OFT"),
+    (r"\.(a1|a2|b1|b2|bm)\.weight", "GLoRA"),
+    (r"\.ia3_l(\.\w+)*|\.on_input", "IA3"),
+    (r"\.vera_lambda_[bd]", "VeRA"),
+    (r"\.lora_mid(\.\w+)*", "LoCon with a middle convolution"),
+    (r"\.lora_embedding_[AB](\.\w+)*", "LoRA on an embedding"),
+    (r"\.lora_B(\.\w+)?\.bias", "LoRA with biases"),
+    (r"\.(w_norm|b_norm)", "LoRA with norm layers"),
+)
+_OTHER_KINDS = tuple((re.compile(f"(?P<path>.+?)(?:{ending})"), kind) for ending, kind in OTHER_KINDS)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One tensor's place: dotted upstream path of its module, its role, the adapter's name if given."""
+
+    path: str
+    role: str
+    adapter: str | None = None
+
+
+def strip_prefix(name: str) -> str:
+    """The upstream path without any loader's prefix."""
+    stripped = next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
+    return stripped if stripped == name else strip_prefix(stripped)
+
+
+def parse(name: str) -> Key | None:
+    """Where the tensor `name` belongs, or None. Role "embedder": a plain parameter name."""
+    for pattern, role in _ROLES:
+        if match := pattern.fullmatch(name):
+            path = _dotted(match["path"])
+            groups = match.groupdict()
+            return Key(path, role, groups.get("adapter")) if path else None
+    plain = strip_prefix(name).replace(".base_layer.", ".")
+    if plain.startswith(LYRICS_EMBEDDER):
+        return Key(plain, "embedder")
+    return None
+
+
+def _dotted(path: str) -> str | None:
+    flat = next((path.removeprefix(p) for p in FLAT_PREFIXES if path.startswith(p)), None)
+    if flat is None:
+        return strip_prefix(path).replace(".base_layer", "")
+    for pattern, replacement in FLAT_PATHS:
+        if re.fullmatch(pattern, flat):
+            return re.sub(pattern, replacement, flat)
+    return None
+
+
+def convolution_dims(path: str) -> int:
+    """How many trailing 1s the LoRA tensors of this module have in PyTorch: 0 for a linear layer."""
+    return next((dims for pattern, dims in CONVOLUTIONS if re.fullmatch(pattern, path)), 0)
+
+
+def describe_unknown(names: list[str]) -> str:
+    """A line that names unknown keys and says what they look like."""
+    shown = listed([repr(n if len(n) < 120 else n[:117] + "...") for n in names], between=", ")
+    kind = next((kind for kind in map(other_kind, names) if kind), None)
+    return shown + (f" ({kind} is not supported)" if kind else "")
+
+
+def other_kind(name: str) -> str | None:
+    """What adapter a tensor of this name belongs to, where that is no LoRA that can be read."""
+    return next((kind for pattern, kind in _OTHER_KINDS if pattern.fullmatch(name)), None)
+
+
+def module_of(name: str) -> str | None:
+    """The path in front of an adapter's ending, as the file spells it; None for any other tensor."""
+    for pattern, _ in (*_ROLES, *_OTHER_KINDS):
+        if match := pattern.fullmatch(name):
+            return match["path"]
+    return None
+
+
+def unused(path: str) -> str | None:
+    """Why a LoRA on this module of the checkpoint changes nothing, or None where it does."""
+    return next((why for pattern, why in UNUSED if re.fullmatch(pattern, path)), None)

@@ -1,0 +1,230 @@
+"""LoRA files of every spelling, read into one form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...errors import CheckpointError
+from ...formatting import count
+from ...io.safetensors import FLOATS, PICKLES, read_header
+from ..lyrics_embedder import FOLDER as EMBEDDER_FOLDER
+from ..lyrics_embedder import read_lyrics_embedder
+from ..weights import LoRAModule, LoRAWeights
+from .facts import METADATA_KEY, read_facts
+from .keys import LYRICS_EMBEDDER, Key, describe_unknown, parse, unused
+from .recognise import is_embedder_parameter, recognise
+from .scales import PeftSettings, check_scale, read_settings
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+FILE_NAMES = (FILE_NAME, "adapter_model.safetensors")  # looked for in a folder, in this order
+
+
+def find_file(path: str | Path) -> Path:
+    """The LoRA file at `path`: itself, or in a folder the one with a known name.
+
+    Raises CheckpointError when there is none, or only a pickle.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        if path.suffix != ".safetensors" and path.suffix not in PICKLES:  # read_header refuses pickles
+            raise CheckpointError(f"{path} is not a .safetensors file")
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such LoRA file or folder")
+    for name in FILE_NAMES:
+        if (path / name).is_file():
+            return path / name
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        read_header(path / pickles[0])
+    raise CheckpointError(f"{path} holds no LoRA: looked for {' and '.join(FILE_NAMES)}")
+
+
+def read_lora(path: str | Path) -> LoRAWeights:
+    """A LoRA from any supported file or folder, in float32.
+
+    A folder may also hold `lyrics_embedder/`. Raises CheckpointError for files that are corrupt, of another
+    kind or another model, or contradictory, for unknown keys, and for NaN.
+    """
+    file = find_file(path)
+    header = read_header(file)
+    metadata = header.metadata
+    if not header.tensors:
+        raise CheckpointError(f"{file} holds no tensors")
+    adapter = recognise(header.tensors)
+    if adapter is not None and adapter.problem:
+        raise CheckpointError(f"{file} {adapter.problem}")
+    not_floats = [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in header.tensors.items()
+        if tensor.dtype not in FLOATS
+        # LyCORIS stores whole alphas as integers
+        and (tensor.dtype == "BOOL" or not name.endswith(".alpha"))
+    ]
+    if not_floats:
+        raise CheckpointError(f"{file}: LoRA weights must be floats, but {describe_unknown(not_floats)}")
+    empty = [name for name, tensor in header.tensors.items() if tensor.size == 0]
+    if empty:
+        raise CheckpointError(f"{file}: rank 0 or empty tensors: {describe_unknown(empty)}")
+    try:
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)
+        tensors = {k: v.astype(mx.float32) for k, v in loaded.items()}
+        mx.eval(tensors)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+    ours = read_facts(metadata, file)
+    weights = _collect(tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
+    if Path(path).expanduser().is_dir() and (file.parent / EMBEDDER_FOLDER).is_dir():
+        weights.lyrics_embedder = read_lyrics_embedder(file.parent)
+    weights.check_finite()
+    return weights
+
+
+def _collect(
+    tensors: Mapping[str, mx.array], ours: dict[str, Any], settings: PeftSettings | None, where: str
+) -> LoRAWeights:
+    """Sort tensors into modules by the key tables and find every module's scale."""
+    parts: dict[str, dict[str, mx.array]] = {}
+    embedder: dict[str, mx.array] = {}
+    diffs: dict[str, mx.array] = {}
+    unknown, twice = [], []
+    adapters: set[str] = set()
+    for name, value in sorted(tensors.items()):
+        key = parse(name)
+        if key is None or (key.role == "embedder" and not is_embedder_parameter(key.path)):
+            unknown.append(name)
+        elif key.role in ("embedder", "set_weight"):
+            target = key.path if key.role == "embedder" else f"{key.path}.weight"
+            embedder[target] = value
+        elif key.role in ("diff", "diff_b"):
+            diffs[f"{key.path}.{'weight' if key.role == 'diff' else 'bias'}"] = value
+        else:
+            role, value = _oriented(key, value)
+            adapters |= {key.adapter} if key.adapter else set()
+            if role in parts.setdefault(key.path, {}):
+                twice.append(name)
+            parts[key.path][role] = value
+    if unknown:
+        raise CheckpointError(
+            f"{where}: {count(len(unknown), 'key')} in no known LoRA format: {describe_unknown(unknown)}"
+        )
+    if twice or len(adapters) > 1:
+        names = describe_unknown(twice) if twice else ", ".join(sorted(adapters))
+        raise CheckpointError(f"{where} holds more than one adapter for the same modules: {names}")
+    if not parts:
+        raise CheckpointError(f"{where} holds no LoRA modules")
+    elsewhere = [name for name in [*embedder, *diffs] if not name.startswith(LYRICS_EMBEDDER)]
+    if elsewhere:
+        raise CheckpointError(
+            f"{where} holds whole weights of {count(len(elsewhere), 'parameter')} outside the lyrics "
+            f"embedder, which are not supported: {describe_unknown(elsewhere)}"
+        )
+    skipped = tuple(path for path in sorted(parts) if unused(path))
+    used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
+    if not used:
+        raise CheckpointError(
+            f"{where} holds only modules that change nothing: {describe_unknown([*skipped])}"
+        )
+    scales = _Scales(ours, settings, where)
+    modules = {path: _module(path, part, scales, where) for path, part in used.items()}
+    unscaled = sum(not scales.stored(part.get("alpha")) for part in used.values())
+    return LoRAWeights(modules, ours, embedder or None, diffs, where, skipped, unscaled)
+
+
+def _oriented(key: Key, value: mx.array) -> tuple[str, mx.array]:
+    """Our own (in, r) and (r, out) turned into a (r, in) and b (out, r)."""
+    turned = {"a_in_r": "a", "b_r_out": "b"}.get(key.role)
+    return (turned, value.T) if turned else (key.role, value)
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Where the scale of a module comes from."""
+
+    ours: dict[str, Any]
+    settings: PeftSettings | None
+    where: str
+
+    def stored(self, alpha: mx.array | None) -> bool:
+        """Whether the file says with what scale a module was trained."""
+        return alpha is not None or self.settings is not None or self.ours.get("scale_known", bool(self.ours))
+
+    def of(self, path: str, rank: int, alpha: mx.array | None) -> float:
+        found: dict[str, float] = {}
+        if alpha is not None:
+            if alpha.size != 1:
+                raise CheckpointError(f"{self.where}: {path}.alpha is not one number but {alpha.shape}")
+            root = self.settings is not None and self.settings.use_rslora
+            found[".alpha"] = float(np.array(alpha).reshape(())) / (math.sqrt(rank) if root else rank)
+        if self.ours and not self.ours.get("baked", True):
+            found["its metadata"] = self._own(path)
+        elif self.settings is not None:
+            try:
+                found[self.settings.source] = self.settings.scale(path, rank)
+            except ValueError as error:
+                raise CheckpointError(f"{self.where}: {error}") from None
+        if len(found) == 2 and not math.isclose(*found.values(), rel_tol=1e-4):  # NaN is not close either
+            said = " and ".join(f"{source} says {scale:.6g}" for source, scale in found.items())
+            raise CheckpointError(f"{self.where}: the scale of {path} is contradictory: {said}")
+        scale = next(iter(found.values()), 1.0)
+        try:
+            check_scale(scale, f"alpha of {path}")
+        except ValueError as error:
+            raise CheckpointError(f"{self.where}: {error}") from None
+        return scale
+
+    def _own(self, path: str) -> float:
+        scales = self.ours.get("scales")
+        scale = (
+            scales.get(path, self.ours.get("scale")) if isinstance(scales, dict) else self.ours.get("scale")
+        )
+        if scale is None:
+            raise CheckpointError(f"{self.where}: its {METADATA_KEY} metadata gives no scale for {path}")
+        return float(scale)
+
+
+def _module(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -> LoRAModule:
+    missing = [name for role, name in (("a", "A (down)"), ("b", "B (up)")) if role not in part]
+    if missing:
+        raise CheckpointError(f"{where}: {path} has no {' and no '.join(missing)}")
+    a, b = (_flat(part[role], f"{path}.lora_{role.upper()}", where) for role in ("a", "b"))
+    if a.shape[0] != b.shape[1]:
+        raise CheckpointError(
+            f"{where}: the ranks of {path} differ: A {tuple(a.shape)} has {a.shape[0]}, "
+            f"B {tuple(b.shape)} has {b.shape[1]}"
+        )
+    if "magnitude" in part and "dora_scale" in part:
+        raise CheckpointError(f"{where}: {path} has both a dora_scale and a lora_magnitude_vector")
+    magnitude = part.get("magnitude", part.get("dora_scale"))
+    if "dora_scale" in part and part["dora_scale"].ndim > 1 and part["dora_scale"].shape[0] != b.shape[0]:
+        raise CheckpointError(
+            f"{where}: {path}.dora_scale {tuple(part['dora_scale'].shape)} is a factor of inputs (LyCORIS "
+            "with wd_on_out=False), which is not supported; it would have to be one of outputs"
+        )
+    if magnitude is None and scales.settings is not None and scales.settings.use_dora:
+        raise CheckpointError(f"{where}: {scales.settings.source} says DoRA, but {path} has no magnitudes")
+    if magnitude is not None and magnitude.size != b.shape[0]:
+        raise CheckpointError(f"{where}: {path} has {magnitude.size} magnitudes for {b.shape[0]} outputs")
+    return LoRAModule(
+        a,
+        b,
+        scales.of(path, a.shape[0], part.get("alpha")),
+        None if magnitude is None else magnitude.reshape(-1),
+        # LyCORIS divides by ‖W + ΔW‖ as peft does; ComfyUI by ‖W‖, for which only we have written files.
+        "base" if "dora_scale" in part and scales.ours.get("file_format") == "comfyui" else "adapted",
+    )
+
+
+def _flat(value: mx.array, name: str, where: str) -> mx.array:
+    """(n, m, 1[, 1]) of a 1×1 convolution → (n, m)."""
+    if value.ndim < 2 or any(n != 1 for n in value.shape[2:]):
+        raise CheckpointError(f"{where}: {name} {tuple(value.shape)} is no linear layer or 1×1 convolution")
+    return value.reshape(value.shape[:2])

@@ -1,0 +1,207 @@
+"""Which adapter a file holds and which model it was made for, from names and shapes alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from ...errors import CheckpointError
+from ...families.v1.dit import ACEStepTransformer, TransformerConfig
+from ...formatting import count, listed
+from ..layers import base_linears, linear_shape
+from ..lyrics_embedder import embedder_parameters
+from .keys import (
+    FLAT_PREFIXES,
+    LYRICS_EMBEDDER,
+    PREFIXES,
+    describe_unknown,
+    module_of,
+    other_kind,
+    parse,
+    unused,
+)
+
+MODEL = "ACE-Step v1"
+MINIATURE = 1024  # no model that people use is narrower; ours for tests and the demo are
+
+# Other models by how their modules are called, dots written as underscores; the first that is found counts.
+OTHERS: tuple[tuple[str, str], ...] = (
+    (r"model_layers_\d+_(self_attn|mlp)_", "a language model"),
+    (r"layers_\d+_(self_attn|cross_attn)_to_(qkv|kv)$", "Stable Audio"),
+    (
+        r"(decoder_)?layers_\d+_((self|cross)_attn_([qkvo]_proj|to_(q|k|v|out))|mlp_(gate|up|down)_proj)",
+        "ACE-Step 1.5",
+    ),
+    (r"layers_\d+_(attention|feed_forward|adaLN)", "Lumina or Z-Image"),
+    (r"joint_transformer_blocks_\d+_", "AuraFlow"),
+    (r"(double_stream_blocks|single_stream_blocks)_\d+_", "HiDream"),
+    (r"(double_blocks|single_blocks|single_transformer_blocks)_\d+_", "FLUX or a model built like it"),
+    (r"(input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block)_", "Stable Diffusion"),
+    (r"joint_blocks_\d+_", "Stable Diffusion 3"),
+    (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)", "Qwen-Image"),
+    (
+        r"transformer_blocks_\d+_(attn_(add_[qkv]_proj|to_add_out|norm_)|ff_context_|norm1_)",
+        "FLUX, Stable Diffusion 3 or Qwen-Image",
+    ),
+    (r"transformer_blocks_\d+_(attn[12]_|ff_net_)", "another diffusers transformer (PixArt, LTX-Video, …)"),
+    (r"blocks_\d+_(self_attn|cross_attn|ffn)_", "Wan"),
+    (r"(te\d?_)?text_model_encoder_|text_encoder", "the text encoder of an image model"),
+    (r"encoder_block_\d+_layer_", "a T5 text encoder"),
+)
+# Models whose attention layers are called as ours, by their width.
+WIDTHS = {
+    1536: "Stable Diffusion 3 Medium", 2432: "Stable Diffusion 3.5 Large",
+    3072: "FLUX.1, AuraFlow or Qwen-Image", 6144: "FLUX.2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a file's keys say: `kind` of adapter, the `model` it is for, and its modules as they are spelt.
+
+    `strange` are the modules that ACE-Step v1 does not have; `model` is None where they are nobody's that
+    we know.
+    """
+
+    kind: str
+    model: str | None
+    modules: tuple[str, ...]
+    strange: tuple[str, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is a LoRA or DoRA on modules of ACE-Step v1."""
+        return self.kind in ("LoRA", "DoRA") and not self.strange
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be used, as the end of a sentence that begins with the file's name."""
+        if self.strange:
+            for_model = f"is for {self.model or 'another model'}, not for {MODEL}"
+            kind = "" if self.kind in ("LoRA", "DoRA") else f" (and {self.kind} is not supported)"
+            verb = "is" if len(self.strange) == 1 else "are"
+            some = "" if self.strange == self.modules else f"{len(self.strange)} of "
+            return (
+                f"{for_model}{kind}: {some}its {count(len(self.modules), 'module')} {verb} not in that "
+                f"model: {describe_unknown(list(self.strange))}"
+            )
+        if self.usable:
+            return None
+        return (
+            f"holds {self.kind} ({count(len(self.modules), 'module')}), which is not supported; train a "
+            "LoRA, or let the program that made it convert it to one"
+        )
+
+
+def recognise(names: Iterable[str]) -> Adapter | None:
+    """The adapter that tensors of these names make up, or None where they are no adapter."""
+    names = list(names)
+    roles = {key.role for key in map(parse, names) if key is not None}
+    low_rank = any(re.search(r"\.(lora_(A|B|a|b|down|up)|lora\.(down|up))(\.|$)", name) for name in names)
+    kinds = list(dict.fromkeys(kind for kind in map(other_kind, names) if kind))
+    if not low_rank and not kinds:
+        if not roles & {"diff", "set_weight"}:
+            return None
+        kinds = ["whole weights"]
+    modules = tuple(dict.fromkeys(path for path in map(module_of, names) if path))
+    strange = tuple(path for path in modules if not is_ours(path))
+    kind = "DoRA" if roles & {"magnitude", "dora_scale"} else "LoRA"
+    if kinds:
+        both = low_rank and not any(one.startswith("Lo") for one in kinds)
+        kind = " and ".join(["LoRA", *kinds] if both else kinds)
+    return Adapter(kind, MODEL if not strange else other_model(strange), modules, strange)
+
+
+def is_ours(path: str) -> bool:
+    """Whether ACE-Step v1 has such a module, in whatever spelling the file has it."""
+    key = parse(f"{path}.alpha")
+    if key is None:
+        return False
+    embedder = f"{key.path}.".startswith(LYRICS_EMBEDDER)  # may be trained as a whole, with norms and biases
+    return embedder or _numberless(key.path) in _kinds() or unused(key.path) is not None
+
+
+def other_model(paths: Iterable[str]) -> str | None:
+    """The model that these modules belong to, or None."""
+    flat = [_flat(path) for path in paths]
+    return next((name for pattern, name in OTHERS if any(re.match(pattern, one) for one in flat)), None)
+
+
+def _flat(path: str) -> str:
+    """`base_model.model.layers.0.self_attn.q_proj` → `layers_0_self_attn_q_proj`."""
+    for prefix in (*PREFIXES, "unet.", *FLAT_PREFIXES, "lora_"):
+        path = path.removeprefix(prefix)
+    return path.replace(".", "_")
+
+
+def _numberless(path: str) -> str:
+    """`transformer_blocks.3.attn.to_out.0` → `transformer_blocks.#.attn.to_out.0`."""
+    return re.sub(r"(?<=blocks\.)(?:0|[1-9]\d*)(?=\.)|(?<=encoders\.)(?:0|[1-9]\d*)(?=\.)", "#", path)
+
+
+@cache
+def released() -> dict[str, tuple[int, int]]:
+    """Path → (out, in) of every linear layer of the released 3.5B model."""
+    model = ACEStepTransformer(TransformerConfig())  # lazy: takes no memory
+    return {path: linear_shape(linear) for path, linear in base_linears(model).items()}
+
+
+def is_embedder_parameter(name: str) -> bool:
+    """Whether the lyrics embedder has a parameter of this upstream name, in whatever layer."""
+    return _numberless(name) in _embedder_kinds()
+
+
+@cache
+def _embedder_kinds() -> frozenset[str]:
+    return frozenset(map(_numberless, embedder_parameters(ACEStepTransformer(TransformerConfig()))))
+
+
+@cache
+def _kinds() -> frozenset[str]:
+    early = ("proj_in.early_conv_layers.0", "proj_in.early_conv_layers.1")
+    others = ("transformer_blocks.#.ff.depth_conv.conv", *early)  # convolutions and a norm
+    return frozenset([*map(_numberless, released()), *others])
+
+
+def other_size(shapes: Mapping[str, tuple[int, int]]) -> str | None:
+    """How the modules (path → (out, in)) differ from the released 3.5B model's, or None where they do not."""
+    known = released()
+    wrong = [
+        f"{path} is {shape[0]}×{shape[1]} there and "
+        + (f"{known[path][0]}×{known[path][1]} here" if path in known else "not in the model at all")
+        for path, shape in sorted(shapes.items(), key=lambda item: item[0] in known)
+        if known.get(path) != shape
+    ]
+    return listed(wrong, 1) if wrong else None
+
+
+def is_miniature(shapes: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether these can be modules of a miniature model for tests, which has a size of its own.
+
+    It has no layers beyond the released model's.
+    """
+    if any(path not in released() and _numberless(path) != path for path in shapes):
+        return False
+    return max((min(shape) for shape in shapes.values()), default=0) < MINIATURE
+
+
+def width_of(shapes: Mapping[str, tuple[int, int]]) -> str | None:
+    """The other model whose attention layers are called as ours and have this width, or None."""
+    widths = Counter(shape[1] for path, shape in shapes.items() if path.startswith("transformer_blocks."))
+    return WIDTHS.get(widths.most_common(1)[0][0]) if widths else None
+
+
+def check_model(shapes: Mapping[str, tuple[int, int]], where: str) -> None:
+    """CheckpointError where the modules are of no size that ACE-Step v1 has; miniatures pass."""
+    wrong = other_size(shapes)
+    if wrong is None or is_miniature(shapes):
+        return
+    other = width_of(shapes)
+    whose = f" (the width of {other})" if other else ""
+    raise CheckpointError(
+        f"{where} is not for {MODEL}: {wrong}{whose}; if its model has another size than the released one, "
+        "name it with --model MLX_FOLDER"
+    )

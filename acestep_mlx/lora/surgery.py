@@ -1,0 +1,364 @@
+"""Trainable LoRA and DoRA layers in a frozen transformer.
+
+    y = W x + bias + s·B A x,   s = alpha/r, or alpha/√r with rsLoRA      (Hu et al. 2021; Kalajdzievski 2023)
+
+DoRA (Liu et al. 2024) adds a magnitude per output row: y = bias + g·(W x + s·B A x) with
+g = m/‖W + s·BA‖ and m = ‖W‖ at the start; as in the paper no gradient flows through the norm.
+
+A, B and m are float32 masters, cast to the activations' dtype in the forward pass. B starts at zero and
+g at exactly 1, so an untrained adapter changes nothing, bit for bit, on any base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from ..errors import ConfigError, nearest
+from .formats.keys import describe_unknown
+from .layers import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
+from .weights import LoRAModule, LoRAWeights
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+LYRICS = ("linear_q", "linear_k", "linear_v")
+
+# The values of SimpleTuner's `acestep_lora_target`.
+TARGET_PRESETS: dict[str, tuple[str, ...]] = {
+    "attn_qkv": ATTENTION,
+    "attn_qkv+linear_qkv": LYRICS + ATTENTION,
+    "attn_qkv+linear_qkv+speech_embedder": ("speaker_embedder", *LYRICS, *ATTENTION),
+}
+DEFAULT_TARGETS = TARGET_PRESETS["attn_qkv+linear_qkv"]
+
+INIT_TYPES = ("default", "gaussian")
+MAX_RANK = 1024
+TRAINABLE = ("lora_a", "lora_b", "m")  # the parameters of an adapter layer, named as mlx-lm names them
+
+# Targets that are modules of the model and can still not carry a LoRA.
+REFUSED_TARGETS = {
+    "depth_conv": "it is a depthwise convolution, and no LoRA loader takes one",
+    "depth_conv.conv": "it is a depthwise convolution, and no LoRA loader takes one",
+}
+
+
+@dataclass(frozen=True)
+class LoRASpec:
+    """What to inject. `alpha` None means alpha = rank; `targets` are module paths or their endings.
+
+    `init_type` as peft calls it: "default" (also True, "true", "kaiming") draws A uniformly within ±1/√in,
+    "gaussian" from a normal of deviation 1/r. Raises ConfigError for anything out of range.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    dropout: float = 0.0
+    targets: tuple[str, ...] = DEFAULT_TARGETS
+    init_type: str | bool = "default"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= MAX_RANK:
+            raise ConfigError(f"lora_rank must be a whole number between 1 and {MAX_RANK}, got {self.rank!r}")
+        alpha = self.rank if self.alpha is None else self.alpha
+        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha <= 0:
+            raise ConfigError(f"lora_alpha must be a number above 0, got {self.alpha!r}")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora_dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if isinstance(self.targets, str) or not self.targets:
+            raise ConfigError(f"LoRA targets must be a list of module names, got {self.targets!r}")
+        object.__setattr__(self, "alpha", float(alpha))
+        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "init_type", _init_type(self.init_type))
+
+    @property
+    def scale(self) -> float:
+        """s: alpha/r, or alpha/√r with rsLoRA."""
+        assert self.alpha is not None
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a file's metadata says about this adapter."""
+        return {
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "scale": self.scale,
+            "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
+            "dropout": self.dropout,
+            "targets": list(self.targets),
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about this choice, one sentence each."""
+        if any(t == "speaker_embedder" or t.endswith(".speaker_embedder") for t in self.targets):
+            return (
+                "speaker_embedder gets no gradient, because its input is always zero in this model: "
+                "its LoRA stays untrained",
+            )
+        return ()
+
+
+def _init_type(value: str | bool) -> str:
+    name = str(value).lower()
+    if name in ("default", "true", "kaiming"):
+        return "default"
+    if name == "gaussian":
+        return name
+    raise ConfigError(
+        f"lora_init_type {value!r} is not offered: a LoRA that starts away from zero changes the base model, "
+        f"and other loaders could not follow; use one of {', '.join(INIT_TYPES)}"
+    )
+
+
+class _Adapter(Wrapper, nn.Module):
+    """What the two layers below share: how masters are made, dropout, and being switched off."""
+
+    def __init__(self, linear: nn.Module, spec: LoRASpec, key: mx.array) -> None:
+        super().__init__()
+        out, inputs = linear_shape(linear)
+        self.linear = linear
+        self.scale = spec.scale
+        self.dropout_p = float(spec.dropout)
+        self.enabled = True  # False: the layer is its base again, bit for bit
+        self.seeded = False
+        if spec.dropout:
+            self._dropout_key = mx.random.key(
+                0
+            )  # here from the start, so that a compiled state keeps its shape
+        if spec.init_type == "gaussian":
+            self.lora_a = mx.random.normal((inputs, spec.rank), key=key) / spec.rank
+        else:
+            bound = 1 / math.sqrt(inputs)
+            self.lora_a = mx.random.uniform(-bound, bound, (inputs, spec.rank), key=key)
+        self.lora_b = mx.zeros((spec.rank, out))
+
+    def _dropped(self, x: mx.array) -> mx.array:
+        if self.dropout_p == 0 or not self.training:
+            return x
+        if not self.seeded:
+            raise RuntimeError("LoRA dropout needs seed_dropout(transformer, key) before the forward pass")
+        keep = 1 - self.dropout_p
+        return mx.where(mx.random.bernoulli(keep, x.shape, key=self._dropout_key), x / keep, 0)
+
+    def _update(self, x: mx.array) -> mx.array:
+        """s·B A x in x's dtype; s goes into the small B in float32, as the exported file has it."""
+        low = self._dropped(x) @ self.lora_a.astype(x.dtype)
+        return low @ (self.scale * self.lora_b).astype(x.dtype)
+
+
+class LoRALinear(_Adapter):
+    """Float32 masters under any activation dtype: lora_a (in, r), lora_b (r, out)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.linear(x)
+        return y + self._update(x).astype(y.dtype) if self.enabled else y
+
+
+class DoRALinear(_Adapter):
+    """LoRA with a magnitude m (out,) float32; bit-exact at the start, without dequantising the base."""
+
+    def __init__(self, linear: nn.Module, spec: LoRASpec, key: mx.array) -> None:
+        super().__init__(linear, spec, key)
+        self._base_sq = row_norms_squared(linear)
+        self.m = mx.sqrt(mx.maximum(self._base_sq, 1e-30))
+        mx.eval(self.m, self._base_sq)  # so that one dequantised weight is alive at a time
+
+    def norms(self, dtype: mx.Dtype = mx.float32) -> mx.array:
+        """‖W + s·BA‖ per output row, (out,) float32; W is multiplied in `dtype`."""
+        trained = "weight" in self.linear.trainable_parameters()  # a lyrics embedder's, which moves
+        base_sq = row_norms_squared(self.linear) if trained else self._base_sq
+        a, b = self.lora_a.T.astype(dtype), self.lora_b.T
+        return adapted_norms(self.linear, base_sq, a, b, self.scale)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.linear(x)
+        if not self.enabled:
+            return y
+        gain = self.m / mx.stop_gradient(self.norms(x.dtype))
+        base = y - self.linear.bias if "bias" in self.linear else y
+        # g − 1 in float32 before the cast: in bfloat16 a gain of 1.001 would be lost.
+        change = (gain - 1).astype(x.dtype) * base + gain.astype(x.dtype) * self._update(x)
+        return y + change.astype(y.dtype)
+
+
+AdapterLayer = LoRALinear | DoRALinear
+
+
+def find_targets(transformer: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The linear layers whose path is, or ends with, one of `targets`, sorted by path.
+
+    Raises ConfigError for a target that matches nothing, or matches something that is not a linear layer.
+    """
+    modules = dict(transformer.named_modules())
+    linears = {p: m for p, m in modules.items() if isinstance(m, (nn.Linear, nn.QuantizedLinear))}
+    found: dict[str, nn.Module] = {}
+    problems = []
+    for target in targets:
+        name = target.strip(".")
+        matches = [p for p in modules if p and (p == name or p.endswith("." + name))]
+        kinds = sorted({type(modules[p]).__name__ for p in matches if p not in linears})
+        last_two = ".".join(name.split(".")[-2:])
+        reason = REFUSED_TARGETS.get(last_two) or REFUSED_TARGETS.get(name.split(".")[-1])
+        if not name or reason:
+            problems.append(f"{target!r} cannot carry a LoRA: {reason or 'it is empty'}")
+        elif not matches:
+            names = {p.split(".")[-1] for p in linears} | {".".join(p.split(".")[-2:]) for p in linears}
+            problems.append(f"{target!r} matches no module of this model{nearest(name, sorted(names))}")
+        elif kinds:
+            problems.append(f"{target!r} is not a linear layer but {', '.join(kinds)}")
+        found.update({p: linears[p] for p in matches if p in linears})
+    if problems:
+        raise ConfigError("LoRA target " + "; ".join(problems))
+    return dict(sorted(found.items()))
+
+
+def inject(transformer: nn.Module, spec: LoRASpec, *, seed: int = 0) -> list[str]:
+    """Replace the target layers by trainable ones, in place; everything else is frozen.
+
+    Returns the paths of the replaced modules. The first values of a module depend on `seed` and its path
+    alone, not on what else is trained. Raises ConfigError for a target that does not match (see
+    find_targets), or where there are adapters already.
+    """
+    if adapter_modules(transformer):
+        raise ConfigError("this model has LoRA layers already; load it again before injecting others")
+    layers: dict[str, nn.Module] = {}
+    for path, linear in find_targets(transformer, spec.targets).items():
+        key = mx.random.key(((seed & 0xFFFFFFFF) << 32) | zlib.crc32(path.encode()))
+        layer = (DoRALinear if spec.use_dora else LoRALinear)(linear, spec, key)
+        layer.train(linear.training)
+        layers[path] = layer
+    transformer.freeze()
+    transformer.update_modules(tree_unflatten(list(layers.items())))
+    unfreeze_adapters(transformer)
+    mx.eval([layer.lora_a for layer in layers.values()])
+    return list(layers)
+
+
+def adapter_modules(transformer: nn.Module) -> dict[str, AdapterLayer]:
+    """Path → trainable LoRA or DoRA layer."""
+    return {p: m for p, m in transformer.named_modules() if isinstance(m, (LoRALinear, DoRALinear))}
+
+
+def unfreeze_adapters(transformer: nn.Module) -> None:
+    """Make A, B and m trainable again after a `transformer.freeze()`."""
+    for layer in adapter_modules(transformer).values():
+        layer.unfreeze(keys=[k for k in TRAINABLE if k in layer], recurse=False)
+
+
+def seed_dropout(transformer: nn.Module, key: mx.array) -> None:
+    """Give every adapter its own dropout key for one forward and backward pass.
+
+    Call it inside the compiled step with a key that the step is given or draws: a checkpointed block runs its
+    forward pass twice and must drop the same elements both times, which the global random state would not do.
+    """
+    layers = [layer for layer in adapter_modules(transformer).values() if layer.dropout_p > 0]
+    if layers:
+        for layer, one in zip(layers, mx.random.split(key, len(layers)), strict=True):
+            layer._dropout_key = one
+            layer.seeded = True
+
+
+@contextlib.contextmanager
+def disabled(transformer: nn.Module) -> Iterator[None]:
+    """The base model inside the `with`, bit for bit; functions compiled outside keep their adapters."""
+    layers = list(adapter_modules(transformer).values())
+    before = [layer.enabled for layer in layers]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
+
+
+def from_model(transformer: nn.Module, spec: LoRASpec, **facts: Any) -> LoRAWeights:
+    """The adapters as they are now, to be written with `write_lora`; `facts` go into the file's metadata."""
+    modules = {
+        path: LoRAModule(layer.lora_a.T, layer.lora_b.T, layer.scale, layer.m if "m" in layer else None)
+        for path, layer in adapter_modules(transformer).items()
+    }
+    return LoRAWeights(modules, spec.facts | facts)
+
+
+def check_start(
+    transformer: nn.Module, weights: LoRAWeights, ranks: Mapping[str, int], use_dora: bool, where: str
+) -> None:
+    """Whether adapters of these ranks (by path) can start from `weights`; needs the model's shapes only.
+
+    Raises CheckpointError for another model's LoRA, ConfigError where modules, rank or kind do not fit; it
+    names all the settings that would make them fit.
+    """
+    weights.check_against(transformer, where)
+    problems, advice = [], []
+    if extra := [path for path in weights.modules if path not in ranks]:
+        problems.append(f"has modules that this run does not train: {describe_unknown(extra)}")
+        advice.append(_targets_advice(base_linears(transformer), set(weights.modules), set(ranks)))
+    larger = {path: m.rank for path, m in weights.modules.items() if m.rank > ranks.get(path, m.rank)}
+    if larger:
+        path, rank = max(larger.items(), key=lambda item: item[1])
+        problems.append(f"has rank {rank} at {path}, and lora_rank is {ranks[path]}")
+        advice.append(f"lora_rank={rank}")
+    if weights.is_dora and not use_dora:
+        problems.append("is a DoRA")
+        advice.append("use_dora=true")
+    if problems:
+        raise ConfigError(f"{where} {', and '.join(problems)}; to start from it set {', '.join(advice)}")
+
+
+def _targets_advice(linears: Iterable[str], wanted: set[str], trained: set[str]) -> str:
+    """The setting that trains the modules `wanted` too: a preset where the run uses one, else a list."""
+    linears = list(linears)
+
+    def covered(targets: tuple[str, ...]) -> set[str]:
+        return {p for p in linears if any(p == t or p.endswith(f".{t}") for t in targets)}
+
+    if any(trained == covered(targets) for targets in TARGET_PRESETS.values()):
+        for name, targets in TARGET_PRESETS.items():
+            if wanted <= covered(targets):
+                return f"acestep_lora_target={name}"
+    endings = dict.fromkeys(map(_ending, sorted(wanted | trained)))
+    return f"peft_lora_target_modules={','.join(endings)}"
+
+
+def _ending(path: str) -> str:
+    """The end of a path that names this kind of module: `attn.to_out.0` → `to_out.0`, `….w_1` → `w_1`."""
+    parts = path.split(".")
+    plain = len(parts) == 1 or not (parts[-1].isdigit() or parts[-1] in ("conv", "linear"))
+    return parts[-1] if plain else ".".join(parts[-2:])
+
+
+def load_adapters(transformer: nn.Module, weights: LoRAWeights, where: str | None = None) -> None:
+    """Start the injected adapters from a LoRA, rescaled to their own alpha and rank: the same ΔW.
+
+    Rows of A beyond the file's rank keep their random start (with zeros in B), so that they can learn.
+    Raises CheckpointError for another model's LoRA, ConfigError where modules, rank or kind do not fit.
+    """
+    where = where or weights.source
+    layers = adapter_modules(transformer)
+    ranks = {path: layer.lora_a.shape[1] for path, layer in layers.items()}
+    check_start(transformer, weights, ranks, all("m" in layer for layer in layers.values()), where)
+    updates: list[tuple[str, mx.array]] = []
+    for path, module in weights.modules.items():
+        layer = layers[path]
+        rank = layer.lora_a.shape[1]
+        a = mx.concatenate([module.a.T, layer.lora_a[:, module.rank :]], axis=1)
+        b = mx.pad((module.scale / layer.scale) * module.b.T, [(0, rank - module.rank), (0, 0)])
+        updates += [(f"{path}.lora_a", a), (f"{path}.lora_b", b)]
+        if "m" in layer:
+            gain = module.gain(layer.linear)
+            adapted = module.adapted_norms(layer.linear)
+            updates.append((f"{path}.m", adapted if gain is None else gain * adapted))
+    transformer.update(tree_unflatten(updates))
+    mx.eval([value for _, value in updates])

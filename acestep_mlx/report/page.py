@@ -1,0 +1,280 @@
+"""`report.html`: one file that shows a run, with its curves, clips and spectrograms inside. No network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .. import __version__
+from ..config.read import TrainConfig
+from ..formatting import brief, rate, size
+from ..io.atomic import write_bytes
+from ..io.audio import log_mel
+from .charts import Series, line_chart, number, spectrogram
+from .events import read_metrics
+
+CLIPS_PER_PROMPT = 6
+Row = Mapping[str, Any]
+
+
+def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
+    """Write `report.html` from `metrics.jsonl` and the clips that it names; None without any."""
+    rows = read_metrics(output_dir / "metrics.jsonl")
+    if not rows:
+        return None
+    steps = [r for r in rows if r["event"] == "step"]
+    evaluations = [r for r in rows if r["event"] == "eval" and r["loss"] is not None]
+    clips = list({r["path"]: r for r in rows if r["event"] == "clip" and Path(r["path"]).is_file()}.values())
+    title = config.tracker_run_name or output_dir.name
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<header><h1>{escape(title)}</h1><p>LoRA training of ACE-Step v1 3.5B with acestep-mlx "
+        f"{__version__}</p>"
+        f"</header>{_summary(steps, evaluations, config)}{_charts(steps, evaluations)}"
+        f"{_clips(clips)}{_settings(config)}</main><script>{SCRIPT}</script></body></html>"
+    )
+    path = output_dir / "report.html"
+    write_bytes(path, page.encode("utf-8", errors="backslashreplace"))
+    return path
+
+
+# ── the numbers on top ────────────────────────────────────────────────────────────────────────────────
+def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: TrainConfig) -> str:
+    tiles: list[tuple[str, str, str]] = []
+    if steps:
+        last = steps[-1]
+        tiles.append(("Steps", f"{last['step']:,}", f"epoch {last['epoch'] + 1}"))
+        loss = last["smoothed_loss"]
+        tiles.append(("Training loss", number(loss) if loss is not None else "–", "smoothed"))
+    if evaluations:
+        first, last_eval = evaluations[0], evaluations[-1]
+        change = (last_eval["loss"] / first["loss"] - 1) * 100 if first["loss"] else 0.0
+        note = (
+            f"{change:+.1f} % since step {first['step']}" if len(evaluations) > 1 else f"step {first['step']}"
+        )
+        tiles.append(("Evaluation loss", number(last_eval["loss"]), note))
+    if steps:
+        rates = [r["steps_per_second"] for r in steps if r["steps_per_second"]]
+        typical = float(np.median(rates)) if rates else 0.0
+        speed = f"{typical:.2f} steps/s" if typical >= 1 else f"{1 / typical:.1f} s/step" if typical else "–"
+        audio = rate(steps[-1]["audio_seconds_per_second"] or 0.0)
+        tiles.append(("Speed", speed, f"{audio} s of audio per second"))
+        tiles.append(
+            (
+                "Peak memory",
+                size(max(r["peak_memory"] for r in steps)),
+                "model, LoRA, activations",
+            )
+        )
+        skipped = sum(bool(r["skipped"]) for r in steps)
+        if skipped:
+            tiles.append(("Skipped steps", str(skipped), "not finite"))
+    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+    tiles.append((kind, f"rank {config.lora_rank}", f"alpha {config.lora_alpha:g}"))
+    cells = "".join(
+        f'<div class="tile"><span>{escape(a)}</span><b>{escape(b)}</b><small>{escape(c)}</small></div>'
+        for a, b, c in tiles
+    )
+    return f'<section class="tiles">{cells}</section>'
+
+
+# ── curves ────────────────────────────────────────────────────────────────────────────────────────────
+def _points(rows: Sequence[Row], key: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    return [(r["step"], r[key] * scale) for r in rows if r.get(key) is not None]
+
+
+def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
+    bins = list(evaluations[-1]["bins"]) if evaluations else []
+    by_bin = [
+        Series(
+            name,
+            [(r["step"], r["bins"][name]) for r in evaluations if r["bins"].get(name) is not None],
+            f"r{i}",
+        )
+        for i, name in enumerate(bins)
+    ]
+    rates = [
+        Series("LoRA", _points(steps, "learning_rate"), "c0"),
+        Series("lyrics embedder", _points(steps, "learning_rate_lyrics_embedder"), "c1"),
+    ]
+    charts = [
+        line_chart(
+            "Training loss",
+            [
+                Series("each step", _points(steps, "loss"), "c0", faint=True),
+                Series("smoothed", _points(steps, "smoothed_loss"), "c0"),
+            ],
+        ),
+        line_chart(
+            "Evaluation loss", [Series("mean", _points(evaluations, "loss"), "c1")], unit="always the same"
+        ),
+        line_chart("Evaluation loss by timestep", by_bin, unit="0 = clean, 1000 = noise", zero=True),
+        line_chart("Learning rate", rates, zero=True),
+        line_chart("Gradient norm", [Series("norm", _points(steps, "grad_norm"), "c2")], zero=True),
+        line_chart(
+            "Peak memory", [Series("GB", _points(steps, "peak_memory", 1e-9), "c3")], unit="GB", zero=True
+        ),
+        line_chart(
+            "Speed", [Series("s", _points(steps, "audio_seconds_per_second"), "c4")],
+            unit="seconds of audio per second", zero=True,
+        ),
+    ]  # fmt: skip
+    return f'<section><h2>Curves</h2><div class="grid2">{"".join(charts)}</div></section>'
+
+
+# ── clips ─────────────────────────────────────────────────────────────────────────────────────────────
+def _clips(clips: Sequence[Row]) -> str:
+    prompts: dict[str, list[Row]] = {}
+    for clip in clips:
+        prompts.setdefault(clip["name"], []).append(clip)
+    parts = []
+    for name, all_rows in prompts.items():
+        latest = list({(r["with_lora"], r["step"]): r for r in all_rows}.values())
+        base = [r for r in latest if not r["with_lora"]][-1:]
+        tuned = _spread([r for r in latest if r["with_lora"]], CLIPS_PER_PROMPT)
+        caption = escape(all_rows[0]["prompt"])
+        cards = "".join(_card(r) for r in [*base, *tuned])
+        parts.append(
+            f'<h3>{escape(name)}</h3><p class="caption">{caption}</p><div class="grid2">{cards}</div>'
+        )
+    return f"<section><h2>Clips</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """First, last and evenly between."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+
+
+def _card(row: Row) -> str:
+    import soundfile
+
+    try:
+        sound, rate = soundfile.read(os.fsencode(row["path"]), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        return f'<figure class="card clip"><figcaption>{escape(brief(error))}</figcaption></figure>'
+    title = f"Step {row['step']}" if row["with_lora"] else "Without LoRA"
+    picture = ""
+    if len(sound) > 4096:
+        energies = np.array(log_mel(mx.array(sound.mean(1)), sample_rate=rate))
+        data = base64.b64encode(spectrogram(energies)).decode()
+        picture = f'<img alt="spectrogram, {escape(title)}" src="data:image/png;base64,{data}">'
+    kind, encoded = compressed(sound, rate)
+    source = f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
+    player = f'<audio controls preload="metadata" src="{source}"></audio>'
+    note = escape(f"seed {row['seed']} · {len(sound) / rate:.0f} s")
+    return (
+        f'<figure class="card clip"><figcaption>{escape(title)} <span class="unit">{note}</span></figcaption>'
+        f"{picture}{player}</figure>"
+    )
+
+
+def compressed(sound: np.ndarray, rate: int) -> tuple[str, bytes]:
+    """(media type, file) of a clip: MP3, which every browser plays, or WAV where that cannot be made."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    if "MP3" in soundfile.available_formats():
+        soundfile.write(buffer, sound, rate, format="MP3")
+        return "audio/mpeg", buffer.getvalue()
+    soundfile.write(buffer, sound, rate, format="WAV", subtype="PCM_16")
+    return "audio/wav", buffer.getvalue()
+
+
+# ── settings ──────────────────────────────────────────────────────────────────────────────────────────
+def _settings(config: TrainConfig) -> str:
+    values = config.to_dict()
+    given = {k: v for k, v in values.items() if config.origin(k) != "default"}
+    rest = {k: v for k, v in values.items() if k not in given and v not in (None, "", False)}
+
+    def table(entries: Mapping[str, Any]) -> str:
+        cells = "".join(
+            f"<tr><th>{escape(k)}</th><td>{escape(v if isinstance(v, str) else json.dumps(v))}</td></tr>"
+            for k, v in entries.items()
+        )
+        return f"<table>{cells}</table>"
+
+    return (
+        f"<section><h2>Settings</h2>{table(given)}<details><summary>Defaults in use"
+        f"</summary>{table(rest)}</details>"
+        "</section>"
+    )
+
+
+STYLE = """
+:root{--bg:#f6f6f4;--card:#fff;--ink:#1d1d1f;--soft:#6b6b70;--line:#e4e4e1;
+--c0:#3a66d6;--c1:#c2571a;--c2:#7a4fc0;--c3:#1f8a5b;--c4:#a3356f;
+--r0:#a9c4f5;--r1:#7ba3ee;--r2:#4f80de;--r3:#2f5cb8;--r4:#1a3a80}
+@media(prefers-color-scheme:dark){:root{--bg:#161618;--card:#1f1f22;--ink:#f0f0f2;--soft:#9a9aa2;--line:#333338;
+--c0:#7fa2f5;--c1:#f0935a;--c2:#b394ee;--c3:#58c795;--c4:#e37fb2;
+--r0:#dbe7ff;--r1:#b3cbfb;--r2:#86a9f1;--r3:#5b84dd;--r4:#3d62b5}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);
+font:15px/1.5 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
+main{max-width:1120px;margin:0 auto;padding:40px 20px 80px}
+h1{font-size:30px;line-height:1.2;margin:0;letter-spacing:-.02em}h2{font-size:19px;margin:44px 0 14px}
+h3{font-size:16px;margin:24px 0 0}header p,.caption{color:var(--soft);margin:4px 0 14px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:26px}
+.tile,.card{background:var(--card);border:1px solid var(--line);border-radius:10px}
+.tile{padding:12px 16px}.tile span,.tile small{display:block;color:var(--soft);font-size:12.5px}
+.tile b{font-size:22px;font-weight:600;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
+.grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:14px}
+.card{margin:0;padding:14px 16px;position:relative;min-width:0}figcaption{font-weight:600;margin-bottom:6px}
+.unit{color:var(--soft);font-weight:400;font-size:13px}svg{display:block;width:100%;height:auto}
+
+.grid{stroke:var(--line);stroke-width:1}
+.tick{fill:var(--soft);font-size:11.5px;font-variant-numeric:tabular-nums}
+.line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.line.faint{stroke-width:1;opacity:.35}
+.legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:12.5px;color:var(--soft)}
+.chip{display:inline-block;width:12px;height:3px;border-radius:2px;margin-right:6px;vertical-align:middle}
+.cursor{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
+.tip{position:absolute;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;
+padding:6px 9px;
+font-size:12px;line-height:1.45;white-space:nowrap;display:none;z-index:2;
+font-variant-numeric:tabular-nums}
+.clip img{width:100%;height:120px;object-fit:fill;border-radius:6px;display:block;image-rendering:auto}
+audio{width:100%;margin-top:10px;height:38px}
+table{border-collapse:collapse;width:100%;font-size:13.5px;background:var(--card);
+border:1px solid var(--line)}
+th,td{text-align:left;padding:5px 14px;border-top:1px solid var(--line);
+vertical-align:top;overflow-wrap:anywhere}
+th{font-weight:500;color:var(--soft);width:38%}summary{cursor:pointer;margin:14px 0 8px;color:var(--soft)}
+""" + "".join(
+    f".line.{c},.dot.{c}{{stroke:var(--{c})}}.dot.{c}{{fill:var(--{c})}}.chip.{c}{{background:var(--{c})}}"
+    for c in ("c0", "c1", "c2", "c3", "c4", "r0", "r1", "r2", "r3", "r4")
+)
+
+# Reading values off the curves with the pointer; everything is there without it too.
+SCRIPT = """
+for(const svg of document.querySelectorAll('svg[data-s]')){
+ const [x0,x1]=svg.dataset.x.split(',').map(Number),[l,r,t,b]=svg.dataset.box.split(',').map(Number);
+ const series=svg.dataset.s.split('|').map(s=>{const [name,css,p]=s.split(';');
+  return {name,css,points:p.split(',').map(q=>q.split(':').map(Number))}});
+ const line=document.createElementNS('http://www.w3.org/2000/svg','line');
+ line.setAttribute('class','cursor');line.setAttribute('y1',t);line.setAttribute('y2',b);line.style.display='none';
+ svg.append(line);const tip=document.createElement('div');tip.className='tip';svg.parentNode.append(tip);
+ svg.addEventListener('pointermove',e=>{const box=svg.getBoundingClientRect(),w=svg.viewBox.baseVal.width;
+  const x=x0+((e.clientX-box.left)/box.width*w-l)/(r-l)*(x1-x0);
+  const rows=series.map(s=>[s.name,s.points.reduce((a,c)=>Math.abs(c[0]-x)<Math.abs(a[0]-x)?c:a)]);
+  const at=rows[0][1][0],px=l+(at-x0)/(x1-x0)*(r-l);line.setAttribute('x1',px);line.setAttribute('x2',px);
+  line.style.display='';tip.textContent='';const head=document.createElement('b');head.textContent='step '+at;
+  tip.append(head,...rows.map(([n,[,y]])=>{const d=document.createElement('div');
+   d.textContent=n+' '+Number(y.toPrecision(4));return d}));
+  tip.style.display='block';const left=px/w*box.width+16;
+  tip.style.left=Math.min(left,box.width-tip.offsetWidth)+'px';tip.style.top='44px'});
+ svg.addEventListener('pointerleave',()=>{line.style.display=tip.style.display='none'});
+}
+"""

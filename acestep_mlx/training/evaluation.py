@@ -1,0 +1,65 @@
+"""The loss on fixed songs with fixed noise, per timestep bin: the number that runs can be compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..lora.surgery import adapter_modules
+from .lyric_states import LyricStates
+from .step import Draw, StepSettings, draw, sample_losses
+
+#: timesteps in the middle of five equal bins of [0, 1000]
+TIMESTEPS = (100.0, 300.0, 500.0, 700.0, 900.0)
+
+
+def label(timestep: float) -> str:
+    """`"0-200"` for the bin around timestep 100."""
+    half = 500.0 / len(TIMESTEPS)
+    return f"{timestep - half:.0f}-{timestep + half:.0f}"
+
+
+class Evaluation:
+    """Losses of `batches` (as `Batches.evaluation` makes them) at TIMESTEPS; draws and changes nothing."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Any]],
+        settings: StepSettings,
+        lyrics: LyricStates | None = None,
+    ) -> None:
+        self.model, self.batches, self.settings, self.lyrics = model, batches, settings, lyrics
+        self._run = partial(mx.compile, inputs=model.state, outputs=model.state)(self._losses)
+
+    def _losses(self, batch: dict[str, mx.array], noise: mx.array, timestep: mx.array) -> mx.array:
+        t = mx.broadcast_to(timestep, (noise.shape[0],))
+        d = Draw(noise, t / 1000, t, batch["keys"][0])
+        return mx.mean(sample_losses(self.model, batch, d, self.settings.compute_dtype))
+
+    def __call__(self, stopped: Callable[[], bool] = lambda: False) -> tuple[float, dict[str, float]] | None:
+        """(mean over songs and bins, label → mean over songs); None once `stopped` says so."""
+        layers = list(adapter_modules(self.model).values())
+        for layer in layers:
+            layer.eval()
+        sums = [0.0] * len(TIMESTEPS)
+        try:
+            for batch in self.batches:
+                if stopped():
+                    return None
+                arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
+                if self.lyrics is not None:
+                    arrays = self.lyrics.add_to(arrays)
+                noise = draw(arrays["keys"], arrays["latents"].shape[1:], self.settings).noise
+                for i, timestep in enumerate(TIMESTEPS):
+                    sums[i] += float(self._run(arrays, noise, mx.array(timestep)).item())  # type: ignore[arg-type]
+        finally:
+            for layer in layers:
+                layer.train()
+        count = max(1, len(self.batches))
+        bins = {label(t): s / count for t, s in zip(TIMESTEPS, sums, strict=True)}
+        return sum(bins.values()) / len(bins), bins

@@ -1,0 +1,456 @@
+"""Training checkpoints: a folder that is complete or absent, and that says when it is damaged.
+
+    checkpoint-{step}/
+        pytorch_lora_weights.safetensors   for every loader at strength 1.0 (alpha baked in)
+        adapter.safetensors                the trained parameters themselves, float32
+        optimizer.safetensors              moments, per parameter group
+        sampler.safetensors                random key, gradient under accumulation
+        lyrics_embedder/                   where it is trained
+        config.json                        the resolved configuration
+        training_state.json                step, data order, identity, size and SHA-256 of all other files
+
+Everything is written into a hidden folder beside it, synced, and renamed; `training_state.json` comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError, refusal
+from ..formatting import size
+from ..io import schema
+from ..io.safetensors import inside, read_header, read_json
+
+FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
+STATE = "training_state.json"
+ADAPTER = "adapter.safetensors"
+LORA = "pytorch_lora_weights.safetensors"
+LYRICS = "lyrics_embedder"
+NAME = re.compile(r"checkpoint-(\d+)")
+PARTIAL = ".partial"
+REQUIRED = (ADAPTER, "optimizer.safetensors", "sampler.safetensors")
+MAX_STEPS = 10**9  # of anything that is counted in a run
+
+_count = schema.whole(0, MAX_STEPS)
+_sum = schema.number()
+COUNTERS = schema.record(
+    {
+        "step": _count, "micro": _count, "skipped": _count, "skipped_in_a_row": _count, "epoch": _count,
+        "loss_sum": _sum, "loss_weight": schema.number(0), "smoothed": schema.items(_sum, 2, 2),
+    },
+    strict=True,
+)  # fmt: skip
+BATCHES = schema.record(
+    {"seed": schema.whole(), "epoch": _count, "position": _count, "signature": schema.text}, strict=True
+)
+LORA_FACTS = schema.record(
+    {},
+    {
+        "rank": schema.whole(1, 1 << 20), "alpha": schema.number(), "scale": schema.number(),
+        "targets": schema.items(schema.text), "use_dora": schema.flag, "use_rslora": schema.flag,
+    },
+)  # fmt: skip
+#: training_state.json. What a run needs to go on is checked by `read`; `info` shows a checkpoint without it.
+STATE_SCHEMA = schema.record(
+    {
+        "format_version": schema.whole(),
+        "step": _count,
+        "files": schema.table(
+            schema.record({"bytes": schema.whole(), "sha256": schema.text}, strict=True), schema.path_text
+        ),
+    },
+    {
+        "tool_version": schema.text,
+        "counters": COUNTERS,
+        "batches": BATCHES,
+        "lora": LORA_FACTS,
+        "checkpointed_blocks": schema.whole(0, 10_000),
+        "identity": schema.table(schema.anything),
+        "healthy": schema.flag,
+        "evaluation": schema.optional(schema.number()),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is read back from a checkpoint folder."""
+
+    path: Path
+    state: dict[str, Any]  # training_state.json
+    adapter: dict[str, mx.array]
+    optimizer: dict[str, mx.array]
+    sampler: dict[str, mx.array]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether a checkpoint is worth going on from, and how good it was.
+
+    healthy: losses, gradients and weights since the checkpoint before it were finite, and so was its
+    evaluation. evaluation: the mean loss on the evaluation set, or None where none was measured at its step.
+    """
+
+    healthy: bool = True
+    evaluation: float | None = None
+
+    def evaluated(self, loss: float | None) -> Health:
+        """The same once the evaluation gave `loss`."""
+        finite = loss is None or math.isfinite(loss)
+        return replace(self, healthy=self.healthy and finite, evaluation=loss if finite else None)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Health:
+        """From training_state.json; checkpoints of older versions do not say, and count as healthy."""
+        return cls(state.get("healthy", True), state.get("evaluation"))
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that a rename after it is never ahead of the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file and make sure that all of it arrived."""
+    mx.save_safetensors(str(path), dict(tensors), dict(metadata))
+    read_header(path)  # a short write is an error here, not at the next resume
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Create or replace `target` by a folder that `fill` writes; complete or not at all.
+
+    Raises CheckpointError when the disk is full or refuses; whatever `target` was before is then still there.
+    """
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+    old = target.with_name(f".{target.name}.old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        fill(partial)
+        for path in sorted(partial.rglob("*")):
+            _sync(path)
+        _sync(partial)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        partial.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError, CheckpointError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the error below says what the disk refuses
+            if old.exists() and not target.exists():
+                old.rename(target)
+        raise CheckpointError(
+            f"{target} could not be written: {_why(error, target.parent)}; earlier checkpoints are untouched"
+        ) from error
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """MLX says only that a write failed; the disk's free space and the limits of this process say more."""
+    with contextlib.suppress(OSError):  # the disk itself is gone
+        free = shutil.disk_usage(folder).free
+        if (isinstance(error, OSError) and error.errno in NO_SPACE) or free < 16 << 20:
+            return f"the disk is full ({size(free)} left); free some space"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and not isinstance(error, OSError):
+        return f"{error} (files may not grow above {size(limit)}: ulimit -f)"
+    return refusal(error) if isinstance(error, OSError) else str(error)
+
+
+def save(
+    output_dir: Path,
+    step: int,
+    *,
+    state: Mapping[str, Any],
+    adapter: Mapping[str, mx.array],
+    optimizer: Mapping[str, mx.array],
+    sampler: Mapping[str, mx.array],
+    config: Mapping[str, Any],
+    extra: Callable[[Path], object] = lambda folder: None,
+) -> Path:
+    """Write `checkpoint-{step}`; `extra` adds files of its own (the LoRA for other loaders).
+
+    `state` must hold plain JSON values. Raises CheckpointError when it cannot be written whole.
+    """
+    target = output_dir / f"checkpoint-{step}"
+    kind = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "step": str(step)}
+
+    def fill(folder: Path) -> None:
+        write_tensors(folder / ADAPTER, adapter, kind)
+        write_tensors(folder / "optimizer.safetensors", optimizer, kind)
+        write_tensors(folder / "sampler.safetensors", sampler, kind)
+        (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        extra(folder)
+        files = {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        content = {**kind, "format_version": FORMAT_VERSION, **state, "step": step, "files": files}
+        (folder / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    write_folder(target, fill)
+    return target
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint. Raises CheckpointError that names what is missing or damaged."""
+    state = verify(path)
+    for name in ("counters", "batches"):
+        if name not in state:
+            raise CheckpointError(f"{path / STATE} is damaged: {name} is missing; no run can go on from it")
+
+    def tensors(name: str) -> dict[str, mx.array]:
+        read_header(path / name)
+        loaded = mx.load(str(path / name))
+        assert isinstance(loaded, dict)
+        mx.eval(loaded)  # files may be replaced while we train
+        return loaded
+
+    return Checkpoint(
+        path, state, tensors(ADAPTER), tensors("optimizer.safetensors"), tensors("sampler.safetensors")
+    )
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files all have the recorded size and SHA-256; else CheckpointError."""
+    if not path.is_dir():
+        what = "not a checkpoint folder" if path.exists() else "no such checkpoint folder"
+        raise CheckpointError(f"{path}: {what}")
+    if not (path / STATE).is_file():
+        raise CheckpointError(
+            f"{path} has no {STATE}: it is not a checkpoint of this trainer, or not a whole one"
+        )
+    state = _read_state(path)
+    _check_counters(path, state)
+    files = state["files"]
+    for name in REQUIRED:
+        if name not in files:
+            raise CheckpointError(f"{path / STATE} is damaged: it does not list {name}")
+    for name, entry in files.items():
+        try:
+            file = inside(path, name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path / STATE} is damaged: {error}") from None
+        if not file.is_file():
+            raise CheckpointError(f"{path} is damaged: {name} is missing")
+        if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{path} is damaged: {name} is not what was written")
+    return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    return schema.read_artifact(
+        path / STATE, STATE_SCHEMA, what="the checkpoint", version=FORMAT_VERSION, kind=FORMAT
+    )
+
+
+def _check_counters(path: Path, state: Mapping[str, Any]) -> None:
+    """What the numbers of a state have to do with each other; CheckpointError where they contradict."""
+    counters = state.get("counters")
+    if counters is None:
+        return
+    accumulate = state.get("identity", {}).get("gradient_accumulation_steps", 1)
+    for wrong, why in (
+        (counters["step"] != state["step"], f"step {state['step']}, and counters.step {counters['step']}"),
+        (
+            isinstance(accumulate, int) and counters["micro"] >= max(accumulate, 1),
+            f"counters.micro {counters['micro']} of {accumulate} in an update",
+        ),
+        (counters["skipped"] > counters["step"], f"counters.skipped {counters['skipped']}"),
+        (counters["skipped_in_a_row"] > counters["skipped"], "counters.skipped_in_a_row above skipped"),
+    ):
+        if wrong:
+            raise CheckpointError(f"{path / STATE} is damaged: it says {why}")
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoint folders by step, oldest first; unfinished ones have another name and are not among them."""
+    if not output_dir.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in output_dir.iterdir() if (m := NAME.fullmatch(p.name)) and p.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+def latest(output_dir: Path, notice: Callable[[str, str], None]) -> Checkpoint | None:
+    """What `newest` finds, read, once what a kill left in the folder has been put right."""
+    clean(output_dir)
+    path = newest(output_dir, notice)
+    return read(path) if path is not None else None
+
+
+def newest(output_dir: Path, notice: Callable[[str, str], None]) -> Path | None:
+    """The newest undamaged checkpoint, or None when there is none. Damaged ones are named through `notice`.
+
+    Raises CheckpointError when there are checkpoints and every one is damaged: starting over silently would
+    throw a run away; and NewerVersionError before one that this version cannot read. Changes nothing.
+    """
+    found = checkpoints(output_dir)
+    for path in reversed(found):
+        try:
+            verify(path)
+            return path
+        except NewerVersionError:
+            raise  # it may be the newest: going on from an older one would go back without a word
+        except CheckpointError as error:
+            notice(f"skipped a damaged checkpoint: {error}", "warning")
+    if found:
+        which = "the only checkpoint" if len(found) == 1 else f"all {len(found)} checkpoints"
+        raise CheckpointError(f"damaged: {which} in {output_dir}; to start over, move what is there away")
+    return None
+
+
+def clean(output_dir: Path) -> None:
+    """Put right what a kill may have left: unfinished folders go, a replaced checkpoint comes back."""
+    if not output_dir.is_dir():
+        return
+    for path in output_dir.iterdir():
+        if path.name.startswith(".checkpoint-") and path.name.endswith(PARTIAL):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(".checkpoint-") and path.name.endswith(".old"):
+            target = path.with_name(path.name[1 : -len(".old")])
+            if target.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(target)
+
+
+def healths(output_dir: Path) -> dict[Path, Health]:
+    """Every checkpoint's health, oldest first; one that cannot be read is not healthy."""
+    found = {}
+    for path in checkpoints(output_dir):
+        try:
+            found[path] = Health.of(_read_state(path))
+        except (CheckpointError, NewerVersionError):
+            found[path] = Health(healthy=False)
+    return found
+
+
+def last_healthy(output_dir: Path) -> Path | None:
+    """The newest checkpoint that is healthy."""
+    return next((p for p, health in reversed(healths(output_dir).items()) if health.healthy), None)
+
+
+def best(output_dir: Path) -> Path | None:
+    """The healthy checkpoint with the lowest evaluation loss; of equal ones the newest."""
+    rated = [
+        (health.evaluation, -i, path)
+        for i, (path, health) in enumerate(healths(output_dir).items())
+        if health.healthy and health.evaluation is not None
+    ]
+    return min(rated)[2] if rated else None
+
+
+def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
+    """Delete the oldest checkpoints beyond `limit` (0 = keep all); returns the deleted ones.
+
+    Kept are `keep`, the last `limit` of all and of the healthy ones, and the best.
+    """
+    found = healths(output_dir)
+    healthy = [path for path, health in found.items() if health.healthy]
+    kept = {keep, best(output_dir), *list(found)[-limit:], *healthy[-limit:]}
+    surplus = [path for path in found if path not in kept] if limit > 0 else []
+    for path in surplus:
+        # Renamed first, so that a kill in the middle never leaves a checkpoint that looks whole.
+        going = path.with_name(f".{path.name}{PARTIAL}")
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
+    return surplus
+
+
+#: options that a resumed run may change: they say where, how long and how often, not what is computed so far
+FREE = {
+    "output_dir", "resume_from_checkpoint", "init_lora", "max_train_steps", "num_train_epochs",
+    "learning_rate", "lyrics_embedder_lr", "lr_scheduler", "lyrics_embedder_lr_scheduler",
+    "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm", "gradient_checkpointing",
+    "checkpoint_step_interval", "checkpoint_epoch_interval", "checkpoints_total_limit", "report_to",
+    "logging_dir", "tracker_project_name", "tracker_run_name", "data_backend_config",
+    "pretrained_model_name_or_path", "revision", "cache_dir", "cache_dir_text", "cache_dir_vae",
+    "compress_disk_cache", "vae_cache_disable", "vae_cache_ondemand", "eval_steps_interval",
+    "num_eval_images", "eval_loss_disable", "lora_format",
+}  # fmt: skip
+
+
+def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run that resumes must agree on: options outside FREE and validation, and `facts` (the model's
+    fingerprint, the data)."""
+    options = {k: v for k, v in config.items() if k not in FREE and not k.startswith("validation_")}
+    return json.loads(json.dumps({**options, **facts}, default=str))
+
+
+def check_identity(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ConfigError that lists every difference between a checkpoint's identity and this run's.
+
+    `state` is the checkpoint's training_state.json.
+    """
+    then = state.get("identity", {})
+    changed = [
+        f"{key}: checkpoint {_short(then.get(key))}, now {_short(now.get(key))}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path} was made with other settings ({'; '.join(changed)}); set them back, or start a new "
+            "run in another output_dir with init_lora pointing at the checkpoint's LoRA"
+        )
+
+
+#: options among the FREE that change how the training goes on
+STEERING = (
+    "max_train_steps", "num_train_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps",
+    "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm",
+)  # fmt: skip
+STEERING_EMBEDDER = ("lyrics_embedder_lr", "lyrics_embedder_lr_scheduler")
+
+
+def changed_settings(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """`learning_rate 0.0001 → 0.0002`: settings that a checkpoint's run had otherwise, and that may change.
+
+    `now`: the configuration that goes on from it.
+    """
+    then = read_json(path / "config.json")
+    names = STEERING + (STEERING_EMBEDDER if now.get("lyrics_embedder_train") else ())
+    return [
+        f"{name} {_short(then[name])} → {_short(now[name])}"
+        for name in names
+        if name in then and name in now and then[name] != now[name]
+    ]
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

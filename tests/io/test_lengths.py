@@ -1,0 +1,583 @@
+"""A length that a header or a library guesses is never taken for the song's."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from acestep_mlx import ogg_times
+from acestep_mlx.cli.describe import audio_file
+from acestep_mlx.config.request import Request
+from acestep_mlx.data.facts import FileAudio, examine
+from acestep_mlx.errors import DataError
+from acestep_mlx.io import audio, ffmpeg, lengths
+from acestep_mlx.io.audio import probe, read_audio
+from acestep_mlx.io.mpeg import mp3_frame, walk_mp3
+from acestep_mlx.pipeline import ACEStepPipeline
+
+from .test_audio import encode, needs_ffmpeg, pitch
+
+RATE = 44100
+HALF = 2.0  # seconds of each half of the song
+
+
+@cache
+def song(rate: int = RATE) -> np.ndarray:
+    """(samples, 2): a quiet tone of 440 Hz, then a loud noise with one of 880 Hz: bit rates differ much."""
+    t = np.arange(round(HALF * rate)) / rate
+    noise = np.random.default_rng(0).normal(0, 0.05, len(t))
+    quiet, loud = 0.1 * np.sin(2 * np.pi * 440 * t), 0.5 * np.sin(2 * np.pi * 880 * t) + noise
+    return np.repeat(np.concatenate([quiet, loud])[:, None], 2, axis=1).astype(np.float32)
+
+
+def made(form: str, rate: int = RATE, x: np.ndarray | None = None, **how: object) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, song(rate) if x is None else x, rate, format=form, **how)
+    return buffer.getvalue()
+
+
+@cache
+def mp3(xing: bool = True, mode: str = "VARIABLE", rate: int = RATE, reverse: bool = False) -> bytes:
+    x = song(rate)[::-1] if reverse else song(rate)
+    data = made("MP3", rate, x, bitrate_mode=mode, compression_level=0.5)
+    frame = mp3_frame(data, 0)
+    assert frame is not None and walk_mp3(data).xing is not None
+    return data if xing else data[frame.size :]
+
+
+def id3(size: int) -> bytes:
+    """A tag such as a cover picture makes, full of what looks like frame headers."""
+    return b"ID3\x04\0\0" + bytes([size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127]) + (
+        b"\xff\xfb\x90\x64" * (size // 4 + 1)
+    )[:size]  # fmt: skip
+
+
+def wav(size: int, before: bytes = b"") -> bytes:
+    """A streamed wav: `size` stands where its bytes should be counted; chunks `before` the samples."""
+    data = bytearray(made("WAV", subtype="PCM_16"))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = struct.pack("<I", size)
+    data[4:8] = struct.pack("<I", min(size + len(before) + 36, 0xFFFFFFFF))
+    return bytes(data[: place - 4]) + before + bytes(data[place - 4 :])
+
+
+def odd(data: bytes) -> bytes:
+    """The wav with an odd number of bytes in its header, and the byte behind them that is not counted."""
+    data += b"odd \x01\0\0\0\xff"
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:] + b"\0"
+
+
+def flac(total: int) -> bytes:
+    data = bytearray(made("FLAC"))
+    kept = struct.unpack(">Q", data[18:26])[0] >> 36 << 36
+    data[18:26] = struct.pack(">Q", kept | total)
+    return bytes(data)
+
+
+def torn_ogg() -> bytes:
+    """Pages are missing at the front, as in a recording of a broadcast: the times start late."""
+    data = made("OGG")
+    pages = [i for i in range(len(data)) if data.startswith(b"OggS", i)]
+    return data[: pages[2]] + data[pages[len(pages) // 2] :]
+
+
+ONE = 2 * HALF
+# name → (suffix, bytes, seconds, what the reason says)
+GUESSED: dict[str, tuple[str, Callable[[], bytes], float, str]] = {
+    "VBR without Xing": ("mp3", lambda: mp3(False), ONE, "no Xing header"),
+    "VBR without Xing, loud first": ("mp3", lambda: mp3(False, reverse=True), ONE, "no Xing header"),
+    "CBR without Xing": ("mp3", lambda: mp3(False, "CONSTANT"), ONE, "no Xing header"),
+    "without Xing, behind a picture": ("mp3", lambda: id3(90_000) + mp3(False), ONE, "no Xing header"),
+    "22 kHz without Xing": ("mp3", lambda: mp3(False, rate=22050), ONE, "no Xing header"),
+    "joined mp3": ("mp3", lambda: mp3() * 2, 2 * ONE, "Xing header counts"),
+    "three mp3 with pictures": ("mp3", lambda: (id3(40_000) + mp3()) * 3, 3 * ONE, "Xing header counts"),
+    "joined without Xing": ("mp3", lambda: mp3(False, "CONSTANT") * 2, 2 * ONE, "no Xing header"),
+    "joined mp3 of two rates": ("mp3", lambda: mp3() + mp3(rate=22050), 2 * ONE, "Xing header counts"),
+    "a Xing header that claims days": ("mp3", lambda: claimed(mp3(), 1 << 24), ONE, "Xing header counts"),
+    "joined ogg": ("ogg", lambda: made("OGG") * 2, 2 * ONE, "2 songs are joined"),
+    "joined ogg of two rates": ("ogg", lambda: made("OGG") + made("OGG", 22050), 2 * ONE, "2 songs"),
+    "three opus": ("opus", lambda: made("OGG", 48000, subtype="OPUS") * 3, 3 * ONE, "3 songs are joined"),
+    "torn ogg": ("ogg", torn_ogg, HALF, "pages of it are missing"),
+    "streamed flac": ("flac", lambda: flac(0), ONE, "gives no length"),
+    "flac of weeks": ("flac", lambda: flac((1 << 36) - 1), ONE, "counts 68719476735 samples"),
+    "joined flac": ("flac", lambda: made("FLAC") * 2, 2 * ONE, "2 songs are joined"),
+    "joined wav": ("wav", lambda: made("WAV") + made("WAV", 22050), 2 * ONE, "2 songs are joined"),
+    "joined wav of odd sizes": ("wav", lambda: odd(made("WAV")) * 2, 2 * ONE, "2 songs are joined"),
+    "wav of 0 bytes": ("wav", lambda: wav(0), ONE, "holds nothing"),
+    "wav of 0 bytes, chunks before": (
+        "wav", lambda: wav(0, b"LIST\x04\0\0\0INFOJUNK\x03\0\0\0abc\0odd \x01\0\0\0\xff\0"), ONE,
+        "holds nothing",
+    ),
+}  # fmt: skip
+
+
+def claimed(data: bytes, frames: int) -> bytes:
+    """The mp3 with another number of frames in its Xing header, which also gives its bytes."""
+    place = min(i for i in (data.find(b"Xing"), data.find(b"Info")) if i > 0)
+    return data[: place + 8] + struct.pack(">I", frames) + data[place + 12 :]
+
+
+@pytest.mark.parametrize("name", GUESSED)
+def test_the_song_is_what_decoding_to_its_end_gives(name: str, tmp_path: Path) -> None:
+    suffix, make, seconds, reason = GUESSED[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(make())
+    info = probe(path)
+    # an encoder's delay cannot be known, and torn songs say only that something is gone
+    assert abs(info.duration - seconds) < (0.7 if name == "torn ogg" else 0.1)
+    assert reason in info.doubt and not info.exact
+    sound = read_audio(path, sample_rate=None)
+    assert len(sound) == round(info.duration * info.sample_rate)
+    facts = examine(FileAudio(path))
+    assert facts.problem is None and facts.duration == info.duration and reason in (facts.counted or "")
+
+
+# suffix → a format of chunks that states its size
+CHUNKED: dict[str, Callable[[], bytes]] = {
+    "wav": lambda: made("WAV"),
+    "aiff": lambda: made("AIFF"),
+    "rf64": lambda: made("RF64"),
+    "w64": lambda: made("W64"),
+    "au": lambda: made("AU"),
+    "caf": lambda: made("CAF"),
+}
+
+
+@pytest.mark.parametrize("suffix", CHUNKED)
+def test_formats_of_chunks_are_read_to_their_end(suffix: str, tmp_path: Path) -> None:
+    whole = CHUNKED[suffix]()
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(whole)
+    assert probe(path).exact and probe(path).duration == ONE
+    path.write_bytes(whole * 3)
+    info = probe(path)
+    assert info.duration == 3 * ONE and "3 songs are joined" in info.doubt
+    sound, one = read_audio(path), read_audio(alone(tmp_path, suffix))
+    assert np.array_equal(sound, np.concatenate([one] * 3))  # no header is heard
+    for cut in (whole[: len(whole) // 2], whole + whole[: len(whole) // 2]):
+        path.write_bytes(cut)
+        with pytest.raises(DataError, match="truncated: "):
+            probe(path)
+
+
+def alone(folder: Path, suffix: str) -> Path:
+    path = folder / f"alone.{suffix}"
+    path.write_bytes(CHUNKED[suffix]())
+    return path
+
+
+def wma(folder: Path) -> bytes:
+    path = folder / "whole.wma"
+    command = ["ffmpeg", "-v", "error", "-f", "wav", "-i", "-", str(path)]
+    subprocess.run(command, input=made("WAV"), check=True)
+    return path.read_bytes()
+
+
+@needs_ffmpeg
+def test_a_wma_that_is_cut_or_joined_is_named(tmp_path: Path) -> None:
+    whole = wma(tmp_path)
+    path = tmp_path / "b.wma"
+    path.write_bytes(whole)
+    assert abs(probe(path).duration - ONE) < 0.1
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="truncated: "):
+        probe(path)
+    path.write_bytes(whole * 2)
+    with pytest.raises(DataError, match="2 songs are joined in it"):
+        probe(path)
+
+
+def test_a_wav_whose_sizes_contradict_each_other_is_read_to_its_end(tmp_path: Path) -> None:
+    """As a recorder leaves it that updates only one of them."""
+    data = bytearray(made("WAV", subtype="PCM_16"))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = struct.pack("<I", RATE * 4)  # a second
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    assert probe(path).duration == ONE and "goes on" in probe(path).doubt
+    kept = RATE * 4 + place + 4
+    for tail in (bytes(len(data) - kept), b"junk" + struct.pack("<I", len(data) - kept - 8)):
+        path.write_bytes((data[:kept] + tail).ljust(len(data), b"\x01"))  # padding, a chunk
+        assert probe(path).duration == 1.0 and probe(path).exact
+
+
+def test_a_streamed_rf64_is_read_to_its_end(tmp_path: Path) -> None:
+    data = bytearray(made("RF64"))
+    data[20:44] = bytes(24)  # sizes and samples
+    place = data.index(b"data") + 4
+    data[place : place + 4] = b"\xff" * 4
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    info = probe(path)
+    assert info.duration == ONE and "holds nothing" in info.doubt
+    assert len(read_audio(path)) == round(ONE * RATE)
+
+
+@pytest.mark.parametrize("name", ["VBR without Xing", "joined ogg", "streamed flac", "wav of 0 bytes"])
+def test_info_and_generate_tell_the_same_number(name: str, tmp_path: Path) -> None:
+    suffix, make, _, reason = GUESSED[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(make())
+    seconds = examine(FileAudio(path)).duration
+    (line,) = audio_file(path)[:1]
+    assert f"{seconds:.2f} s" in line and reason in line
+    source = ACEStepPipeline.read_source(None, Request(task="audio2audio", source=str(path)))  # type: ignore[arg-type]
+    assert source is not None and abs(len(source) - seconds * 44100) < 2
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "streamed"])
+@pytest.mark.parametrize(
+    "tail",
+    [b"TAG" + b"y" * 125, b"\0" * 100, b"\r\n", b"APETAGEX" + struct.pack("<4I8x", 2000, 32, 0, 0)],
+    ids=["ID3v1", "zeros", "newline", "APEv2"],
+)
+def test_tags_behind_a_flac_are_no_damage(tail: bytes, stated: bool, tmp_path: Path) -> None:
+    whole = made("FLAC") if stated else flac(0)
+    path = tmp_path / "song.flac"
+    path.write_bytes(whole)
+    alone = read_audio(path, sample_rate=None)
+    path.write_bytes(whole + tail)
+    tagged = read_audio(path, sample_rate=None)
+    assert np.array_equal(alone, tagged) and probe(path).duration == len(alone) / RATE
+    part = read_audio(path, sample_rate=None, start=1.0)
+    assert np.array_equal(part, alone[RATE:])
+
+
+@pytest.mark.parametrize(
+    "name", ["VBR without Xing", "CBR without Xing", "joined mp3 of two rates", "joined ogg", "streamed flac"]
+)
+def test_a_part_is_where_it_is_in_the_whole(name: str, tmp_path: Path) -> None:
+    suffix, make, _, _ = GUESSED[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(make())
+    whole, rate = read_audio(path, sample_rate=None), audio.look(path).sample_rate
+    seconds = len(whole) / rate
+    for start, duration in ((0.3, 0.5), (seconds / 2 - 0.2, 0.5), (seconds - 0.5, None)):
+        part = read_audio(path, sample_rate=None, start=start, duration=duration)
+        first = round(start * rate)
+        assert np.abs(part - whole[first : first + len(part)]).max() < 1e-4
+        assert abs(len(part) - rate * (duration or 0.5)) < 2
+    with pytest.raises(DataError, match="but lasts only"):
+        read_audio(path, start=seconds + 1)
+
+
+@needs_ffmpeg
+def test_an_estimate_of_aac_proves_nothing(tmp_path: Path) -> None:
+    """A stream without a container: its first frames are quiet, so FFmpeg thinks that it lasts far longer."""
+    path = encode(tmp_path / "a.aac", song(), RATE)
+    facts = examine(FileAudio(path))
+    assert facts.problem is None and abs(facts.duration - ONE) < 0.1 and facts.counted
+    assert probe(path).duration == facts.duration
+    path.write_bytes(path.read_bytes() * 2)
+    assert abs(probe(path).duration - 2 * ONE) < 0.2
+    late = read_audio(path, start=ONE + HALF + 1, duration=1.0)
+    assert abs(pitch(late[:, 0]) - 880) < 1
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF, 0x80000000, 0x7FFFF000])
+def test_sizes_that_writers_to_a_pipe_leave_are_no_promise(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(size))
+    assert probe(path).duration == ONE == examine(FileAudio(path)).duration
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3", "aiff", "au"])
+def test_what_states_its_length_exactly_is_not_decoded(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(made(form.upper()))
+    with monkeypatch.context() as patch:
+        patch.setattr(audio, "decode", None)
+        info = probe(path)
+    assert info.exact and info.duration == ONE and not info.doubt
+    facts = examine(FileAudio(path))
+    assert (facts.duration, facts.counted) == (ONE, None)
+    assert len(read_audio(path)) == round(ONE * 44100)
+
+
+def test_a_cut_mp3_is_truncated_by_its_xing_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    data = mp3(mode="CONSTANT")
+    path.write_bytes(data[: len(data) // 2])
+    for look in (probe, read_audio):
+        with pytest.raises(DataError, match=r"truncated: only [12]\.\d\d of 4\.00 s"):
+            look(path)
+    assert "truncated" in str(examine(FileAudio(path)).problem)
+
+
+@pytest.mark.parametrize("name", GUESSED)
+def test_libsndfile_alone_reads_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suffix, make = GUESSED[name][:2]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(make())
+    info = probe(path)
+    monkeypatch.setattr(ffmpeg, "available", lambda: False)
+    assert probe(path) == info
+
+
+@pytest.mark.parametrize("rate", [8000, 12345, 44100, 96000])
+@pytest.mark.parametrize("samples", [1, 4096, 4097, 40_000])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_flac_frames_agree_with_the_header(rate: int, samples: int, channels: int, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 0.1, (samples, channels)).astype(np.float32)
+    path = tmp_path / "a.flac"
+    for coding in ("PCM_16", "PCM_24"):
+        soundfile.write(path, x, rate, subtype=coding)
+        data = path.read_bytes()
+        assert [song[2:] for song in lengths.flac_songs(data)] == [(samples, samples)]
+        assert probe(path).exact
+
+
+def ffmpeg_made(source: Path, target: Path, *how: str, before: Sequence[str] = ()) -> Path:
+    with target.open("wb") as out:
+        command = ["ffmpeg", "-v", "error", "-nostdin", "-y", *before, "-i", str(source), *how]
+        if how[-1] == "-":
+            subprocess.run(command, stdout=out, check=True)
+        else:
+            subprocess.run([*command, str(target)], check=True)
+    return target
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("before", [("-ss", "1"), ()])
+def test_a_flac_that_was_cut_without_coding_it_again(before: tuple[str, ...], tmp_path: Path) -> None:
+    """Its header still counts what it was cut from."""
+    path = tmp_path / "whole.flac"
+    path.write_bytes(made("FLAC"))
+    cut = ffmpeg_made(path, tmp_path / "cut.flac", "-t", "2", "-c", "copy", before=before)
+    info = probe(cut)
+    there = round(info.duration * RATE)
+    assert 1.9 < info.duration < 2.2
+    assert info.doubt == f"its header counts 176400 samples, but there are {there}"
+    assert examine(FileAudio(cut)).duration == info.duration == len(read_audio(cut)) / 44100
+
+
+def test_a_flac_that_ends_within_a_frame_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    for data in (made("FLAC"), flac(0)):
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(DataError, match="damaged"):
+            probe(path)
+
+
+@pytest.mark.slow_after(4)
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [("wma", "-f asf"), ("m4a", "-f mp4 -movflags frag_keyframe+empty_moov -c:a aac"),
+     ("caf", "-f caf"), ("w64", "-f w64"), ("aiff", "-f aiff"), ("opus", "-f opus"), ("flac", "-f flac"),
+     ("mp3", "-f mp3 -q:a 2"), ("wav", "-f wav")],
+)  # fmt: skip
+def test_what_ffmpeg_writes_to_a_pipe(suffix: str, how: str, tmp_path: Path) -> None:
+    path = tmp_path / "whole.wav"
+    path.write_bytes(made("WAV"))
+    piped = ffmpeg_made(path, tmp_path / f"piped.{suffix}", *how.split(), "-")
+    facts = examine(FileAudio(piped))
+    assert facts.problem is None and abs(facts.duration - ONE) < 0.1
+    assert probe(piped).duration == facts.duration
+
+
+@pytest.mark.parametrize("coding", ["IMA_ADPCM", "MS_ADPCM", "GSM610"])
+def test_codings_in_blocks_are_counted(coding: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, song()[:, :1], RATE, subtype=coding)
+    info = probe(path)
+    assert not info.exact and coding in info.doubt and abs(info.duration - ONE) < 0.1
+    assert examine(FileAudio(path)).duration == info.duration == len(read_audio(path)) / 44100
+
+
+@pytest.mark.slow
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", ["m4a", "mp4"])
+def test_joined_mp4_is_refused_for_its_second_half(suffix: str, tmp_path: Path) -> None:
+    path = encode(tmp_path / f"a.{suffix}", song(), RATE)
+    assert examine(FileAudio(path)).problem is None
+    path.write_bytes(path.read_bytes() * 2)
+    assert "2 songs are joined in it, of which only the first" in str(examine(FileAudio(path)).problem)
+
+
+def test_what_cannot_be_mended_needs_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(0))
+    monkeypatch.setattr(lengths, "_MENDED", 1000)
+    if ffmpeg.available():
+        assert (probe(path).decoder, probe(path).duration) == ("ffmpeg", ONE)
+    monkeypatch.setattr(ffmpeg, "available", lambda: False)
+    with pytest.raises(DataError, match=r"holds nothing; reading it to its end needs FFmpeg; install"):
+        probe(path)
+
+
+@pytest.mark.parametrize("xing", [True, False])
+@pytest.mark.parametrize("start", [None, 0.7, 2.5])
+def test_an_mp3_is_the_same_in_blocks_and_in_one(xing: bool, start: float | None, tmp_path: Path) -> None:
+    """Seeking, also to the place where it is already, makes libsndfile lose what frames share."""
+    path = tmp_path / "a.mp3"
+    path.write_bytes(mp3(xing))
+    (data,) = [mp3()] if xing else lengths.parts(path, "mp3")
+    whole, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    assert len(whole) > 2 * audio.BLOCK
+    part = read_audio(path, sample_rate=None, start=start)
+    assert np.abs(part - whole[round((start or 0) * RATE) :]).max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 32000, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_every_frame_of_an_mp3_is_read(rate: int, channels: int, mode: str, tmp_path: Path) -> None:
+    """Against the same frames behind the Xing header that their encoder wrote."""
+    path = tmp_path / "a.mp3"
+    path.write_bytes(made("MP3", rate, song(rate)[:, :channels], bitrate_mode=mode, compression_level=0.6))
+    expected = read_audio(path, sample_rate=None)
+    first = mp3_frame(path.read_bytes(), 0)
+    assert first is not None and len(expected) == ONE * rate
+    path.write_bytes(path.read_bytes()[first.size :])
+    sound = read_audio(path, sample_rate=None)
+    assert probe(path).doubt == "it has no Xing header"
+    # The encoder's delay is known from its header only: it is the shift at which the middle agrees.
+    middle = slice(round(HALF * rate) - 500, round(HALF * rate) + 1500)
+    misses = [np.abs(sound[d:][middle] - expected[middle]).max() for d in range(1200)]
+    delay = int(np.argmin(misses))
+    assert len(sound) >= delay + len(expected)
+    assert np.abs(sound[delay : delay + len(expected)] - expected).max() < 0.02
+
+
+@pytest.mark.parametrize("lead", [0, 20, 4000])
+def test_a_wav_of_0_bytes_may_start_with_silence(lead: int, tmp_path: Path) -> None:
+    x = song()
+    x[:lead] = 0
+    data = bytearray(made("WAV", x=x, subtype="PCM_16"))
+    place = data.index(b"data") + 4
+    path = tmp_path / "a.wav"
+    path.write_bytes(bytes(data[:place]) + bytes(4) + bytes(data[place + 4 :]))
+    assert probe(path).duration == ONE
+    assert np.abs(read_audio(path, sample_rate=None) - x).max() < 1e-4
+
+
+@pytest.mark.parametrize("chunk", [b"", b"LIST\x04\0\0\0INFO", b"id3 \x03\0\0\0abc\0", b"JUNK\x03\0\0\0abc"])
+def test_a_wav_that_holds_nothing_holds_nothing(chunk: bytes, tmp_path: Path) -> None:
+    """What follows its empty chunk of samples is not taken for samples."""
+    path = tmp_path / "a.wav"
+    data = made("WAV", x=np.zeros((0, 2), np.float32), subtype="PCM_16") + chunk
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    with pytest.raises(DataError, match="holds no audio"):
+        probe(path)
+    assert examine(FileAudio(path)).problem == "holds no audio"
+
+
+def test_frames_are_found_behind_tags_and_noise() -> None:
+    data = mp3()
+    frames = walk_mp3(data)
+    xing = frames.xing
+    assert xing is not None and xing.frames == frames.frames and frames.samples == 1152 * frames.frames
+    assert frames.uniform
+    for dirty in (id3(5000) + data, data + b"TAG" + bytes(125), bytes(700) + data, data + b"APETAGEX" * 9):
+        assert walk_mp3(dirty)[:2] == frames[:2] and walk_mp3(dirty).xing == xing
+    assert not walk_mp3(data + id3(300) + data).uniform
+    for nothing in (b"", b"\xff", b"text " * 99, bytes(999), b"\xff\xfb\x90\x64"):
+        assert walk_mp3(nothing).frames == 0
+
+
+@pytest.mark.parametrize("footer", [False, True])
+@pytest.mark.parametrize("tags", [1, 2, 3])
+def test_a_song_within_a_tag_is_not_the_files(footer: bool, tags: int) -> None:
+    """Pictures and objects in ID3v2 may hold frames; a tag's size leaves out its footer."""
+    data, body = mp3(), mp3(False)
+    size = bytes(len(body) >> shift & 127 for shift in (21, 14, 7, 0))
+    tag = b"\x04\0" + bytes([0x10 * footer]) + size
+    whole = (b"ID3" + tag + body + (b"3DI" + tag) * footer) * tags
+    assert walk_mp3(whole + data) == walk_mp3(data)
+
+
+# ── Ogg Vorbis whose times are not those of its packets ──────────────────────────────────────────────
+def retimed(data: bytes, change: Callable[[int, int], int]) -> bytes:
+    """The Ogg with `change(page's number, time)` as the times of its pages of sound."""
+    out = bytearray(data)
+    for number, page in enumerate(ogg_times.ogg_pages(data, 0, len(data))):
+        if page.time > 0:
+            struct.pack_into("<q", out, page.start + 6, change(number, page.time))
+            struct.pack_into("<I", out, page.start + 22, 0)
+            struct.pack_into("<I", out, page.start + 22, ogg_times._checksum(out[page.start : page.end]))
+    return bytes(out)
+
+
+RETIMED: dict[str, Callable[[int, int], int]] = {
+    "starts before 0": lambda _, time: time - 9786,
+    "starts long before 0": lambda _, time: time - 44000,
+    "starts a little before 0": lambda _, time: time - 441,
+    "goes back in the middle": lambda number, time: time - 50_000 * (number > 4),
+    "leaps in the middle": lambda number, time: time + 50_000 * (number > 4),
+    "stands still": lambda _, time: min(time, 15_000),
+}
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+@pytest.mark.parametrize("name", RETIMED)
+def test_an_ogg_whose_times_disagree_with_its_sound_is_read_to_its_end(
+    name: str, rate: int, tmp_path: Path
+) -> None:
+    whole = np.concatenate([song(rate), song(rate)])[:-777]
+    data = made("OGG", rate, whole)
+    cut = retimed(data, RETIMED[name])
+    assert cut != data
+    path = tmp_path / "a.ogg"
+    path.write_bytes(data)
+    assert probe(path).exact
+    straight = read_audio(path, sample_rate=None)
+    path.write_bytes(cut)
+    info = probe(path)
+    assert not info.exact and f"there are {info.duration * rate:.0f}" in info.doubt
+    # the last page's own cut is known from its time, which may be off
+    assert 0 <= len(read_audio(path, sample_rate=None)) - len(straight) < 4096
+    assert np.array_equal(read_audio(path, sample_rate=None)[: len(straight)], straight)
+    path.write_bytes(cut + data + cut)
+    assert probe(path).duration == pytest.approx(2 * info.duration + len(straight) / rate)
+
+
+def test_an_ogg_that_starts_late_loses_nothing(tmp_path: Path) -> None:
+    """A recording of a broadcast: its times count from before it began."""
+    path = tmp_path / "a.ogg"
+    path.write_bytes(retimed(made("OGG"), lambda _, time: time + 10_000_000))
+    assert len(read_audio(path)) == 4 * RATE
+
+
+@pytest.mark.parametrize("by", [-9786, -441, 0])
+def test_opus_behind_opus_that_starts_before_0(by: int, tmp_path: Path) -> None:
+    whole = made("OGG", 48000, subtype="OPUS")
+    path = tmp_path / "a.opus"
+    path.write_bytes(whole)
+    straight = read_audio(path, sample_rate=None)
+    path.write_bytes(whole + retimed(whole, lambda _, time: time + by))
+    assert np.array_equal(read_audio(path, sample_rate=None)[: len(straight)], straight)
+    assert 0 <= round(probe(path).duration * 48000) - 2 * len(straight) < 1000
+
+
+@needs_ffmpeg
+def test_oggs_that_ffmpeg_joined_without_coding_them_again(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.ogg"
+    whole.write_bytes(made("OGG"))
+    ffmpeg_made(whole, tmp_path / "cut.ogg", "-c", "copy", before=("-ss", "0.7"))
+    names = tmp_path / "names"
+    names.write_text("file whole.ogg\nfile cut.ogg\nfile whole.ogg\n")
+    joined = ffmpeg_made(names, tmp_path / "a.ogg", "-c", "copy", before=("-f", "concat", "-safe", "0"))
+    there = sum(map(len, ffmpeg.blocks(joined, 2, RATE)))
+    assert there > 10 * RATE and abs(len(read_audio(joined, sample_rate=None)) - there) < 4096
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("start", ["0.01", "0.7", "1.234", "3"])
+def test_an_ogg_that_was_cut_without_coding_it_again(start: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.ogg"
+    whole.write_bytes(made("OGG", x=np.concatenate([song(), song()])))
+    cut = ffmpeg_made(whole, tmp_path / "cut.ogg", "-c", "copy", before=("-ss", start))
+    there = np.concatenate(list(ffmpeg.blocks(cut, 2, RATE)))
+    sound = read_audio(cut, sample_rate=None)
+    assert sound.shape == there.shape and np.abs(sound - np.clip(there, -1, 1)).max() < 1e-3

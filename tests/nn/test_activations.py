@@ -1,0 +1,98 @@
+"""Fused activations against their plain definitions: values, gradients, precisions, and what they hold."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from acestep_mlx.nn.activations import attend, gated_conv, masked, relu, silu, softmax
+
+DTYPES = [mx.float32, mx.bfloat16, mx.float16]
+
+
+def normal(seed: int, *shape: int, scale: float = 1.0) -> mx.array:
+    return scale * mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def close(got: mx.array, expected: mx.array, tolerance: float) -> bool:
+    difference = mx.linalg.norm((got.astype(mx.float32) - expected).flatten())
+    return difference.item() <= tolerance * mx.linalg.norm(expected.flatten()).item()
+
+
+def plain_gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    x = mx.conv1d(nn.silu(x), weight, padding=1, groups=x.shape[-1]) + bias
+    value, gate = mx.split(x, 2, axis=-1)
+    return value * nn.silu(gate)
+
+
+@pytest.mark.slow_after(2)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_silu_softmax_relu(dtype: mx.Dtype, compiled: bool) -> None:
+    tolerance = 1e-5 if dtype == mx.float32 else 1e-2
+    x, weight = normal(0, 4, 50, scale=6.0).astype(dtype).astype(mx.float32), normal(1, 4, 50)
+    plain = {silu: nn.silu, softmax: lambda x: mx.softmax(x, axis=-1), relu: nn.relu}
+    for ours, theirs in plain.items():
+        run = mx.compile(ours) if compiled else ours
+        assert close(run(x.astype(dtype)), theirs(x), tolerance)
+        gradient = mx.grad(lambda x, ours=ours: mx.sum(ours(x).astype(mx.float32) * weight))(x.astype(dtype))
+        expected = mx.grad(lambda x, theirs=theirs: mx.sum(theirs(x) * weight))(x)
+        assert gradient.dtype == dtype and close(gradient, expected, 2 * tolerance)
+
+
+@pytest.mark.parametrize("value", [-1e4, -100.0, -30.0, 0.0, 30.0, 100.0, 1e4])
+def test_extreme_values_are_finite(value: float) -> None:
+    x = mx.array([[value, 0.0, -value]])
+    assert close(silu(x), nn.silu(x), 1e-5) or value == 0
+    assert close(softmax(x), mx.softmax(x, axis=-1), 1e-5)
+    for f in (silu, softmax):
+        assert mx.all(mx.isfinite(mx.grad(lambda x, f=f: mx.sum(f(x)))(x))).item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("frames", [1, 2, 9])
+def test_gated_conv(dtype: mx.Dtype, frames: int) -> None:
+    x, weight, bias, c = normal(0, 2, frames, 12), normal(1, 12, 3, 1), normal(2, 12), normal(3, 2, frames, 6)
+    tolerance = 1e-5 if dtype == mx.float32 else 2e-2
+    given = [a.astype(dtype) for a in (x, weight, bias)]
+    assert close(gated_conv(*given), plain_gated_conv(x, weight, bias), tolerance)
+
+    def loss(f, *arrays: mx.array) -> mx.array:
+        return mx.sum(f(*arrays).astype(mx.float32) * c)
+
+    got = mx.grad(lambda *a: loss(gated_conv, *a), argnums=(0, 1, 2))(*given)
+    expected = mx.grad(lambda *a: loss(plain_gated_conv, *a), argnums=(0, 1, 2))(x, weight, bias)
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == dtype and close(g, e, 2 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attend_ignores_masked_keys(dtype: mx.Dtype) -> None:
+    q, k, v = (normal(i, 2, 3, 5, 8).astype(dtype) for i in range(3))
+    mask = mx.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])[:, None, None] > 0
+    junk = mx.where(mask.swapaxes(-1, -2), v, 1e3).astype(dtype)
+    got = attend(q, k, junk, mask)
+    expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=8**-0.5, mask=mask)
+    assert close(got, expected.astype(mx.float32), 1e-5 if dtype == mx.float32 else 2e-2)
+
+
+def test_masked_leaves_the_rest_alone() -> None:
+    scores = normal(0, 2, 4)
+    assert mx.array_equal(masked(scores, None), scores)
+    mask = mx.array([True, False, True, True])
+    assert softmax(masked(scores, mask))[:, 1].max().item() < 1e-30
+
+
+@pytest.mark.slow
+def test_the_backward_pass_holds_little() -> None:
+    """Compiled, in bfloat16: the gradient of the gated convolution needs less than eight times its input."""
+    x = normal(0, 1, 256, 2048).astype(mx.bfloat16)
+    weight, bias, c = normal(1, 2048, 3, 1), normal(2, 2048), normal(3, 1, 256, 1024).astype(mx.bfloat16)
+    weight, bias = weight.astype(mx.bfloat16), bias.astype(mx.bfloat16)
+    run = mx.compile(lambda x, c: mx.vjp(lambda x: gated_conv(x, weight, bias), [x], [c])[1][0])
+    mx.eval(x, weight, bias, c, run(x, c))
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(run(x, c))
+    assert mx.get_peak_memory() - before < 8 * x.nbytes
