@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import ogg_times
+from . import ogg_times
 from .mpeg import Data, mp3_parts, walk_mp3
 
 _SLACK = 2  # frames: encoders disagree on whether the Xing frame counts itself

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_mlx import ogg_times
 from acestep_mlx.cli.describe import audio_file
 from acestep_mlx.config.request import Request
 from acestep_mlx.data.facts import FileAudio, examine
 from acestep_mlx.errors import DataError
-from acestep_mlx.io import audio, ffmpeg, lengths
+from acestep_mlx.io import audio, ffmpeg, lengths, ogg_times
 from acestep_mlx.io.audio import probe, read_audio
 from acestep_mlx.io.mpeg import mp3_frame, walk_mp3
 from acestep_mlx.pipeline import ACEStepPipeline

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .io.mpeg import Data
+from .mpeg import Data
 
 _SETUP = b"\x05vorbis"
 _MODE = 41  # bits that describe a mode in the setup header, behind a bit that says which of two block sizes
