@@ -40,7 +40,6 @@ _PIPED = {  # headers of songs whose size is not stated
     b"riff": re.compile(re.escape(lengths.W64) + rb".{8}wave\xf3\xac", re.S),
 }
 _CHAIN = 4  # MPEG frames of one kind in a row that are no accident
-_FRAME = 1 << 17  # bytes of a FLAC frame where the header does not state the longest
 _INITIAL = 0x800  # WavPack: the first block of those that make one frame
 
 
@@ -188,22 +187,14 @@ def _flac_ends(data: Data) -> Iterator[int]:
         head = lengths.flac_last(data, start, end, stated)
         if head is None:
             continue
-        longest = int.from_bytes(data[start + 15 : start + 18], "big") or _FRAME
+        longest = int.from_bytes(data[start + 15 : start + 18], "big") or lengths.FLAC_FRAME
         crc = 0
         for at, byte in enumerate(data[head : min(end, head + longest)], head + 1):
-            crc = (crc << 8 & 0xFF00) ^ _CRC16[crc >> 8 ^ byte]
+            crc = (crc << 8 & 0xFF00) ^ lengths.CRC16[crc >> 8 ^ byte]
             if not crc:
                 yield at
 
 
-def _crc16(byte: int) -> int:
-    crc = byte << 8
-    for _ in range(8):
-        crc = crc << 1 ^ (0x18005 if crc & 0x8000 else 0)
-    return crc
-
-
-_CRC16 = tuple(map(_crc16, range(256)))
 _WALKS = {
     "flac": _flac_ends,
     "ogg": _ogg_ends,

@@ -22,6 +22,7 @@ _SLACK = 2  # frames: encoders disagree on whether the Xing frame counts itself
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the magic and the head of STREAMINFO
 _FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _FLAC_HEAD, _FLAC_TAIL = 17, 1 << 22  # bytes of a frame's header, and at the end that hold the last frame
+FLAC_FRAME = 1 << 17  # bytes of a FLAC frame where the header does not state the longest
 _STRAY = 1 << 12  # bytes behind the samples that may be anything
 _MENDED = 1 << 30  # bytes of a file that is mended in memory
 _SAMPLES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # codings of single samples
@@ -272,7 +273,9 @@ def _flac(data: Data, frames: int) -> Doubt | None:
     songs = list(flac_songs(data))
     if len(songs) > 1:
         return Doubt(f"{len(songs)} songs are joined in it", "parts")
-    for _, _, stated, there in songs:
+    for start, end, stated, there in songs:
+        if (runs := len(list(_flac_runs(data, start, end)))) > 1:
+            return Doubt(f"{runs} pieces are joined in it", "parts")
         if not stated:
             return Doubt("its header gives no length", "parts" if there else "soundfile")
         if there is not None and there != stated:
@@ -286,6 +289,29 @@ def flac_songs(data: Data) -> Iterator[tuple[int, int, int, int | None]]:
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
         stated = struct.unpack_from(">Q", data, start + 18)[0] & (1 << 36) - 1
         yield start, end, stated, _flac_samples(data, start, end)
+
+
+def _flac_runs(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Start, end and samples of each piece of a song whose frames are numbered in a row.
+
+    Programs that join songs without coding them again leave the frames' numbers as they were.
+    """
+    begin, block, first = _flac_first(data, start, end)
+    if first is None:
+        return
+    head, frame, number = begin, first, first.sample
+    for match in _FLAC_SYNC.finditer(data, begin + 1, end):
+        at = match.start()
+        found = _flac_frame(data[at : at + _FLAC_HEAD], block)
+        if found is None or found.kind != first.kind:
+            continue
+        if found.sample != frame.sample + frame.size:
+            if at - head > FLAC_FRAME or crc16(data[head:at]):  # no frame: the one before does not end here
+                continue
+            yield begin, at, frame.sample + frame.size - number
+            begin, number = at, found.sample
+        head, frame = at, found
+    yield begin, end, frame.sample + frame.size - number
 
 
 def _flac_samples(data: Data, start: int, end: int) -> int | None:
@@ -363,6 +389,24 @@ def _crc8(data: bytes) -> int:
     return crc
 
 
+def _crc16_of(byte: int) -> int:
+    crc = byte << 8
+    for _ in range(8):
+        crc = crc << 1 ^ (0x18005 if crc & 0x8000 else 0)
+    return crc
+
+
+CRC16 = tuple(map(_crc16_of, range(256)))
+
+
+def crc16(data: bytes) -> int:
+    """FLAC's checksum of a frame; 0 for a frame with its own behind it."""
+    crc = 0
+    for byte in data:
+        crc = (crc << 8 & 0xFF00) ^ CRC16[crc >> 8 ^ byte]
+    return crc
+
+
 def parts(path: Path, form: str) -> Iterator[bytes]:
     """The songs that are joined in a file, each as a file that libsndfile reads to its end."""
     cut = {"mp3": mp3_parts, "mpeg": mp3_parts, "ogg": _ogg_parts, "flac": _flac_parts}.get(form, _wav_parts)
@@ -377,11 +421,16 @@ def _ogg_parts(data: Data) -> Iterator[bytes]:
 
 
 def _flac_parts(data: Data) -> Iterator[bytes]:
-    """The songs with the samples that they hold in their headers."""
+    """The songs, or their pieces, with the samples that they hold in their headers."""
     for start, end, stated, there in flac_songs(data):
-        total = stated if there is None else there
+        sound = _flac_first(data, start, end)[0]
         (kept,) = struct.unpack_from(">Q", data, start + 18)
-        yield data[start : start + 18] + struct.pack(">Q", kept >> 36 << 36 | total) + data[start + 26 : end]
+        runs = list(_flac_runs(data, start, end))
+        if len(runs) < 2:
+            runs = [(sound, end, stated if there is None else there)]
+        for begin, last, total in runs:
+            head = data[start : start + 18] + struct.pack(">Q", kept >> 36 << 36 | total)
+            yield head + data[start + 26 : sound] + data[begin:last]
 
 
 def _wav_parts(data: Data) -> Iterator[bytes]:

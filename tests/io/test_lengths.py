@@ -360,6 +360,22 @@ def test_a_flac_that_was_cut_without_coding_it_again(before: tuple[str, ...], tm
     assert examine(FileAudio(cut)).duration == info.duration == len(read_audio(cut)) / 44100
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("order", ["whole cut", "cut whole", "whole whole", "cut cut cut"])
+def test_flacs_that_were_joined_without_coding_them_again(order: str, tmp_path: Path) -> None:
+    """Their frames keep the numbers that they had: the last one's says nothing."""
+    whole = tmp_path / "whole.flac"
+    whole.write_bytes(made("FLAC"))
+    ffmpeg_made(whole, tmp_path / "cut.flac", "-c", "copy", before=("-ss", "1.5"))
+    names = tmp_path / "names"
+    names.write_text("".join(f"file {name}.flac\n" for name in order.split()))
+    joined = ffmpeg_made(names, tmp_path / "a.flac", "-c", "copy", before=("-f", "concat", "-safe", "0"))
+    there = np.concatenate(list(ffmpeg.blocks(joined, 2, RATE)))
+    assert np.array_equal(read_audio(joined, sample_rate=None), there)
+    assert round(probe(joined).duration * RATE) == len(there)
+    assert "pieces are joined in it" in probe(joined).doubt
+
+
 def test_a_flac_that_ends_within_a_frame_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     for data in (made("FLAC"), flac(0)):
