@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 
+from .device import on_cpu
+
 Function = TypeVar("Function", bound=Callable[..., mx.array])
 
 # tanh(x) ≈ x·P(x²)/Q(x²) for |x| ≤ 7.905, the usual minimax coefficients (highest power first).
@@ -52,7 +54,7 @@ def _float(x: mx.array) -> mx.array:
 
 
 def _by_arithmetic(x: mx.array) -> bool:
-    return x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+    return x.dtype == mx.float32 and on_cpu()
 
 
 def _sigmoid(x: mx.array) -> mx.array:

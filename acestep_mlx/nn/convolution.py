@@ -14,14 +14,10 @@ from fractions import Fraction
 import mlx.core as mx
 import mlx.nn as nn
 
+from .device import on_cpu
 from .winograd import Winograd
 
 KEPT_BYTES = 1 << 29
-
-
-def on_cpu() -> bool:
-    """Whether work goes to the CPU backend."""
-    return mx.default_device().type == mx.DeviceType.cpu
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
+from .device import on_cpu
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _lanes = threading.local()
@@ -29,7 +31,7 @@ def streams() -> list[mx.Stream]:
     thread a stream, and the default stream alone on a GPU. A stream belongs to the thread that made it.
     """
     default = mx.default_stream(mx.default_device())
-    if default.device.type != mx.DeviceType.cpu:
+    if not on_cpu():
         return [default]
     if not hasattr(_lanes, "second"):
         _lanes.second = mx.new_stream(mx.Device(mx.cpu))

@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...nn.activations import silu_value as silu
-from ...nn.convolution import DepthwiseConv2d, on_cpu
+from ...nn.convolution import DepthwiseConv2d
+from ...nn.device import on_cpu
 from ...nn.windows import Window, side_by_side, windows
 
 

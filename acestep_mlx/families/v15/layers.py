@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...nn.activations import silu, with_gradient
-from ...nn.convolution import on_cpu
+from ...nn.device import on_cpu
 from .config import SLIDING, StackConfig
 
 Rope = tuple[mx.array, mx.array]

@@ -19,7 +19,8 @@ import mlx.nn as nn
 
 from ...errors import CheckpointError, DataError
 from ...nn.config import MANY, read_config
-from ...nn.convolution import Conv1d, UpsamplingConv1d, kept_buffers, on_cpu
+from ...nn.convolution import Conv1d, UpsamplingConv1d, kept_buffers
+from ...nn.device import on_cpu
 from ...nn.windows import reach, windowed
 
 WINDOW = (
