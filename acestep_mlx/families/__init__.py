@@ -1,1 +1,16 @@
-"""What is true of one model only: a folder a family."""
+"""What is true of one model only: a folder a family, and the registry."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .protocol import Family
+
+#: name → module that holds `FAMILY`, imported when it is first asked for
+REGISTRY: dict[str, str] = {"v1": "acestep_mlx.families.v1"}
+
+
+def family(name: str) -> Family:
+    """The family of this name. KeyError for one that is not registered."""
+    found: Family = import_module(REGISTRY[name]).FAMILY
+    return found

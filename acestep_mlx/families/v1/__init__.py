@@ -1,0 +1,47 @@
+"""ACE-Step v1 (3.5B): what the program asks of a model family, answered for this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from ..protocol import Component, Family, LatentSpec, Variant
+
+
+class ACEStepV1:
+    """See `families.protocol.Family`. Its networks are imported when they are asked for."""
+
+    name = "v1"
+    title = "ACE-Step v1"
+    variants: Mapping[str, Variant] = {
+        "base": Variant("ACE-Step/ACE-Step-v1-3.5B", "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c")
+    }
+    latents = LatentSpec(
+        sample_rate=44100, samples_per_frame=512 * 8, shape=(8, 16, None), min_seconds=3.0, max_seconds=240.0
+    )
+
+    @cached_property
+    def components(self) -> Mapping[str, Component]:
+        """Transformer, text encoder, and the two halves of the codec."""
+        from .dcae import AutoencoderDC, DCAEConfig
+        from .dit import ACEStepTransformer, TransformerConfig
+        from .umt5 import UMT5Config, UMT5Encoder
+        from .vocoder import Vocoder, VocoderConfig
+
+        return {
+            "transformer": Component(
+                TransformerConfig,
+                ACEStepTransformer,
+                quantized=True,
+                full_precision=(
+                    "timestep_embedder", "t_block", "proj_in", "final_layer",
+                    "speaker_embedder", "genre_embedder", "lyric_proj",
+                ),
+            ),
+            "text_encoder": Component(UMT5Config, UMT5Encoder, quantized=True),
+            "dcae": Component(DCAEConfig, AutoencoderDC),
+            "vocoder": Component(VocoderConfig, Vocoder),
+        }  # fmt: skip
+
+
+FAMILY: Family = ACEStepV1()

@@ -1,0 +1,109 @@
+"""What the program asks of a model family. A family is a folder beside this file and a line in the registry.
+
+Nothing outside `families/` knows a model's numbers, fields, paths or tensor names: it asks for them here. The
+types are light: importing this module loads neither MLX nor a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """A song's latents, and how they are counted against its sound.
+
+    sample_rate: Hz of the stereo sound that the codec takes and gives. samples_per_frame: of that sound.
+    shape: of one song's latents, None where time is. min_seconds: shorter songs are padded with silence.
+    max_seconds: the longest that the model was trained on.
+    """
+
+    sample_rate: int
+    samples_per_frame: int
+    shape: tuple[int | None, ...]
+    min_seconds: float
+    max_seconds: float
+
+    @property
+    def time_axis(self) -> int:
+        """Where time is, counted from the end: the same with and without a batch axis."""
+        return self.shape.index(None) - len(self.shape)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sample_rate / self.samples_per_frame
+
+    def of(self, frames: int) -> tuple[int, ...]:
+        """The shape of one song of so many frames."""
+        return tuple(frames if size is None else size for size in self.shape)
+
+    def whole_frames(self, seconds: float) -> int:
+        """Frames that fit into `seconds`."""
+        return int(seconds * self.sample_rate / self.samples_per_frame)
+
+    def covering(self, samples: int) -> int:
+        """Frames that hold so many samples, the padded last one included."""
+        return math.ceil(samples / self.samples_per_frame)
+
+    def seconds(self, frames: float) -> float:
+        """How long so many frames last."""
+        return frames * self.samples_per_frame / self.sample_rate
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One released model: its hub repository, and the commit that is taken unless another is named."""
+
+    repository: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of a model.
+
+    config: a dataclass with `from_dict(values)` and `REPEATED`, the fields that count layers. module: built
+    from a config. quantized: whether its large linear layers may be quantised, but for those whose path
+    begins with one of `full_precision`: small ones, or such that everything after them depends on.
+    """
+
+    config: Any
+    module: type[nn.Module]
+    quantized: bool = False
+    full_precision: tuple[str, ...] = ()
+
+
+class Family(Protocol):
+    """A model family."""
+
+    @property
+    def name(self) -> str:
+        """As the registry and an MLX folder's config.json call it."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """As people call it."""
+        ...
+
+    @property
+    def variants(self) -> Mapping[str, Variant]:
+        """By `model_flavour`; the first is the default."""
+        ...
+
+    @property
+    def latents(self) -> LatentSpec:
+        """Shape, rates and limits of a song's latents."""
+        ...
+
+    @property
+    def components(self) -> Mapping[str, Component]:
+        """By name; `transformer` is the one that is trained."""
+        ...

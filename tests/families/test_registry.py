@@ -1,0 +1,40 @@
+"""The registry of model families, and how a family counts its latents."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from acestep_mlx.families import REGISTRY, family
+from acestep_mlx.families.protocol import LatentSpec
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_a_family_answers_without_loading_mlx(name: str) -> None:
+    code = (
+        f"import sys; from acestep_mlx.families import family; f = family({name!r})\n"
+        "assert f.name and f.title and f.variants and f.latents.frame_rate > 0\n"
+        "assert not {'mlx', 'numpy', 'transformers'} & set(sys.modules), 'heavy'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_its_components_have_a_config_and_a_module(name: str) -> None:
+    components = family(name).components
+    assert "transformer" in components
+    for component in components.values():
+        assert hasattr(component.config, "from_dict") and component.config.REPEATED is not None
+        assert callable(component.module)
+
+
+def test_latents_are_counted_from_samples_and_from_seconds() -> None:
+    first, last = LatentSpec(44100, 4096, (8, 16, None), 3, 240), LatentSpec(48000, 1920, (None, 64), 1, 600)
+    assert (first.time_axis, last.time_axis) == (-1, -2)
+    assert (first.of(7), last.of(7)) == ((8, 16, 7), (7, 64))
+    assert (first.whole_frames(60), last.whole_frames(60.03)) == (645, 1500)
+    assert (first.covering(4096), first.covering(4097), last.covering(1)) == (1, 2, 1)
+    assert last.seconds(25) == 1.0 and last.frame_rate == 25
