@@ -19,6 +19,7 @@ _BITRATES = {  # kbit/s by (MPEG-1, layer), at index 1 …
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by version bits
+_ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 _SYNC = re.compile(rb"\xff[\xe0-\xff]")
 
 
@@ -100,6 +101,18 @@ def mp3_frame(data: Data, position: int) -> Frame | None:
         return Frame((12 * bits // hz + padding) * 4, 384, hz, mono, layer)
     samples = 576 if layer == 3 and not first else 1152
     return Frame(samples // 8 * bits // hz + padding, samples, hz, mono, layer)
+
+
+def adts_frame(data: Data, position: int) -> Frame | None:
+    """The frame of raw AAC whose header stands at `position`, or None. Its layer is 0."""
+    head = data[position : position + 7]
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+        return None
+    rate, size = head[2] >> 2 & 15, (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    if rate >= len(_ADTS_RATES) or size < 7:
+        return None
+    channels = (head[2] & 1) << 2 | head[3] >> 6
+    return Frame(size, 1024 * (1 + (head[6] & 3)), _ADTS_RATES[rate], channels == 1, 0)
 
 
 def xing_header(frame: bytes) -> Xing | None:

@@ -165,3 +165,82 @@ def test_an_m4a_or_wavpack_behind_a_song(first: str, tmp_path: Path) -> None:
         path.write_bytes(one(first) + behind)
         with pytest.raises(DataError, match=rf"a second file \({name}\) begins at byte {len(one(first))};"):
             probe(path)
+
+
+@cache
+def other(name: str) -> bytes:
+    """A second song of any format; `bare`: without the tags or the Xing header that tell it."""
+    return mp3(False, "CONSTANT") if name == "bare mp3" else id3(5000) + mp3() if name == "id3" else one(name)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", CHUNKS)
+def test_another_format_behind_a_song_that_was_written_to_a_pipe(suffix: str, tmp_path: Path) -> None:
+    """Its bytes must not be heard."""
+    data = piped(suffix, tmp_path)
+    aac = encode(tmp_path / "b.aac", song(), RATE).read_bytes()
+    path = tmp_path / f"a.{suffix}"
+    seconds = {name: other(name) for name in ("mp3", "bare mp3", "id3", "ogg", "flac", "au")} | {"aac": aac}
+    for name, second in seconds.items():
+        path.write_bytes(data + second)
+        what = {"bare mp3": "mp3", "id3": "mp3"}.get(name, name)
+        with pytest.raises(DataError, match=rf"a second \w+ \({what}\) begins at byte {len(data)}; split"):
+            probe(path)
+
+
+@pytest.mark.parametrize("name", ["mp3", "bare mp3", "id3", "ogg", "flac"])
+def test_another_format_behind_a_wav_whose_size_was_never_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    for size in (0, 0xFFFFFFFF, 0x7FFFFFFF):
+        path.write_bytes(wav(size) + other(name))
+        with pytest.raises(DataError, match=rf"begins at byte {len(wav(size))}; split"):
+            probe(path)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-3, 0.5])
+def test_samples_are_no_frames(scale: float, tmp_path: Path) -> None:
+    """Quiet samples are full of what looks like the beginning of a frame."""
+    x = np.random.default_rng(0).normal(0, scale, (4 * RATE, 2)).astype(np.float32)
+    data = bytearray(made("WAV", x=np.clip(x, -1, 1)))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = data[4:8] = b"\xff" * 4
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    assert abs(probe(path).duration - 4) < 0.01
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("first", ["aac", "mka", "webm", "piped mka"])
+def test_a_song_behind_aac_or_matroska(first: str, tmp_path: Path) -> None:
+    suffix = first.split()[-1]
+    how = ("-c:a", {"webm": "libopus", "mka": "flac", "aac": "aac"}[suffix])
+    source = tmp_path / "source.wav"
+    source.write_bytes(made("WAV"))
+    end = ("-f", "matroska", "-") if first == "piped mka" else ()
+    path = ffmpeg_made(source, tmp_path / f"a.{suffix}", *how, *end)
+    data = path.read_bytes()
+    assert abs(probe(path).duration - 4.0) < 0.1
+    path.write_bytes(data + TAILS["ID3v1"])
+    assert abs(probe(path).duration - 4.0) < 0.1
+    path.write_bytes(data + data)
+    if suffix == "aac":
+        assert abs(probe(path).duration - 8.0) < 0.2
+    else:
+        with pytest.raises(DataError, match=rf"a second file \(mka\) begins at byte {len(data)}; split"):
+            probe(path)
+    for name in ("mp3", "bare mp3", "ogg", "flac", "wav"):
+        path.write_bytes(data + other(name))
+        what = name.split()[-1]
+        with pytest.raises(DataError, match=rf"a second file \({what}\) begins at byte {len(data)}; split"):
+            probe(path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("first", ["flac", "ogg", "mp3", "wav"])
+def test_aac_matroska_or_wma_behind_a_song(first: str, tmp_path: Path) -> None:
+    for suffix in ("aac", "mka", "wma"):
+        second = encode(tmp_path / f"b.{suffix}", song(), RATE).read_bytes()
+        path = tmp_path / f"a.{first}"
+        path.write_bytes(one(first) + second)
+        with pytest.raises(DataError, match=rf"a second file \({suffix}\) begins at byte {len(one(first))};"):
+            probe(path)
