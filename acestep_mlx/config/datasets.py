@@ -32,7 +32,7 @@ ENTRY = (
     ),
     Option("instance_data_dir", "path", None, "Folder with the songs.", aliases=("instance_data_root",)),
     Option("dataset_name", "path", None, "Hugging Face data set, or a local folder that holds one."),
-    Option("split", "str", "train", "Split of a Hugging Face data set."),
+    Option("split", "str", None, "Split of a Hugging Face data set; train where it has splits."),
     Option("revision", "str", None, "Revision of a Hugging Face data set."),
     Option(
         "caption_strategy",

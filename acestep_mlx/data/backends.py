@@ -32,7 +32,7 @@ class Backend:
     type: str
     folder: Path | None
     dataset_name: str | None
-    split: str
+    split: str | None
     revision: str | None
     caption_strategy: str
     repeats: int

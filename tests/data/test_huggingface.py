@@ -127,6 +127,26 @@ def test_columns_not_there(entry: dict[str, Any], part: str, tmp_path: Path, son
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("saved", [None, "train", "test", "train[:50%]"])
+@pytest.mark.parametrize("wanted", [None, "train", "test", "validation"])
+@pytest.mark.parametrize("block", [False, True])
+def test_a_split_of_a_data_set_that_was_saved_without(
+    saved: str | None, wanted: str | None, block: bool, tmp_path: Path
+) -> None:
+    rows = {"audio": [write(tmp_path / "set" / "a.wav").read_bytes()], "prompt": ["pop"]}
+    split = datasets.NamedSplit(saved) if saved and "[" not in saved else saved
+    table = datasets.Dataset.from_dict(rows, split=split)
+    table.save_to_disk(str(tmp_path / "set"))
+    entry = {} if wanted is None else {"huggingface": {"split": wanted}} if block else {"split": wanted}
+    own = (saved or "train").split("[")[0]
+    if wanted in (None, own):
+        assert len(read(tmp_path, tmp_path / "set", **entry).samples) == 1
+        return
+    there = f"only the split '{own}'" if saved else "no splits, only one table"
+    with pytest.raises(ConfigError, match=f"no split '{wanted}' in .*set, which was saved with {there};"):
+        read(tmp_path, tmp_path / "set", **entry)
+
+
 def test_bad_rows_are_skipped_and_named(tmp_path: Path) -> None:
     outside = write(tmp_path / "outside.wav")
     cells: list[Any] = [

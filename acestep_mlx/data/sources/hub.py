@@ -38,6 +38,7 @@ _VARIANTS = "recaption"  # upstream: a dictionary of rewordings, of which traini
 _NOT_LYRICS = re.compile(r"write a .* song that genre is")  # upstream's mark for "no lyrics here"
 PARQUET_ROWS = 16  # kept in memory at a time
 ARROW_BYTES = (1 << 31) - 1  # of binary cells that Arrow gives at once
+_SPLIT = "train"  # where none is wanted
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Where = Callable[[str], tuple[Path | None, str | None]]
 
@@ -110,15 +111,30 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
     except Exception as error:  # the library raises everything from ValueError to its own and Arrow's errors
         raise DataError(_why(backend, folder, error)) from None
     if isinstance(found, dict):
-        if backend.split not in found:
+        split = backend.split or _SPLIT
+        if split not in found:
             raise ConfigError(
-                f"data set {backend.id!r}: no split {backend.split!r} in {name}; there are {', '.join(found)}"
+                f"data set {backend.id!r}: no split {split!r} in {name}; there are {', '.join(found)}"
             )
-        found = found[backend.split]
+        found = found[split]
+    elif folder is not None:
+        _check_split(backend, name, found.split)
     for column, feature in found.features.items():
         if isinstance(feature, datasets.Audio):
             found = found.cast_column(column, datasets.Audio(decode=False))
     return found
+
+
+def _check_split(backend: Backend, name: str, saved: Any) -> None:
+    """ConfigError when another split is wanted than the one that was saved alone."""
+    own = re.split(r"[\[+]", str(saved))[0] if saved is not None else None
+    if backend.split in (None, own, None if own else _SPLIT):
+        return
+    there = f"only the split {own!r}" if own else "no splits, only one table"
+    raise ConfigError(
+        f"data set {backend.id!r}: no split {backend.split!r} in {name}, which was saved with {there}; "
+        "leave out split, or save the data set with its splits"
+    )
 
 
 def _saved_files(folder: Path) -> Iterator[str]:
@@ -212,7 +228,7 @@ def _part(backend: Backend) -> dict[str, Any]:
     return {
         "name": backend.dataset_name,
         "revision": backend.revision,
-        "split": backend.split,
+        "split": backend.split or _SPLIT,
         "limit": backend.max_num_samples,
     }
 
