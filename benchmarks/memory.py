@@ -43,6 +43,7 @@ from generate import TEXT, our_step
 from acestep_mlx.config.read import load_config
 from acestep_mlx.families.v1 import attention
 from acestep_mlx.families.v1.dit import TransformerConfig
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.nn.activations import masked
 from acestep_mlx.training import memory as plan
@@ -152,7 +153,7 @@ def measure(
     model.checkpoint_blocks = checkpointed
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1), paths)
-    step = TrainStep(model, [group], StepSettings(compute_dtype=dtype))
+    step = TrainStep(model, [group], StepSettings(compute_dtype=dtype), FlowMatching())
     given = batch(config, load)
     seconds = 0.0
     mx.eval(step.state)

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from acestep_mlx.convert.translate import translate
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, inject
 from acestep_mlx.training.build import cache_limit
 from acestep_mlx.training.memory import quantised_model
@@ -120,7 +121,7 @@ def our_step(case: Case, model: ACEStepTransformer, batch: dict[str, np.ndarray]
     model.checkpoint_blocks = case.config.num_layers if case.checkpoint else 0
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1000), paths)
-    step = TrainStep(model, [group], StepSettings())
+    step = TrainStep(model, [group], StepSettings(), FlowMatching())
     arrays = {k: mx.array(v) for k, v in batch.items()}
     keys = mx.random.key(0)
     mx.eval(arrays, keys)

@@ -23,12 +23,12 @@ from acestep_mlx.config.read import TrainConfig, load_config
 from acestep_mlx.config.run import LR_SCHEDULERS, OPTIMIZERS, OPTIONS, PRECISION_BITS, SUPPORTED
 from acestep_mlx.data import encode
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.write import FORMATS, read_lora
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, StepDone, ValidationClip
 from acestep_mlx.training import evaluation as evaluate
 from acestep_mlx.training import run as loop
-from acestep_mlx.training import step as step_module
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.step import TrainStep
 
@@ -128,27 +128,25 @@ class Lab:
                 lab.now.batches.append({k: np.array(v) for k, v in batch.items()})
                 return super().__call__(batch, **options)
 
-        def watched_draw(*args: Any) -> Any:
+        def watched_draw(self: Any, batch: Any) -> Any:
             assert lab.now is not None
-            drawn = step_draw(*args)
-            lab.now.timesteps += np.array(drawn.timestep).tolist()
+            drawn = draw(self, batch)
+            lab.now.timesteps += (np.array(drawn.sigma) * 1000).tolist()
             return drawn
 
-        def watched_losses(model: Any, batch: Any, drawn: Any, dtype: Any) -> Any:
+        def watched_losses(self: Any, model: Any, batch: Any, drawn: Any, dtype: Any) -> Any:
             assert lab.now is not None
             lab.now.dtypes.add(dtype)
-            return step_losses(model, batch, drawn, dtype)
+            return losses(self, model, batch, drawn, dtype)
 
-        step_draw, step_losses = step_module.draw, step_module.sample_losses
+        draw, losses = FlowMatching.draw, FlowMatching.losses
         patch.setattr(evaluate, "TIMESTEPS", (300.0, 700.0))
         patch.setattr(encode, "Codec", QuickCodec)
         patch.setattr(encode, "_free", lambda: None)
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(loop, "TrainStep", Watched)
-        patch.setattr(step_module, "draw", watched_draw)
-        patch.setattr(TrainStep.__init__, "__kwdefaults__", {
-            **(TrainStep.__init__.__kwdefaults__ or {}), "loss": watched_losses,
-        })  # fmt: skip
+        patch.setattr(FlowMatching, "draw", watched_draw)
+        patch.setattr(FlowMatching, "losses", watched_losses)
 
     def options(self, **changes: Any) -> dict[str, Any]:
         self.count += 1

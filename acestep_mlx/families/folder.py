@@ -17,6 +17,8 @@ from ..formatting import count, listed
 from ..io import schema
 from ..io.safetensors import FLOATS, Header, content_hash, read_header, read_json
 from ..nn.config import check_repeats
+from . import family
+from .protocol import Family
 from .v1.dcae import AutoencoderDC, DCAEConfig
 from .v1.dit import ACEStepTransformer, TransformerConfig
 from .v1.umt5 import UMT5Config, UMT5Encoder
@@ -150,6 +152,11 @@ class ModelFolder:
         """How the folder is quantised ("bits", "group_size", "mode"), or None."""
         found = self.config["quantization"]
         return Quantization.of(**found).as_dict() if found else None
+
+    @property
+    def family(self) -> Family:
+        """The model's family; folders that do not say are of the first one."""
+        return family(self.config.get("family", "v1"))
 
     @property
     def dtype(self) -> mx.Dtype:

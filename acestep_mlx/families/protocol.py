@@ -7,12 +7,18 @@ types are light: importing this module loads neither MLX nor a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import mlx.core as mx
     import mlx.nn as nn
+
+    from ..config.read import TrainConfig as RunConfig
+
+Batch = Mapping[str, "mx.array"]
+Prepare = Callable[[Batch], "dict[str, mx.array]"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,31 @@ class Component:
     full_precision: tuple[str, ...] = ()
 
 
+class Draw(NamedTuple):
+    """Everything random about a micro-batch of B songs."""
+
+    noise: mx.array  # like the latents, float32
+    sigma: mx.array  # (B,) float32, the noise level: 1 is noise alone
+    dropout_key: mx.array  # (2,) for the LoRA layers' dropout
+    more: dict[str, mx.array]  # (B, …), what else the family draws
+
+
+class Objective(Protocol):
+    """What training minimises. Pure functions of a batch and of what is drawn for it."""
+
+    def draw(self, batch: Batch) -> Draw:
+        """For training, from the songs' own random `keys` (B, 2): a song draws the same in any batch."""
+        ...
+
+    def fixed(self, batch: Batch, sigma: mx.array) -> Draw:
+        """For evaluation at the noise level `sigma` (): the songs' own noise, and nothing else by chance."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch, draw: Draw, dtype: mx.Dtype) -> mx.array:
+        """(B,) float32, computed by the model in `dtype`."""
+        ...
+
+
 class Family(Protocol):
     """A model family."""
 
@@ -106,4 +137,12 @@ class Family(Protocol):
     @property
     def components(self) -> Mapping[str, Component]:
         """By name; `transformer` is the one that is trained."""
+        ...
+
+    def objective(self, config: RunConfig) -> Objective:
+        """What a run minimises."""
+        ...
+
+    def prepare(self, model: nn.Module) -> Prepare | None:
+        """What is added to each batch before the compiled step, as nothing that is trained changes it."""
         ...

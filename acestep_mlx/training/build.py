@@ -40,11 +40,7 @@ def lora_spec(config: TrainConfig) -> LoRASpec:
 def step_settings(config: TrainConfig) -> StepSettings:
     """What the compiled step is specialised on."""
     return StepSettings(
-        logit_mean=config.logit_mean,
-        logit_std=config.logit_std,
-        shift=config.flow_schedule_shift,
         max_grad_norm=config.max_grad_norm,
-        clip_method=config.grad_clip_method,
         accumulate=config.gradient_accumulation_steps,
         compute_dtype=COMPUTE_DTYPES[config.mixed_precision],
     )

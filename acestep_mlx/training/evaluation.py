@@ -9,9 +9,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..families.protocol import Batch, Objective, Prepare
 from ..lora.surgery import adapter_modules
-from .lyric_states import LyricStates
-from .step import Draw, StepSettings, draw, sample_losses
 
 #: timesteps in the middle of five equal bins of [0, 1000]
 TIMESTEPS = (100.0, 300.0, 500.0, 700.0, 900.0)
@@ -30,16 +29,17 @@ class Evaluation:
         self,
         model: nn.Module,
         batches: Sequence[Mapping[str, Any]],
-        settings: StepSettings,
-        lyrics: LyricStates | None = None,
+        objective: Objective,
+        dtype: mx.Dtype,
+        prepare: Prepare | None = None,
     ) -> None:
-        self.model, self.batches, self.settings, self.lyrics = model, batches, settings, lyrics
+        self.model, self.batches, self.objective, self.dtype = model, batches, objective, dtype
+        self.prepare = prepare
         self._run = partial(mx.compile, inputs=model.state, outputs=model.state)(self._losses)
 
-    def _losses(self, batch: dict[str, mx.array], noise: mx.array, timestep: mx.array) -> mx.array:
-        t = mx.broadcast_to(timestep, (noise.shape[0],))
-        d = Draw(noise, t / 1000, t, batch["keys"][0])
-        return mx.mean(sample_losses(self.model, batch, d, self.settings.compute_dtype))
+    def _losses(self, batch: Batch, timestep: mx.array) -> mx.array:
+        draw = self.objective.fixed(batch, timestep / 1000)
+        return mx.mean(self.objective.losses(self.model, batch, draw, self.dtype))
 
     def __call__(self, stopped: Callable[[], bool] = lambda: False) -> tuple[float, dict[str, float]] | None:
         """(mean over songs and bins, label → mean over songs); None once `stopped` says so."""
@@ -52,11 +52,10 @@ class Evaluation:
                 if stopped():
                     return None
                 arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
-                if self.lyrics is not None:
-                    arrays = self.lyrics.add_to(arrays)
-                noise = draw(arrays["keys"], arrays["latents"].shape[1:], self.settings).noise
+                if self.prepare is not None:
+                    arrays = self.prepare(arrays)
                 for i, timestep in enumerate(TIMESTEPS):
-                    sums[i] += float(self._run(arrays, noise, mx.array(timestep)).item())  # type: ignore[arg-type]
+                    sums[i] += float(self._run(arrays, mx.array(timestep)).item())  # type: ignore[arg-type]
         finally:
             for layer in layers:
                 layer.train()

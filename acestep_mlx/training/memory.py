@@ -19,11 +19,11 @@ from .. import formatting as words
 from ..config.read import TrainConfig
 from ..data.batches import LYRIC_STEP
 from ..families.folder import quantizable
+from ..families.v1 import lyric_states
 from ..families.v1.dit import ACEStepTransformer, TransformerConfig
 from ..families.v1.lyrics.tokenizer import MAX_TOKENS, LyricTokenizer
 from ..lora.formats.keys import LYRICS_EMBEDDER
 from ..lora.surgery import find_targets
-from . import lyric_states
 from .build import COMPUTE_DTYPES, flat, lora_spec, machine_memory
 
 GB = 1e9

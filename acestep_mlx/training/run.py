@@ -46,7 +46,6 @@ from .build import build_model, cache_limit, machine_memory, optimizer_groups, s
 from .distributed import World
 from .evaluation import Evaluation
 from .interrupts import StopRequest
-from .lyric_states import LyricStates
 from .macos import keep_awake, wired_memory
 from .output import METRICS
 from .preflight import check_folder, preflight
@@ -198,12 +197,14 @@ class _Run:
     def _train(self) -> TrainResult:
         config, world, batches = self.config, self.world, self.batches
         total = total_steps(config, batches.batches_per_epoch)
+        family = self.folder.family
         self.step = TrainStep(
             self.model,
             optimizer_groups(config, self.model, total),
             step_settings(config),
+            family.objective(config),
             world=world.size,
-            lyrics=LyricStates.of(self.model),
+            prepare=family.prepare(self.model),
         )
         self.identity = checkpoint.identity(
             config.to_dict(), {"transformer": self.folder.fingerprints["transformer"], "ranks": world.size}
@@ -333,7 +334,8 @@ class _Run:
         if not self.world.first or config.eval_loss_disable or not config.num_eval_images:
             return None
         batches = self.batches.evaluation(config.num_eval_images)
-        return Evaluation(self.model, batches, self.step.settings, self.step.lyrics)
+        step = self.step
+        return Evaluation(self.model, batches, step.objective, step.settings.compute_dtype, step.prepare)
 
     def _evaluate(self, step: int) -> float | None:
         if self.evaluation is None:

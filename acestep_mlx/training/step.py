@@ -1,8 +1,7 @@
 """One compiled training step: draw, predict, loss, gradient, accumulate, clip, update.
 
-Symbols follow `flow.py`: x0 latents, σ sigma, x_t noisy latents, v velocity. Everything random about a sample
-comes from its own key in the batch, so that two ranks with one sample each draw what one rank with two
-draws, and the step has no random state that a checkpoint would have to keep.
+Everything random about a song comes from its own key in the batch, so that two ranks with one song each draw
+what one rank with two draws, and the step has no random state that a checkpoint would have to keep.
 
 The step never leads to a host synchronisation: a micro-batch whose loss or gradient is not finite is left
 out on the device (its weight becomes zero), and an update without a finite micro-batch changes nothing.
@@ -10,7 +9,7 @@ out on the device (its weight becomes zero), and an update without a finite micr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -20,34 +19,18 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..families.v1 import objective as flow
+from ..families.protocol import Batch, Draw, Objective, Prepare
 from ..lora.surgery import seed_dropout
-from .lyric_states import LyricStates
 from .optimizers import Group
-
-Batch = Mapping[str, mx.array]
 
 
 @dataclass(frozen=True)
 class StepSettings:
     """What the compiled step is specialised on."""
 
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    shift: float = 3.0
     max_grad_norm: float = 1.0  # 0 = off
-    clip_method: str = "norm"  # or "value"
     accumulate: int = 1
     compute_dtype: mx.Dtype = mx.float32
-
-
-class Draw(NamedTuple):
-    """The random part of a micro-batch. B samples, T latent frames."""
-
-    noise: mx.array  # (B, 8, 16, T) float32
-    sigma: mx.array  # (B,) float32
-    timestep: mx.array  # (B,) float32 in [0, 1000]
-    dropout_key: mx.array  # (2,) for the LoRA layers' dropout
 
 
 class StepResult(NamedTuple):
@@ -59,58 +42,16 @@ class StepResult(NamedTuple):
     stop: mx.array  # bool: some rank was asked to stop
 
 
-def draw(keys: mx.array, shape: Sequence[int], settings: StepSettings) -> Draw:
-    """Noise and timesteps for samples with the keys (B, 2) and latents of `shape` (8, 16, T)."""
-    noise, sigma, timestep = [], [], []
-    for i in range(keys.shape[0]):
-        for_noise, for_time, _ = mx.split(mx.random.split(keys[i], 3), 3)
-        noise.append(mx.random.normal(tuple(shape), key=for_noise[0]))
-        s, t = flow.sample_timesteps(for_time[0], 1, settings.logit_mean, settings.logit_std, settings.shift)
-        sigma.append(s)
-        timestep.append(t)
-    dropout_key = mx.random.split(keys[0], 3)[2]
-    return Draw(mx.stack(noise), mx.concatenate(sigma), mx.concatenate(timestep), dropout_key)
-
-
-def sample_losses(model: nn.Module, batch: Batch, d: Draw, dtype: mx.Dtype) -> mx.array:
-    """Flow-matching loss of each sample, (B,) float32.
-
-    `batch` as data.batches makes it: latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask
-    (B, L), lyric_ids (B, M), lyric_mask (B, M); dropped captions and lyrics are zeros in it. `lyric_states`
-    (B, M, H) are optional: what the ids were encoded to before. So is `speaker` (B, 512): the released model
-    knows only zeros.
-    """
-    latents, mask = batch["latents"].astype(mx.float32), batch["latent_mask"].astype(mx.float32)
-    noisy = flow.add_noise(latents, d.noise, d.sigma)
-    speaker = batch.get("speaker")
-    if speaker is None:
-        speaker = mx.zeros((latents.shape[0], model.config.speaker_embedding_dim))
-    velocity = model(
-        hidden_states=noisy.astype(dtype),
-        attention_mask=mask,
-        encoder_text_hidden_states=batch["text"].astype(dtype),
-        text_attention_mask=batch["text_mask"],
-        speaker_embeds=speaker.astype(dtype),
-        lyric_token_idx=batch["lyric_ids"],
-        lyric_mask=batch["lyric_mask"],
-        timestep=d.timestep,
-        lyric_states=batch.get("lyric_states"),
-    )
-    return flow.sample_losses(velocity, noisy, d.sigma, latents, mask)
-
-
 def squared_norm(tree: Mapping[str, mx.array]) -> mx.array:
     """Sum of squares of all arrays, in float32."""
     return sum((mx.sum(mx.square(g.astype(mx.float32))) for g in tree.values()), mx.array(0.0))
 
 
 def clip(grads: dict[str, mx.array], norm: mx.array, settings: StepSettings) -> dict[str, mx.array]:
-    """Clip to `max_grad_norm` by the global norm (as torch: limit / (norm + 1e-6), at most 1) or by value."""
+    """Clip to `max_grad_norm` by the global norm (as torch: limit / (norm + 1e-6), at most 1)."""
     limit = settings.max_grad_norm
     if limit <= 0:
         return grads
-    if settings.clip_method == "value":
-        return {k: mx.clip(g, -limit, limit) for k, g in grads.items()}
     factor = mx.minimum(limit / (norm + 1e-6), 1.0)
     return {k: g * factor for k, g in grads.items()}
 
@@ -124,9 +65,10 @@ class TrainStep:
     Args:
         model: transformer with injected LoRA; only its trainable parameters change.
         groups: optimizer groups that together own every trainable parameter.
+        objective: what is drawn for a batch, and its loss.
         world: how many ranks train together; their gradients are averaged.
         compiled: False runs the same code eagerly (tests).
-        lyrics: encoded lyrics that are kept, where none of what encodes them is trained.
+        prepare: adds to a batch what nothing that is trained changes.
     """
 
     #: fp16 only: gradients are computed on loss × scale, which grows after this many finite steps
@@ -137,16 +79,15 @@ class TrainStep:
         model: nn.Module,
         groups: Sequence[Group],
         settings: StepSettings,
+        objective: Objective,
         *,
         world: int = 1,
         compiled: bool = True,
-        loss: Callable[[nn.Module, Batch, Draw, mx.Dtype], mx.array] = sample_losses,
-        lyrics: LyricStates | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         self.model, self.groups, self.settings = model, list(groups), settings
+        self.objective, self.prepare = objective, prepare
         self.world = world
-        self.lyrics = lyrics
-        self._loss = loss
         self.traces = 0  # how often the step was traced: once per batch shape and kind
         parameters = self.parameters()
         owned = [path for group in groups for path in group.paths]
@@ -181,18 +122,18 @@ class TrainStep:
         """Run one micro-step. `step`: completed updates so far, for the schedules; `stop`: tell all ranks."""
         for group in self.groups:
             group.set_rate(step)
-        arrays = dict(batch) if self.lyrics is None else self.lyrics.add_to(batch)
+        arrays = dict(batch) if self.prepare is None else self.prepare(batch)
         return StepResult(*(self._update if update else self._micro)(arrays, mx.array(stop)))
 
     def _run(self, batch: dict[str, mx.array], stop: mx.array, *, update: bool) -> tuple[mx.array, ...]:
         self.traces += 1
         settings, carry = self.settings, self.carry
         B = batch["latents"].shape[0]
-        d = draw(batch["keys"], batch["latents"].shape[1:], settings)
+        d = self.objective.draw(batch)
         scale = carry.get("scale", None)
 
         def mean_loss(batch: dict[str, mx.array], d: Draw) -> mx.array:
-            value = mx.mean(self._loss(self.model, batch, d, settings.compute_dtype))
+            value = mx.mean(self.objective.losses(self.model, batch, d, settings.compute_dtype))
             return value if scale is None else value * scale
 
         seed_dropout(self.model, d.dropout_key)

@@ -8,12 +8,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.families.folder import Quantization, quantize_layers
+from acestep_mlx.families.protocol import Draw
 from acestep_mlx.families.v1 import objective as flow
 from acestep_mlx.families.v1.dit import TransformerConfig
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.layers import dense_weight
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
-from acestep_mlx.training.step import Draw, StepSettings, TrainStep, sample_losses
+from acestep_mlx.training.step import StepSettings, TrainStep
 
 from .test_transformer_parity import make_inputs, make_ours, make_reference, relative_error
 
@@ -56,7 +58,7 @@ def example(seed: int, **sizes):
         "keys": np.zeros((B, 2), np.uint32),
     }
     batch = {k: mx.array(v) for k, v in batch.items()}
-    d = Draw(*(mx.array(x) for x in (noise, sigma, sigma * 1000)), mx.random.key(0))
+    d = Draw(mx.array(noise), mx.array(sigma), mx.random.key(0), {})
     return batch, d, values, noise, sigma, keep
 
 
@@ -114,19 +116,21 @@ def adapted_pair(monkeypatch, *, quantize: int | None = None):
     return ours, theirs, paths, layers
 
 
+class Drawn(FlowMatching):
+    """The objective with given draws, one after the other."""
+
+    def __init__(self, draws):
+        super().__init__()
+        remaining = iter(draws)
+        object.__setattr__(self, "draw", lambda batch: next(remaining))
+
+
 def train_step(ours, draws, **options):
     paths = [p for p, _ in tree_flatten(ours.trainable_parameters())]
     lr = options.pop("lr", 1e-3)
     optimizer = make_optimizer("adamw", lr, betas=(0.8, 0.9), weight_decay=0.02)
     group = Group("lora", optimizer, Schedule("constant", lr, 0, 1), paths)
-    remaining = iter(draws)
-    return TrainStep(
-        ours,
-        [group],
-        StepSettings(**options),
-        compiled=False,
-        loss=lambda model, batch, _, dtype: sample_losses(model, batch, next(remaining), dtype),
-    )
+    return TrainStep(ours, [group], StepSettings(**options), Drawn(draws), compiled=False)
 
 
 def compare_gradients(gradients, paths, layers):
@@ -147,7 +151,7 @@ def test_loss(sizes, monkeypatch):
             batch, d, values, *rest = example(seed, **sizes)
         with torch.no_grad():
             expected = reference_loss(theirs, values, *rest).item()
-        loss = mx.mean(sample_losses(ours, batch, d, mx.float32)).item()
+        loss = mx.mean(FlowMatching().losses(ours, batch, d, mx.float32)).item()
         assert abs(loss - expected) <= 1e-5 * max(1.0, expected)
 
 

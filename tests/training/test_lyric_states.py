@@ -8,13 +8,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.config.read import load_config
+from acestep_mlx.families.v1 import lyric_states
 from acestep_mlx.families.v1.lyric_encoder import LyricEncoder
+from acestep_mlx.families.v1.lyric_states import LyricStates
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import ATTENTION, LoRASpec
 from acestep_mlx.report.events import Evaluated
-from acestep_mlx.training import lyric_states
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.evaluation import Evaluation
-from acestep_mlx.training.lyric_states import LyricStates
 
 from . import runs, tiny
 
@@ -74,8 +75,8 @@ def test_same_losses_and_weights_as_encoding_in_every_step(accumulate, targets, 
         model = tiny.adapted(spec=LoRASpec(rank=2, alpha=3, targets=targets))
         model.checkpoint_blocks = blocks
         step = tiny.step(model, optimizer="sgd", accumulate=accumulate)
-        step.lyrics = LyricStates.of(model) if keep else None
-        assert not keep or step.lyrics is not None
+        step.prepare = LyricStates.of(model) if keep else None
+        assert not keep or step.prepare is not None
         found.append((run(step, epoch_batches(), accumulate), tiny.weights(model), step.traces))
     (losses, weights, traces), (kept_losses, kept_weights, kept_traces) = found
     np.testing.assert_allclose(kept_losses, losses, rtol=1e-6)
@@ -87,7 +88,7 @@ def test_same_losses_and_weights_as_encoding_in_every_step(accumulate, targets, 
 def test_each_lyrics_are_encoded_once_and_by_themselves(passes):
     model = tiny.adapted(spec=BLOCKS)
     step = tiny.step(model)
-    step.lyrics = LyricStates.of(model)
+    step.prepare = LyricStates.of(model)
     run(step, epoch_batches())
     assert sorted(passes) == [(1, 5), (1, 7), (1, 9)]
 
@@ -108,7 +109,7 @@ def test_where_the_encoder_is_trained_nothing_is_kept(spec):
 def test_default_targets_encode_in_the_step(passes):
     model = tiny.adapted()
     step = tiny.step(model, compiled=False)
-    step.lyrics = LyricStates.of(model)
+    step.prepare = LyricStates.of(model)
     run(step, epoch_batches())
     assert [shape[0] for shape in passes] == [2] * 6
 
@@ -140,34 +141,34 @@ def test_the_least_recently_used_leave_when_the_bound_is_reached(passes):
     a, b, c = [1, 2, 3], [1, 2, 4], [1, 2, 3, 0]  # the last two tokens and the length tell them apart
     store = LyricStates(tiny.transformer(), max_bytes=4 * H * 7)
     for row in (a, b, a, c, a, b):
-        states = store.add_to(lyrics_batch(row))["lyric_states"]
+        states = store(lyrics_batch(row))["lyric_states"]
         assert states.shape == (1, 8, H) and mx.all(states[0, len(row) :] == 0).item()
         assert store.bytes <= store.max_bytes
     assert [shape[1] for shape in passes] == [3, 3, 4, 3]  # c drove b out, not a
     tight = LyricStates(tiny.transformer(), max_bytes=1)
     expected = tight.model.encode_lyrics(mx.array([a]), mx.ones((1, 3)))
-    assert mx.array_equal(tight.add_to(lyrics_batch(a))["lyric_states"][:, :3], expected)
+    assert mx.array_equal(tight(lyrics_batch(a))["lyric_states"][:, :3], expected)
     assert tight.bytes == 0
 
 
 def test_states_have_the_compute_dtype():
     model = tiny.transformer()
     model.set_dtype(mx.bfloat16)
-    states = LyricStates(model).add_to(lyrics_batch([1, 2], []))["lyric_states"]
+    states = LyricStates(model)(lyrics_batch([1, 2], []))["lyric_states"]
     assert states.dtype == mx.bfloat16 and not states[1].any().item()
 
 
 def test_no_lyrics_at_all_need_nothing(passes):
     batch = lyrics_batch([], [], width=0)
-    assert "lyric_states" not in LyricStates(tiny.transformer()).add_to(batch) and not passes
+    assert "lyric_states" not in LyricStates(tiny.transformer())(batch) and not passes
 
 
 def test_evaluation_is_the_same(passes):
     model = tiny.adapted(spec=BLOCKS)
-    batches, settings = epoch_batches()[:2], tiny.step(model).settings
-    plain, bins = Evaluation(model, batches, settings)()
+    batches = epoch_batches()[:2]
+    plain, bins = Evaluation(model, batches, FlowMatching(), mx.float32)()
     passes.clear()
-    kept, kept_bins = Evaluation(model, batches, settings, LyricStates.of(model))()
+    kept, kept_bins = Evaluation(model, batches, FlowMatching(), mx.float32, LyricStates.of(model))()
     assert kept == pytest.approx(plain, rel=1e-6) and kept_bins == pytest.approx(bins, rel=1e-6)
     assert len(passes) == 3
 

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec
-from acestep_mlx.training.step import StepSettings, draw, sample_losses
 
 from . import tiny
 
@@ -113,25 +113,25 @@ def test_float16_scales_the_loss_and_lowers_the_scale_after_an_overflow():
 
 
 def test_noise_and_timesteps_are_independent():
-    d = draw(mx.random.split(mx.random.key(0), 800), (1, 1, 1), StepSettings())
+    keys = mx.random.split(mx.random.key(0), 800)
+    d = FlowMatching().draw({"keys": keys, "latents": mx.zeros((800, 1, 1, 1))})
     correlation = np.corrcoef(np.concatenate([np.array(d.noise).reshape(1, -1), np.array(d.sigma)[None]]))
     assert np.abs(correlation - np.eye(2)).max() < 0.15
     assert abs(np.array(d.noise).std() - 1) < 0.1
-    assert np.array(d.timestep).min() > 0 and np.array(d.timestep).max() <= 1000
+    assert np.array(d.sigma).min() > 0 and np.array(d.sigma).max() <= 1
 
 
 def test_a_sample_draws_the_same_alone_and_in_a_batch():
     keys = mx.random.split(mx.random.key(1), 3)
-    settings = StepSettings()
-    together = draw(keys, (8, 16, 7), settings)
-    alone = draw(keys[1:2], (8, 16, 7), settings)
-    for a, b in zip(together[:-1], alone[:-1], strict=True):
+    together = FlowMatching().draw({"keys": keys, "latents": mx.zeros((3, 8, 16, 7))})
+    alone = FlowMatching().draw({"keys": keys[1:2], "latents": mx.zeros((1, 8, 16, 7))})
+    for a, b in zip(together[:2], alone[:2], strict=True):
         assert mx.array_equal(a[1:2], b)
 
 
 def losses(batch):
-    d = draw(batch["keys"], batch["latents"].shape[1:], StepSettings())
-    return np.array(sample_losses(tiny.adapted(), batch, d, mx.float32))
+    objective = FlowMatching()
+    return np.array(objective.losses(tiny.adapted(), batch, objective.draw(batch), mx.float32))
 
 
 @pytest.mark.parametrize(("name", "mask"), [("text", "text_mask"), ("lyric_ids", "lyric_mask")])

@@ -17,12 +17,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from acestep_mlx.families.protocol import Draw
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules
 from acestep_mlx.report.events import Listeners, StepDone
 from acestep_mlx.training import trainer as trainer_module
 from acestep_mlx.training.evaluation import Evaluation
 from acestep_mlx.training.optimizers import OPTIMIZERS, Group, Schedule, make_optimizer
-from acestep_mlx.training.step import Draw, StepSettings, TrainStep, draw, sample_losses
+from acestep_mlx.training.step import StepSettings, TrainStep
 from acestep_mlx.training.trainer import Counters, Intervals, Trainer
 
 from . import tiny
@@ -59,6 +61,14 @@ def steep(where: str) -> Callable[..., mx.array]:
     return loss
 
 
+class Given(FlowMatching):
+    """The objective of a made-up loss."""
+
+    def __init__(self, loss: Callable[..., mx.array]) -> None:
+        super().__init__()
+        object.__setattr__(self, "losses", loss)
+
+
 def sample(*latents: float) -> dict[str, mx.array]:
     return {
         "latents": mx.array(latents).reshape(-1, 1, 1, 1),
@@ -83,7 +93,7 @@ def step_of(
         return Group(name, make_optimizer(optimizer, rate, weight_decay=0.0), schedule, list(paths))
 
     groups = [group("lora", "a"), group("lyrics_embedder", "b")] if split else [group("lora", "a", "b")]
-    return TrainStep(model, groups, StepSettings(**settings), loss=loss, compiled=False)
+    return TrainStep(model, groups, StepSettings(**settings), Given(loss), compiled=False)
 
 
 def values(model: nn.Module) -> dict[str, np.ndarray]:
@@ -330,7 +340,7 @@ def test_evaluation_is_without_dropout_and_leaves_training_with_it(spec: LoRASpe
     def losses(dropout: float) -> tuple[float, Any]:
         model = tiny.adapted(spec=replace(spec, dropout=dropout))
         step = tiny.step(model, compiled=False)
-        evaluation = Evaluation(model, [tiny.batch(0), tiny.batch(1)], step.settings)
+        evaluation = Evaluation(model, [tiny.batch(0), tiny.batch(1)], FlowMatching(), mx.float32)
         before = evaluation()
         step(tiny.batch(2), update=True)
         assert evaluation()[0] != before[0]  # the weights have moved
@@ -346,18 +356,16 @@ def test_the_evaluation_is_the_mean_of_its_bins_and_they_of_the_songs(songs: int
     """At the noise that each song's own key gives, in the middle of five bins."""
     model = tiny.adapted()
     batches = [tiny.batch(i) for i in range(songs)]
-    found = Evaluation(model, batches, StepSettings())()
+    found = Evaluation(model, batches, FlowMatching(), mx.float32)()
     assert found is not None
     for i, name in enumerate(("0-200", "200-400", "400-600", "600-800", "800-1000")):
         t = mx.array([100.0 + 200 * i])
+        noises = [FlowMatching().draw(batch).noise for batch in batches]
         losses = [
-            sample_losses(
-                model,
-                batch,
-                Draw(draw(batch["keys"], (8, 16, 12), StepSettings()).noise, t / 1000, t, batch["keys"][0]),
-                mx.float32,
-            ).item()
-            for batch in batches
+            FlowMatching()
+            .losses(model, batch, Draw(noise, t / 1000, batch["keys"][0], {}), mx.float32)
+            .item()
+            for noise, batch in zip(noises, batches, strict=True)
         ]
         assert found[1][name] == pytest.approx(sum(losses) / songs, rel=1e-4)
     assert len(found[1]) == 5 and found[0] == pytest.approx(sum(found[1].values()) / 5)
@@ -367,7 +375,7 @@ def test_dropout_comes_back_after_an_evaluation_that_fails() -> None:
     model = tiny.adapted(spec=LoRASpec(rank=2, dropout=0.5))
     batch = {k: v for k, v in tiny.batch(0).items() if k != "text"}
     with pytest.raises(KeyError, match="text"):
-        Evaluation(model, [batch], StepSettings())()
+        Evaluation(model, [batch], FlowMatching(), mx.float32)()
     assert all(layer.training for layer in adapter_modules(model).values())
 
 

@@ -7,6 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
@@ -87,7 +88,8 @@ def step(
     place = {k: options.pop(k) for k in ("world",) if k in options}
     paths = [p for p, _ in _flat(model)]
     group = Group("lora", make_optimizer(optimizer, lr), Schedule("constant", lr, 0, total), paths)
-    return TrainStep(model, [group], StepSettings(**options), compiled=compiled, **place)  # type: ignore[arg-type]
+    settings = StepSettings(**options)  # type: ignore[arg-type]
+    return TrainStep(model, [group], settings, FlowMatching(), compiled=compiled, **place)  # type: ignore[arg-type]
 
 
 def _flat(model: nn.Module) -> list[tuple[str, mx.array]]:

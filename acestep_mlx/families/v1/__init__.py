@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from ..protocol import Component, Family, LatentSpec, Variant
+from ..protocol import Component, Family, LatentSpec, Objective, Variant
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from ...config.read import TrainConfig
+    from ..protocol import Prepare
 
 
 class ACEStepV1:
@@ -42,6 +49,18 @@ class ACEStepV1:
             "dcae": Component(DCAEConfig, AutoencoderDC),
             "vocoder": Component(VocoderConfig, Vocoder),
         }  # fmt: skip
+
+    def objective(self, config: TrainConfig) -> Objective:
+        """Flow matching on a shifted, logit-normal schedule."""
+        from .objective import FlowMatching
+
+        return FlowMatching(config.logit_mean, config.logit_std, config.flow_schedule_shift)
+
+    def prepare(self, model: nn.Module) -> Prepare | None:
+        """Encoded lyrics, where nothing that encodes them is trained."""
+        from .lyric_states import LyricStates
+
+        return LyricStates.of(model)
 
 
 FAMILY: Family = ACEStepV1()

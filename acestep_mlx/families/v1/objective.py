@@ -7,7 +7,13 @@ x0 is recovered as x_t − σ·v. Latents are (B, 8, 16, T), masks (B, T).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import mlx.core as mx
+import mlx.nn as nn
+
+from ..protocol import Draw
 
 STEPS = 1000
 
@@ -59,8 +65,52 @@ def sample_losses(
     return mx.mean(mx.square(error), axis=(1, 2, 3)) * mx.mean(mask, axis=1)
 
 
-def flow_loss(
-    velocity: mx.array, noisy: mx.array, sigma: mx.array, latents: mx.array, mask: mx.array
-) -> mx.array:
-    """The training loss, a float32 scalar: the mean of `sample_losses` over the batch."""
-    return mx.mean(sample_losses(velocity, noisy, sigma, latents, mask))
+@dataclass(frozen=True)
+class FlowMatching:
+    """The objective of a run: where in the schedule its songs are trained, and their loss."""
+
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift: float = 3.0
+
+    def draw(self, batch: Mapping[str, mx.array]) -> Draw:
+        """Noise and noise level of each song from its own key."""
+        keys, shape = batch["keys"], batch["latents"].shape[1:]
+        noise, sigma = [], []
+        for key in keys:
+            for_noise, for_time, _ = mx.split(mx.random.split(key, 3), 3)
+            noise.append(mx.random.normal(shape, key=for_noise[0]))
+            sigma.append(sample_timesteps(for_time[0], 1, self.logit_mean, self.logit_std, self.shift)[0])
+        return Draw(mx.stack(noise), mx.concatenate(sigma), mx.random.split(keys[0], 3)[2], {})
+
+    def fixed(self, batch: Mapping[str, mx.array], sigma: mx.array) -> Draw:
+        """The noise of `draw` at one level for all songs."""
+        return self.draw(batch)._replace(sigma=mx.broadcast_to(sigma, (batch["latents"].shape[0],)))
+
+    def losses(
+        self, model: nn.Module, batch: Mapping[str, mx.array], draw: Draw, dtype: mx.Dtype
+    ) -> mx.array:
+        """Flow-matching loss of each song, (B,) float32.
+
+        `batch`: latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask (B, L), lyric_ids
+        (B, M), lyric_mask (B, M); dropped captions and lyrics are zeros in it. `lyric_states` (B, M, H) are
+        optional: what the ids were encoded to before. So is `speaker` (B, 512): the released model knows only
+        zeros.
+        """
+        latents, mask = batch["latents"].astype(mx.float32), batch["latent_mask"].astype(mx.float32)
+        noisy = add_noise(latents, draw.noise, draw.sigma)
+        speaker = batch.get("speaker")
+        if speaker is None:
+            speaker = mx.zeros((latents.shape[0], model.config.speaker_embedding_dim))
+        velocity = model(
+            hidden_states=noisy.astype(dtype),
+            attention_mask=mask,
+            encoder_text_hidden_states=batch["text"].astype(dtype),
+            text_attention_mask=batch["text_mask"],
+            speaker_embeds=speaker.astype(dtype),
+            lyric_token_idx=batch["lyric_ids"],
+            lyric_mask=batch["lyric_mask"],
+            timestep=draw.sigma * STEPS,
+            lyric_states=batch.get("lyric_states"),
+        )
+        return sample_losses(velocity, noisy, draw.sigma, latents, mask)

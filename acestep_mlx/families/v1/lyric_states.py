@@ -40,7 +40,7 @@ class LyricStates:
         """A store for this model, or None where the lyrics have to be encoded in every step."""
         return None if trained(dict(tree_flatten(model.trainable_parameters()))) else cls(model)
 
-    def add_to(self, batch: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    def __call__(self, batch: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The batch with lyric_states (B, M, H) in the compute dtype, zeros at the padding.
 
         Tokens that count come first in lyric_ids and lyric_mask (B, M), as data.batches puts them. Reads
