@@ -19,7 +19,7 @@ import numpy as np
 
 from ..config.read import TrainConfig
 from ..errors import CheckpointError, DataError
-from .cache import cache_key
+from ..io.hashes import cache_key
 from .encode import Arrays, Cache
 from .manifest import Sample
 

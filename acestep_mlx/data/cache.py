@@ -6,8 +6,6 @@ a damaged file, or one under another's name, is noticed and computed again inste
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +21,6 @@ _FAMILY = b"ACEC"
 _MAGIC = _FAMILY + b"1"  # with its format version
 _PLAIN, _DEFLATED = b"p", b"z"
 _KEY = "key"  # of the blob's metadata; entries of earlier versions have none
-
-
-def cache_key(**parts: Any) -> str:
-    """A key that changes when any part changes. Parts are JSON values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:40]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

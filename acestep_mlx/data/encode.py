@@ -26,8 +26,9 @@ from ..families.v1.lyrics import tokenizer as lyric_text
 from ..families.v1.lyrics.report import summary as lyric_summary
 from ..io.atomic import PREFIX, SUFFIX
 from ..io.audio import is_silent, read_audio
-from .cache import Store, cache_key
-from .facts import FactsIndex, hash_file
+from ..io.hashes import cache_key, hash_file
+from .cache import Store
+from .facts import FactsIndex
 from .manifest import Manifest, Progress, Sample, index_path, nothing_left
 
 VERSION = 1  # of what is stored; raise it when the computation changes

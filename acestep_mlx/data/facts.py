@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import DataError
 from ..io import schema
 from ..io.audio import MPEG, SILENCE, decode, look
+from ..io.hashes import hash_file
 from .cache import write_atomic
 
 MAX_INDEX = 1 << 30  # bytes
@@ -154,15 +155,6 @@ def hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
     for position in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
         digest.update(read(position, _BLOCK_BYTES))
     return digest.hexdigest()[:32]
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _decode_all(path: Path) -> tuple[float, None, str | None, bool]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from ..config.read import TrainConfig
 from ..errors import DataError
 from ..formatting import count, listed
+from ..io.hashes import cache_key
 from ..text.lines import foreign_lines, in_language
 from ..text.sheet import read_sheet
 from .backends import Backend, Backends, read_backends
-from .cache import cache_key
 from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex
 from .sources import folder as local

@@ -15,7 +15,6 @@ Everything is written into a hidden folder beside it, synced, and renamed; `trai
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ import mlx.core as mx
 from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError, refusal
 from ..formatting import size
 from ..io import schema
+from ..io.hashes import hash_file
 from ..io.safetensors import inside, read_header, read_json
 
 FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
@@ -123,15 +123,6 @@ class Health:
         return cls(state.get("healthy", True), state.get("evaluation"))
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _sync(path: Path) -> None:
     """Flush a file or folder to the disk, so that a rename after it is never ahead of the content."""
     handle = os.open(path, os.O_RDONLY)
@@ -214,7 +205,7 @@ def save(
         (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
         extra(folder)
         files = {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
@@ -266,7 +257,7 @@ def verify(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path / STATE} is damaged: {error}") from None
         if not file.is_file():
             raise CheckpointError(f"{path} is damaged: {name} is missing")
-        if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+        if file.stat().st_size != entry["bytes"] or hash_file(file) != entry["sha256"]:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
     return state
 

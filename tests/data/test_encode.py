@@ -15,14 +15,14 @@ from safetensors.numpy import save
 
 from acestep_mlx.data import cache as store
 from acestep_mlx.data import facts as audio_facts
-from acestep_mlx.data.cache import Store, cache_key, write_atomic
+from acestep_mlx.data.cache import Store, write_atomic
 from acestep_mlx.data.encode import Cache, as_half, encode_dataset, load_part
-from acestep_mlx.data.facts import hash_file
 from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.errors import DataError
 from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.io.atomic import temporary
 from acestep_mlx.io.audio import read_audio
+from acestep_mlx.io.hashes import cache_key, hash_file
 
 from ..io.test_lengths import mp3
 from .songs import config, song, write
