@@ -46,6 +46,20 @@ class World:
         body = mx.array(data.astype(np.int32)) if self.first else mx.zeros((length,), mx.int32)
         return json.loads(bytes(np.array(mx.distributed.all_sum(body)).astype(np.uint8)))
 
+    def agree(self, problem: str | None) -> str | None:
+        """The problem of the first rank that has one, on every rank; None when none has. Waits for all."""
+        if self.size == 1:
+            return problem
+        text = (problem or "").encode("utf-8", "surrogateescape")
+        lengths = mx.array([len(text) if rank == self.rank else 0 for rank in range(self.size)], mx.int32)
+        found = np.array(mx.distributed.all_sum(lengths)).tolist()
+        speaker = next((rank for rank, length in enumerate(found) if length), None)
+        if speaker is None:
+            return None
+        data = np.frombuffer(text, np.uint8) if speaker == self.rank else np.zeros(found[speaker], np.uint8)
+        body = mx.distributed.all_sum(mx.array(data.astype(np.int32)))
+        return bytes(np.array(body).astype(np.uint8)).decode("utf-8", "surrogateescape")
+
     def share_arrays(
         self, arrays: Mapping[str, mx.array], like: Mapping[str, mx.array]
     ) -> dict[str, mx.array]:

@@ -237,6 +237,7 @@ class _Run:
             evaluate=self._evaluate,
             validate=self._validate,
             way_on=self._way_on,
+            agree=world.agree,
             resumed=self._resumed_here(counters),
         )  # fmt: skip
         try:

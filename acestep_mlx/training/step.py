@@ -193,6 +193,17 @@ class TrainStep:
                 set_state(group, name, mx.where(useful, value, before[name]))
         return norm
 
+    def loss_scale(self) -> dict[str, mx.array]:
+        """What changes of the loss scale (fp16) with every micro-step."""
+        return {name: self.carry[name] for name in ("scale", "good") if name in self.carry}
+
+    def begin_round(self, loss_scale: Mapping[str, mx.array]) -> None:
+        """Forget what was accumulated since the last update; the loss scale is what it was then."""
+        self.carry["weight"] = mx.array(0.0)
+        gradient = self.carry.get("gradient", {})
+        gradient.update({name: mx.zeros_like(value) for name, value in gradient.items()})
+        self.carry.update(loss_scale)
+
     def arrays(self) -> dict[str, dict[str, mx.array]]:
         """What a resumed run needs, by file: `optimizer` and `sampler` (accumulation, loss scale)."""
         optimizer = {

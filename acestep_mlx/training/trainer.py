@@ -34,6 +34,7 @@ class BatchSource(Protocol):
     def epoch(self) -> int: ...
     def next(self) -> Mapping[str, Any]: ...
     def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> str | None: ...
 
 
 @dataclass
@@ -140,6 +141,7 @@ class Trainer:
         evaluate: called with the step when it is due, before the checkpoint; the mean loss, or None.
         validate: called with the step when it is due, after the checkpoint.
         way_on: what to do after a loss that stays not finite, in a sentence.
+        agree: the problem that the first of the ranks to have one has, on every rank; None when none has.
         resumed: the checkpoint that the counters are of, where it is of the same folder.
     """
 
@@ -156,11 +158,12 @@ class Trainer:
         evaluate: Callable[[int], float | None] = lambda step: None,
         validate: Callable[[int], None] = lambda step: None,
         way_on: Callable[[], str] = lambda: "",
+        agree: Callable[[str | None], str | None] = lambda problem: problem,
         resumed: Saved | None = None,
     ) -> None:
         self.step, self.batches, self.total = step, batches, total_steps
         self.intervals, self.save, self.emit = intervals, save, emit
-        self.evaluate, self.validate, self.way_on = evaluate, validate, way_on
+        self.evaluate, self.validate, self.way_on, self.agree = evaluate, validate, way_on, agree
         self.counters = counters or Counters()
         self._saved = resumed
         self._health = Health()  # of the steps since the last checkpoint, and the evaluation of this step
@@ -172,6 +175,7 @@ class Trainer:
         self._audio = 0.0
         self._started = time.perf_counter()
         self._stop_seen = False
+        self._round: tuple[dict[str, Any], dict[str, mx.array]] = ({}, {})  # when the update in work began
 
     def run(self, stop: StopRequest | None = None) -> str:
         """Train; returns "done" or "interrupted" (after a complete checkpoint either way).
@@ -221,22 +225,40 @@ class Trainer:
             self._boundary()
 
     def _next_batch(self) -> Mapping[str, Any]:
-        """The next batch. When it cannot be had, what was trained is kept before the error is raised."""
+        """The next batch. When one rank cannot have it, all keep what was trained and raise the error."""
+        if self.counters.micro == 0:
+            self._round = self.batches.state(), self.step.loss_scale()
+        batch: Mapping[str, Any] = {}
+        problem: Exception | None = None
         try:
-            return self.batches.next()
+            batch = self.batches.next()
         except (AceStepError, OSError) as error:
-            if self.step.world > 1:  # the others wait in the middle of an update
-                raise
-            self._drain()
-            what = refusal(error) if isinstance(error, OSError) else str(error)
-            where = f"training stopped at step {self.counters.step}: {what}"
-            try:
-                path = self._checkpoint()
-            except CheckpointError as failed:
-                raise DataError(f"{where}; then {failed}") from error
-            raise DataError(
-                f"{where}. {path} is complete; go on with --resume_from_checkpoint=latest"
-            ) from error
+            problem = error
+        what = None if problem is None else _told(problem)
+        if (what := self.agree(what)) is None:
+            return batch
+        self._drain()
+        if self.step.world > 1:
+            self._rewind()
+        where = f"training stopped at step {self.counters.step}: {what}"
+        unsaved, path = None, None
+        try:
+            path = self._checkpoint()
+        except CheckpointError as failed:
+            unsaved = str(failed)
+        if (unsaved := self.agree(unsaved)) is not None:  # no rank ends before the first has saved
+            raise DataError(f"{where}; then {unsaved}") from problem
+        raise DataError(
+            f"{where}. {path} is complete; go on with --resume_from_checkpoint=latest"
+        ) from problem
+
+    def _rewind(self) -> None:
+        """Back to the last update: what was accumulated since is each rank's own."""
+        batches, scale = self._round
+        self.batches.restore(batches)
+        self.step.begin_round(scale)
+        counters = self.counters
+        counters.micro, counters.loss_sum, counters.loss_weight = 0, 0.0, 0.0
 
     def _boundary(self) -> None:
         """What may happen after an update: evaluation, checkpoint, validation."""
@@ -332,6 +354,10 @@ class Trainer:
                 f"training stopped at step {p.step}: {MAX_SKIPPED} steps in a row had a loss or gradient "
                 f"that is not finite. {self.way_on()}".rstrip()
             )
+
+
+def _told(problem: Exception) -> str:
+    return refusal(problem) if isinstance(problem, OSError) else str(problem)
 
 
 def _rate_name(group: str) -> str:

@@ -1,7 +1,8 @@
-"""One rank of a data-parallel run: `mlx.launch -n 2 python distributed_run.py CONFIG_JSON [die]`."""
+"""One rank of a data-parallel run: `mlx.launch -n 2 python distributed_run.py CONFIG_JSON [die|lose]`."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -11,12 +12,24 @@ import mlx.core as mx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from acestep_mlx.data.batches import Batches
 from acestep_mlx.errors import AceStepError
 from acestep_mlx.report.events import StepDone
 from acestep_mlx.training.run import train
 from acestep_mlx.training.step import TrainStep
 
-if len(sys.argv) > 2:  # rank 1 vanishes before its third update
+how = sys.argv[2] if len(sys.argv) > 2 else ""
+if how == "lose":  # rank 1 cannot read the songs of its third batch
+    take, taken = Batches.next, []
+
+    def lost(self: Batches) -> object:
+        taken.append(1)
+        if len(taken) == 3 and self.rank == 1:
+            raise OSError(errno.EIO, "Input/output error", "songs/a.wav")
+        return take(self)
+
+    Batches.next = lost
+if how == "die":  # rank 1 vanishes before its third update
     call, done = TrainStep.__call__, []
 
     def dying(self: TrainStep, batch: dict, **kwargs: object) -> object:

@@ -70,3 +70,11 @@ def test_a_dying_rank_ends_the_others_with_a_message_and_an_intact_checkpoint(ro
     assert "another machine or process of this run ended" in done.stdout + done.stderr
     kept = checkpoint.latest(root / "dying", lambda *_: None)
     assert kept is not None and kept.step >= 1
+
+
+def test_songs_that_a_rank_cannot_read_end_all_with_a_checkpoint(root, tiny_model):
+    config = runs.configuration(root, tiny_model, "losing", max_train_steps=50)
+    done = launch(config, root, "lose")
+    said = "error: training stopped at step 2: songs/a.wav: Input/output error. "
+    assert said in done.stdout and "finished" not in done.stdout and "another machine" not in done.stdout
+    assert checkpoint.verify(root / "losing" / "checkpoint-2")["step"] == 2

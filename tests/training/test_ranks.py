@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.errors import AceStepError
+from acestep_mlx.data.batches import Batches
+from acestep_mlx.errors import AceStepError, CheckpointError, DataError
 from acestep_mlx.report.events import StepDone
 from acestep_mlx.training import run as loop
+from acestep_mlx.training import state as checkpoint
 from acestep_mlx.training.distributed import World
 from acestep_mlx.training.interrupts import StopRequest
 
@@ -264,3 +267,63 @@ def test_a_stop_on_one_rank_ends_both_with_one_checkpoint(
     assert results[0].step == results[1].step < 5
     left = [p.name for p in (root / "stopped").iterdir() if p.name.startswith("checkpoint")]
     assert left == [f"checkpoint-{results[0].step}"]
+
+
+@pytest.mark.parametrize("told", [(None, None), (None, "gone"), ("gone", "also"), ("Lied Ü\udcff", None)])
+def test_the_first_problem_is_everyones(meeting: Meeting, told: tuple[str | None, ...]) -> None:
+    first = next((text for text in told if text), None)
+    assert meeting.run(lambda rank: meeting.join().agree(told[rank])) == [first, first]
+
+
+@pytest.mark.slow_after(2)
+@pytest.mark.parametrize(
+    ("lost", "accumulate", "fp16"), [(1, 1, False), (1, 2, True), (0, 1, False), (0, 2, False)]
+)
+def test_songs_that_go_away_on_one_rank_end_both_with_a_checkpoint(
+    meeting: Meeting, root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch,
+    lost: int, accumulate: int, fp16: bool,
+) -> None:  # fmt: skip
+    """Also in the middle of an update; and the run that goes on is the one that nothing happened to."""
+    options = {**OPTIONS, "max_train_steps": 3, "acestep_lora_target": "attn_qkv"}
+    options |= {"gradient_accumulation_steps": accumulate, "eval_loss_disable": True}
+    options |= {"mixed_precision": "fp16"} if fp16 else {}
+    name = f"lost {lost} {accumulate}"
+    config = runs.configuration(root, tiny_model, name, **options)
+    straight = runs.configuration(root, tiny_model, f"{name} straight", **options)
+    assert all(r.finished for r in meeting.run(lambda rank: loop.train(straight)))
+    original, calls = Batches.next, [0, 0]
+
+    def gone(self: Batches) -> Any:
+        calls[self.rank] += 1
+        if self.rank == lost and calls[lost] == 2 * accumulate:  # the last of the second update
+            raise OSError(errno.EIO, "Input/output error", "songs/a.wav")
+        return original(self)
+
+    monkeypatch.setattr(Batches, "next", gone)
+    results = meeting.run(lambda rank: loop.train(config))
+    monkeypatch.setattr(Batches, "next", original)
+    kept = root / name / "checkpoint-1"
+    said = f"training stopped at step 1: songs/a.wav: Input/output error. {kept} is complete; go on with"
+    assert all(isinstance(r, DataError) and str(r).startswith(said) for r in results), results
+    assert checkpoint.verify(kept)["step"] == 1
+    going_on = {**config, "resume_from_checkpoint": "latest"}
+    assert all(r.finished for r in meeting.run(lambda rank: loop.train(going_on)))
+    runs.assert_identical(root / name / "checkpoint-3", root / f"{name} straight" / "checkpoint-3")
+
+
+def test_songs_and_the_disk_gone_end_both_ranks_and_name_both(
+    meeting: Meeting, root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs.configuration(root, tiny_model, "both", max_train_steps=3, eval_loss_disable=True)
+
+    def gone(self: Batches) -> Any:
+        raise DataError("songs/a.wav: cannot be read")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise CheckpointError("checkpoint-0 could not be written: the disk is full")
+
+    monkeypatch.setattr(Batches, "next", gone)
+    monkeypatch.setattr(checkpoint, "save", full)
+    results = meeting.run(lambda rank: loop.train(config))
+    said = "training stopped at step 0: songs/a.wav: cannot be read; then checkpoint-0 could not be written"
+    assert all(isinstance(r, DataError) and str(r).startswith(said) for r in results), results
