@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from acestep_mlx.cli import main
-from acestep_mlx.config.read import OPTIONS, load_config
+from acestep_mlx.config.read import load_config
+from acestep_mlx.config.run import OPTIONS
 from acestep_mlx.data.backends import read_backends
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families.folder import ModelFolder

@@ -15,7 +15,7 @@ from ..formatting import count
 from .events import nothing_left
 
 if TYPE_CHECKING:
-    from ..config.read import TrainConfig
+    from ..config.run import RunConfig
     from ..data.manifest import Manifest
     from ..training.preflight import Preflight
 
@@ -30,7 +30,7 @@ class Length:
     batches_per_epoch: int
 
 
-def show(config: TrainConfig, overwrite: bool = False) -> None:
+def show(config: RunConfig, overwrite: bool = False) -> None:
     """Print what training with `config` would do. Raises the same errors as training would."""
     import click
 
@@ -56,7 +56,7 @@ def show(config: TrainConfig, overwrite: bool = False) -> None:
         click.echo(line)
 
 
-def start_line(config: TrainConfig, found: Preflight, total: int) -> str:
+def start_line(config: RunConfig, found: Preflight, total: int) -> str:
     """Where the run begins; `total` is the step at which it ends."""
     if found.resume is not None:
         nothing = f"; {nothing_left(found.step, total)}" if found.step >= total else ""
@@ -66,7 +66,7 @@ def start_line(config: TrainConfig, found: Preflight, total: int) -> str:
     return "starts at step 0 with a new LoRA"
 
 
-def run_length(config: TrainConfig, songs_per_epoch: int, world: int = 1) -> Length:
+def run_length(config: RunConfig, songs_per_epoch: int, world: int = 1) -> Length:
     """Steps and epochs of a run over so many songs per epoch on `world` ranks."""
     batches = math.ceil(songs_per_epoch / (config.train_batch_size * world))
     accumulation = config.gradient_accumulation_steps
@@ -77,7 +77,7 @@ def run_length(config: TrainConfig, songs_per_epoch: int, world: int = 1) -> Len
     return Length(steps, float(config.num_train_epochs), songs_per_epoch, batches)
 
 
-def setting_lines(config: TrainConfig) -> list[str]:
+def setting_lines(config: RunConfig) -> list[str]:
     """What the user set, in the order of the groups; then what is ignored."""
     out = [line for line, given in _options(config) if given]
     if config.ignored:
@@ -86,7 +86,7 @@ def setting_lines(config: TrainConfig) -> list[str]:
     return out
 
 
-def default_lines(config: TrainConfig) -> list[str]:
+def default_lines(config: RunConfig) -> list[str]:
     """Every other supported option with its value, by group."""
     out: list[str] = []
     for group in GROUPS:
@@ -95,7 +95,7 @@ def default_lines(config: TrainConfig) -> list[str]:
     return out
 
 
-def _options(config: TrainConfig, only: str | None = None) -> list[tuple[str, bool]]:
+def _options(config: RunConfig, only: str | None = None) -> list[tuple[str, bool]]:
     """(line, whether the user set it) of each supported option."""
     rows = []
     for option in (o for group, options in GROUPS.items() if only in (None, group) for o in options):
@@ -106,7 +106,7 @@ def _options(config: TrainConfig, only: str | None = None) -> list[tuple[str, bo
     return rows
 
 
-def length_lines(length: Length, config: TrainConfig) -> list[str]:
+def length_lines(length: Length, config: RunConfig) -> list[str]:
     """Steps and epochs in words."""
     songs = config.train_batch_size * config.gradient_accumulation_steps
     epochs = "1 epoch" if length.epochs == 1 else f"{length.epochs:.4g} epochs"
@@ -118,7 +118,7 @@ def length_lines(length: Length, config: TrainConfig) -> list[str]:
 
 
 def report_lines(
-    config: TrainConfig,
+    config: RunConfig,
     manifest: Manifest,
     start: Sequence[str] = (),
     memory: Sequence[str] = (),

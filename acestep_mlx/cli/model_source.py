@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..config.read import TrainConfig
+    from ..config.run import RunConfig
     from ..families.folder import ModelFolder
 
 
-def open_model(config: TrainConfig) -> ModelFolder:
+def open_model(config: RunConfig) -> ModelFolder:
     """`pretrained_model_name_or_path` opened; a PyTorch checkpoint is converted once into the cache.
 
     Raises CheckpointError in one line.

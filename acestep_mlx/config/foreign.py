@@ -1,6 +1,6 @@
 """Keys that configurations written for other trainers carry, and what becomes of them here.
 
-Three tables, read by `options.py`; each maps a reason (shown to the user) to the names it holds for.
+Three tables, read by `run.py`; each maps a reason (shown to the user) to the names it holds for.
 """
 
 from __future__ import annotations

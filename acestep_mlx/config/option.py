@@ -1,16 +1,48 @@
-"""Single values of a configuration: JSON files, and one value checked against one `Option`."""
+"""One `Option`: what a setting may be, and how one value of it is parsed and checked."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ConfigError, nearest
 from ..io.schema import Mismatch, parse_json, parse_whole, read_file, texts
-from .run import Option
+
+Kind = Literal["bool", "int", "float", "str", "path", "list", "mapping", "any"]
+Status = Literal["supported", "ignored", "refused"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One run option.
+
+    kind: type of the value; numbers and booleans may also be spelled as strings, lists as "a,b" or JSON.
+    default: value when the key is absent or null; None means "unset" or "taken from another option".
+    low, high: inclusive range; `above` is an exclusive lower bound.
+    choices: accepted values; `spellings` maps further accepted spellings onto them.
+    refused_values: values another trainer accepts and this one does not, each with reason and advice.
+    aliases: other accepted names of the key. reason: why it is ignored or refused. group: set by the table.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    refused_values: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    status: Status = "supported"
+    reason: str = ""
+    group: str = ""
+
 
 TRUE = frozenset({"true", "1", "yes", "on"})
 FALSE = frozenset({"false", "0", "no", "off"})

@@ -1,6 +1,6 @@
 """Every run option, declared once: name, type, default, range, choices, help, status, aliases.
 
-`config.py` reads configurations against these tables; `--dry-run`, `--help` texts and tests read them too.
+`read.py` reads configurations against these tables; `--dry-run`, `--help` texts and tests read them too.
 A *supported* option does what its help says. An *ignored* one is accepted because configurations written for
 other trainers carry it and it has no meaning here; its reason is said once. A *refused* one would change the
 result if it were passed over, so any value that switches it on is an error that says what to do instead.
@@ -8,42 +8,19 @@ result if it were passed over, so any value that switches it on is an error that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
 
+from ..errors import ConfigError, nearest
+from ..formatting import without_secrets
+from ..io import schema
+from ..io.filenames import as_stored
 from .foreign import IGNORED, REFUSED
+from .option import Option, parse_value, show
 
-Kind = Literal["bool", "int", "float", "str", "path", "list", "mapping", "any"]
-Status = Literal["supported", "ignored", "refused"]
-
-
-@dataclass(frozen=True)
-class Option:
-    """One run option.
-
-    kind: type of the value; numbers and booleans may also be spelled as strings, lists as "a,b" or JSON.
-    default: value when the key is absent or null; None means "unset" or "taken from another option".
-    low, high: inclusive range; `above` is an exclusive lower bound.
-    choices: accepted values; `spellings` maps further accepted spellings onto them.
-    refused_values: values another trainer accepts and this one does not, each with reason and advice.
-    aliases: other accepted names of the key. reason: why it is ignored or refused. group: set by the table.
-    """
-
-    name: str
-    kind: Kind
-    default: Any
-    help: str
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    choices: tuple[str, ...] = ()
-    spellings: Mapping[str, str] = field(default_factory=dict)
-    refused_values: Mapping[str, str] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-    status: Status = "supported"
-    reason: str = ""
-    group: str = ""
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def _all(names: str, value: str) -> dict[str, str]:
@@ -689,3 +666,188 @@ def _table() -> dict[str, Option]:
 OPTIONS: dict[str, Option] = _table()
 ALIASES: dict[str, str] = {alias: option.name for option in OPTIONS.values() for alias in option.aliases}
 SUPPORTED: tuple[str, ...] = tuple(name for name, option in OPTIONS.items() if option.status == "supported")
+
+
+class RunConfig:
+    """A checked configuration. Every option of OPTIONS is an attribute, e.g. `config.lora_rank`.
+
+    folder: where the config file lies (the working directory when it was a dict).
+    source: the config file, or None.
+    ignored: (key, reason) for each accepted key that has no meaning here, in the order they were given.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, Any],
+        origins: dict[str, str],
+        ignored: list[tuple[str, str]],
+        folder: Path,
+        source: Path | None,
+    ) -> None:
+        self._values = values
+        self._origins = origins
+        self.ignored = ignored
+        self.folder = folder
+        self.source = source
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while being copied or unpickled
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"no option {name!r}") from None
+
+    def origin(self, name: str) -> str:
+        """Where the value came from: a file's name or "command line" (with ", as KEY" for another spelling),
+        "default", or "as OTHER_OPTION".
+        """
+        return self._origins.get(name, "default")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Supported options with their resolved values; plain JSON types. `load_config` accepts it again.
+
+        This is what checkpoints, reports and trackers get, so access tokens are left out.
+        """
+        return {name: without_secrets(self._values[name]) for name in SUPPORTED}
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """The same configuration with some options changed (checked like any other value)."""
+        given = {
+            name: (self._values[name], origin)
+            for name, origin in self._origins.items()
+            if origin != "default" and not origin.startswith("as ")
+        }
+        for name, value in changes.items():
+            given[name] = (value, "program")
+        return finish(given, list(self.ignored), self.folder, self.source)
+
+    def resolve(self, path: str | Path, **fields: str) -> Path:
+        """An absolute path: from the working directory, else (if it exists there) from the config's folder.
+
+        `{model_family}` and the given fields (`{id}`) are filled in. `config/examples/...`, as users of other
+        trainers write it, also finds the examples that ship with this package.
+        """
+        text = str(path).replace("{model_family}", self.model_family)
+        for name, value in fields.items():
+            text = text.replace("{" + name + "}", value)
+        # {id} may stay where no data set is meant yet
+        if (left := re.search(r"\{(?!id\})\w*\}", text)) and not Path(text).exists():
+            raise ConfigError(
+                f"{path}: {left[0]} is not filled in here, only {{model_family}} and {{id}} can be"
+            )
+        try:
+            target = Path(text).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{path}: there is no such user") from None
+        if target.is_absolute():
+            return as_stored(target)
+        candidates = [Path.cwd() / target, self.folder / target]
+        if target.parts[:2] == ("config", "examples"):
+            candidates.append(EXAMPLES / Path(*target.parts[2:]))
+        candidates = [as_stored(candidate) for candidate in candidates]
+        for candidate in candidates:
+            with contextlib.suppress(OSError):  # a name that no file can have: said where it is used
+                if candidate.exists():
+                    return candidate.absolute()
+        return candidates[0].absolute()
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """MLX quantisation of the frozen base that `base_model_precision` asks for, or None."""
+        bits = PRECISION_BITS[self.base_model_precision]
+        return None if bits is None else {"bits": bits, "group_size": 64, "mode": "affine"}
+
+    @property
+    def output_path(self) -> Path:
+        """`output_dir`, absolute."""
+        return self.resolve(self.output_dir)
+
+
+# ── rules between options ─────────────────────────────────────────────────────────────────────────────
+# Unset options that take another option's value.
+_FOLLOWS = {
+    "lora_alpha": "lora_rank",
+    "lyrics_embedder_lr": "learning_rate",
+    "lyrics_embedder_optimizer": "optimizer",
+    "lyrics_embedder_lr_scheduler": "lr_scheduler",
+    "validation_seed": "seed",
+}
+
+
+_DECAY = schema.number(0, 0.99999)  # of a moment: at 1 it would never take anything in
+#: What each setting of `optimizer_config` may be.
+OPTIMIZER_SETTINGS: dict[str, schema.Check] = {
+    "betas": schema.items(_DECAY, 2, 2),
+    **dict.fromkeys(("beta1", "beta2", "momentum"), _DECAY),
+    "beta_1": schema.optional(_DECAY),
+    "dampening": schema.number(0, 1),
+    "eps": schema.number(1e-30, 1),
+    "weight_decay": schema.number(0, 10),
+    "clip_threshold": schema.number(1e-6, 1e6),
+    "decay_rate": schema.number(-1, -1e-6),
+    "ns_steps": schema.whole(1, 100),
+    **dict.fromkeys(
+        ("bias_correction", "nesterov", "scale_parameter", "relative_step", "warmup_init"), schema.flag
+    ),
+}
+_PAIRED_EPS = schema.items(schema.number(0, 1), 2, 2)  # of Adafactor: of the gradient, of the weights
+
+
+def finish(
+    given: dict[str, tuple[Any, str]], ignored: list[tuple[str, str]], folder: Path, source: Path | None
+) -> RunConfig:
+    """Defaults, values that follow other options, and the rules between options."""
+    values = {name: option.default for name, option in OPTIONS.items()}
+    origins: dict[str, str] = {}
+    for name, (value, where) in given.items():
+        if value is not None:
+            values[name] = parse_value(OPTIONS[name], value, name, where)
+            origins[name] = where
+    for name, other in _FOLLOWS.items():
+        if values[name] is None:
+            values[name] = float(values[other]) if OPTIONS[name].kind == "float" else values[other]
+            origins[name] = f"as {other}"
+    _check_length(values, origins)
+    _check_optimizer_config(values, origins.get("optimizer_config", ""))
+    if values["data_backend_config"] is None:
+        values["data_backend_config"] = str(folder / "multidatabackend.json")
+    elif not isinstance(values["data_backend_config"], (str, list)):
+        raise ConfigError(
+            f"data_backend_config must be the path of a file, got {show(values['data_backend_config'])} "
+            f"({origins['data_backend_config']})"
+        )
+    return RunConfig(values, origins, ignored, folder, source)
+
+
+def _check_length(values: dict[str, Any], origins: dict[str, str]) -> None:
+    steps, epochs = values["max_train_steps"], values["num_train_epochs"]
+    if steps > 0 and epochs > 0:
+        raise ConfigError(
+            f"max_train_steps={steps} and num_train_epochs={epochs} are both above 0; set one of them to 0"
+        )
+    if steps == 0 and epochs == 0:
+        if "max_train_steps" in origins and "num_train_epochs" in origins:
+            raise ConfigError(
+                "max_train_steps and num_train_epochs are both 0; one must say how long to train"
+            )
+        values["num_train_epochs"] = 1
+        origins["num_train_epochs"] = "default"
+
+
+def _check_optimizer_config(values: dict[str, Any], where: str) -> None:
+    settings = values["optimizer_config"]
+    if settings is None:
+        return
+    known = OPTIMIZER_CONFIG[values["optimizer"]]
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(
+                f"optimizer_config: {values['optimizer']} has no setting {key!r}{nearest(key, known)} "
+                f"(known: {', '.join(known)}) ({where})"
+            )
+        check = _PAIRED_EPS if (values["optimizer"], key) == ("adafactor", "eps") else OPTIMIZER_SETTINGS[key]
+        try:
+            check(value, key)
+        except schema.Mismatch as error:
+            raise ConfigError(f"optimizer_config: {error} ({where})") from None

@@ -2,7 +2,7 @@
 
 The file is SimpleTuner's: a list of entries, of which those with `dataset_type` `audio` are data sets and
 the one with `text_embeds` names the folder of the text caches. Keys are checked with the machinery of the
-run options (`values.parse_value`): unknown ones are errors with the nearest name, foreign ones are ignored
+run options (`option.parse_value`): unknown ones are errors with the nearest name, foreign ones are ignored
 or refused with a reason.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config.datasets import OFF_VALUES, TABLES
 from ..config.option import is_off, kind_of, parse_value, read_json, show
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..errors import ConfigError, nearest
 from ..text.languages import forced_language
 from .captions import lyrics_name
@@ -77,7 +77,7 @@ class Backends:
     disabled: tuple[str, ...]
 
 
-def read_backends(config: TrainConfig) -> Backends:
+def read_backends(config: RunConfig) -> Backends:
     """Read and check `data_backend_config`.
 
     ConfigError in one line: entry, key, value, what would be right.
@@ -175,7 +175,7 @@ def check_block(
     return values
 
 
-def _text_dirs(entries: list[dict[str, Any]], config: TrainConfig) -> tuple[dict[str, Path], Path]:
+def _text_dirs(entries: list[dict[str, Any]], config: RunConfig) -> tuple[dict[str, Path], Path]:
     """Folder of each text_embeds entry, and that of the default one."""
     fallback = config.cache_dir_text or f"{config.cache_dir}/text"
     default = config.resolve(fallback)
@@ -190,7 +190,7 @@ def _text_dirs(entries: list[dict[str, Any]], config: TrainConfig) -> tuple[dict
 
 def _backend(
     entry: dict[str, Any],
-    config: TrainConfig,
+    config: RunConfig,
     text_dir: Path,
     where: str,
     ignored: list[tuple[str, str, str]],

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..errors import CheckpointError, DataError
 from ..io.hashes import cache_key
 from .encode import Arrays, Cache
@@ -87,7 +87,7 @@ class Batches:
     def __init__(
         self,
         cache: Cache,
-        config: TrainConfig,
+        config: RunConfig,
         seed: int | None = None,
         *,
         rank: int = 0,

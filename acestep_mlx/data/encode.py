@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..errors import DataError
 from ..families.folder import ModelFolder
 from ..families.v1.codec import SAMPLE_RATE, Codec
@@ -43,7 +43,7 @@ class Cache:
     MLX runs. Latents are (8, 16, T) float16, text states (L, 768) float16, lyric ids (M,) int32.
     """
 
-    def __init__(self, manifest: Manifest, config: TrainConfig, folder: ModelFolder) -> None:
+    def __init__(self, manifest: Manifest, config: RunConfig, folder: ModelFolder) -> None:
         self.folder = folder
         self.samples: list[Sample] = list(manifest.samples)
         self.skipped: list[tuple[str, str]] = list(manifest.skipped)
@@ -348,7 +348,7 @@ class NotFinite(DataError):
 
 def encode_dataset(
     manifest: Manifest,
-    config: TrainConfig,
+    config: RunConfig,
     folder: ModelFolder,
     progress: Progress | None = None,
     *,

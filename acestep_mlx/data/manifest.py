@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..errors import DataError
 from ..formatting import count, listed
 from ..io.hashes import cache_key
@@ -98,14 +98,12 @@ class Manifest:
         return hashlib.sha256("\n".join(sample.key for sample in self.samples).encode()).hexdigest()[:32]
 
 
-def index_path(config: TrainConfig) -> Path | None:
+def index_path(config: RunConfig) -> Path | None:
     """Where facts about audio files are kept; None when nothing may be written (`vae_cache_disable`)."""
     return None if config.vae_cache_disable else config.resolve(config.cache_dir) / "audio_index.json"
 
 
-def build_manifest(
-    config: TrainConfig, progress: Progress | None = None, *, remember: bool = True
-) -> Manifest:
+def build_manifest(config: RunConfig, progress: Progress | None = None, *, remember: bool = True) -> Manifest:
     """Scan all data sets of a configuration.
 
     remember: whether what is found out about the songs' sound is kept in the cache; else nothing is written.
@@ -157,7 +155,7 @@ def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:
     )
 
 
-def own_folders(config: TrainConfig, backends: Backends) -> dict[Path, str]:
+def own_folders(config: RunConfig, backends: Backends) -> dict[Path, str]:
     """Where this run writes, resolved → what is there: nothing in these folders is a song."""
     caches = [config.resolve(config.cache_dir), backends.text_dir]
     for backend in backends.audio:
@@ -167,7 +165,7 @@ def own_folders(config: TrainConfig, backends: Backends) -> dict[Path, str]:
     return own | {Path(os.path.realpath(config.output_path)): "output_dir of this run"}
 
 
-def _songs(backend: Backend, config: TrainConfig, own: Mapping[Path, str]) -> local.Found:
+def _songs(backend: Backend, config: RunConfig, own: Mapping[Path, str]) -> local.Found:
     if backend.type == "huggingface":
         from .sources import hub as huggingface
 
@@ -210,7 +208,7 @@ def _reason(backend: Backend, facts: AudioFacts | None) -> str | None:
 
 
 def _sample(
-    backend: Backend, song: local.Song, facts: AudioFacts, config: TrainConfig, report: SetReport
+    backend: Backend, song: local.Song, facts: AudioFacts, config: RunConfig, report: SetReport
 ) -> Sample:
     captions = _caption_variants(backend, song)
     if not song.captions and not backend.only_instance_prompt:

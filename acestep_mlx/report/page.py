@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import __version__
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..formatting import brief, rate, size
 from ..io.atomic import write_bytes
 from ..io.audio import log_mel
@@ -26,7 +26,7 @@ CLIPS_PER_PROMPT = 6
 Row = Mapping[str, Any]
 
 
-def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
+def write_report(output_dir: Path, config: RunConfig) -> Path | None:
     """Write `report.html` from `metrics.jsonl` and the clips that it names; None without any."""
     rows = read_metrics(output_dir / "metrics.jsonl")
     if not rows:
@@ -50,7 +50,7 @@ def write_report(output_dir: Path, config: TrainConfig) -> Path | None:
 
 
 # ── the numbers on top ────────────────────────────────────────────────────────────────────────────────
-def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: TrainConfig) -> str:
+def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: RunConfig) -> str:
     tiles: list[tuple[str, str, str]] = []
     if steps:
         last = steps[-1]
@@ -194,7 +194,7 @@ def compressed(sound: np.ndarray, rate: int) -> tuple[str, bytes]:
 
 
 # ── settings ──────────────────────────────────────────────────────────────────────────────────────────
-def _settings(config: TrainConfig) -> str:
+def _settings(config: RunConfig) -> str:
     values = config.to_dict()
     given = {k: v for k, v in values.items() if config.origin(k) != "default"}
     rest = {k: v for k, v in values.items() if k not in given and v not in (None, "", False)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..errors import ConfigError
 from .events import Evaluated, Event, Finished, StepDone, ValidationClip
 
@@ -67,7 +67,7 @@ class TensorBoard:
 class WandB:
     """Logs to Weights & Biases; with WANDB_MODE=offline nothing leaves the machine."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path) -> None:
         try:
             import wandb
         except ImportError:
@@ -118,13 +118,13 @@ class Careful:
             self.notify(f"{self.name} gets no more numbers: {type(error).__name__}: {error}", "warning")
 
 
-def trackers_folder(config: TrainConfig, output_dir: Path) -> Path:
+def trackers_folder(config: RunConfig, output_dir: Path) -> Path:
     """`logging_dir`, taken from the output folder."""
     folder = Path(config.logging_dir)
     return folder if folder.is_absolute() else output_dir / folder
 
 
-def make_trackers(config: TrainConfig, output_dir: Path, notify: Callable[[str, str], None]) -> list[Tracker]:
+def make_trackers(config: RunConfig, output_dir: Path, notify: Callable[[str, str], None]) -> list[Tracker]:
     """The trackers that `report_to` asks for; ConfigError when their package is missing."""
     folder = trackers_folder(config, output_dir)
     if config.report_to == "tensorboard":

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..families.folder import ModelFolder
 from ..lora.formats.keys import LYRICS_EMBEDDER
@@ -23,7 +23,7 @@ from .step import StepSettings
 COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
 
 
-def lora_spec(config: TrainConfig) -> LoRASpec:
+def lora_spec(config: RunConfig) -> LoRASpec:
     """The LoRA that a configuration describes; ConfigError for what it cannot be."""
     targets = config.peft_lora_target_modules or TARGET_PRESETS[config.acestep_lora_target]
     return LoRASpec(
@@ -37,7 +37,7 @@ def lora_spec(config: TrainConfig) -> LoRASpec:
     )
 
 
-def step_settings(config: TrainConfig) -> StepSettings:
+def step_settings(config: RunConfig) -> StepSettings:
     """What the compiled step is specialised on."""
     return StepSettings(
         max_grad_norm=config.max_grad_norm,
@@ -46,14 +46,14 @@ def step_settings(config: TrainConfig) -> StepSettings:
     )
 
 
-def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
+def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
     """Updates of the whole run; accumulation runs on across epochs."""
     if config.max_train_steps > 0:
         return int(config.max_train_steps)
     return max(1, math.ceil(config.num_train_epochs * batches_per_epoch / config.gradient_accumulation_steps))
 
 
-def build_model(config: TrainConfig, folder: ModelFolder) -> tuple[nn.Module, LoRASpec]:
+def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRASpec]:
     """The transformer, frozen (and quantised), with trainable adapters in training mode.
 
     Raises ConfigError or CheckpointError when targets, `init_lora` or the precision do not fit the model.
@@ -103,7 +103,7 @@ def is_adapter(path: str) -> bool:
     return path.rsplit(".", 1)[-1] in TRAINABLE
 
 
-def optimizer_groups(config: TrainConfig, model: nn.Module, total: int) -> list[Group]:
+def optimizer_groups(config: RunConfig, model: nn.Module, total: int) -> list[Group]:
     """The LoRA's group, and the lyrics embedder's where it is trained."""
     paths = [path for path, _ in flat(model.trainable_parameters())]
     groups = [
@@ -135,7 +135,7 @@ def optimizer_groups(config: TrainConfig, model: nn.Module, total: int) -> list[
 
 
 def _group(
-    config: TrainConfig, name: str, paths: list[str], optimizer: str, lr: float, scheduler: str, total: int
+    config: RunConfig, name: str, paths: list[str], optimizer: str, lr: float, scheduler: str, total: int
 ) -> Group:
     options: dict[str, Any] | None = config.optimizer_config if optimizer == config.optimizer else None
     made = make_optimizer(

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import formatting as words
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..data.batches import LYRIC_STEP
 from ..families.folder import quantizable
 from ..families.v1 import lyric_states
@@ -161,7 +161,7 @@ def adapter_parameters(
 
 
 def estimate(
-    config: TrainConfig,
+    config: RunConfig,
     load: Load,
     *,
     model: TransformerConfig | None = None,
@@ -200,7 +200,7 @@ def estimate(
     )
 
 
-def _slots(config: TrainConfig, rank: int) -> float:
+def _slots(config: RunConfig, rank: int) -> float:
     """Numbers that the LoRA's optimizer keeps for each of its parameters."""
     if config.optimizer == "adafactor":
         return 1 / rank + bool((config.optimizer_config or {}).get("beta_1"))
@@ -213,7 +213,7 @@ def usable(memory: float) -> float:
 
 
 def choose_blocks(
-    config: TrainConfig, load: Load, model: TransformerConfig, budget: float, stored_bits: int | None
+    config: RunConfig, load: Load, model: TransformerConfig, budget: float, stored_bits: int | None
 ) -> int:
     """The fewest checkpointed blocks that keep the estimate within `budget` bytes; all if none do."""
     for blocks in range(model.num_layers + 1):
@@ -250,7 +250,7 @@ def _guessed_tokens(text: str) -> int:
 
 
 def verdict(
-    config: TrainConfig,
+    config: RunConfig,
     model: TransformerConfig | None = None,
     batches: Sequence[Load] | None = None,
     stored_bits: int | None = None,

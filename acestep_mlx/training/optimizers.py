@@ -110,7 +110,7 @@ class Schedule:
         return self.base * factor
 
 
-#: name (config.py resolves other spellings) → class, defaults that differ from MLX's, and which of the
+#: name (config/ resolves other spellings) → class, defaults that differ from MLX's, and which of the
 #: adam_* options it takes. PyTorch corrects Adam's moments for their bias; MLX does so only when asked.
 OPTIMIZERS: dict[str, tuple[Callable[..., optim.Optimizer], dict[str, Any], tuple[str, ...]]] = {
     "adamw": (optim.AdamW, {"bias_correction": True}, ("betas", "eps", "weight_decay")),

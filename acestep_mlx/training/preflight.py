@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ..config.read import TrainConfig
+from ..config.run import RunConfig
 from ..convert.cache import conversion_folder, is_mlx_folder
 from ..convert.checkpoint import plan_component
 from ..convert.source import is_repo, resolve
@@ -66,7 +66,7 @@ class Preflight:
     step: int
 
 
-def preflight(config: TrainConfig, notify: Notify, *, ranks: int = 1, overwrite: bool = False) -> Preflight:
+def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: bool = False) -> Preflight:
     """Check everything about a run that can be checked in a moment; raises AceStepError subclasses.
 
     overwrite: the run begins anew, whatever the output folder holds.
@@ -111,7 +111,7 @@ def check_folder(option: str, path: Path) -> None:
         raise ConfigError(f"{option}={path} is not writable: {cause(error)}") from None
 
 
-def base_model(config: TrainConfig) -> BaseModel:
+def base_model(config: RunConfig) -> BaseModel:
     """The model of a configuration. CheckpointError when there is none, or it cannot be used."""
     given = config.pretrained_model_name_or_path
     path = config.resolve(given)
@@ -150,7 +150,7 @@ def _precision(folder: ModelFolder) -> str:
     return f"{stored['bits']} bits" if stored else str(folder.dtype).removeprefix("mlx.core.")
 
 
-def _check_trackers(config: TrainConfig) -> None:
+def _check_trackers(config: RunConfig) -> None:
     """ConfigError when the package of `report_to` is not installed."""
     name = config.report_to
     if name not in ("tensorboard", "wandb"):
@@ -163,7 +163,7 @@ def _check_trackers(config: TrainConfig) -> None:
         raise ConfigError(f"report_to={name} needs: pip install 'acestep-mlx[{name}]'")
 
 
-def _check_lora(config: TrainConfig, skeleton: nn.Module | None, notify: Notify) -> None:
+def _check_lora(config: RunConfig, skeleton: nn.Module | None, notify: Notify) -> None:
     """Targets and `init_lora` against the model's shapes, where they are known (arrays stay lazy)."""
     spec = lora_spec(config)
     targets = find_targets(skeleton, spec.targets) if skeleton is not None else {}
@@ -191,7 +191,7 @@ def _is_in(path: Path, folder: Path) -> bool:
     return path.resolve().parent == folder.resolve()
 
 
-def _find_checkpoint(config: TrainConfig, notify: Notify, overwrite: bool) -> Path | None:
+def _find_checkpoint(config: RunConfig, notify: Notify, overwrite: bool) -> Path | None:
     given = config.resume_from_checkpoint
     if not given or (overwrite and given == "latest"):
         return None
@@ -212,7 +212,7 @@ def _find_checkpoint(config: TrainConfig, notify: Notify, overwrite: bool) -> Pa
 
 
 def _check_identity(
-    config: TrainConfig, path: Path, state: dict[str, Any], model: BaseModel, ranks: int
+    config: RunConfig, path: Path, state: dict[str, Any], model: BaseModel, ranks: int
 ) -> None:
     """ConfigError when the checkpoint was made with settings that this run does not have.
 

@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from .. import __version__
-from ..config.read import TrainConfig, load_config
+from ..config.read import load_config
+from ..config.run import RunConfig
 from ..convert.cache import ensure_model
 from ..data.batches import Batches
 from ..data.encode import Cache, encode_dataset
@@ -66,20 +67,20 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig | str | Path | Mapping[str, Any],
+    config: RunConfig | str | Path | Mapping[str, Any],
     *,
     overwrite: bool = False,
     on_event: Listener | None = None,
     stop: StopRequest | None = None,
 ) -> TrainResult:
-    """Train a LoRA as `config` says (a TrainConfig, or anything `load_config` takes).
+    """Train a LoRA as `config` says (a RunConfig, or anything `load_config` takes).
 
     overwrite: begin anew in a folder that holds a run, which is moved aside. on_event: receives the events of
     `report.events`, on rank 0 only. stop: ends a run in another thread. Ctrl-C, SIGTERM and SIGHUP end the
     run with a complete checkpoint. Raises AceStepError subclasses in one line, and KeyboardInterrupt before
     the first step.
     """
-    if not isinstance(config, TrainConfig):
+    if not isinstance(config, RunConfig):
         config = load_config(config)
     world = World.join()
     emit = Listeners([on_event] if on_event is not None and world.first else [])
@@ -106,7 +107,7 @@ class _Run:
     """The parts of one run, made in the order in which they can fail cheaply."""
 
     def __init__(
-        self, config: TrainConfig, world: World, emit: Listeners, stop: StopRequest, overwrite: bool
+        self, config: RunConfig, world: World, emit: Listeners, stop: StopRequest, overwrite: bool
     ) -> None:
         self.config, self.world, self.emit, self.stop = config, world, emit, stop
         self.output, self.overwrite = config.output_path, overwrite

@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config.read import TrainConfig
 from ..config.request import Request
+from ..config.run import RunConfig
 from ..errors import ConfigError, DataError
 from ..families.folder import ModelFolder
 from ..io import schema
@@ -51,7 +51,7 @@ class Prompt:
     lyrics: str
 
 
-def prompts(config: TrainConfig) -> list[Prompt]:
+def prompts(config: RunConfig) -> list[Prompt]:
     """What to make clips of; ConfigError for a library file that cannot be read."""
     found = []
     if config.validation_prompt:
@@ -100,7 +100,7 @@ def _library_file(path: Path, lyrics: str) -> list[Prompt]:
     return found
 
 
-def requests(config: TrainConfig) -> dict[str, Request]:
+def requests(config: RunConfig) -> dict[str, Request]:
     """The song that each prompt asks for, by its name. Raises ConfigError where it makes no sense."""
     if config.validation_disable:
         return {}
@@ -125,7 +125,7 @@ class _Stopped(Exception):
 class Validation:
     """Made before the model is loaded: texts are encoded now, and the text encoder is freed again."""
 
-    def __init__(self, config: TrainConfig, folder: ModelFolder, output_dir: Path) -> None:
+    def __init__(self, config: RunConfig, folder: ModelFolder, output_dir: Path) -> None:
         self.folder, self.target = folder, output_dir / "validation"
         self.prompts = [] if config.validation_disable else prompts(config)
         self.requests = requests(config)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.config.read import EXAMPLES, OPTIMIZER_SETTINGS, examples, load_config
-from acestep_mlx.config.run import ALIASES, OPTIMIZER_CONFIG, OPTIONS, SUPPORTED
+from acestep_mlx.config.read import examples, load_config
+from acestep_mlx.config.run import ALIASES, EXAMPLES, OPTIMIZER_CONFIG, OPTIMIZER_SETTINGS, OPTIONS, SUPPORTED
 from acestep_mlx.data.backends import read_backends
 from acestep_mlx.errors import ConfigError
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from acestep_mlx.config.read import TrainConfig, load_config
+from acestep_mlx.config.read import load_config
+from acestep_mlx.config.run import RunConfig
 from acestep_mlx.data.manifest import Manifest, build_manifest
 
 RATE = 22050
@@ -44,7 +45,7 @@ def song(
     return path
 
 
-def config(root: Path, *entries: dict[str, Any], **options: Any) -> TrainConfig:
+def config(root: Path, *entries: dict[str, Any], **options: Any) -> RunConfig:
     """A configuration whose caches lie under `root`; an entry without id and folder gets `root/songs`."""
     full = [
         {"id": f"set{i}" if i else "set", "type": "local", "instance_data_dir": str(root / "songs"), **entry}

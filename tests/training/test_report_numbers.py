@@ -18,7 +18,8 @@ import pytest
 import soundfile
 
 from acestep_mlx import __version__
-from acestep_mlx.config.read import TrainConfig, load_config
+from acestep_mlx.config.read import load_config
+from acestep_mlx.config.run import RunConfig
 from acestep_mlx.io.audio import write_audio
 from acestep_mlx.report import charts
 from acestep_mlx.report import page as report
@@ -113,7 +114,7 @@ STEPS = [step_row(n) for n in range(1, 7)]
 EVALS = [eval_row(n) for n in (0, 2, 4, 6)]
 
 
-def config(**options: Any) -> TrainConfig:
+def config(**options: Any) -> RunConfig:
     return load_config({"max_train_steps": 6, **options})
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...config.read import TrainConfig
+from ...config.run import RunConfig
 from ...errors import ConfigError, DataError, nearest
 from ...formatting import brief
 from ...io.audio import SUFFIXES
@@ -43,7 +43,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Where = Callable[[str], tuple[Path | None, str | None]]
 
 
-def scan(backend: Backend, config: TrainConfig) -> list[Song]:
+def scan(backend: Backend, config: RunConfig) -> list[Song]:
     """The songs of a Hugging Face data set, in row order.
 
     DataError: the library is missing, the data set cannot be found, loaded or reached. ConfigError: a
@@ -505,7 +505,7 @@ def _song(name: str, sounds: Any, column: str, number: int, cell: Cell, where: W
     return Song(name, BytesAudio(name, version, suffix, read), [], None)
 
 
-def _locator(folder: Path | None, saved: bool, config: TrainConfig, backend: Backend) -> Where:
+def _locator(folder: Path | None, saved: bool, config: RunConfig, backend: Backend) -> Where:
     """Finds the file that a row names: (path, None) or (None, why not).
 
     Rows may only name files inside the data set's folder, or, for a downloaded one, inside the download
