@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from ..config.read import TrainConfig as RunConfig
+    from ..config.run import RunConfig as RunConfig
 
 Batch = Mapping[str, "mx.array"]
 Prepare = Callable[[Batch], "dict[str, mx.array]"]

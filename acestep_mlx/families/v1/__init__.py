@@ -11,7 +11,7 @@ from ..protocol import Component, Family, LatentSpec, Objective, Variant
 if TYPE_CHECKING:
     import mlx.nn as nn
 
-    from ...config.read import TrainConfig
+    from ...config.run import RunConfig
     from ..protocol import Prepare
 
 
@@ -50,7 +50,7 @@ class ACEStepV1:
             "vocoder": Component(VocoderConfig, Vocoder),
         }  # fmt: skip
 
-    def objective(self, config: TrainConfig) -> Objective:
+    def objective(self, config: RunConfig) -> Objective:
         """Flow matching on a shifted, logit-normal schedule."""
         from .objective import FlowMatching
 
