@@ -75,7 +75,7 @@ class Variant:
 class Component:
     """One network of a model.
 
-    config: a dataclass with `from_dict(values)` and `REPEATED`, the fields that count layers. module: built
+    config: a dataclass on `nn.config.ComponentConfig`. module: built
     from a config. quantized: whether its large linear layers may be quantised, but for those whose path
     begins with one of `full_precision`: small ones, or such that everything after them depends on.
     """

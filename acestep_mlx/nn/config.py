@@ -6,15 +6,15 @@ layers would be minutes of work before the first error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ..errors import CheckpointError
 from ..io.schema import Check, Mismatch, flag, items, number, text, whole
 from .foreign_config import UnknownKeys
 
-T = TypeVar("T")
+T = TypeVar("T", bound="ComponentConfig")
 
 WIDTH = whole(1, 1 << 17)  # of a layer, a kernel, a list of layers
 MANY = whole(1, 1 << 22)  # of a vocabulary
@@ -37,37 +37,50 @@ BY_TYPE: dict[str, Check] = {
 }
 
 
-def read_config(
-    cls: Callable[..., T],
-    values: Mapping[str, Any],
-    name: str,
-    *,
-    limits: Mapping[str, Check] | None = None,
-    ignored: Collection[str] = (),
-    required: Sequence[str] = (),
-) -> T:
-    """An instance of the dataclass `cls`; CheckpointError names what is unknown, missing or out of range.
+class ComponentConfig:
+    """Base of a component's config, a dataclass of its sizes. What a subclass says of them:
 
-    name: of the component, for messages. limits: checks of fields that need another range than their type
-    gives. Keys that begin with `_` are bookkeeping; those in `ignored` change nothing.
+    NAME: of the component, in messages. REPEATED: fields that count layers. LIMITS: checks of fields that
+    need another range than their type gives. IGNORED: keys of other programs that change nothing; those that
+    begin with `_` are bookkeeping always. REQUIRED: fields without which it is another component's.
     """
-    known = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in known and not key.startswith("_") and key not in ignored]
-    if unknown:
-        raise UnknownKeys(name, unknown, known)
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            continue
-        check = (limits or {}).get(key) or BY_TYPE[known[key]]
-        try:
-            given[key] = check(value, key)
-        except Mismatch as error:
-            raise CheckpointError(f"{name} config: {error}") from None
-    for key in required:
-        if key not in given:
-            raise CheckpointError(f"{name} config: {key!r} is missing; is this an ACE-Step {name}?")
-    return cls(**given)
+
+    NAME: ClassVar[str]
+    REPEATED: ClassVar[tuple[str, ...]] = ()
+    LIMITS: ClassVar[Mapping[str, Check]] = {}
+    IGNORED: ClassVar[Collection[str]] = ()
+    REQUIRED: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise CheckpointError(f"{self.NAME} config: {'; '.join(problems)}")
+
+    def problems(self) -> list[str]:
+        """What is wrong with sizes that are in range one by one."""
+        return []
+
+    @classmethod
+    def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+        """From the config.json of another program, or ours. CheckpointError (UnknownKeys for a key that may
+        change the computation) names what is unknown, missing or out of range.
+        """
+        known = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
+        unknown = [key for key in values if not (key in known or key.startswith("_") or key in cls.IGNORED)]
+        if unknown:
+            raise UnknownKeys(cls.NAME, unknown, known)
+        given: dict[str, Any] = {}
+        for key in [key for key in values if key in known]:
+            check = cls.LIMITS.get(key) or BY_TYPE[known[key]]
+            try:
+                given[key] = check(values[key], key)
+            except Mismatch as error:
+                raise CheckpointError(f"{cls.NAME} config: {error}") from None
+        for key in cls.REQUIRED:
+            if key not in given:
+                raise CheckpointError(
+                    f"{cls.NAME} config: {key!r} is missing; is this an ACE-Step {cls.NAME}?"
+                )
+        return cls(**given)
 
 
 def check_repeats(name: str, config: Any, fields: Sequence[str], tensors: int) -> None:

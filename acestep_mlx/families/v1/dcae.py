@@ -18,7 +18,7 @@ import mlx.nn as nn
 from ...errors import CheckpointError
 from ...io.schema import items, number, whole
 from ...nn.activations import silu_value as silu
-from ...nn.config import LEVELS, read_config
+from ...nn.config import LEVELS, ComponentConfig
 from ...nn.convolution import Conv2d, UpsampledConv2d
 from ...nn.windows import reach, windowed
 from .efficientvit import NORMS, EfficientViTBlock, RMSNorm
@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 
 @dataclass
-class DCAEConfig:
+class DCAEConfig(ComponentConfig):
     """diffusers' `AutoencoderDC` config; per-level values may be given once for all levels."""
 
     in_channels: int = 3
@@ -57,9 +57,16 @@ class DCAEConfig:
     decoder_conv_act_fn: str = "relu"
     scaling_factor: float = 1.0  # diffusers keeps it for pipelines; encode and decode do not use it
 
+    NAME: ClassVar = "autoencoder"
     REPEATED: ClassVar = ("encoder_layers_per_block", "decoder_layers_per_block")
+    LIMITS: ClassVar = {
+        "encoder_layers_per_block": items(whole(0, 1 << 17), 1, LEVELS),
+        "decoder_layers_per_block": items(whole(0, 1 << 17), 1, LEVELS),
+        "scaling_factor": number(),
+    }
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Sizes that do not go together. Makes a tuple of what was given once for all levels."""
         problems: list[str] = []
         for side in ("encoder", "decoder"):
             channels = tuple(getattr(self, f"{side}_block_out_channels"))
@@ -101,22 +108,7 @@ class DCAEConfig:
             for entry in (value,) if isinstance(value, str) else value:
                 if entry not in allowed:
                     problems.append(f"{name}: {entry!r} is not one of {', '.join(allowed)}")
-        if problems:
-            raise CheckpointError(f"autoencoder config: {'; '.join(problems)}")
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> DCAEConfig:
-        """From upstream's config.json; keys beginning with `_` are bookkeeping. CheckpointError on others."""
-        return read_config(
-            cls,
-            config,
-            "autoencoder",
-            limits={
-                "encoder_layers_per_block": items(whole(0, 1 << 17), 1, LEVELS),
-                "decoder_layers_per_block": items(whole(0, 1 << 17), 1, LEVELS),
-                "scaling_factor": number(),
-            },
-        )  # fmt: skip
+        return problems
 
     @classmethod
     def tiny(cls) -> DCAEConfig:

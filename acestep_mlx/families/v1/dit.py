@@ -9,30 +9,25 @@ upstream's, so that LoRA paths mean the same here and there. Arrays at the edge 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import CheckpointError
 from ...io.schema import number
 from ...nn.activations import gated_conv
-from ...nn.config import MANY, read_config
+from ...nn.config import MANY, ComponentConfig
 from ...nn.recompute import checkpointed
 from .attention import CrossAttention, LinearAttention, Rope, rope_table
 from .lyric_encoder import LyricEncoder
 
 QueryScale = tuple[float | mx.array, int, int]  # the factor may be (B, 1, 1), one for each row
 
-# Known upstream keys that change nothing here: the width is heads × head size, whatever inner_dim says;
-# SSL projectors serve only a loss that is not offered; max_height and max_width are never read.
-IGNORED = {"inner_dim", "ssl_encoder_depths", "ssl_names", "ssl_latent_dims", "max_height", "max_width"}
-
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(ComponentConfig):
     """Sizes; the defaults are the released 3.5B model's."""
 
     num_layers: int = 24
@@ -53,7 +48,18 @@ class TransformerConfig:
     lyric_encoder_heads: int = 16
     lyric_encoder_ff: int = 4096
 
+    NAME: ClassVar = "transformer"
     REPEATED: ClassVar = ("num_layers", "lyric_encoder_layers")
+    LIMITS: ClassVar = {
+        "lyric_encoder_vocab_size": MANY, "max_position": MANY, "mlp_ratio": number(1e-3, 64),
+        "rope_theta": number(1, 1e12),
+    }  # fmt: skip
+    # The width is heads × head size, whatever inner_dim says; SSL projectors serve only a loss that is not
+    # offered; max_height and max_width are never read.
+    IGNORED: ClassVar = {
+        "inner_dim", "ssl_encoder_depths", "ssl_names", "ssl_latent_dims", "max_height", "max_width",
+    }  # fmt: skip
+    REQUIRED: ClassVar = ("num_layers", "attention_head_dim", "num_attention_heads")
 
     @property
     def dim(self) -> int:
@@ -65,30 +71,16 @@ class TransformerConfig:
         """Width of the feed-forward after its gate."""
         return int(self.dim * self.mlp_ratio)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TransformerConfig:
-        """From upstream's config.json (or our own); CheckpointError names what it does not understand."""
-        config = read_config(
-            cls,
-            values,
-            "transformer",
-            limits={
-                "lyric_encoder_vocab_size": MANY, "max_position": MANY, "mlp_ratio": number(1e-3, 64),
-                "rope_theta": number(1, 1e12),
-            },
-            ignored=IGNORED,
-            required=("num_layers", "attention_head_dim", "num_attention_heads"),
-        )  # fmt: skip
-        if config.patch_size[1] != 1:
-            raise CheckpointError(
-                f"transformer config: patch_size must be [height, 1], got {list(config.patch_size)}"
+    def problems(self) -> list[str]:
+        """Sizes that do not go together."""
+        problems = []
+        if self.patch_size[1] != 1:
+            problems.append(f"patch_size must be [height, 1], got {list(self.patch_size)}")
+        if self.lyric_hidden_size % self.lyric_encoder_heads or self.attention_head_dim % 4:
+            problems.append(
+                "lyric_hidden_size must be a multiple of the lyric encoder's heads, attention_head_dim of 4"
             )
-        if config.lyric_hidden_size % config.lyric_encoder_heads or config.attention_head_dim % 4:
-            raise CheckpointError(
-                "transformer config: lyric_hidden_size must be a multiple of the lyric encoder's heads, "
-                "attention_head_dim of 4"
-            )
-        return config
+        return problems
 
     @classmethod
     def tiny(cls) -> TransformerConfig:

@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from ...errors import CheckpointError
 from ...io.schema import number, show, whole
-from ...nn.config import MANY, read_config
+from ...nn.config import MANY, ComponentConfig
 from ...nn.foreign_config import check_leftover, transformers_defaults
 
 # Keys of a Hugging Face config that say nothing about the encoder's computation, whatever their value: names,
@@ -46,7 +46,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class UMT5Config:
+class UMT5Config(ComponentConfig):
     """Sizes; the defaults are umt5-base's."""
 
     vocab_size: int = 256384
@@ -59,7 +59,12 @@ class UMT5Config:
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
 
+    NAME: ClassVar = "text encoder"
     REPEATED: ClassVar = ("num_layers",)
+    LIMITS: ClassVar = {
+        "vocab_size": MANY, "layer_norm_epsilon": number(0, 1),
+        "relative_attention_num_buckets": whole(4, 4096), "relative_attention_max_distance": whole(2, 65536),
+    }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UMT5Config:
@@ -91,18 +96,13 @@ class UMT5Config:
         if missing := [name for name in known if name not in sizes]:
             _, defaults, _ = transformers_defaults("UMT5Config")
             sizes.update((name, defaults[name]) for name in missing)
-        limits = {
-            "vocab_size": MANY,
-            "layer_norm_epsilon": number(0, 1),
-            "relative_attention_num_buckets": whole(4, 4096),
-            "relative_attention_max_distance": whole(2, 65536),
-        }
-        config = read_config(cls, sizes, "text encoder", limits=limits)
-        if config.relative_attention_max_distance <= config.relative_attention_num_buckets // 4:
-            raise CheckpointError(
-                "text encoder config: relative_attention_max_distance must exceed a quarter of the buckets"
-            )
-        return config
+        return super().from_dict(sizes)
+
+    def problems(self) -> list[str]:
+        """Buckets that would be the same."""
+        if self.relative_attention_max_distance > self.relative_attention_num_buckets // 4:
+            return []
+        return ["relative_attention_max_distance must exceed a quarter of the buckets"]
 
     @classmethod
     def tiny(cls) -> UMT5Config:

@@ -17,10 +17,9 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import CheckpointError
 from ...io.schema import number
 from ...nn.activations import silu_value as silu
-from ...nn.config import MANY, read_config
+from ...nn.config import MANY, ComponentConfig
 from ...nn.convolution import Conv1d, UpsamplingConv1d
 from ...nn.windows import reach, windowed
 
@@ -28,7 +27,7 @@ TIME = 1  # the axis of (B, frames, channels) that may be cut into windows
 
 
 @dataclass
-class VocoderConfig:
+class VocoderConfig(ComponentConfig):
     """Upstream's config of the vocoder and of the log-mel spectrogram it was trained on (Hz, samples)."""
 
     input_channels: int = 128
@@ -53,9 +52,15 @@ class VocoderConfig:
     f_max: float = 16000
     n_mels: int = 128
 
+    NAME: ClassVar = "vocoder"
     REPEATED: ClassVar = ("depths",)
+    LIMITS: ClassVar = {
+        "drop_path_rate": number(0, 1), "f_min": number(0, 1e6), "f_max": number(0, 1e6),
+        "sampling_rate": MANY,
+    }  # fmt: skip
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Sizes that do not go together."""
         problems = []
         if self.use_template:
             problems.append("use_template needs a pitch input, which ACE-Step does not have")
@@ -89,21 +94,7 @@ class VocoderConfig:
             problems.append(f"num_mels {self.num_mels} is not the backbone's width {self.dims[-1]}")
         if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
             problems.append(f"upsample_initial_channel cannot be halved {len(self.upsample_rates)} times")
-        if problems:
-            raise CheckpointError(f"vocoder config: {'; '.join(problems)}")
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> VocoderConfig:
-        """From upstream's config.json; keys beginning with `_` are bookkeeping. CheckpointError on others."""
-        return read_config(
-            cls,
-            config,
-            "vocoder",
-            limits={
-                "drop_path_rate": number(0, 1), "f_min": number(0, 1e6), "f_max": number(0, 1e6),
-                "sampling_rate": MANY,
-            },
-        )  # fmt: skip
+        return problems
 
     @classmethod
     def tiny(cls) -> VocoderConfig:

@@ -6,23 +6,21 @@ rows that count are packed together: lyrics, timbre, text. Source: `AceStepCondi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .config import StackConfig, alternating, read_stack, without_layer_types
+from .config import EncoderConfig, alternating
 from .layers import EncoderStack
 
-NAME = "condition encoder"
 SILENCE_FRAMES = 15000  # of the silence latent that the released checkpoints have: ten minutes
 
 
 @dataclass(frozen=True)
-class ConditionConfig(StackConfig):
+class ConditionConfig(EncoderConfig):
     """Sizes; the defaults are the released models'. `timbre_fix_frame`: frames of a reference, 30 s."""
 
     text_hidden_dim: int = 1024
@@ -31,15 +29,8 @@ class ConditionConfig(StackConfig):
     num_timbre_encoder_hidden_layers: int = 4
     timbre_fix_frame: int = 750
 
+    NAME: ClassVar = "condition encoder"
     REPEATED: ClassVar = ("num_lyric_encoder_hidden_layers", "num_timbre_encoder_hidden_layers")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ConditionConfig:
-        """From diffusers' config.json, ours, or the original's part; CheckpointError names what is wrong."""
-        config = read_stack(cls, {k: v for k, v in values.items() if k != "layer_types"}, NAME)
-        lyrics, timbre = config.num_lyric_encoder_hidden_layers, config.num_timbre_encoder_hidden_layers
-        without_layer_types(values, NAME, lyrics, timbre)
-        return config
 
     @classmethod
     def tiny(cls) -> ConditionConfig:

@@ -7,30 +7,21 @@ component has one reader: `from_dict` of its config class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ...errors import CheckpointError
-from ...io.schema import Check, choice, items, number, optional, text
-from ...nn.config import WIDTH, read_config
+from ...io.schema import number
+from ...nn.config import ComponentConfig
 from ...nn.foreign_config import check_leftover
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-T = TypeVar("T", bound="StackConfig")
-
-#: checks of fields that need another range than their type gives
-LIMITS: dict[str, Check] = {
-    "rope_theta": number(1, 1e12), "rms_norm_eps": number(1e-12, 1), "timestep_mu": number(-20, 20),
-    "timestep_sigma": number(0, 20), "layer_types": optional(items(choice(FULL, SLIDING), 1, 1024)),
-    "encoder_hidden_size": optional(WIDTH), "model_version": optional(text),
-}  # fmt: skip
-#: dropout on attention weights, which only training from the start would use
-IGNORED = {"attention_dropout"}
+T = TypeVar("T", bound="EncoderConfig")
 
 
 @dataclass(frozen=True)
-class StackConfig:
+class StackConfig(ComponentConfig):
     """Sizes of a stack of transformer layers; the defaults are those of the released 2 B models."""
 
     hidden_size: int = 2048
@@ -43,40 +34,48 @@ class StackConfig:
     rms_norm_eps: float = 1e-6
     sliding_window: int = 128  # positions to each side that a sliding layer sees
 
+    LIMITS: ClassVar = {"rope_theta": number(1, 1e12), "rms_norm_eps": number(1e-12, 1)}
+    IGNORED: ClassVar = {"attention_dropout"}  # which only training from the start would use
+    REQUIRED: ClassVar[tuple[str, ...]] = ("hidden_size",)
+
+    def problems(self) -> list[str]:
+        """Sizes that do not go together."""
+        problems = []
+        if self.num_attention_heads % self.num_key_value_heads:
+            problems.append(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            problems.append(f"head_dim must be even, got {self.head_dim}")
+        return problems
+
 
 def alternating(layers: int) -> tuple[str, ...]:
     """The released models' layers: the first one sliding, the second one full, and so on."""
     return tuple(FULL if i % 2 else SLIDING for i in range(layers))
 
 
-def read_stack(
-    cls: Callable[..., T], values: Mapping[str, Any], name: str, required: Sequence[str] = ("hidden_size",)
-) -> T:
-    """A component's config from its config.json. Raises CheckpointError (UnknownKeys for unknown keys)."""
-    config = read_config(cls, values, name, limits=LIMITS, ignored=IGNORED, required=required)
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise CheckpointError(
-            f"{name} config: num_attention_heads {config.num_attention_heads} is not a multiple of "
-            f"num_key_value_heads {config.num_key_value_heads}"
-        )
-    if config.head_dim % 2:
-        raise CheckpointError(f"{name} config: head_dim must be even, got {config.head_dim}")
-    return config
+class EncoderConfig(StackConfig):
+    """Of a component whose stacks of REPEATED layers alternate, the first layer a sliding one."""
 
+    @classmethod
+    def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+        """As every config; `layer_types` may be there where they alternate.
 
-def without_layer_types(values: Mapping[str, Any], name: str, *layers: int) -> dict[str, Any]:
-    """`values` without `layer_types`, once that is known to alternate in stacks of so many `layers`.
-
-    diffusers hands the list to the lyric encoder alone and the original to all; the two agree in this case.
-    """
-    given = values.get("layer_types")
-    if given is not None:
-        most = max(layers)
-        if not isinstance(given, (list, tuple)) or tuple(given[:most]) != alternating(most)[: len(given)]:
+        diffusers hands the list to the lyric encoder alone and the original to all; the two agree in this
+        case.
+        """
+        config = super().from_dict({key: value for key, value in values.items() if key != "layer_types"})
+        given = values.get("layer_types")
+        most = max(getattr(config, field) for field in cls.REPEATED)
+        if given is not None and (
+            not isinstance(given, (list, tuple)) or tuple(given[:most]) != alternating(most)[: len(given)]
+        ):
             raise CheckpointError(
-                f"{name} config: layer_types must alternate, {SLIDING} first; got {str(given)[:80]}"
+                f"{cls.NAME} config: layer_types must alternate, {SLIDING} first; got {str(given)[:80]}"
             )
-    return {key: value for key, value in values.items() if key != "layer_types"}
+        return config
 
 
 COMMON = ("head_dim", "rope_theta", "attention_bias", "rms_norm_eps", "sliding_window")

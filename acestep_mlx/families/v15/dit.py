@@ -7,17 +7,18 @@ the whole song, each followed by cross-attention to [lyrics, timbre, text] and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import CheckpointError
+from ...io.schema import choice, items, number, optional, text
+from ...nn.config import WIDTH
 from ...nn.recompute import checkpointed
 from ..v1.dit import timestep_features
-from .config import SLIDING, StackConfig, alternating, read_stack
+from .config import FULL, SLIDING, StackConfig, alternating
 from .layers import MLP, Attention, KeysValues, Rope, additive, rope_table, sight
 
 TIME_CHANNELS = 256
@@ -38,26 +39,29 @@ class TransformerConfig(StackConfig):
     timestep_mu: float = -0.4
     timestep_sigma: float = 1.0
 
+    NAME: ClassVar = "transformer"
     REPEATED: ClassVar = ("num_hidden_layers",)
+    LIMITS: ClassVar = {
+        **StackConfig.LIMITS, "timestep_mu": number(-20, 20), "timestep_sigma": number(0, 20),
+        "layer_types": optional(items(choice(FULL, SLIDING), 1, 1024)),
+        "encoder_hidden_size": optional(WIDTH), "model_version": optional(text),
+    }  # fmt: skip
+    REQUIRED: ClassVar = ("hidden_size", "num_hidden_layers")
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of each layer: sliding or full."""
         return tuple(self.layer_types) if self.layer_types else alternating(self.num_hidden_layers)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TransformerConfig:
-        """From diffusers' config.json, ours, or the original's part; CheckpointError names what is wrong."""
-        config = read_stack(cls, values, "transformer", ("hidden_size", "num_hidden_layers"))
-        C, layers = config.audio_acoustic_hidden_dim, config.num_hidden_layers
-        problems = []
-        if config.in_channels != 3 * C:
-            problems.append(f"in_channels {config.in_channels} is not 3 · audio_acoustic_hidden_dim {C}")
-        if len(config.kinds) != layers:
-            problems.append(f"{len(config.kinds)} layer_types for {layers} layers")
-        if problems:
-            raise CheckpointError(f"transformer config: {'; '.join(problems)}")
-        return config
+    def problems(self) -> list[str]:
+        """Sizes that do not go together."""
+        problems = super().problems()
+        C, layers = self.audio_acoustic_hidden_dim, self.num_hidden_layers
+        if self.in_channels != 3 * C:
+            problems.append(f"in_channels {self.in_channels} is not 3 · audio_acoustic_hidden_dim {C}")
+        if len(self.kinds) != layers:
+            problems.append(f"{len(self.kinds)} layer_types for {layers} layers")
+        return problems
 
     @classmethod
     def tiny(cls) -> TransformerConfig:

@@ -7,21 +7,20 @@ diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import CheckpointError
-from .config import StackConfig, alternating, read_stack, without_layer_types
+from .config import EncoderConfig, alternating
 from .layers import EncoderStack
 
 
 @dataclass(frozen=True)
-class DetokenizerConfig(StackConfig):
+class DetokenizerConfig(EncoderConfig):
     """Sizes; the defaults are the released models'."""
 
     audio_acoustic_hidden_dim: int = 64
@@ -30,13 +29,6 @@ class DetokenizerConfig(StackConfig):
 
     NAME: ClassVar = "audio detokenizer"
     REPEATED: ClassVar = ("num_attention_pooler_hidden_layers",)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DetokenizerConfig:
-        """From diffusers' config.json, ours, or the original's part; CheckpointError names what is wrong."""
-        config = read_stack(cls, {k: v for k, v in values.items() if k != "layer_types"}, cls.NAME)
-        without_layer_types(values, cls.NAME, config.num_attention_pooler_hidden_layers)
-        return config
 
     @classmethod
     def tiny(cls) -> DetokenizerConfig:
@@ -57,21 +49,16 @@ class TokenizerConfig(DetokenizerConfig):
 
     NAME: ClassVar = "audio tokenizer"
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TokenizerConfig:
-        """As `DetokenizerConfig.from_dict`."""
-        config = super().from_dict(values)
-        assert isinstance(config, TokenizerConfig)
-        problems = []
-        if config.fsq_dim != config.hidden_size:
-            problems.append(f"fsq_dim {config.fsq_dim} is not hidden_size {config.hidden_size}")
-        if min(config.fsq_input_levels) < 2 or prod(config.fsq_input_levels) > 1 << 24:
-            problems.append(f"fsq_input_levels {list(config.fsq_input_levels)} must be 2 or more each")
-        if config.fsq_input_num_quantizers != 1:
-            problems.append(f"fsq_input_num_quantizers is {config.fsq_input_num_quantizers}, only 1 works")
-        if problems:
-            raise CheckpointError(f"{cls.NAME} config: {'; '.join(problems)}")
-        return config
+    def problems(self) -> list[str]:
+        """Sizes that do not go together."""
+        problems = super().problems()
+        if self.fsq_dim != self.hidden_size:
+            problems.append(f"fsq_dim {self.fsq_dim} is not hidden_size {self.hidden_size}")
+        if min(self.fsq_input_levels) < 2 or prod(self.fsq_input_levels) > 1 << 24:
+            problems.append(f"fsq_input_levels {list(self.fsq_input_levels)} must be 2 or more each")
+        if self.fsq_input_num_quantizers != 1:
+            problems.append(f"fsq_input_num_quantizers is {self.fsq_input_num_quantizers}, only 1 works")
+        return problems
 
     @classmethod
     def tiny(cls) -> TokenizerConfig:

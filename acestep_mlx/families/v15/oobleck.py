@@ -9,7 +9,7 @@ are those of one pass, in bounded memory. Arrays are (B, time, channels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import CheckpointError, DataError
-from ...nn.config import MANY, read_config
+from ...errors import DataError
+from ...nn.config import MANY, ComponentConfig
 from ...nn.convolution import Conv1d, UpsamplingConv1d, kept_buffers
 from ...nn.device import on_cpu
 from ...nn.windows import reach, windowed
@@ -30,7 +30,7 @@ DILATIONS = (1, 3, 9)
 
 
 @dataclass(frozen=True)
-class OobleckConfig:
+class OobleckConfig(ComponentConfig):
     """Sizes; the defaults are the released autoencoder's. `sampling_rate` in Hz."""
 
     encoder_hidden_size: int = 128
@@ -41,35 +41,31 @@ class OobleckConfig:
     audio_channels: int = 2
     sampling_rate: int = 48000
 
-    REPEATED: ClassVar = ()
+    NAME: ClassVar = "vae"
+    LIMITS: ClassVar = {"sampling_rate": MANY}
+    REQUIRED: ClassVar = ("downsampling_ratios",)
 
     @property
     def hop(self) -> int:
         """Samples a latent frame."""
         return math.prod(self.downsampling_ratios)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OobleckConfig:
-        """From diffusers' config.json or ours; CheckpointError names what it does not understand."""
-        config = read_config(
-            cls, values, "vae", limits={"sampling_rate": MANY}, required=("downsampling_ratios",)
-        )
+    def problems(self) -> list[str]:
+        """Sizes that do not go together."""
         problems = []
-        if any(ratio % 2 for ratio in config.downsampling_ratios):
-            problems.append(f"downsampling_ratios must be even, got {list(config.downsampling_ratios)}")
-        if len(config.channel_multiples) != len(config.downsampling_ratios):
+        if any(ratio % 2 for ratio in self.downsampling_ratios):
+            problems.append(f"downsampling_ratios must be even, got {list(self.downsampling_ratios)}")
+        if len(self.channel_multiples) != len(self.downsampling_ratios):
             problems.append(
-                f"{len(config.channel_multiples)} channel_multiples for "
-                f"{len(config.downsampling_ratios)} downsampling_ratios"
+                f"{len(self.channel_multiples)} channel_multiples for "
+                f"{len(self.downsampling_ratios)} downsampling_ratios"
             )
-        if config.encoder_hidden_size != 2 * config.decoder_input_channels:
+        if self.encoder_hidden_size != 2 * self.decoder_input_channels:
             problems.append(
-                f"encoder_hidden_size {config.encoder_hidden_size} is not twice "
-                f"decoder_input_channels {config.decoder_input_channels}"
+                f"encoder_hidden_size {self.encoder_hidden_size} is not twice "
+                f"decoder_input_channels {self.decoder_input_channels}"
             )
-        if problems:
-            raise CheckpointError(f"vae config: {'; '.join(problems)}")
-        return config
+        return problems
 
     @classmethod
     def tiny(cls) -> OobleckConfig:
