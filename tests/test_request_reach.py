@@ -27,6 +27,7 @@ from acestep_mlx.io import audio
 from acestep_mlx.sampling import record, tasks
 from acestep_mlx.sampling import sample as sample_module
 
+from .reach import Walk
 from .small import small_model
 
 BASE = Request(
@@ -84,25 +85,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             mx.enable_compile()
 
 
-WALK: dict[str, Callable[[Lab], None]] = {}
-
-
-def reaches(*names: str) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
-    """Declare what shows that these settings arrive."""
-
-    def add(check: Callable[[Lab], None]) -> Callable[[Lab], None]:
-        for name in names:
-            assert name not in WALK
-            WALK[name] = check
-        return check
-
-    return add
+WALK = Walk()
+reaches = WALK.reaches
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Request)])
 def test_every_setting_reaches_the_song(name: str, lab: Lab) -> None:
-    assert name in WALK, f"{name} is a setting: show here what it does to a song"
-    WALK[name](lab)
+    WALK(name, lab)
 
 
 def test_nothing_is_walked_that_is_not_there() -> None:
@@ -122,7 +111,7 @@ def test_the_walk_notices_a_setting_that_is_lost(
     )
     monkeypatch.setattr(lab, "kept", {})
     with pytest.raises((Exception, pytest.fail.Exception)) as error:  # whatever it is that then goes wrong
-        WALK[name](lab)
+        WALK(name, lab)
     assert not isinstance(error.value, AttributeError)
 
 

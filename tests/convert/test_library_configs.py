@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 
 from acestep_mlx.cli import main
 from acestep_mlx.convert.checkpoint import convert
@@ -16,7 +15,10 @@ from acestep_mlx.families.v1.geometry import TINY
 from acestep_mlx.families.v1.umt5 import UMT5Config
 from acestep_mlx.nn import foreign_config
 
+from ..later import Later
 from .test_bad_input import edit_json, source  # noqa: F401
+
+transformers = Later("transformers")
 
 # Whole configs as each version writes them (4.30 knows the model as mT5 only).
 WRITTEN = sorted((Path(__file__).parent / "data").glob("umt5_config_*.json"))

@@ -19,9 +19,10 @@ from acestep_mlx.errors import ConfigError, DataError
 from acestep_mlx.io import ffmpeg
 
 from ..io.test_lengths import id3, mp3
+from ..later import Later
 from .songs import config, tone, write
 
-datasets = pytest.importorskip("datasets")
+datasets = Later("datasets")
 
 
 def wav(pitch: float, seconds: float = 3.5, format: str = "WAV") -> bytes:
@@ -245,11 +246,11 @@ def test_streaming_takes_the_first_rows_and_keeps_them(
         assert name == "someone/songs" and kw["streaming"]
         return load(str(songs), **kw)
 
-    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    monkeypatch.setattr("datasets.load_dataset", from_hub)
     entry = {"max_num_samples": 2, "huggingface": {"streaming": True}}
     first = read(tmp_path, "someone/songs", **entry)
     assert found(first) == [(("pop",), "[verse]\nla la"), (("rock, loud",), None)]
-    monkeypatch.setattr(datasets, "load_dataset", None)
+    monkeypatch.setattr("datasets.load_dataset", None)
     assert found(read(tmp_path, "someone/songs", **entry)) == found(first)
     with pytest.raises(ConfigError, match="streaming needs max_num_samples"):
         read(tmp_path, "someone/songs", huggingface={"streaming": True})
@@ -259,7 +260,7 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub\n  after 5 retries")
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr("datasets.load_dataset", fail)
     for entry in ({}, {"max_num_samples": 2, "huggingface": {"streaming": True}}):
         with pytest.raises(DataError, match=r"cannot load 'someone/songs'; is the network there\?") as error:
             read(tmp_path, "someone/songs", **entry)
@@ -274,7 +275,7 @@ def test_a_row_group_of_the_hub_that_is_too_much_is_one_line(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("failed") from pa.ArrowNotImplementedError("Nested data conversions")
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(DataError, match=r"2 GB of sound in a row group .*set dataset_name to its folder"):
         read(tmp_path, "someone/songs")
 
@@ -541,7 +542,7 @@ def test_sound_in_several_columns_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_slip_of_the_library_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet(tmp_path / "set", [])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [][0])
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: [][0])
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [][0])
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: [][0])
     with pytest.raises(DataError, match="does not understand its files: IndexError"):
         read(tmp_path, tmp_path / "set")

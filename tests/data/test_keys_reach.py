@@ -25,6 +25,7 @@ from acestep_mlx.data.manifest import Manifest, Sample, build_manifest
 from acestep_mlx.errors import ConfigError, DataError
 from acestep_mlx.families.folder import ModelFolder
 
+from ..reach import Check, Walk
 from . import songs as made
 
 NAMES = {
@@ -94,25 +95,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
         yield Lab(tmp_path_factory.mktemp("keys"), tiny_model)
 
 
-WALK: dict[tuple[str, str], Callable[[Lab], None]] = {}
+WALK = Walk()
 
 
-def reaches(table: str, *names: str) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
-    """Declare what shows that these keys arrive."""
-
-    def add(check: Callable[[Lab], None]) -> Callable[[Lab], None]:
-        for name in names:
-            assert (table, name) not in WALK
-            WALK[table, name] = check
-        return check
-
-    return add
+def reaches(table: str, *names: str) -> Callable[[Check], Check]:
+    """Declare what shows that these keys of one of the tables arrive."""
+    return WALK.reaches(*((table, name) for name in names))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=".".join)
 def test_every_key_reaches_its_place(key: tuple[str, str], lab: Lab) -> None:
-    assert key in WALK, f"{key[1]} is supported: show here what it does to a song"
-    WALK[key](lab)
+    WALK(key, lab)
 
 
 def test_nothing_is_walked_that_is_not_there() -> None:
@@ -139,7 +132,7 @@ def test_the_walk_notices_a_key_that_is_lost(
             backends, "_entry", lambda *a: {**lost("entry", *_entry_arguments(*a)), "id": "set"}
         )
     with pytest.raises((Exception, pytest.fail.Exception)) as error:  # whatever it is that then goes wrong
-        WALK[key](lab)
+        WALK(key, lab)
     assert not isinstance(error.value, AttributeError)
 
 

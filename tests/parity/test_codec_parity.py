@@ -15,9 +15,10 @@ from acestep_mlx.families.v1.codec import Codec
 from acestep_mlx.families.v1.dcae import AutoencoderDC, DCAEConfig
 from acestep_mlx.families.v1.vocoder import Vocoder, VocoderConfig
 from acestep_mlx.io.audio import log_mel
+from tests.later import Later
 from tests.parity import reference
 
-torch = pytest.importorskip("torch")
+torch = Later("torch")
 pytestmark = pytest.mark.parity
 
 RES, VIT = "ResBlock", "EfficientViTBlock"

@@ -15,9 +15,10 @@ from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.families.v1.geometry import TINY
 from acestep_mlx.families.v1.miniature import write_checkpoint
 
+from ..later import Later
 from . import reference
 
-torch = pytest.importorskip("torch")
+torch = Later("torch")
 pytestmark = pytest.mark.parity
 
 

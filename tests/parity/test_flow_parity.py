@@ -8,9 +8,10 @@ import pytest
 
 from acestep_mlx.families.v1 import objective as flow
 
+from ..later import Later
 from . import reference
 
-torch = pytest.importorskip("torch")
+torch = Later("torch")
 pytestmark = pytest.mark.parity
 
 

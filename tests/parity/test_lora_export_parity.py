@@ -19,6 +19,7 @@ from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
 from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAWeights
 
+from ..later import Later
 from . import reference
 from .test_transformer_parity import (
     make_inputs,
@@ -29,8 +30,8 @@ from .test_transformer_parity import (
     run_reference,
 )
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+torch = Later("torch")
+peft = Later("peft")
 pytestmark = pytest.mark.parity
 
 CONFIG = TransformerConfig.tiny()

@@ -14,10 +14,11 @@ from acestep_mlx.lora.formats.recognise import recognise
 from acestep_mlx.lora.formats.write import read_lora, write_lora
 from acestep_mlx.lora.layers import base_linears
 
+from ..later import Later
 from .test_transformer_parity import make_ours, make_reference
 
-torch = pytest.importorskip("torch")
-lycoris = pytest.importorskip("lycoris")
+torch = Later("torch")
+lycoris = Later("lycoris")
 pytestmark = pytest.mark.parity
 
 CONFIG = TransformerConfig.tiny()

@@ -19,12 +19,12 @@ from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.sampling.sample import sample
 from acestep_mlx.sampling.tasks import MAX_FRAMES, frames_of
 
+from ..later import Later
 from . import reference
 from .test_transformer_parity import make_ours, make_reference
 
 pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)
+torch = Later("torch")
 
 TOLERANCE = 1e-3
 STEPS = 8

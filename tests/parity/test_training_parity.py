@@ -17,9 +17,10 @@ from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 
+from ..later import Later
 from .test_transformer_parity import make_inputs, make_ours, make_reference, relative_error
 
-torch = pytest.importorskip("torch")
+torch = Later("torch")
 pytestmark = pytest.mark.parity
 
 CONFIG = TransformerConfig(

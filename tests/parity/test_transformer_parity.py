@@ -11,9 +11,10 @@ from mlx.utils import tree_flatten
 from acestep_mlx.convert.translate import translate
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 
+from ..later import Later
 from . import reference
 
-torch = pytest.importorskip("torch")
+torch = Later("torch")
 pytestmark = pytest.mark.parity
 
 

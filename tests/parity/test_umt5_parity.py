@@ -9,7 +9,9 @@ import pytest
 from acestep_mlx.convert.translate import translate
 from acestep_mlx.families.v1.umt5 import UMT5Config, UMT5Encoder, distance_buckets
 
-torch = pytest.importorskip("torch")
+from ..later import Later
+
+torch = Later("torch")
 pytestmark = pytest.mark.parity
 
 

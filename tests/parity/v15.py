@@ -7,11 +7,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import pytest
 
 from acestep_mlx.families.v15.keymap import translate
 
-torch = pytest.importorskip("torch")
+from ..later import Later
+
+torch = Later("torch")
 
 
 def relative_error(ours: mx.array, theirs: Any) -> float:
