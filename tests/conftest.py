@@ -57,6 +57,7 @@ def pytest_collection_finish() -> None:
     """What is imported stays: searching it in every collection of garbage costs a tenth of a second each."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # of what tests import later, rarely
 
 
 @pytest.fixture(autouse=True, scope="module")
