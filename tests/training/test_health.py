@@ -19,7 +19,14 @@ from acestep_mlx.training.evaluation import Evaluation
 from acestep_mlx.training.run import train
 from acestep_mlx.training.step import TrainStep
 
+from ..small import small_model
 from . import runs
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """Its runs need no second block."""
+    return small_model(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")

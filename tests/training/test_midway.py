@@ -16,6 +16,7 @@ from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataE
 from acestep_mlx.report.events import CheckpointSaved, MetricsFile, Notice, StepDone, ValidationClip
 from acestep_mlx.training import state as checkpoint
 
+from ..small import small_model
 from . import runs
 
 GONE = {
@@ -26,6 +27,12 @@ GONE = {
     "read only": (errno.EROFS, "Read-only file system"),
     "stale": (errno.ESTALE, "Stale file handle"),
 }
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """Its runs need no second block."""
+    return small_model(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")

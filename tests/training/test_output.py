@@ -16,9 +16,16 @@ from acestep_mlx.report.events import Notice, StepDone
 from acestep_mlx.training import output
 from acestep_mlx.training import state as checkpoint
 
+from ..small import small_model
 from . import runs
 
 LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """Its runs need no second block."""
+    return small_model(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
