@@ -20,7 +20,7 @@ from ..io.audio import SUFFIXES
 from ..io.filenames import composed
 from ..io.text_files import read_text
 from ..text.marks import mark_line
-from ..text.sheet import has_stamp, square_marks, timed_lines, unescape_breaks
+from ..text.sheet import has_stamp, is_marked, timed_lines, unescape_breaks
 
 _TAGS = "caption|lyrics|bpm|keyscale|key|timesignature|duration|language|prompt|tags|genre"
 _KNOWN_TAG = re.compile(rf"</?\s*(?:{_TAGS})\s*/?>", re.IGNORECASE)
@@ -92,7 +92,7 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
     timed = timed_lines(lines)
     if any(has_stamp(line) for line in lines) or (timed > 2 and timed >= 0.8 * len(lines)):
         return "lyrics with time stamps"
-    mark = next((line for line in lines if any(square_marks(line)) or _is_mark(line)), None)
+    mark = next((line for line in lines if is_marked(line) or _is_mark(line)), None)
     return f"lyrics with structure marks ({mark[:40]})" if mark else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -132,9 +132,13 @@ def timed_lines(lines: list[str]) -> int:
     return _without_stamps(lines)[1]
 
 
-def square_marks(line: str) -> Iterator[str]:
-    """The model's marks for what stands in square brackets in a line."""
-    return (mark for group in _SQUARE.finditer(line) if (mark := _square_mark(group)))
+def is_marked(line: str) -> bool:
+    """Whether a line begins with a mark in square brackets, so that it is one of lyrics.
+
+    Within a line it may be the user's own way of writing a caption: `piano [solo], warm`.
+    """
+    first = _SQUARE.match(line.lstrip(" \t*_#>-–•"))
+    return first is not None and _square_mark(first) is not None
 
 
 def _without_fences(lines: list[str]) -> tuple[list[str], int]:
