@@ -23,10 +23,9 @@ from .families.v1.lyrics.tokenizer import LyricTokenizer
 from .families.v1.prompt import PromptTokenizer
 from .families.v1.vocoder import Vocoder
 from .io.audio import probe, read_audio
+from .io.progress import Advance, Progress, as_stage, silent
 from .sampling.sample import sample
 from .text.sheet import read_sheet
-
-Progress = Callable[[str, float], None]  # what is being done, and the fraction of it that is
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ class ACEStepPipeline:
         request: Request,
         conditions: Conditions,
         source: mx.array | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> mx.array:
         """Latents (songs, 8, 16, T) float32; `source` are the source's latents (1, 8, 16, T)."""
         return sample(
@@ -235,7 +234,7 @@ class ACEStepPipeline:
             request,
             source=source,
             target=conditions.target,
-            progress=None if progress is None else lambda done, n: progress("denoising", done / n),
+            progress=as_stage(progress, "denoising"),
         )
 
     def run(
@@ -244,7 +243,7 @@ class ACEStepPipeline:
         *,
         source_audio: np.ndarray | None = None,
         conditions: Conditions | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> np.ndarray:
         """Sound (songs, samples, 2) float32 at 44.1 kHz in [-1, 1], one song per seed.
 
@@ -258,11 +257,10 @@ class ACEStepPipeline:
             raise ConfigError(f"{request.task} takes no source")
         if source_audio is not None:
             self._make_room("text_encoder", "transformer")
-            source = self.codec.encode(source_audio, progress=_stage(progress, "encoding the source"))
+            source = self.codec.encode(source_audio, progress=as_stage(progress, "encoding the source"))
         if conditions is None:
             self._make_room("codec", "transformer")
-            if progress is not None:
-                progress("reading prompt and lyrics", 0.0)
+            progress(Advance("reading prompt and lyrics", 0, 1, "share"))
             conditions = self.prepare(request)
         self._make_room("codec", "text_encoder")
         latents = self.sample(request, conditions, source, progress)
@@ -271,7 +269,7 @@ class ACEStepPipeline:
                 "the model gave values that are not numbers; is the LoRA or the model damaged?"
             )
         self._make_room("transformer")
-        sound = np.array(self.codec.decode(latents, progress=_stage(progress, "decoding")))
+        sound = np.array(self.codec.decode(latents, progress=as_stage(progress, "decoding")))
         if source_audio is not None and request.task != "extend":
             sound = sound[:, : len(source_audio)]
         return sound
@@ -284,7 +282,7 @@ class ACEStepPipeline:
         seed: int | Sequence[int] | None = None,
         *,
         source_audio: np.ndarray | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         **options: Any,
     ) -> np.ndarray:
         """Make a song: (samples, 2) float32 at 44.1 kHz; with several seeds (songs, samples, 2).
@@ -303,7 +301,3 @@ class ACEStepPipeline:
 def random_seed() -> int:
     """A seed of ten digits at most, easy to write down."""
     return secrets.randbelow(2**32)
-
-
-def _stage(progress: Progress | None, name: str) -> Callable[[float], None] | None:
-    return None if progress is None else lambda fraction: progress(name, fraction)

@@ -30,6 +30,7 @@ from acestep_mlx.data.encode import Cache
 from acestep_mlx.data.facts import FileAudio
 from acestep_mlx.data.manifest import Manifest, Sample
 from acestep_mlx.data.summary import DatasetReport, SetReport
+from acestep_mlx.io.progress import silent
 
 WORDS, WIDTH, LYRICS = 40, 768, 900
 
@@ -80,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         config, cache = made_up(Path(place), arguments.songs, arguments.seconds, arguments.batch)
         start = time.perf_counter()
-        cache.fill(None)
+        cache.fill(silent)
         print(f"warm start: {time.perf_counter() - start:.2f} s for {arguments.songs} songs")
         size, minutes = cache.disk_usage(), arguments.songs * arguments.seconds / 60
         print(f"caches: {size / 1e6:.1f} MB, {size / 1e6 / minutes:.3f} MB per minute of sound")

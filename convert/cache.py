@@ -13,9 +13,10 @@ from .. import __version__
 from ..errors import CheckpointError
 from ..families.folder import LYRIC_VOCAB, ModelFolder, Quantization
 from ..io.new_folder import exclusive
+from ..io.progress import Advance, Progress, silent
 from . import lyric_vocab as vocabulary
 from .checkpoint import convert
-from .source import Progress, Source, hub_commit, is_repo, resolve, silent
+from .source import Source, hub_commit, is_repo, resolve
 
 ENVIRONMENT = "ACESTEP_MLX_CACHE"
 LYRIC_IDS = 6693  # of the released model
@@ -64,17 +65,17 @@ def ensure_model(
         known = [commit] if commit else _commits(models, str(path_or_repo)) if revision is None else []
         for folder in map(place, (f"commit {c}" for c in known)):
             if (folder / "config.json").is_file():
-                progress(f"using the conversion of {path_or_repo} in {folder}", 0, 0)
+                progress(Advance(f"using the conversion of {path_or_repo} in {folder}"))
                 return folder
     source = resolve(path_or_repo, revision, progress)
     folder = place(source.identity())
     if (folder / "config.json").is_file():
-        progress(f"using the conversion of {path_or_repo} in {folder}", 0, 0)
+        progress(Advance(f"using the conversion of {path_or_repo} in {folder}"))
         return folder
-    with exclusive(folder, lambda: progress(f"waiting for another process to write {folder}", 0, 0)):
+    with exclusive(folder, lambda: progress(Advance(f"waiting for another process to write {folder}"))):
         if not (folder / "config.json").is_file():
             kind = f"{quantize.bits} bits" if quantize else dtype or "the checkpoint's own precision"
-            progress(f"converting {source.path_or_repo} once, {kind}, into {folder}", 0, 0)
+            progress(Advance(f"converting {source.path_or_repo} once, {kind}, into {folder}"))
             convert(
                 source.path,
                 folder,

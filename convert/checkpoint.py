@@ -30,12 +30,13 @@ from ..families.folder import (
     quantizable,
 )
 from ..io.new_folder import new_folder, new_path
+from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import ITEM_SIZES
 from ..io.tensors import SafetensorsWriter, dtype_name, read_rows, read_tensor
 from ..nn.foreign_config import UnknownKeys
 from . import lyric_vocab as vocabulary
 from . import tokenizer as tokenizers
-from .source import ComponentSource, Progress, Source, resolve
+from .source import ComponentSource, Source, resolve
 from .translate import Account, Entry, plan, translate
 
 __all__ = ["Account", "Report", "convert", "plan", "translate"]
@@ -127,7 +128,7 @@ def convert(
     tokenizer: str | Path | None = None,
     named: tuple[str, str | None] | None = None,
     allow_config_keys: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Report:
     """Convert the checkpoint `src` (upstream's folder or hub repository, or ComfyUI's all-in-one file) into
     the new MLX folder `dst`.
@@ -138,7 +139,7 @@ def convert(
     instead of the one that is found. tokenizer: tokenizer.json or spiece.model of the text encoder, or a
     folder with one, instead of the checkpoint's own. named: source and revision to record, when `src` is a
     local copy of something else. allow_config_keys: keys of the components' config.json that are left out, as
-    the user says that they change nothing. progress(text, done, total) is told bytes; total 0 is a note.
+    the user says that they change nothing. progress is told bytes, and notes.
 
     Memory stays far below 2 GB whatever the size. `dst`, new or empty, appears only when whole.
     Raises ConfigError or CheckpointError in one line.
@@ -146,11 +147,10 @@ def convert(
     started = time.monotonic()
     notes: list[str] = []
 
-    def tell(text: str, done: int, total: int) -> None:
-        if not total:
-            notes.append(text)
-        if progress is not None:
-            progress(text, done, total)
+    def tell(advance: Advance) -> None:
+        if not advance.total:
+            notes.append(advance.stage)
+        progress(advance)
 
     quantization = Quantization.of(q_bits, q_group_size, q_mode) if quantize else None
     if dtype is not None and dtype not in DTYPES:
@@ -168,7 +168,7 @@ def convert(
     words = tokenizers.find(tokenizer, source, text_encoder.source.folder, text_encoder.config["vocab_size"])
 
     outputs = {job.name: job.outputs() for job in jobs}
-    with new_folder(dst, needed=_sizes(outputs) + SPARE, notify=lambda line: tell(line, 0, 0)) as folder:
+    with new_folder(dst, needed=_sizes(outputs) + SPARE, progress=tell) as folder:
         reports: dict[str, ComponentReport] = {}
         fingerprints: dict[str, str] = {}
         total = sum(job.source_bytes(entry) for job in jobs for entry in job.entries)
@@ -179,7 +179,7 @@ def convert(
                 for entry in job.entries:
                     _write(job, entry, writer)
                     done += job.source_bytes(entry)
-                    tell(f"converting {job.name}", done, total)
+                    tell(Advance(f"converting {job.name}", done, total, "bytes"))
             fingerprints[job.name] = writer.digest()
             reports[job.name] = ComponentReport(
                 job.account,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..errors import CheckpointError, ConfigError
 from ..families.folder import COMPONENTS, ModelFolder
 from ..formatting import listed
 from ..io.new_folder import new_folder, new_path
+from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import Header, read_header
 from ..io.tensors import SafetensorsWriter
 from ..lora.formats.write import find_file, read_lora
@@ -27,7 +28,6 @@ from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..lora.merge import FuseError, check_strengths, fuse_layer, parameter_changes, parts_by_path, with_weight
 from ..lora.weights import LoRAWeights
 
-Progress = Callable[[str, int, int], None]
 SPARE = 64 << 20  # bytes of disk beyond the model's own
 
 
@@ -58,7 +58,7 @@ def fuse(
     loras: Sequence[tuple[str | Path, float]],
     dst: str | Path,
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FuseReport:
     """Merge `loras` (path, strength) into the MLX folder `model` and write the new MLX folder `dst`.
 
@@ -67,7 +67,6 @@ def fuse(
     Raises CheckpointError or ConfigError in one line.
     """
     started = time.monotonic()
-    tell = progress or (lambda text, done, total: None)
     dst = new_path(dst, "folder")
     folder = ModelFolder.open(model)
     if not loras:
@@ -80,12 +79,12 @@ def fuse(
     for weights, _ in read:
         weights.check_against(skeleton)
         for line in weights.left_out:
-            tell(f"{weights.source}: {line}", 0, 0)
+            progress(Advance(f"{weights.source}: {line}"))
     job = _Job(source, header, folder.quantization, read)
     job.check(skeleton)
     needed = sum(path.stat().st_size for path in folder.path.iterdir() if path.is_file()) + SPARE
     with new_folder(dst, needed=needed) as new:
-        fingerprint = job.write(new / source.name, tell)
+        fingerprint = job.write(new / source.name, progress)
         for path in sorted(folder.path.iterdir()):
             if (
                 path.is_file()
@@ -180,7 +179,7 @@ class _Job:
                     mx.eval(value)
                     writer.write(name, value)
                 done += sum(self.header.tensors[n].stop - self.header.tensors[n].start for n in names)
-                progress("fusing", done, total)
+                progress(Advance("fusing", done, total, "bytes"))
         return writer.digest()
 
     def _changed(self, path: str, values: dict[str, mx.array]) -> dict[str, mx.array]:

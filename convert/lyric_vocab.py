@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..families.v1.lyrics.tokenizer import FIXED_IDS
+from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import content_hash
 from ..io.schema import parse_json, read_file
-from .source import VOCAB_FILES, Progress, silent
+from .source import VOCAB_FILES
 
 UPSTREAM = "ace-step/ACE-Step"
 COMMIT = "d612523f50e252c0e138e68ae75b06223f96e934"
@@ -53,10 +54,10 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
     for path in [Path(given).expanduser()] if given is not None else here[:1]:
         found = _checked(_read(path), str(path), size)
         if not found.known and _of_the_miniature(found):
-            progress(f"lyric vocabulary: the miniature's own, {path}", 0, 0)
+            progress(Advance(f"lyric vocabulary: the miniature's own, {path}"))
         elif not found.known:
             what = "is not the lyric vocabulary that the released model was trained with"
-            progress(f"warning: {path} {what}", 0, 0)
+            progress(Advance(f"warning: {path} {what}"))
         return found
     for package, name in PACKAGES:
         for folder in _folders(package):
@@ -65,7 +66,7 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
                 found = _checked(_read(path), f"the installed package {package}", size)
                 if found.known:
                     return found
-                progress(f"warning: {path} is not the lyric vocabulary that was expected; not used", 0, 0)
+                progress(Advance(f"warning: {path} is not the lyric vocabulary that was expected; not used"))
     return _download(size, progress)
 
 
@@ -128,7 +129,7 @@ def _download(size: int, progress: Progress) -> LyricVocab:
     advice = "give one with --lyric-vocab (upstream's acestep/models/lyrics_utils/vocab.json)"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise CheckpointError(f"no lyric vocabulary found, and HF_HUB_OFFLINE forbids a download; {advice}")
-    progress(f"fetching the lyric vocabulary from {UPSTREAM} at {COMMIT[:12]}", 0, 0)
+    progress(Advance(f"fetching the lyric vocabulary from {UPSTREAM} at {COMMIT[:12]}"))
     try:
         with urllib.request.urlopen(URL, timeout=30) as reply:
             data = reply.read(MAX_BYTES)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import NO_SPACE, CheckpointError
 from ..formatting import brief
+from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import PICKLES, TensorInfo, inside, read_header, read_json
 from . import single
 from .translate import problem_report
@@ -42,12 +43,6 @@ PATTERNS = [
     *(f"{FOLDERS['text_encoder']}/{name}" for name in TOKENIZER_FILES),
     *VOCAB_FILES,
 ]
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(text: str, done: int, total: int) -> None:
-    """The progress of somebody who does not watch. `total` 0 means: `text` is a line worth saying."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    progress(f"fetching {repo} from the hub (about 7.7 GB, kept in the hub's cache)", 0, 0)
+    progress(Advance(f"fetching {repo} from the hub (about 7.7 GB, kept in the hub's cache)"))
     try:
         path = snapshot_download(repo, revision=revision, allow_patterns=PATTERNS)
     except GatedRepoError:

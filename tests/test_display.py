@@ -2,30 +2,79 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from acestep_mlx.cli import cli, main
 from acestep_mlx.cli.events import TrainDisplay, duration
-from acestep_mlx.cli.progress import ByteProgress
+from acestep_mlx.cli.progress import Display
 from acestep_mlx.errors import DataError
-from acestep_mlx.report.events import Finished, Progress, Started, StepDone
+from acestep_mlx.io.progress import Advance, as_stage, part
+from acestep_mlx.report.events import Advanced, Finished, Started, StepDone
 
 
 def test_sizes_fit_the_amount(capsys: pytest.CaptureFixture[str]) -> None:
-    with ByteProgress() as progress:
-        progress("fusing", 3_000_000, 3_000_000)
+    with Display() as progress:
+        progress(Advance("fusing", 3_000_000, 3_000_000, "bytes"))
     assert capsys.readouterr().err == "fusing: 3.00 MB of 3.00 MB (100 %)\n"
+
+
+def test_plain_lines_by_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Items: the last of a stage, and what comes long after a line. Bytes: a line a tenth of all stages.
+    Shares: that a stage begins. What has no total is said as it is.
+    """
+    with Display() as display:
+        for done in range(1, 6):
+            display(Advance("captions", done, 5, note=f"song {done}"))
+        for stage, first in (("converting a", 0), ("converting b", 50)):
+            for done in range(first, first + 51):
+                display(Advance(stage, done, 100, "bytes"))
+        for share in (0.0, 0.5, 1.0):
+            display(Advance("decoding", share, 1, "share"))
+        display(Advance("note: all is well"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == ["decoding …", "note: all is well"]
+    assert [line for line in lines if line.startswith("captions")][-1] == "captions: 5 of 5"
+    tenths = [line for line in lines if line.startswith("converting")]
+    assert [line.split(": ")[0][-1] for line in tenths] == [*"aaaaaa", *"bbbbb"]
+    assert tenths[0].endswith("(0 %)") and tenths[-1].endswith("100 bytes of 100 bytes (100 %)")
+
+
+def test_one_bar_for_all_stages_of_bytes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Display() as display:
+        display(Advance("converting a", 5_000_000, 10_000_000, "bytes"))
+        display(Advance("converting b", 10_000_000, 10_000_000, "bytes"))
+        display(Advance("latents", 1, 2, note="a song's name"))
+        display(Advance("above the bar"))
+        display(Advance("latents", 2, 2, note="another song's name"))
+    err = capsys.readouterr().err
+    assert "10.0M/10.0M" in err and "2/2" in err and "another song's name" in err
+    assert err.count("\n") == 3 and "above the bar\n" in err  # a line of its own, and a line for each bar
+
+
+def test_a_part_counts_as_a_share_of_the_whole() -> None:
+    told: list[Advance] = []
+    for i in range(3):
+        inner = part(as_stage(told.append, "decoding"), i, 3)
+        for done in (1, 2):
+            inner(Advance(done=done, total=2))
+    assert [round(6 * a.done) for a in told] == [1, 2, 3, 4, 5, 6]
+    assert {(a.stage, a.total, a.unit) for a in told} == {("decoding", 1, "share")}
 
 
 def test_training_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainDisplay() as display:
-        display(Progress("converting", 2_000_000, 2_000_000, "bytes"))
-        display(Progress("latents", 3, 3, "song"))
+        display(Advanced(Advance("converting", 2_000_000, 2_000_000, "bytes")))
+        display(Advanced(Advance("latents", 3, 3, note="song")))
         display(Started(0, 1, 1234, 1, "out"))
         display(StepDone(1, 1.0, 1.0, 1e-4, 0.5, 2.0, 0.314, 250_000_000, 0.0, 0, 1.0))
         display(Finished(1, "done", None, None, skipped_steps=1))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["converting: 2.00 MB of 2.00 MB", "latents: 3 of 3"]
+    assert lines[:2] == ["converting: 2.00 MB of 2.00 MB (100 %)", "latents: 3 of 3"]
     assert "training 1,234 parameters on 1 song, step 1, into" in lines[2]
     assert "0.31 s audio/s, peak 250.00 MB" in lines[3]
     assert lines[4] == "warning: 1 step skipped in all"

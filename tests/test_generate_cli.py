@@ -199,13 +199,14 @@ def test_every_setting_has_an_option(run: Run) -> None:
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import sys
 
-    from acestep_mlx.cli.steps import StageBar
+    from acestep_mlx.cli.progress import Display
+    from acestep_mlx.io.progress import Advance
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with StageBar() as bar:
+    with Display() as bar:
         for stage in ("denoising", "decoding"):
             for i in range(5):
-                bar(stage, i / 4)
+                bar(Advance(stage, i / 4, 1, "share"))
     err = capsys.readouterr().err
     assert "denoising: 100%" in err and "decoding: 100%" in err and "\r" in err
 

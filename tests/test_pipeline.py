@@ -16,6 +16,7 @@ from acestep_mlx import ACEStepPipeline
 from acestep_mlx.config.request import Request
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
 from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.io.progress import Advance
 from acestep_mlx.lora.apply import AppliedLoRA
 from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
@@ -53,14 +54,12 @@ def width(tiny_model: Path) -> int:
 
 
 def test_sound_has_the_shape_that_was_asked_for(pipe: ACEStepPipeline) -> None:
-    heard: list[tuple[str, float]] = []
-    audio = pipe.generate(
-        "jazz", "[verse]\nla", duration=2.5, seed=7, steps=2, progress=lambda *event: heard.append(event)
-    )
+    heard: list[Advance] = []
+    audio = pipe.generate("jazz", "[verse]\nla", duration=2.5, seed=7, steps=2, progress=heard.append)
     assert audio.shape == (int(2.5 * 44100 / 4096) * 4096, 2) and audio.dtype == np.float32
     assert np.isfinite(audio).all() and np.abs(audio).max() > 1e-4
-    assert {stage for stage, _ in heard} == {"reading prompt and lyrics", "denoising", "decoding"}
-    assert heard[1] == ("denoising", 0.5) and heard[-1][1] == 1.0
+    assert {advance.stage for advance in heard} == {"reading prompt and lyrics", "denoising", "decoding"}
+    assert heard[1] == Advance("denoising", 0.5, 1, "share") and heard[-1].done == 1.0
 
 
 @pytest.mark.slow

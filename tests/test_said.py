@@ -200,7 +200,7 @@ def test_the_miniatures_vocabulary_is_no_warning(tiny_checkpoint: Path, tmp_path
     from acestep_mlx.convert.lyric_vocab import find
 
     said: list[str] = []
-    find(None, tiny_checkpoint, 6693, lambda text, done, total: said.append(text))
+    find(None, tiny_checkpoint, 6693, lambda advance: said.append(advance.stage))
     assert len(said) == 1 and "the miniature's own" in said[0] and "warning" not in said[0]
 
 

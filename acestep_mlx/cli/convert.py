@@ -97,9 +97,9 @@ def command(
     if not hf_path.strip():
         raise click.UsageError("--hf-path is empty; name a hub repository or a folder")
     from ..convert.checkpoint import convert
-    from .progress import ByteProgress
+    from .progress import Display
 
-    with ByteProgress() as progress:
+    with Display() as progress:
         report = convert(
             hf_path,
             mlx_path,

@@ -322,7 +322,7 @@ def data_set(path: Path, kind: str) -> list[str]:
     """A folder of songs (`local`) or a Hugging Face data set (`huggingface`), as training would see it."""
     from ..config.read import load_config
     from ..data.manifest import build_manifest
-    from .counts import CountProgress
+    from .progress import Display
 
     entry: dict[str, Any] = {"id": path.resolve().name or "songs", "type": kind, "dataset_type": "audio"}
     if kind == "local":
@@ -330,7 +330,7 @@ def data_set(path: Path, kind: str) -> list[str]:
     else:
         entry |= {"dataset_name": str(path.resolve()), "caption_strategy": "huggingface"}
     config = load_config({"data_backend_config": [entry], "vae_cache_disable": True})
-    with CountProgress() as progress:
+    with Display() as progress:
         manifest = build_manifest(config, progress)
     return [f"{path}: data set", *manifest.report.lines(NAMES)]
 

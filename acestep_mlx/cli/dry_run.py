@@ -38,13 +38,13 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
     from ..data.manifest import build_manifest
     from ..training.memory import loads, verdict
     from ..training.preflight import preflight
-    from .counts import CountProgress
+    from .progress import Display
 
     def notify(text: str, level: str) -> None:
         click.echo(f"{level}: {text}" if level != "info" else text, err=True)
 
     found = preflight(config, notify, overwrite=overwrite)
-    with CountProgress() as progress:
+    with Display() as progress:
         manifest = build_manifest(config, progress, remember=False)
     folder = found.model.folder
     songs = [(sample.bucket, sample.lyrics) for sample in manifest.samples]

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..formatting import count, rate, size
+from .progress import Display
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from ..report.events import Evaluated, Event, Finished, Progress, StepDone
-
-LINE_EVERY = 10.0  # seconds between lines of the same kind without a terminal
+    from ..report.events import Advanced, Evaluated, Event, Finished, StepDone
 
 
 def duration(seconds: float) -> str:
@@ -40,52 +33,23 @@ class TrainDisplay:
     """A listener for `training.run.train`; a context manager that leaves the terminal tidy."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._bar: tqdm[Any] | None = None
-        self._phase = ""
+        self._display = Display()
+        self._say = self._display.say
         self._total_steps = 0
-        self._spoken = 0.0
 
     def __call__(self, event: Event) -> None:
         handler = getattr(self, f"_{type(event).__name__.lower()}", None)
         if handler is not None:
             handler(event)
 
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            click.echo(line, err=True)
-
     def _notice(self, event: Any) -> None:
         self._say(f"{event.level}: {event.text}" if event.level != "info" else event.text)
 
-    def _progress(self, event: Progress) -> None:
-        if event.phase != self._phase:
-            self.close()
-            self._phase, self._spoken = event.phase, 0.0
-        if not self._terminal:
-            now = time.monotonic()
-            if event.done >= event.total or now - self._spoken > LINE_EVERY:
-                self._spoken = now
-                shown = size if event.detail == "bytes" else str
-                self._say(f"{event.phase}: {shown(event.done)} of {shown(event.total)}")
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            in_bytes = event.detail == "bytes"
-            self._bar = tqdm(
-                total=event.total,
-                desc=event.phase,
-                unit="B" if in_bytes else "",
-                unit_scale=in_bytes,
-                file=sys.stderr,
-            )
-        self._bar.update(event.done - self._bar.n)
+    def _advanced(self, event: Advanced) -> None:
+        self._display(event.advance)
 
     def _started(self, event: Any) -> None:
-        self.close()
+        self._display.close()
         self._total_steps = event.total_steps
         if event.step >= event.total_steps:
             self._say(f"{nothing_left(event.step, event.total_steps)}, in {event.output_dir}")
@@ -94,21 +58,15 @@ class TrainDisplay:
             f"training {event.trainable_parameters:,} parameters on {count(event.samples, 'song')}, "
             f"{_steps(event.step + 1, event.total_steps)}, into {event.output_dir}"
         )
-        if self._terminal:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=event.total_steps, initial=event.step, unit="step", file=sys.stderr)
+        if self._display.terminal:
+            self._display.open(total=event.total_steps, initial=event.step, unit="step")
 
     def _stepdone(self, event: StepDone) -> None:
         if event.skipped:
             self._say(f"warning: step {event.step} skipped: its loss or gradient is not finite")
-        if self._bar is not None:
-            self._bar.update(event.step - self._bar.n)
-            self._bar.set_postfix_str(self._numbers(event), refresh=False)
-            return
-        now = time.monotonic()
-        if event.step == self._total_steps or now - self._spoken > LINE_EVERY:
-            self._spoken = now
+        if self._display.terminal:
+            self._display.move(event.step, self._numbers(event))
+        elif self._display.due(last=event.step == self._total_steps):
             self._say(
                 f"step {event.step}/{self._total_steps}, {self._numbers(event)}, "
                 f"{event.steps_per_second:.2f} steps/s, ETA {duration(event.eta)}"
@@ -132,7 +90,7 @@ class TrainDisplay:
         self._say(f"saved {event.path}" + (f", removed {len(event.removed)} older" if event.removed else ""))
 
     def _finished(self, event: Finished) -> None:
-        self.close()
+        self._display.close()
         if event.skipped_steps:
             self._say(f"warning: {count(event.skipped_steps, 'step')} skipped in all")
         if event.lora:
@@ -140,14 +98,8 @@ class TrainDisplay:
         if event.report:
             self._say(f"report: {event.report}")
 
-    def close(self) -> None:
-        """End the bar that is shown, if any."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
     def __enter__(self) -> TrainDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._display.close()

@@ -62,9 +62,9 @@ def command(model: Path, loras: tuple[Path, ...], scales: tuple[float, ...], out
         )
     strengths = scales if len(scales) == len(loras) else (scales or (1.0,)) * len(loras)
     from ..convert.fused import fuse
-    from .progress import ByteProgress
+    from .progress import Display
 
-    with ByteProgress() as progress:
+    with Display() as progress:
         report = fuse(model, list(zip(loras, strengths, strict=True)), output, progress=progress)
     whole = f" and {count(report.parameters, 'whole parameter')}" if report.parameters else ""
     click.echo(

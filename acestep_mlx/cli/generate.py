@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from ..io.filenames import as_stored
 from ..io.schema import show
 from .paths import NamedPath
-from .steps import StageBar
+from .progress import Display
 
 if TYPE_CHECKING:
     from ..pipeline import ACEStepPipeline
@@ -206,7 +206,7 @@ def command(
         click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
     _remark(pipe, request)
     started = time.perf_counter()
-    with StageBar() as bar:
+    with Display() as bar:
         songs = pipe.run(request, source_audio=source, progress=bar)
     seconds = round(time.perf_counter() - started, 2)
 

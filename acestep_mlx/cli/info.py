@@ -168,8 +168,9 @@ def _vocabulary(model: ModelFolder | None, given: Path | None) -> Path:
     if model is not None:
         return model.lyric_vocab()
     from ..convert.cache import lyric_vocabulary
+    from .progress import Display
 
     try:
-        return lyric_vocabulary(lambda text, done, total: click.echo(text, err=True))
+        return lyric_vocabulary(Display())
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or name the model they are for: --model MLX_FOLDER") from None

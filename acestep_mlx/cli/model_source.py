@@ -16,11 +16,11 @@ def open_model(config: RunConfig) -> ModelFolder:
     """
     from ..convert.cache import ensure_model
     from ..families.folder import ModelFolder
-    from .progress import ByteProgress
+    from .progress import Display
 
     given = config.pretrained_model_name_or_path
     local = config.resolve(given)
-    with ByteProgress() as progress:
+    with Display() as progress:
         path = ensure_model(
             local if local.exists() else given,
             quantize=config.quantization,  # the conversion that `train` asks for

@@ -27,9 +27,10 @@ from ..families.v1.lyrics.report import summary as lyric_summary
 from ..io.atomic import PREFIX, SUFFIX
 from ..io.audio import is_silent, read_audio
 from ..io.hashes import cache_key, hash_file
+from ..io.progress import Advance, Progress, silent
 from .cache import Store
 from .facts import FactsIndex
-from .manifest import Manifest, Progress, Sample, index_path, nothing_left
+from .manifest import Manifest, Sample, index_path, nothing_left
 
 VERSION = 1  # of what is stored; raise it when the computation changes
 MAX_TEXT_TOKENS = 256
@@ -139,9 +140,9 @@ class Cache:
         """
         found = self.read(sample, variant)
         if found["lyrics"] is None:
-            self._encode_lyrics([sample], None)
+            self._encode_lyrics([sample], silent)
         if found["text"] is None:
-            self._encode_text([sample], None)
+            self._encode_text([sample], silent)
         if found["latents"] is None:
             self._count_again(sample)
             try:
@@ -197,7 +198,7 @@ class Cache:
         return len(unused), size
 
     # ── encoding ─────────────────────────────────────────────────────────────────────────────────────
-    def fill(self, progress: Progress | None, everything: bool = False) -> None:
+    def fill(self, progress: Progress, everything: bool = False) -> None:
         """Compute what is missing; latents of on-demand data sets only with `everything`."""
         self._encode_lyrics(self.samples, progress)
         self._encode_text(self.samples, progress)
@@ -208,7 +209,7 @@ class Cache:
         if not self.samples:
             raise nothing_left(self.skipped)
 
-    def _encode_lyrics(self, samples: Iterable[Sample], progress: Progress | None) -> None:
+    def _encode_lyrics(self, samples: Iterable[Sample], progress: Progress) -> None:
         """Lyric ids, with what the tokenizer remarks (cut, dropped or unspeakable lines) kept beside them."""
         missing: dict[tuple[str, Store], list[Sample]] = {}
         for sample in samples:
@@ -230,9 +231,9 @@ class Cache:
             store.put(key, {"ids": np.array(report.ids, np.int32), "notes": notes})
             for sample in same:
                 self._learn(sample, key, len(report.ids), notes)
-            _tell(progress, "lyrics", done, len(missing), same[0].id)
+            progress(Advance("lyrics", done, len(missing), note=same[0].id))
 
-    def _encode_text(self, samples: Iterable[Sample], progress: Progress | None) -> None:
+    def _encode_text(self, samples: Iterable[Sample], progress: Progress) -> None:
         missing: dict[tuple[str, Store], list[tuple[Sample, str]]] = {}
         for sample in samples:
             store = self._store(sample, "text")
@@ -262,7 +263,7 @@ class Cache:
             store.put(key, arrays)
             for other, _ in same:
                 self._learn(other, key, len(states), arrays.get("notes"))
-            _tell(progress, "captions", done, len(missing), sample.id)
+            progress(Advance("captions", done, len(missing), note=sample.id))
         del encoder
         _free()
 
@@ -275,7 +276,7 @@ class Cache:
                 fresh = [(name, note) for note in json.loads(notes.tobytes())]
                 one.notes += [note for note in fresh if note not in one.notes]
 
-    def _encode_latents(self, samples: Sequence[Sample], progress: Progress | None) -> None:
+    def _encode_latents(self, samples: Sequence[Sample], progress: Progress) -> None:
         missing: dict[tuple[str, Store], Sample] = {}
         for sample in samples:
             key, store = self.latent_key(sample), self._store(sample, "latents")
@@ -292,7 +293,7 @@ class Cache:
                     problem = str(error)
             if problem is not None:
                 failed[self.latent_key(sample)] = problem
-            _tell(progress, "latents", done, len(missing), sample.id)
+            progress(Advance("latents", done, len(missing), note=sample.id))
         self.release()
         if failed:
             FactsIndex(self._index).forget(s.audio for s in samples if self.latent_key(s) in failed)
@@ -350,13 +351,13 @@ def encode_dataset(
     manifest: Manifest,
     config: RunConfig,
     folder: ModelFolder,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     everything: bool = False,
 ) -> Cache:
     """Fill the caches of a manifest and free the encoders.
 
-    progress: called as (stage, done, total, name) with stage "lyrics", "captions" or "latents".
+    progress: told of each song, in the stages "lyrics", "captions" and "latents".
     everything: also encode the latents of data sets that are encoded on demand.
     Songs that vanished, changed or cannot be encoded are skipped, counted and named in `cache.skipped`;
     DataError when nothing is left, or when the disk is full.
@@ -419,11 +420,6 @@ def _as_bytes(notes: list[str]) -> np.ndarray:
 
 def _field(arrays: Arrays | None, name: str) -> np.ndarray | None:
     return None if arrays is None else arrays.get(name)
-
-
-def _tell(progress: Progress | None, stage: str, done: int, total: int, name: str) -> None:
-    if progress is not None:
-        progress(stage, done, total, name)
 
 
 def _free() -> None:

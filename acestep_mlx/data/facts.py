@@ -25,6 +25,7 @@ from ..errors import DataError
 from ..io import schema
 from ..io.audio import MPEG, SILENCE, decode, look
 from ..io.hashes import hash_file
+from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
 
 MAX_INDEX = 1 << 30  # bytes
@@ -213,9 +214,7 @@ class FactsIndex:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._facts, self._former = {}, {}
 
-    def look_up(
-        self, songs: Sequence[AudioRef], progress: Callable[[int, int, str], None] | None = None
-    ) -> list[AudioFacts]:
+    def look_up(self, songs: Sequence[AudioRef], progress: Progress = silent) -> list[AudioFacts]:
         """Facts of each song, examining those that are new or changed (on a few threads)."""
         stamps: list[str | None] = []
         found: list[AudioFacts | None] = []
@@ -242,8 +241,8 @@ class FactsIndex:
                 if facts.content:
                     self._facts[stamp] = facts
                     self._changed = True
-                if progress is not None:
-                    progress(done, len(firsts), songs[waiting[stamp][0]].name)
+                name = songs[waiting[stamp][0]].name
+                progress(Advance("looking at songs", done, len(firsts), note=name))
                 if done % 200 == 0:
                     self.save()
         self.save()

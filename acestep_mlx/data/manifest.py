@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ..config.run import RunConfig
 from ..errors import DataError
 from ..formatting import count, listed
 from ..io.hashes import cache_key
+from ..io.progress import Progress, silent
 from ..text.lines import foreign_lines, in_language
 from ..text.sheet import read_sheet
 from .backends import Backend, Backends, read_backends
@@ -25,8 +26,6 @@ from .summary import DatasetReport, SetReport
 SAMPLE_RATE = 44100
 SAMPLES_PER_FRAME = 512 * 8
 MIN_SECONDS = 3.0
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -103,20 +102,16 @@ def index_path(config: RunConfig) -> Path | None:
     return None if config.vae_cache_disable else config.resolve(config.cache_dir) / "audio_index.json"
 
 
-def build_manifest(config: RunConfig, progress: Progress | None = None, *, remember: bool = True) -> Manifest:
+def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: bool = True) -> Manifest:
     """Scan all data sets of a configuration.
 
     remember: whether what is found out about the songs' sound is kept in the cache; else nothing is written.
-    progress: called as ("looking at songs", done, total, name) for each song that has to be decoded. Raises
+    progress: told of each song that has to be decoded. Raises
     ConfigError for a wrong data set file, DataError when a folder is missing or nothing is left to train
     on (its `details` name every song and why).
     """
     backends = read_backends(config)
     index = FactsIndex(index_path(config), remember)
-
-    def looked_at(done: int, total: int, name: str) -> None:
-        if progress is not None:
-            progress("looking at songs", done, total, name)
 
     samples: list[Sample] = []
     skipped: list[tuple[str, str]] = []
@@ -127,7 +122,7 @@ def build_manifest(config: RunConfig, progress: Progress | None = None, *, remem
         songs = found.songs
         report = SetReport(backend.id, files=len(songs), interval=backend.interval, no_songs=found.left_out)
         report.listed = backend.caption_strategy in ("csv", "huggingface")
-        for song, facts in _chosen(backend, songs, index, looked_at):
+        for song, facts in _chosen(backend, songs, index, progress):
             reason = song.problem or _reason(backend, facts)
             if reason is not None or facts is None:
                 skipped.append((f"{backend.id}/{song.name}", str(reason)))
@@ -174,7 +169,7 @@ def _songs(backend: Backend, config: RunConfig, own: Mapping[Path, str]) -> loca
 
 
 def _chosen(
-    backend: Backend, songs: list[local.Song], index: FactsIndex, progress: Callable[[int, int, str], None]
+    backend: Backend, songs: list[local.Song], index: FactsIndex, progress: Progress
 ) -> list[tuple[local.Song, AudioFacts | None]]:
     """Songs with the facts about their sound, in their order; unusable ones included.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..formatting import size
+from .progress import Advance, Progress, silent
 from .schema import is_utf8
 
 LOCK = ".lock"
@@ -95,9 +96,7 @@ def new_path(dst: str | Path, option: str) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(
-    dst: Path, *, needed: int, notify: Callable[[str], None] = lambda line: None
-) -> Iterator[Path]:
+def new_folder(dst: Path, *, needed: int, progress: Progress = silent) -> Iterator[Path]:
     """A temporary folder beside `dst` that is renamed to `dst` when the block ends well, else deleted.
 
     needed: bytes; refused with CheckpointError before anything is written when the disk has less. What an
@@ -107,7 +106,7 @@ def new_folder(
         dst.parent.mkdir(parents=True, exist_ok=True)
         for left in dst.parent.glob(f"{_partial(dst)}*"):
             if not _alive(left):
-                notify(f"removing {left.name}, left by a run that was killed")
+                progress(Advance(f"removing {left.name}, left by a run that was killed"))
                 shutil.rmtree(left, ignore_errors=True)
         free = free_space(dst.parent)
         if free < needed:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
+from ..io.progress import Advance, Progress, silent
 from .device import on_cpu
 
 Item = TypeVar("Item")
@@ -93,11 +94,11 @@ def windowed(
     size: int | None,
     halo: int,
     rate: Fraction,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> mx.array:
     """A local function of `length` frames, window by window: `fn(low, high)` is its value for these frames.
 
-    `axis` is the time axis of what `fn` gives. `progress` gets the frames done after each window. `length`
+    `axis` is the time axis of what `fn` gives. `progress` is told the frames done after each window. `length`
     must be a multiple of `rate.denominator`.
     """
 
@@ -112,7 +113,6 @@ def windowed(
     pieces: list[mx.array] = []
     for group in side_by_side(piece, cut) if len(cut) > 1 else [[piece(cut[0])]]:
         pieces += group
-        if progress:
-            for w in cut[len(pieces) - len(group) : len(pieces)]:
-                progress(w.stop - w.start)
+        for w in cut[len(pieces) - len(group) : len(pieces)]:
+            progress(Advance(done=w.stop, total=length))
     return mx.concatenate(pieces, axis=axis)

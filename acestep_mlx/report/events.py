@@ -13,6 +13,7 @@ from typing import Any
 from ..formatting import count, listed
 from ..io import schema
 from ..io.atomic import write_bytes
+from ..io.progress import Advance
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,10 @@ class Notice(Event):
 
 
 @dataclass(frozen=True)
-class Progress(Event):
-    """`done` of `total` units of a phase such as `encode audio`; `total` 0 when it is unknown."""
+class Advanced(Event):
+    """A stage of the preparation is further on."""
 
-    phase: str
-    done: int
-    total: int
-    detail: str = ""
+    advance: Advance
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,10 @@ class Listeners:
     def __call__(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
+
+    def progress(self, advance: Advance) -> None:
+        """For work that reports to a `Progress`."""
+        self(Advanced(advance) if advance.total else Notice(advance.stage))
 
     def notice(self, text: str, level: str = "info") -> None:
         self(Notice(text, level))

@@ -6,17 +6,16 @@ arXiv 2412.08629.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ..families.v1.conditions import Velocity
+from ..io.progress import Advance, Progress, silent
 from .guidance import Guidance, apg
 from .noise import NoiseSource
 from .schedulers import move, omega_gain, pingpong, stages
-
-Progress = Callable[[int, int], None]  # evaluations done, evaluations in all
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def denoise(
     omega: float = 10.0,
     known: Known | None = None,
     first_step: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> mx.array:
     """From latents (B, 8, 16, T) at sigmas[first_step] to clean latents, in float32.
 
@@ -107,8 +106,7 @@ def denoise(
         if known is not None:
             latents = known.keep(latents, stage.after)
         mx.eval(latents)
-        if progress is not None:
-            progress(done, len(todo))
+        progress(Advance(done=done, total=len(todo)))
     return latents
 
 
@@ -123,7 +121,7 @@ def edit(
     begin: float = 0.0,
     end: float = 1.0,
     samples: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> mx.array:
     """Flow-edit: carry `source` (B, 8, 16, T) over from what it is to what is wanted.
 
@@ -175,6 +173,5 @@ def edit(
             else:
                 sampled = sampled + (after - sigma) * v
         mx.eval(song, sampled) if sampled is not None else mx.eval(song)
-        if progress is not None:
-            progress(step - first + 1, len(sigmas) - first)
+        progress(Advance(done=step - first + 1, total=len(sigmas) - first))
     return song if sampled is None else sampled

@@ -10,8 +10,9 @@ import mlx.nn as nn
 from ..config.request import Request
 from ..errors import ConfigError
 from ..families.v1.conditions import Encoded, Prompt, Velocity, encode_branches, encode_plain
+from ..io.progress import Progress, part, silent
 from . import tasks
-from .denoise import Known, Progress, denoise, edit
+from .denoise import Known, denoise, edit
 from .guidance import Guidance
 from .noise import NoiseSource, seeded
 from .schedulers import custom_timetable, timetable
@@ -28,7 +29,7 @@ def sample(
     source: mx.array | None = None,
     target: Prompt | None = None,
     noise: NoiseSource | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> mx.array:
     """Latents (songs, 8, 16, T) in float32, one song per seed of the request.
 
@@ -115,7 +116,7 @@ def _edit(
     source: mx.array,
     request: Request,
     noise: NoiseSource,
-    progress: Progress | None,
+    progress: Progress,
 ) -> mx.array:
     guidance = Guidance.of(request)
     branches = []
@@ -151,23 +152,19 @@ def _in_groups(
     group: int,
     source: mx.array | None,
     target: Prompt | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> mx.array:
     starts = range(0, len(request.seeds), group)
     made = []
     for i, start in enumerate(starts):
-        part = replace(
+        group_request = replace(
             request,
             seeds=request.seeds[start : start + group],
             retake_seeds=request.other_seeds[start : start + group],
         )
-        step = None if progress is None else _part_of(progress, i, len(starts))
-        made.append(sample(transformer, prompt, part, source=source, target=target, progress=step))
+        share = part(progress, i, len(starts))
+        made.append(sample(transformer, prompt, group_request, source=source, target=target, progress=share))
     return mx.concatenate(made)
-
-
-def _part_of(progress: Progress, index: int, count: int) -> Progress:
-    return lambda done, total: progress(index * total + done, count * total)
 
 
 def _rows(branches: list[Encoded], songs: int) -> list[Encoded]:

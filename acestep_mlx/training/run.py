@@ -32,8 +32,6 @@ from ..report.events import (
     Listener,
     Listeners,
     MetricsFile,
-    Notice,
-    Progress,
     Started,
     damage,
     read_metrics,
@@ -143,22 +141,16 @@ class _Run:
                 local if local.exists() else source,
                 quantize=config.quantization,
                 revision=config.revision,
-                progress=self._tell_bytes,
+                progress=self.emit.progress,
             )
 
         return self.world.first_then_others(convert)
 
-    def _tell_bytes(self, text: str, done: int, total: int) -> None:
-        self.emit(Progress(text, done, total, "bytes") if total else Notice(text))
-
     def _fill_caches(self) -> Cache:
-        def tell(stage: str, done: int, total: int, name: str) -> None:
-            self.emit(Progress(stage, done, total, name))
-
-        manifest = build_manifest(self.config, tell)
+        manifest = build_manifest(self.config, self.emit.progress)
         for text, level in manifest.report.remarks():
             self.emit.notice(text, level)
-        cache = encode_dataset(manifest, self.config, self.folder, tell)
+        cache = encode_dataset(manifest, self.config, self.folder, self.emit.progress)
         for name, reason in cache.skipped:
             self.emit.notice(f"skipped {name}: {reason}", "warning")
         if cache.skipped:

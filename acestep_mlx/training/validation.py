@@ -20,6 +20,7 @@ from ..errors import ConfigError, DataError
 from ..families.folder import ModelFolder
 from ..io import schema
 from ..io.audio import write_audio
+from ..io.progress import Advance
 from ..lora.surgery import adapter_modules, disabled
 from ..pipeline import ACEStepPipeline
 from ..report.events import Listeners, ValidationClip, read_metrics
@@ -182,11 +183,11 @@ class Validation:
         emit(self._event(prompt, path, step, True))
 
     def _clip(self, model: nn.Module, prompt: Prompt, path: Path, stopped: Callable[[], bool]) -> None:
-        def tell(stage: str, fraction: float) -> None:
+        def tell(advance: Advance) -> None:
             if stopped():
                 raise _Stopped
 
-        tell("", 0.0)
+        tell(Advance())
         pipeline = ACEStepPipeline(self.folder, low_memory=True, transformer=model)
         request, conditions = self.requests[prompt.name], self.conditions[prompt.name]
         sound = pipeline.run(request, conditions=conditions, progress=tell)[0]

@@ -392,8 +392,8 @@ KILLED = """
 import os, signal, sys
 from acestep_mlx.convert.checkpoint import convert
 share = float(sys.argv[3])
-def progress(text, done, total):
-    if total and done >= share * total:
+def progress(advance):
+    if advance.total and advance.done >= share * advance.total:
         os.kill(os.getpid(), signal.SIGKILL)
 convert(sys.argv[1], sys.argv[2], progress=progress)
 """

@@ -15,6 +15,7 @@ from acestep_mlx.convert import cache
 from acestep_mlx.convert.cache import cache_folder, ensure_model
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.folder import ModelFolder, Quantization
+from acestep_mlx.io.progress import Advance
 
 COMMIT = "89abcdef" * 5
 QUANTIZED = Quantization.of(4)
@@ -23,9 +24,9 @@ QUANTIZED = Quantization.of(4)
 class Notes(list[str]):
     """A progress that keeps its notes."""
 
-    def __call__(self, text: str, done: int, total: int) -> None:
-        if not total:
-            self.append(text)
+    def __call__(self, advance: Advance) -> None:
+        if not advance.total:
+            self.append(advance.stage)
 
 
 def test_made_once_and_found_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_two_processes_convert_once(tiny_checkpoint: Path, tmp_path: Path) -> No
         "import sys\n"
         "from acestep_mlx.convert.cache import ensure_model\n"
         "notes = []\n"
-        "tell = lambda text, done, total: total or notes.append(text)\n"
+        "tell = lambda advance: advance.total or notes.append(advance.stage)\n"
         "print(ensure_model(sys.argv[1], cache_dir=sys.argv[2], progress=tell))\n"
         "print(sum('once' in note for note in notes))\n"
     )

@@ -86,9 +86,9 @@ def test_ctrl_c_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
         # a job in the background, such as a CI's, is started with interrupts ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import acestep_mlx.cli.progress as p\n"
-        "def interrupt(self, text, done, total):\n"
-        "    if done > total / 2: os.kill(os.getpid(), signal.SIGINT)\n"
-        "p.ByteProgress.__call__ = interrupt\n"
+        "def interrupt(self, advance):\n"
+        "    if advance.done > advance.total / 2: os.kill(os.getpid(), signal.SIGINT)\n"
+        "p.Display.__call__ = interrupt\n"
         "from acestep_mlx.cli import main\n"
         "main(['convert', '--hf-path', sys.argv[1], '--mlx-path', sys.argv[2]])\n"
     )

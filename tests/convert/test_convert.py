@@ -22,6 +22,7 @@ from acestep_mlx.convert.checkpoint import convert
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.folder import COMPONENTS, MODES, ModelFolder, quantizable
 from acestep_mlx.families.v1.miniature import write_checkpoint
+from acestep_mlx.io.progress import Advance
 from acestep_mlx.io.safetensors import read_header
 
 AFFINE = [(bits, group) for bits in MODES["affine"][0] for group in (32, 64, 128)]
@@ -183,12 +184,13 @@ def test_two_conversions_are_identical(tiny_checkpoint: Path, tmp_path: Path) ->
 
 
 def test_progress_is_told_bytes_and_notes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    report = convert(tiny_checkpoint, tmp_path / "model", progress=lambda *event: seen.append(event))
-    steps = [(done, total) for _, done, total in seen if total]
+    seen: list[Advance] = []
+    report = convert(tiny_checkpoint, tmp_path / "model", progress=seen.append)
+    steps = [(a.done, a.total) for a in seen if a.total]
+    assert {a.unit for a in seen if a.total} == {"bytes"}
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert len({total for _, total in steps}) == 1 and steps[-1][0] == steps[-1][1]
-    assert [text for text, _, total in seen if not total] == report.notes
+    assert [a.stage for a in seen if not a.total] == report.notes
     assert any("lyric vocabulary: the miniature's own" in note for note in report.notes)
 
 

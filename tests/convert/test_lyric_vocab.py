@@ -59,7 +59,7 @@ def test_the_flag_wins_and_a_different_file_is_accepted_with_a_warning(
     (tmp_path / "lyric_vocab.json").write_bytes(upstream)
     (tmp_path / "mine.json").write_bytes(other())
     notes: list[str] = []
-    found = find(tmp_path / "mine.json", tmp_path, SIZE, lambda text, *_: notes.append(text))
+    found = find(tmp_path / "mine.json", tmp_path, SIZE, lambda advance: notes.append(advance.stage))
     assert found.data == other() and not found.known and "is not the lyric vocabulary" in notes[0]
     assert notes[0].startswith("warning: ")
     with pytest.raises(CheckpointError, match=r"Is a directory; give upstream's .*leave --lyric-vocab out"):
@@ -71,7 +71,7 @@ def test_then_the_checkpoint(name: str, upstream: bytes, tmp_path: Path) -> None
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(upstream)
     notes: list[str] = []
-    found = find(None, tmp_path, SIZE, lambda text, *_: notes.append(text))
+    found = find(None, tmp_path, SIZE, lambda advance: notes.append(advance.stage))
     assert found.known and found.data == upstream and notes == []
 
 

@@ -23,6 +23,7 @@ from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.io.atomic import temporary
 from acestep_mlx.io.audio import read_audio
 from acestep_mlx.io.hashes import cache_key, hash_file
+from acestep_mlx.io.progress import Advance
 
 from ..io.test_lengths import mp3
 from .songs import config, song, write
@@ -34,9 +35,9 @@ class Watch:
     def __init__(self) -> None:
         self.done: list[str] = []
 
-    def __call__(self, stage: str, done: int, total: int, name: str) -> None:
-        if stage != "looking at songs":
-            self.done.append(stage)
+    def __call__(self, advance: Advance) -> None:
+        if advance.stage != "looking at songs":
+            self.done.append(advance.stage)
 
     def take(self) -> list[str]:
         done, self.done = self.done, []
@@ -207,8 +208,8 @@ def test_an_interrupted_run_loses_one_item(root: Path, tiny_model: Path) -> None
     class Stop(Exception):
         pass
 
-    def stop_at_first_latent(stage: str, done: int, total: int, name: str) -> None:
-        if stage == "latents":
+    def stop_at_first_latent(advance: Advance) -> None:
+        if advance.stage == "latents":
             raise Stop
 
     settings = config(root)

@@ -212,7 +212,7 @@ def test_repeated_rows_are_decoded_once(tmp_path: Path) -> None:
     folder = upstream(tmp_path, [str(path)] * 50)
     seen: list[str] = []
     full = {"type": "huggingface", "dataset_name": str(folder), "instance_data_dir": None}
-    manifest = build_manifest(config(tmp_path, full), lambda stage, done, total, name: seen.append(name))
+    manifest = build_manifest(config(tmp_path, full), lambda advance: seen.append(advance.note))
     assert len(manifest.samples) == 50 and len(seen) == 1
 
 

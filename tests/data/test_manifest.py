@@ -15,6 +15,7 @@ import soundfile as sf
 from acestep_mlx.data.facts import FileAudio, examine, hash_blocks
 from acestep_mlx.data.manifest import build_manifest, index_path
 from acestep_mlx.errors import ConfigError, DataError
+from acestep_mlx.io.progress import Advance
 
 from .songs import RATE, config, manifest, song, tone, write
 
@@ -334,8 +335,8 @@ def test_files_are_decoded_once_until_they_change(tmp_path: Path, songs: Path) -
     settings = config(tmp_path)
     seen: list[str] = []
 
-    def progress(stage: str, done: int, total: int, name: str) -> None:
-        seen.append(Path(name).name)
+    def progress(advance: Advance) -> None:
+        seen.append(Path(advance.note).name)
 
     before = build_manifest(settings, progress)
     assert seen == ["a.wav", "b.wav"]
@@ -488,12 +489,12 @@ def test_an_edited_entry_of_the_index_is_measured_again(change: str, tmp_path: P
         del content["checksums"]
     path.write_text(json.dumps(content))
     measured: list[str] = []
-    again = build_manifest(settings, lambda stage, done, total, name: measured.append(Path(name).name))
+    again = build_manifest(settings, lambda advance: measured.append(Path(advance.note).name))
     assert again.samples == before
     assert len(measured) == (1 if change in ("length", "problem") else 2)
     assert json.loads(path.read_text()) == json.loads(whole)
     measured.clear()
-    build_manifest(settings, lambda stage, done, total, name: measured.append(name))
+    build_manifest(settings, lambda advance: measured.append(advance.note))
     assert not measured
 
 

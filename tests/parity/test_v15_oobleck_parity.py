@@ -12,6 +12,7 @@ import pytest
 
 from acestep_mlx.errors import DataError
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
+from acestep_mlx.io.progress import Advance
 from acestep_mlx.nn.windows import reach
 
 from .v15 import normal, randomise, relative_error, same_weights, torch
@@ -74,9 +75,9 @@ def test_windows_are_one_pass(window: int) -> None:
     mean, std = ours.encode(wav, window=window)
     assert relative_error(mean, np.array(whole)) <= 2e-6
     assert relative_error(std, np.array(whole_std)) <= 2e-6
-    done: list[int] = []
+    done: list[Advance] = []
     again = ours.decode(mean, window=window, progress=done.append)
-    assert sum(done) == frames and len(done) > 1
+    assert (done[-1].done, done[-1].total) == (frames, frames) and len(done) > 1
     assert relative_error(again, np.array(ours.decode(mean, window=None))) <= 2e-6
 
 

@@ -9,13 +9,12 @@ encodes whole songs, and above 48 s decodes in windows with an attention for eac
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import numpy as np
 
 from ...errors import CheckpointError, DataError
 from ...io.audio import log_mel, resample
+from ...io.progress import Progress, part, silent
 from ...nn.convolution import kept_buffers
 from .dcae import AutoencoderDC
 from .vocoder import Vocoder
@@ -54,12 +53,12 @@ class Codec:
         wav: np.ndarray | mx.array,
         sample_rate: int = SAMPLE_RATE,
         *,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress = silent,
     ) -> mx.array:
         """Latents (B, 8, 16, T) float32, T = latent_frames(samples at 44.1 kHz).
 
         wav: (samples,), (samples, channels) or (B, samples, 2), float in [−1, 1]; mono is doubled. The end is
-        padded with silence to a whole latent frame. `progress` gets the fraction done. DataError for audio
+        padded with silence to a whole latent frame. `progress` is told the share done. DataError for audio
         that is empty, not finite, or of another shape.
         """
         batch = as_stereo_batch(wav)
@@ -68,10 +67,10 @@ class Codec:
         missing = latent_frames(batch.shape[1]) * HOP * DOWN - batch.shape[1]
         batch = np.pad(batch, ((0, 0), (0, missing), (0, 0)))
         with kept_buffers():
-            parts = [self._encode(item, _part(progress, i, len(batch))) for i, item in enumerate(batch)]
+            parts = [self._encode(item, part(progress, i, len(batch))) for i, item in enumerate(batch)]
         return mx.concatenate(parts)
 
-    def _encode(self, wav: np.ndarray, progress: Callable[[float], None] | None) -> mx.array:
+    def _encode(self, wav: np.ndarray, progress: Progress) -> mx.array:
         voc = self.vocoder.config
         mel = mx.stack(
             [
@@ -94,22 +93,22 @@ class Codec:
         mx.eval(latents)
         return latents
 
-    def decode(self, latents: mx.array, *, progress: Callable[[float], None] | None = None) -> mx.array:
+    def decode(self, latents: mx.array, *, progress: Progress = silent) -> mx.array:
         """Waveform (B, samples, 2) float32 at 44.1 kHz, samples = 4096·T, of latents (B, 8, 16, T)."""
         C, H = self.dcae.config.latent_channels, self.vocoder.config.n_mels // DOWN
         if latents.ndim != 4 or latents.shape[1:3] != (C, H) or latents.shape[3] == 0:
             raise DataError(f"latents must be (B, {C}, {H}, T), got {latents.shape}")
         with kept_buffers():
-            parts = [self._decode(item, _part(progress, i, len(latents))) for i, item in enumerate(latents)]
+            parts = [self._decode(item, part(progress, i, len(latents))) for i, item in enumerate(latents)]
         return mx.stack(parts)
 
-    def _decode(self, latents: mx.array, progress: Callable[[float], None] | None) -> mx.array:
+    def _decode(self, latents: mx.array, progress: Progress) -> mx.array:
         z = latents.astype(mx.float32) / LATENT_SCALE + LATENT_SHIFT
-        mel = self.dcae.decode(z[None], DCAE_WINDOW, _part(progress, 0, 2))[0].astype(mx.float32)
+        mel = self.dcae.decode(z[None], DCAE_WINDOW, part(progress, 0, 2))[0].astype(mx.float32)
         mel = (mel + 1) / 2 * (MEL_MAX - MEL_MIN) + MEL_MIN
         # One channel after the other, as the vocoder is mono: half the memory.
         parts = [
-            self.vocoder(channel[None], VOCODER_WINDOW, _part(progress, 2 + i, 4))[0, 0]
+            self.vocoder(channel[None], VOCODER_WINDOW, part(progress, 2 + i, 4))[0, 0]
             for i, channel in enumerate(mel)
         ]
         wav = mx.stack(parts).astype(mx.float32)  # [2, samples]
@@ -131,10 +130,3 @@ def as_stereo_batch(wav: np.ndarray | mx.array) -> np.ndarray:
     if not np.isfinite(batch).all():
         raise DataError("audio holds values that are not finite numbers")
     return np.repeat(batch, CHANNELS, axis=2) if batch.shape[2] == 1 else batch
-
-
-def _part(progress: Callable[[float], None] | None, index: int, count: int) -> Callable[[float], None] | None:
-    """Progress of part `index` of `count` as progress of the whole."""
-    if progress is None:
-        return None
-    return lambda fraction: progress((index + fraction) / count)

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import CheckpointError
+from ...io.progress import Advance, Progress, silent
 from ...io.schema import items, number, whole
 from ...nn.activations import silu_value as silu
 from ...nn.config import LEVELS, ComponentConfig
@@ -315,7 +316,7 @@ class Decoder(nn.Module):
 
 
 def apply_layers(
-    layers: Sequence[Any], x: mx.array, window: int | None, progress: Callable[[float], None] | None = None
+    layers: Sequence[Any], x: mx.array, window: int | None, progress: Progress = silent
 ) -> mx.array:
     """(B, H, W, C) through `layers`; `window` input frames at a time along W (None: all at once).
 
@@ -333,8 +334,7 @@ def apply_layers(
         size = None if window is None else max(1, int(window * scale))
         x = _apply_run(run, x, size)
         scale *= reach(run)[1]
-        if progress:
-            progress((n + 1) / len(runs))
+        progress(Advance(done=n + 1, total=len(runs)))
     return x
 
 
@@ -370,9 +370,7 @@ class AutoencoderDC(nn.Module):
         """Input frames per latent frame."""
         return int(1 / reach(self.encoder.layers())[1])
 
-    def encode(
-        self, x: mx.array, window: int | None = None, progress: Callable[[float], None] | None = None
-    ) -> mx.array:
+    def encode(self, x: mx.array, window: int | None = None, progress: Progress = silent) -> mx.array:
         """(B, in_channels, H, W) → (B, latent_channels, H/f, W/f) in the dtype of the weights.
 
         `window` bounds the memory: that many latent frames are in work at a time. H and W must be multiples
@@ -382,9 +380,7 @@ class AutoencoderDC(nn.Module):
         size = None if window is None else window * self.compression
         return apply_layers(self.encoder.layers(), x, size, progress).transpose(0, 3, 1, 2)
 
-    def decode(
-        self, z: mx.array, window: int | None = None, progress: Callable[[float], None] | None = None
-    ) -> mx.array:
+    def decode(self, z: mx.array, window: int | None = None, progress: Progress = silent) -> mx.array:
         """(B, latent_channels, h, w) → (B, in_channels, f·h, f·w); `window` as in `encode`."""
         z = z.transpose(0, 2, 3, 1).astype(self.decoder.conv_in.weight.dtype)
         return apply_layers(self.decoder.layers(), z, window, progress).transpose(0, 3, 1, 2)

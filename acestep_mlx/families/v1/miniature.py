@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -38,13 +38,12 @@ def write_checkpoint(
     dtype: str = "float32",
     shards: int = 1,
     new_weight_norm: bool = True,
-    progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Write a whole checkpoint into `folder` (made if need be) and return its path.
 
     size: "tiny", "true" or a Geometry. dtype: float32, float16 or bfloat16. shards: into how many files the
     transformer is cut. new_weight_norm: `parametrizations.weight.original0/1` rather than `weight_g/_v`.
-    progress is told how many elements were written since the last call. Same seed, same bytes.
+    Same seed, same bytes.
     """
     folder = Path(folder)
     geometry = SIZES[size] if isinstance(size, str) else size
@@ -59,7 +58,7 @@ def write_checkpoint(
         target.mkdir(parents=True, exist_ok=True)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         _write_weights(
-            target, FILES[name], specs, shards if name == "ace_step_transformer" else 1, seed, dtype, progress
+            target, FILES[name], specs, shards if name == "ace_step_transformer" else 1, seed, dtype
         )
     write_prompt_tokenizer(folder / "umt5-base", geometry.text_encoder["vocab_size"])
     vocab = json.dumps(miniature_vocabulary(), ensure_ascii=False, indent=1)
@@ -74,7 +73,6 @@ def _write_weights(
     shards: int,
     seed: int,
     dtype: str,
-    progress: Callable[[int], None] | None,
 ) -> None:
     kind = getattr(mx, dtype)
     cuts = np.array_split(np.arange(len(specs)), shards)
@@ -88,8 +86,6 @@ def _write_weights(
             for spec in part:
                 for values in _random(spec, seed):
                     writer.write(spec.name, mx.array(values).astype(kind))
-                    if progress is not None:
-                        progress(values.size)
         weight_map.update(dict.fromkeys(tensors, name))
         total += writer.size
     if shards > 1:

@@ -7,7 +7,7 @@ Parameters carry the upstream names, with weight norm folded into plain weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...io.progress import Progress, part, silent
 from ...io.schema import number
 from ...nn.activations import silu_value as silu
 from ...nn.config import MANY, ComponentConfig
@@ -243,9 +244,7 @@ class Vocoder(nn.Module):
         self.backbone = Backbone(config)
         self.head = Head(config)
 
-    def __call__(
-        self, mel: mx.array, window: int | None = None, progress: Callable[[float], None] | None = None
-    ) -> mx.array:
+    def __call__(self, mel: mx.array, window: int | None = None, progress: Progress = silent) -> mx.array:
         """(B, n_mels, F) → (B, 1, hop·F) in the dtype of the weights.
 
         `window` bounds the memory: that many frames are in work at a time; the result is the same.
@@ -256,12 +255,11 @@ class Vocoder(nn.Module):
             (self.backbone, [self.backbone]),
             (self.head, self.head.layers()),
         ]
-        for i, (part, layers) in enumerate(parts):
+        for i, (network, layers) in enumerate(parts):
             halo, rate = reach(layers)
-            report = None if progress is None else _count(progress, i / 2, 2 * total)
 
-            def piece(low: int, high: int, part: Any = part, x: mx.array = x) -> mx.array:
-                return part(x[:, low:high])
+            def piece(low: int, high: int, network: Any = network, x: mx.array = x) -> mx.array:
+                return network(x[:, low:high])
 
             x = windowed(
                 piece,
@@ -270,18 +268,6 @@ class Vocoder(nn.Module):
                 size=window,
                 halo=halo,
                 rate=rate,
-                progress=report,
+                progress=part(progress, i, len(parts)),
             )
         return x.swapaxes(1, 2)
-
-
-def _count(progress: Callable[[float], None], start: float, total: int) -> Callable[[int], None]:
-    """Turns frames done into the fraction done, from `start` on."""
-    done = 0
-
-    def count(frames: int) -> None:
-        nonlocal done
-        done += frames
-        progress(start + done / total)
-
-    return count

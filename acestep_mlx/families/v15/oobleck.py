@@ -9,7 +9,7 @@ are those of one pass, in bounded memory. Arrays are (B, time, channels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...errors import DataError
+from ...io.progress import Progress, silent
 from ...nn.config import MANY, ComponentConfig
 from ...nn.convolution import Conv1d, UpsamplingConv1d, kept_buffers
 from ...nn.device import on_cpu
@@ -250,11 +251,11 @@ class Oobleck(nn.Module):
         return self.decoder.snake1.alpha.dtype
 
     def encode(
-        self, wav: mx.array, window: int | None = WINDOW, progress: Callable[[int], None] | None = None
+        self, wav: mx.array, window: int | None = WINDOW, progress: Progress = silent
     ) -> tuple[mx.array, mx.array]:
         """Mean and deviation, each (B, samples // 1920, C) float32, of wav (B, samples, 2) at 48 kHz.
 
-        window: latent frames in work at a time; None: all. progress gets the samples done. DataError for
+        window: latent frames in work at a time; None: all. progress is told the samples done. DataError for
         another shape, and for audio that is shorter than a frame.
         """
         channels, hop = self.config.audio_channels, self.config.hop
@@ -275,12 +276,10 @@ class Oobleck(nn.Module):
         mean, scale = mx.split(y.astype(mx.float32), 2, axis=-1)
         return mean, mx.logaddexp(scale, 0.0) + 1e-4  # softplus
 
-    def decode(
-        self, latents: mx.array, window: int | None = WINDOW, progress: Callable[[int], None] | None = None
-    ) -> mx.array:
+    def decode(self, latents: mx.array, window: int | None = WINDOW, progress: Progress = silent) -> mx.array:
         """Waveform (B, 1920·T, 2) float32 at 48 kHz, not clipped, of latents (B, T, C).
 
-        window: latent frames in work at a time; None: all. progress gets the frames done. DataError for
+        window: latent frames in work at a time; None: all. progress is told the frames done. DataError for
         another shape.
         """
         C = self.config.decoder_input_channels
