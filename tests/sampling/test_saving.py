@@ -183,7 +183,7 @@ def test_no_file_that_was_cut_short_looks_finished(tmp_path):
 def test_generate_says_where_a_song_went_and_writes_the_others(tmp_path, tiny_model):
     code = (
         "import errno, sys\n"
-        "from acestep_mlx import audio\n"
+        "from acestep_mlx.io import audio\n"
         "write = audio.write_bytes\n"
         "def refuse(path, data):\n"
         "    if path.name == 'slow-jazz-5.wav':\n"
