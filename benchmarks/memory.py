@@ -41,11 +41,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from generate import TEXT, our_step
 
 from acestep_mlx.config.read import load_config
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1 import attention
+from acestep_mlx.families.v1 import memory as step_memory
 from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.nn.activations import masked
+from acestep_mlx.testing.random_model import quantised_model
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
@@ -146,7 +149,7 @@ def measure(
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()  # what else this process holds
-    model = plan.quantised_model(config, bits, dtype)
+    model = quantised_model(V1, config, bits, dtype)
     inject(model, LoRASpec(rank=rank))
     for layer in adapter_modules(model).values():
         layer.train()
@@ -177,7 +180,7 @@ def measure_generation(
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
-    model = plan.quantised_model(config, bits, dtype)
+    model = quantised_model(V1, config, bits, dtype)
     mx.reset_peak_memory()
     step, _ = our_step(model, load.frames, 1 + TEXT + load.lyrics)
     seconds = 0.0
@@ -222,14 +225,16 @@ def fit(config: TransformerConfig, frames: list[int], text: int, tokens: list[in
     fitted: dict[str, float] = {}
     for names, part in ((BLOCK, blocks), (LYRICS, lyrics)):
         rows = [[_features(config, case, dtype)[name] for name in names] for case in part]
-        inputs = [plan.block_inputs(config, case[1], dtype.size, case[2]) * (part is blocks) for case in part]
+        inputs = [
+            step_memory.block_inputs(config, case[1], dtype.size, case[2]) * (part is blocks) for case in part
+        ]
         found = positive_least_squares(np.array(rows), np.array([measured[c] for c in part]) - inputs)
         fitted.update(zip(names, found.tolist(), strict=True))
-    plan.FITTED[dtype.size] = plan.Coefficients(**fitted)
-    print(plan.FITTED[dtype.size])
+    step_memory.FITTED[dtype.size] = step_memory.Coefficients(**fitted)
+    print(step_memory.FITTED[dtype.size])
     for case, found in measured.items():
         n, load, checkpointed = case
-        expected = plan.activations(replace(config, num_layers=n), load, dtype.size, checkpointed)
+        expected = step_memory.activations(replace(config, num_layers=n), load, dtype.size, checkpointed)
         kind = "not fitted" if case in others else "fitted"
         print(
             f"{_words(case)}: activations {found / 1e9:.3f} GB, model {expected / 1e9:.3f} GB "
@@ -250,7 +255,7 @@ def _words(case: Case) -> str:
 
 def _features(config: TransformerConfig, case: Case, dtype: mx.Dtype) -> dict[str, float]:
     n, load, checkpointed = case
-    return plan.features(replace(config, num_layers=n), load, dtype.size, checkpointed)
+    return step_memory.features(replace(config, num_layers=n), load, dtype.size, checkpointed)
 
 
 def _measured(config: TransformerConfig, case: Case, dtype: mx.Dtype) -> float:
@@ -285,7 +290,7 @@ def generation(
 ) -> None:
     """Print the peak of guided denoising, song by song."""
     for seconds in lengths:
-        load = plan.Load.of_seconds(seconds)
+        load = V1.memory.load(seconds)
         with shapes_only(gradient=False) if stand_ins else contextlib.nullcontext():
             peak, held, took = measure_generation(geometry, load, bits=bits, dtype=dtype)
         print(
@@ -324,14 +329,14 @@ def main() -> None:
             generation(geometry, args.seconds, args.bits, dtype, args.shapes_only)
             return
         for seconds in args.seconds:
-            load = plan.Load.of_seconds(seconds, args.batch)
+            load = V1.memory.load(seconds, args.batch)
             checkpointed = geometry.num_layers - args.keep
             with shapes_only() if args.shapes_only else contextlib.nullcontext():
                 peak, resident, took = measure(
                     geometry, load, bits=args.bits, dtype=dtype, checkpointed=checkpointed
                 )
             base = exact(geometry, load, args.bits, dtype, checkpointed)
-            expected = base + plan.activations(geometry, load, dtype.size, checkpointed)
+            expected = base + step_memory.activations(geometry, load, dtype.size, checkpointed)
             print(
                 f"{geometry.num_layers} blocks, {args.bits or dtype} base, {seconds:.0f} s "
                 f"({load.frames} frames, {load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed: "

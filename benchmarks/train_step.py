@@ -33,11 +33,12 @@ from mlx.utils import tree_flatten
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from acestep_mlx.convert.translate import translate
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, inject
+from acestep_mlx.testing.random_model import quantised_model
 from acestep_mlx.training.build import cache_limit
-from acestep_mlx.training.memory import quantised_model
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.parity import reference
@@ -266,7 +267,7 @@ def main() -> None:
     case = Case(config, args.frames, args.text, args.lyrics, args.rank, not args.no_checkpoint)
     batch = random_batch(case, args.batch)
     if args.ours_only:
-        steps = {"ours": our_step(case, quantised_model(config, None, mx.float32), batch)}
+        steps = {"ours": our_step(case, quantised_model(V1, config, None, mx.float32), batch)}
     else:
         theirs = reference_model(case)
         steps = {"ours": our_step(case, our_model(case, theirs), batch)}

@@ -21,6 +21,7 @@ from acestep_mlx.config.read import load_config
 from acestep_mlx.data.facts import AudioFacts, FactsIndex
 from acestep_mlx.errors import CheckpointError, DataError
 from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.formatting import size
 from acestep_mlx.io.audio import write_audio
@@ -28,7 +29,7 @@ from acestep_mlx.lora.formats.write import FORMATS, write_lora
 from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
 from acestep_mlx.sampling.record import read_record
 from acestep_mlx.training import build as setup
-from acestep_mlx.training.memory import Load, estimate
+from acestep_mlx.training.memory import estimate
 
 
 def info(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -115,7 +116,7 @@ def test_training_fits_where_what_is_usable_suffices(
     model = TransformerConfig()
     for config in ("no_change",) if stored_bits else ("no_change", "int8-quanto", "int4-quanto"):
         options = load_config({"base_model_precision": config})
-        need = estimate(options, Load.of_seconds(SECONDS), model=model, stored_bits=stored_bits).total
+        need = estimate(options, V1.memory.load(SECONDS), model=model, stored_bits=stored_bits).total
         memory = need * 3 / 2 if need < 24e9 else need * 4 / 3
         for share, verdict in ((0.99, "does not fit"), (1.01, "fits")):
             monkeypatch.setattr(setup, "machine_memory", lambda m=int(share * memory): m)

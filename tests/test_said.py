@@ -15,6 +15,7 @@ from acestep_mlx.config.read import load_config
 from acestep_mlx.data.backends import read_backends
 from acestep_mlx.data.manifest import own_folders
 from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
 from acestep_mlx.report.events import Started, ValidationClip
@@ -97,13 +98,13 @@ def test_a_dry_run_counts_the_lyrics(
 
 
 def test_the_worst_batch_is_the_one_that_takes_most(tiny_model: Path) -> None:
-    vocab = ModelFolder.open(tiny_model).lyric_vocab()
+    folder = ModelFolder.open(tiny_model)
     lyrics = "\n".join(["under the moon we were dancing"] * 300)
-    for which in (vocab, None):
-        short, long = plan.loads([(100, lyrics), (100, "la"), (900, None)], 2, which)
+    for which in (folder, None):
+        short, long = plan.loads([(100, lyrics), (100, "la"), (900, None)], 2, V1.memory, which)
         assert (short.frames, long.frames, short.batch, long.lyrics) == (100, 900, 2, 0)
         assert 1000 < short.lyrics <= 4096 and short.lyrics % 64 == 0
-    assert plan.loads([(100, "雨" * 5000)], 1, None)[0].lyrics == 4096
+    assert plan.loads([(100, "雨" * 5000)], 1, V1.memory, None)[0].lyrics == 4096
     lines = plan.verdict(load_config({}), None, [plan.Load(100, 1, lyrics=4096), plan.Load(200, 1)])
     assert "with 4,096 lyric tokens" in lines[0]
 

@@ -149,8 +149,9 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
 def training_memory(model: TransformerConfig, stored_bits: int | None) -> list[str]:
     """What training takes at each precision of the base, and whether this machine has it."""
     from ..config.read import load_config
+    from ..families import of_flavour
     from ..training.build import machine_memory
-    from ..training.memory import Load, estimate, usable
+    from ..training.memory import estimate, usable
 
     memory = machine_memory()
     room = usable(memory)
@@ -160,7 +161,8 @@ def training_memory(model: TransformerConfig, stored_bits: int | None) -> list[s
     ]
     for precision in ("no_change",) if stored_bits else ("no_change", "int8-quanto", "int4-quanto"):
         config = load_config({"base_model_precision": precision})
-        need = estimate(config, Load.of_seconds(SECONDS), model=model, stored_bits=stored_bits).total
+        load = of_flavour(config.model_flavour).memory.load(SECONDS)
+        need = estimate(config, load, model=model, stored_bits=stored_bits).total
         verdict = "fits" if need <= room else "does not fit"
         lines.append(f"  base_model_precision={precision}: about {size(need)}, {verdict}")
     return lines

@@ -10,6 +10,14 @@ from .protocol import Family
 REGISTRY: dict[str, str] = {"v1": "acestep_mlx.families.v1"}
 
 
+def of_flavour(flavour: str) -> Family:
+    """The family with this `model_flavour`. KeyError for one that no family has."""
+    for name in REGISTRY:
+        if flavour in family(name).variants:
+            return family(name)
+    raise KeyError(flavour)
+
+
 def family(name: str) -> Family:
     """The family of this name. KeyError for one that is not registered."""
     found: Family = import_module(REGISTRY[name]).FAMILY

@@ -7,7 +7,7 @@ types are light: importing this module loads neither MLX nor a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from ..config.run import RunConfig as RunConfig
+    from ..config.run import RunConfig
+    from .folder import ModelFolder
 
 Batch = Mapping[str, "mx.array"]
 Prepare = Callable[[Batch], "dict[str, mx.array]"]
@@ -81,9 +82,40 @@ class Component:
     """
 
     config: Any
-    module: type[nn.Module]
+    module: Callable[[Any], nn.Module]
     quantized: bool = False
     full_precision: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Load:
+    """One training step: a batch of songs of so many frames, text and lyric tokens each."""
+
+    frames: int
+    batch: int = 1
+    text: int = 256
+    lyrics: int = 0
+
+
+class StepMemory(Protocol):
+    """What a training step takes beyond its weights, in bytes; for estimates before anything is loaded."""
+
+    def load(self, seconds: float, batch: int = 1, lyrics: int | None = None) -> Load:
+        """A song of so many seconds with as many lyrics as such a song tends to have."""
+        ...
+
+    def activations(self, config: Any, load: Load, size: int, checkpointed: int) -> float:
+        """At the worst moment. config: the transformer's. size: bytes of an activation. checkpointed: blocks
+        that compute theirs again."""
+        ...
+
+    def kept(self, load: Load, trained: Iterable[str]) -> Mapping[str, float]:
+        """What `Family.prepare` keeps, by name. trained: paths of modules that are trained."""
+        ...
+
+    def lyric_counter(self, folder: ModelFolder | None) -> Callable[[str], int]:
+        """Lyrics → tokens, with the model's tokenizer, or guessed without a model."""
+        ...
 
 
 class Draw(NamedTuple):
@@ -114,6 +146,8 @@ class Objective(Protocol):
 class Family(Protocol):
     """A model family."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def name(self) -> str:
         """As the registry and an MLX folder's config.json call it."""
@@ -136,7 +170,13 @@ class Family(Protocol):
 
     @property
     def components(self) -> Mapping[str, Component]:
-        """By name; `transformer` is the one that is trained."""
+        """By name; `transformer` is the one that is trained. Its config has `blocks`, the number of blocks
+        that can be checkpointed, and its module `checkpoint_blocks`, how many are."""
+        ...
+
+    @property
+    def memory(self) -> StepMemory:
+        """What a training step takes."""
         ...
 
     def objective(self, config: RunConfig) -> Objective:

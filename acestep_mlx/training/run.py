@@ -180,7 +180,7 @@ class _Run:
             return 0
         kept = self.world.share(self.resumed.state.get("checkpointed_blocks") if self.resumed else None)
         if kept is not None:
-            return min(int(kept), model.num_layers)
+            return min(int(kept), model.blocks)
         budget = plan.CAUTION * plan.usable(machine_memory())
         bits = (self.folder.quantization or {}).get("bits")
         size = config.train_batch_size

@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.config.read import load_config
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1 import lyric_states
 from acestep_mlx.families.v1.lyric_encoder import LyricEncoder
 from acestep_mlx.families.v1.lyric_states import LyricStates
@@ -189,7 +190,7 @@ def test_a_whole_run(tmp_path, tiny_model, passes, monkeypatch, target, songs):
 
 
 def test_the_estimate_counts_the_store_where_it_is_used():
-    load, name = plan.Load.of_seconds(60), "encoded lyrics, at most"
+    load, name = V1.memory.load(60), "encoded lyrics, at most"
 
     def part(given=load, **options):
         return plan.estimate(load_config(options), given).parts.get(name)
@@ -197,7 +198,7 @@ def test_the_estimate_counts_the_store_where_it_is_used():
     assert part(acestep_lora_target="attn_qkv") == lyric_states.MAX_BYTES
     assert part() is None
     assert part(acestep_lora_target="attn_qkv", lyrics_embedder_train=True) is None
-    assert part(plan.Load.of_seconds(60, lyrics=0), acestep_lora_target="attn_qkv") is None
+    assert part(V1.memory.load(60, lyrics=0), acestep_lora_target="attn_qkv") is None
 
 
 def test_what_is_asked_of_paths():

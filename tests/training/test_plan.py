@@ -13,9 +13,12 @@ from mlx.utils import tree_flatten
 from acestep_mlx.config.read import load_config
 from acestep_mlx.config.run import OPTIMIZERS
 from acestep_mlx.data.batches import Shape
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 from acestep_mlx.lora.surgery import LoRASpec, inject
+from acestep_mlx.testing.random_model import quantised_model
 from acestep_mlx.training import build as setup
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training import run as loop
@@ -34,24 +37,24 @@ WIDE = TransformerConfig(
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_weights_are_counted_exactly(bits, dtype):
-    model = plan.quantised_model(WIDE, bits, dtype)
+    model = quantised_model(V1, WIDE, bits, dtype)
     actual = sum(v.nbytes for _, v in tree_flatten(model.parameters()))
-    assert plan.weight_bytes(WIDE, bits, 64, dtype.size) == actual
+    assert plan.weight_bytes(V1, WIDE, bits, 64, dtype.size) == actual
 
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_are_counted_exactly(dora):
-    model = plan.quantised_model(WIDE, None, mx.float32)
+    model = quantised_model(V1, WIDE, None, mx.float32)
     spec = LoRASpec(rank=5, use_dora=dora)
     inject(model, spec)
     actual = sum(v.size for _, v in tree_flatten(model.trainable_parameters()))
-    assert plan.adapter_parameters(WIDE, 5, spec.targets, dora)[0] == actual
+    assert plan.adapter_parameters(V1, WIDE, 5, spec.targets, dora)[0] == actual
 
 
 def test_released_model_has_its_known_size():
     # 2.588 billion parameters without the unused projections
-    assert plan.weight_bytes(TransformerConfig(), None, 64, 2) == pytest.approx(2 * 2.588e9, rel=0.01)
-    assert plan.weight_bytes(TransformerConfig(), 8, 64, 2) == pytest.approx(2.588e9 * 8.5 / 8, rel=0.03)
+    assert plan.weight_bytes(V1, TransformerConfig(), None, 64, 2) == pytest.approx(2 * 2.588e9, rel=0.01)
+    assert plan.weight_bytes(V1, TransformerConfig(), 8, 64, 2) == pytest.approx(2.588e9 * 8.5 / 8, rel=0.03)
 
 
 @pytest.mark.parametrize("more", [{"frames": 900}, {"batch": 2}, {"lyrics": 900}])
@@ -62,7 +65,7 @@ def test_more_work_takes_more_memory(more):
 
 
 def test_precision_and_checkpointing_order():
-    load = plan.Load.of_seconds(60)
+    load = V1.memory.load(60)
 
     def total(**options):
         return plan.estimate(load_config(options), load).total
@@ -73,7 +76,7 @@ def test_precision_and_checkpointing_order():
 
 
 def test_blocks_are_chosen_by_the_budget():
-    config, load = load_config({"base_model_precision": "int8-quanto"}), plan.Load.of_seconds(60)
+    config, load = load_config({"base_model_precision": "int8-quanto"}), V1.memory.load(60)
     model = TransformerConfig()
     everything = plan.estimate(config, load, checkpointed=0).total
     least = plan.estimate(config, load, checkpointed=24).total
@@ -115,7 +118,9 @@ def test_what_is_trained_is_counted_with_what_its_optimizers_keep(
     inject(model, setup.lora_spec(config))
     if own is not None:
         trainable_embedder(model)
-    step = TrainStep(model, setup.optimizer_groups(config, model, 10), setup.step_settings(config))
+    step = TrainStep(
+        model, setup.optimizer_groups(config, model, 10), setup.step_settings(config), FlowMatching()
+    )
     kept = [*step.parameters().values(), *(v for part in step.arrays().values() for v in part.values())]
     actual = sum(v.nbytes for v in kept)
     parts = plan.estimate(config, plan.Load(8), model=WIDE).parts
@@ -134,7 +139,7 @@ def test_readme_says_what_the_estimate_says(row, precision):
     config = load_config({"base_model_precision": precision, "mixed_precision": "bf16", "lora_rank": 16})
     cells = []
     for seconds in (30, 60, 120, 240):
-        total = plan.estimate(config, plan.Load.of_seconds(seconds)).total
+        total = plan.estimate(config, V1.memory.load(seconds)).total
         mac = next(mac for mac in plan.MACS if total <= plan.usable(mac * plan.GB))
         cells.append(f"{total / plan.GB:.1f} GB ({mac} GB)")
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")

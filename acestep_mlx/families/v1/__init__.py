@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..protocol import Component, Family, LatentSpec, Objective, Variant
+from ..protocol import Component, Family, LatentSpec, Objective, StepMemory, Variant
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -49,6 +49,13 @@ class ACEStepV1:
             "dcae": Component(DCAEConfig, AutoencoderDC),
             "vocoder": Component(VocoderConfig, Vocoder),
         }  # fmt: skip
+
+    @cached_property
+    def memory(self) -> StepMemory:
+        """Fitted to measured peaks."""
+        from . import memory
+
+        return memory.StepMemory(self.latents.frame_rate)
 
     def objective(self, config: RunConfig) -> Objective:
         """Flow matching on a shifted, logit-normal schedule."""

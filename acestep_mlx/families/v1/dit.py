@@ -62,6 +62,11 @@ class TransformerConfig(ComponentConfig):
     REQUIRED: ClassVar = ("num_layers", "attention_head_dim", "num_attention_heads")
 
     @property
+    def blocks(self) -> int:
+        """Blocks that can be checkpointed."""
+        return self.num_layers
+
+    @property
     def dim(self) -> int:
         """Width of the token sequence."""
         return self.num_attention_heads * self.attention_head_dim
