@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import sys
 from collections.abc import Iterable
 
 #: `errno` of a full disk, or of a quota that is used up
@@ -24,6 +25,21 @@ def refusal(error: OSError) -> str:
     """What the system refuses, with its place where that is known."""
     what = cause(error)
     return f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, (str, bytes)) else what
+
+
+def not_utf8(name: object, advice: str) -> str:
+    """What is wrong with a name that Python did not read as UTF-8; `advice`: what to do about the name."""
+    encoding = sys.getfilesystemencoding()
+    try:
+        os.fsencode(str(name)).decode()
+    except UnicodeError:
+        encoding = "utf-8"
+    if encoding == "utf-8":
+        return f"is not UTF-8{advice}"
+    return (
+        f"is UTF-8, but this process reads names as {encoding} (PYTHONUTF8=0 or -X utf8=0); unset that, "
+        "or set LC_ALL=C.UTF-8"
+    )
 
 
 class AceStepError(Exception):

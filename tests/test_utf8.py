@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +101,17 @@ def test_songs_there_cost_no_run(odd: Path, tmp_path: Path) -> None:
     assert len(manifest.samples) == 2 and not manifest.skipped
     with pytest.raises(ConfigError, match="instance_data_dir must be text in UTF-8"):
         build_manifest(config(tmp_path, {"instance_data_dir": str(odd)}))
+
+
+@pytest.mark.parametrize("name", ["Lieder-Ü", "歌"])
+def test_a_name_that_is_utf8_is_not_called_otherwise(name: str, tmp_path: Path) -> None:
+    """Python can be told to take names for ASCII."""
+    (tmp_path / name).mkdir()
+    where = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "acestep_mlx", "info"]
+    done = subprocess.run(
+        [*command, name], cwd=tmp_path, env={**os.environ, **where}, capture_output=True, check=False
+    )
+    said = done.stderr.decode("ascii", "backslashreplace")
+    assert done.returncode == 2 and said.count("\n") == 1
+    assert "is UTF-8, but this process reads names as ascii (PYTHONUTF8=0" in said

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from ..errors import AceStepError, ConfigError, refusal
+from ..errors import AceStepError, ConfigError, not_utf8, refusal
 from ..formatting import without_secrets
 from . import streams
 
@@ -91,9 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             shown = argument.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            click.echo(
-                f"error: the argument {shown} is not UTF-8; rename the file, or write it anew", err=True
-            )
+            what = not_utf8(argument, "; rename the file, or write it anew")
+            click.echo(f"error: the argument {shown} {what}", err=True)
             sys.exit(2)
     try:
         result = cli.main(arguments, prog_name="acestep-mlx", standalone_mode=False)

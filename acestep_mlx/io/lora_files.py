@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, not_utf8
 from .atomic import PREFIX
 from .schema import is_utf8
 
@@ -17,7 +17,8 @@ from .schema import is_utf8
 def whole_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name at the end, or vanishes."""
     if not is_utf8(path.absolute()):
-        raise CheckpointError(f"{path.absolute()}: its path is not UTF-8, which MLX needs; choose another")
+        what = not_utf8(path.absolute(), ", which MLX needs; choose another")
+        raise CheckpointError(f"{path.absolute()}: its path {what}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=".safetensors", dir=path.parent)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, not_utf8
 from ..formatting import size
 from .progress import Advance, Progress, silent
 from .schema import is_utf8
@@ -81,7 +81,8 @@ def new_path(dst: str | Path, option: str) -> Path:
         raise CheckpointError(f"no folder is named for the new model; give a {option}")
     dst = Path(dst).expanduser().absolute()
     if not is_utf8(dst):
-        raise CheckpointError(f"{dst}: its path is not UTF-8, which MLX needs; choose another {option}")
+        what = not_utf8(dst, f", which MLX needs; choose another {option}")
+        raise CheckpointError(f"{dst}: its path {what}")
     for place in (dst, *dst.parents):
         if place.is_symlink() and not place.exists():
             raise CheckpointError(

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, not_utf8
 from .schema import is_utf8, open_file, parse_json, read_file
 
 # Bytes per element. What is missing here (FP8, F4, …) is refused by name.
@@ -62,7 +62,7 @@ def read_header(path: Path) -> Header:
     """
     refuse_pickle(path)
     if not is_utf8(path):
-        raise CheckpointError(f"{path}: its path is not UTF-8, which MLX needs; rename it")
+        raise CheckpointError(f"{path}: its path {not_utf8(path, ', which MLX needs; rename it')}")
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size

@@ -19,7 +19,7 @@ from ..config.run import RunConfig
 from ..convert.cache import conversion_folder, is_mlx_folder
 from ..convert.checkpoint import plan_component
 from ..convert.source import is_repo, resolve
-from ..errors import CheckpointError, ConfigError, cause
+from ..errors import CheckpointError, ConfigError, cause, not_utf8
 from ..families.folder import COMPONENTS, ModelFolder
 from ..families.v1.dit import ACEStepTransformer, TransformerConfig
 from ..io.schema import is_utf8
@@ -98,7 +98,9 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
 def check_folder(option: str, path: Path) -> None:
     """ConfigError unless files can be written at `path`, which need not exist yet."""
     if not is_utf8(path):
-        raise ConfigError(f"{option}={path}: its path is not UTF-8, which MLX needs; choose another folder")
+        raise ConfigError(
+            f"{option}={path}: its path {not_utf8(path, ', which MLX needs; choose another folder')}"
+        )
     try:
         here = path
         while not here.exists() and here != here.parent:
