@@ -30,6 +30,7 @@ from acestep_mlx.data.encode import Cache
 from acestep_mlx.data.facts import FileAudio
 from acestep_mlx.data.manifest import Manifest, Sample
 from acestep_mlx.data.summary import DatasetReport, SetReport
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.io.progress import silent
 
 WORDS, WIDTH, LYRICS = 40, 768, 900
@@ -44,7 +45,7 @@ def made_up(root: Path, songs: int, seconds: float, batch: int) -> tuple[Any, Ca
     backends = read_backends(config)
     samples = [
         Sample(f"made-up/{i}", backends.audio[0], FileAudio(root / f"{i}.wav"), f"{i:064d}",
-               (f"caption {i}",), f"lyrics {i}", 0.0, seconds, False)
+               (f"caption {i}",), f"lyrics {i}", 0.0, seconds, False, V1.latents)
         for i in range(songs)
     ]  # fmt: skip
     for name in ("tokenizer.json", "lyric_vocab.json"):
@@ -55,7 +56,9 @@ def made_up(root: Path, songs: int, seconds: float, batch: int) -> tuple[Any, Ca
         fingerprints={"dcae": "d", "text_encoder": "t", "vocoder": "v"},
         lyric_vocab=lambda: root / "lyric_vocab.json",
     )
-    manifest = Manifest(samples, [], DatasetReport([SetReport("made-up", songs, 3.0)]), backends)
+    manifest = Manifest(
+        samples, [], DatasetReport([SetReport("made-up", songs, 3.0, V1.latents)]), backends, V1
+    )
     cache = Cache(manifest, config, folder)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     for sample in samples:

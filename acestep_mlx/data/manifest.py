@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ..config.run import RunConfig
 from ..errors import DataError
+from ..families import of_flavour
+from ..families.protocol import Family, LatentSpec
 from ..formatting import count, listed
 from ..io.hashes import cache_key
 from ..io.progress import Progress, silent
@@ -23,10 +25,6 @@ from .facts import AudioFacts, AudioRef, FactsIndex
 from .sources import folder as local
 from .summary import DatasetReport, SetReport
 
-SAMPLE_RATE = 44100
-SAMPLES_PER_FRAME = 512 * 8
-MIN_SECONDS = 3.0
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -34,9 +32,9 @@ class Sample:
 
     id: data set and name, for people and sample lists. content: SHA-256 of the file. captions: variants, at
     least one (an empty string when there is no caption). lyrics: text, or None. start, seconds: the part
-    that is used; `seconds` is at most the data set's maximum and may be below 3 (then the sound is padded
-    with silence). misread: an earlier version read such a song wrongly. former: the part (start, seconds)
-    that it then took, or None.
+    that is used; `seconds` is at most the data set's maximum and may be below what the model takes (then
+    the sound is padded with silence). latents: how the model counts it. misread: an earlier version read such
+    a song wrongly. former: the part (start, seconds) that it then took, or None.
     """
 
     id: str
@@ -48,25 +46,26 @@ class Sample:
     start: float
     seconds: float
     cut: bool
+    latents: LatentSpec
     misread: bool = False
     former: tuple[float, float] | None = None
 
     @property
     def samples(self) -> int:
-        """Length in audio samples at 44.1 kHz, padding to 3 s included."""
-        return round(max(self.seconds, MIN_SECONDS) * SAMPLE_RATE)
+        """Length in audio samples at the model's rate, padding of a short song included."""
+        return self.latents.samples(self.seconds)
 
     @property
     def frames(self) -> int:
         """Length in latent frames."""
-        return math.ceil(self.samples / SAMPLES_PER_FRAME)
+        return self.latents.covering(self.samples)
 
     @property
     def bucket(self) -> int:
         """Latent frames of the bucket: the length rounded up to the data set's duration interval."""
-        interval = self.backend.interval
-        steps = math.ceil(max(self.seconds, MIN_SECONDS) / interval - 1e-6)
-        return max(self.frames, math.ceil(round(steps * interval * SAMPLE_RATE) / SAMPLES_PER_FRAME))
+        interval, latents = self.backend.interval, self.latents
+        steps = math.ceil(max(self.seconds, latents.min_seconds) / interval - 1e-6)
+        return max(self.frames, latents.covering(round(steps * interval * latents.sample_rate)))
 
     @property
     def key(self) -> str:
@@ -90,6 +89,7 @@ class Manifest:
     skipped: list[tuple[str, str]]
     report: DatasetReport
     backends: Backends
+    family: Family
 
     @property
     def signature(self) -> str:
@@ -110,7 +110,7 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
     ConfigError for a wrong data set file, DataError when a folder is missing or nothing is left to train
     on (its `details` name every song and why).
     """
-    backends = read_backends(config)
+    backends, family = read_backends(config), of_flavour(config.model_flavour)
     index = FactsIndex(index_path(config), remember)
 
     samples: list[Sample] = []
@@ -120,7 +120,7 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
     for backend in backends.audio:
         found = _songs(backend, config, own)
         songs = found.songs
-        report = SetReport(backend.id, files=len(songs), interval=backend.interval, no_songs=found.left_out)
+        report = SetReport(backend.id, len(songs), backend.interval, family.latents, no_songs=found.left_out)
         report.listed = backend.caption_strategy in ("csv", "huggingface")
         for song, facts in _chosen(backend, songs, index, progress):
             reason = song.problem or _reason(backend, facts)
@@ -128,7 +128,7 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
                 skipped.append((f"{backend.id}/{song.name}", str(reason)))
                 report.skipped.append((song.name, str(reason)))
                 continue
-            sample = _sample(backend, song, facts, config, report)
+            sample = _sample(backend, song, facts, config, family, report)
             samples.append(sample)
             report.add(sample)
         report.left_out = report.files - report.songs - len(report.skipped)
@@ -136,7 +136,7 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
     full = DatasetReport(reports, backends.ignored, backends.disabled)
     if not samples:
         raise nothing_left(skipped)
-    return Manifest(samples, skipped, full, backends)
+    return Manifest(samples, skipped, full, backends, family)
 
 
 def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:
@@ -203,7 +203,12 @@ def _reason(backend: Backend, facts: AudioFacts | None) -> str | None:
 
 
 def _sample(
-    backend: Backend, song: local.Song, facts: AudioFacts, config: RunConfig, report: SetReport
+    backend: Backend,
+    song: local.Song,
+    facts: AudioFacts,
+    config: RunConfig,
+    family: Family,
+    report: SetReport,
 ) -> Sample:
     captions = _caption_variants(backend, song)
     if not song.captions and not backend.only_instance_prompt:
@@ -223,6 +228,7 @@ def _sample(
         start=start,
         seconds=seconds,
         cut=facts.duration > seconds + 1e-3,
+        latents=family.latents,
         misread=facts.misread,
         former=None if former is None else _part(backend, former, config.seed),
     )

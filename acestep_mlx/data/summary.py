@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..formatting import count, listed
 
 if TYPE_CHECKING:
+    from ..families.protocol import LatentSpec
     from .manifest import Sample
 
 Named = list[tuple[str, str]]
@@ -28,6 +29,7 @@ class SetReport:
     id: str
     files: int
     interval: float
+    latents: LatentSpec
     songs: int = 0
     seconds: float = 0.0
     captions: int = 0
@@ -57,8 +59,8 @@ class SetReport:
         self.trigger = sample.backend.prepend_instance_prompt
         self.passes = (1 + sample.backend.repeats) * sample.backend.probability
         self.buckets[sample.bucket] += 1
-        if sample.seconds < 3.0:
-            self.padded.append((name, f"{sample.seconds:.1f} s, padded with silence to 3 s"))
+        if sample.seconds < (least := self.latents.min_seconds):
+            self.padded.append((name, f"{sample.seconds:.1f} s, padded with silence to {least:g} s"))
         if sample.cut:
             self.cut.append((name, f"{sample.seconds:g} s kept from {sample.start:g} s"))
         if sample.lyrics is None:
@@ -183,10 +185,8 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
     if one.left_out:
         out.append(f"  left out by max_num_samples: {one.left_out}")
     if one.buckets:
-        frames_per_second = 44100 / 4096
-        shown = [
-            f"{frames / frames_per_second:.0f} s × {count}" for frames, count in sorted(one.buckets.items())
-        ]
+        lengths = sorted(one.buckets.items())
+        shown = [f"{one.latents.seconds(frames):.0f} s × {count}" for frames, count in lengths]
         out.append(f"  lengths ({one.interval:g} s steps): {', '.join(shown)}")
     if languages := one.languages():
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())

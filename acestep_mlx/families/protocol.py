@@ -59,6 +59,10 @@ class LatentSpec:
         """Frames that hold so many samples, the padded last one included."""
         return math.ceil(samples / self.samples_per_frame)
 
+    def samples(self, seconds: float) -> int:
+        """Samples of so much sound, padded where it is shorter than the model takes."""
+        return round(max(seconds, self.min_seconds) * self.sample_rate)
+
     def seconds(self, frames: float) -> float:
         """How long so many frames last."""
         return frames * self.samples_per_frame / self.sample_rate

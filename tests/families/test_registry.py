@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from acestep_mlx.families import REGISTRY, family
+from acestep_mlx.families import REGISTRY, family, of_flavour
 from acestep_mlx.families.protocol import LatentSpec
 
 
@@ -38,3 +38,14 @@ def test_latents_are_counted_from_samples_and_from_seconds() -> None:
     assert (first.whole_frames(60), last.whole_frames(60.03)) == (645, 1500)
     assert (first.covering(4096), first.covering(4097), last.covering(1)) == (1, 2, 1)
     assert last.seconds(25) == 1.0 and last.frame_rate == 25
+
+
+def test_a_song_that_is_too_short_is_padded_to_what_the_model_takes() -> None:
+    spec = LatentSpec(48000, 1920, (None, 64), 2.5, 600)
+    assert (spec.samples(1.0), spec.samples(2.5), spec.samples(4.0)) == (120000, 120000, 192000)
+
+
+def test_a_flavour_leads_to_its_family() -> None:
+    for name in REGISTRY:
+        for flavour in family(name).variants:
+            assert of_flavour(flavour) is family(name)
