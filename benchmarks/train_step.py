@@ -38,7 +38,7 @@ from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, inject
 from acestep_mlx.testing.random_model import quantised_model
-from acestep_mlx.training.build import cache_limit
+from acestep_mlx.training.memory import cache_limit
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.parity import reference

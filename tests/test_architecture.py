@@ -82,6 +82,39 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not problems, "\n".join(problems)
 
 
+def _late_attributes(tree: ast.Module) -> list[str]:
+    """`Class.name` of each attribute that a method makes and neither `__init__` nor the class's body does."""
+    found = []
+    for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        made: dict[str, set[str]] = {}
+        for method in (node for node in kind.body if isinstance(node, ast.FunctionDef)):
+            made[method.name] = {
+                node.attr
+                for node in ast.walk(method)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "self"
+            }
+        declared = [node for node in kind.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+        born = made.get("__init__", set()) | {
+            node.id for line in declared for node in ast.walk(line) if isinstance(node, ast.Name)
+        }
+        found += [f"{kind.name}.{name}" for name in sorted(set().union(*made.values()) - born)]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_attribute_appears_outside_init(path: Path) -> None:
+    late = _late_attributes(ast.parse(path.read_text(encoding="utf-8")))
+    assert set(late) <= {"Velocity._run"}, late
+
+
+def test_a_late_attribute_is_seen() -> None:
+    source = "class A:\n x: int\n def __init__(self): self.y = 1\n def go(self): self.x = self.y = self.z = 2"
+    assert _late_attributes(ast.parse(source)) == ["A.z"]
+
+
 def test_the_walls_are_seen() -> None:
     """The reader of imports finds what it is meant to find."""
     names = {name for name, _ in _imports(ROOT / "cli" / "demo.py")}

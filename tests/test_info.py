@@ -28,7 +28,7 @@ from acestep_mlx.io.audio import write_audio
 from acestep_mlx.lora.formats.write import FORMATS, write_lora
 from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
 from acestep_mlx.sampling.record import read_record
-from acestep_mlx.training import build as setup
+from acestep_mlx.training import memory as plan
 from acestep_mlx.training.memory import estimate
 
 
@@ -119,7 +119,7 @@ def test_training_fits_where_what_is_usable_suffices(
         need = estimate(options, V1.memory.load(SECONDS), model=model, stored_bits=stored_bits).total
         memory = need * 3 / 2 if need < 24e9 else need * 4 / 3
         for share, verdict in ((0.99, "does not fit"), (1.01, "fits")):
-            monkeypatch.setattr(setup, "machine_memory", lambda m=int(share * memory): m)
+            monkeypatch.setattr(plan, "machine_memory", lambda m=int(share * memory): m)
             (line,) = [one for one in training_memory(model, stored_bits) if f"={config}:" in one]
             assert line.endswith(f"about {size(need)}, {verdict}"), (config, share)
 
@@ -127,10 +127,10 @@ def test_training_fits_where_what_is_usable_suffices(
 def test_whether_training_fits_this_machine(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from acestep_mlx.training import build as setup
+    from acestep_mlx.training import memory as plan
 
     for memory, verdict in ((64e9, "MB, fits"), (100e6, "MB, does not fit")):
-        monkeypatch.setattr(setup, "machine_memory", lambda memory=memory: int(memory))
+        monkeypatch.setattr(plan, "machine_memory", lambda memory=memory: int(memory))
         assert verdict in info(capsys, tiny_model)
 
 

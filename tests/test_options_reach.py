@@ -27,6 +27,7 @@ from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.write import FORMATS, read_lora
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, StepDone, ValidationClip
+from acestep_mlx.training import build, memory, prepare
 from acestep_mlx.training import evaluation as evaluate
 from acestep_mlx.training import run as loop
 from acestep_mlx.training.step import TrainStep
@@ -151,7 +152,7 @@ class Lab:
         patch.setattr(encode, "Codec", QuickCodec)
         patch.setattr(encode, "_free", lambda: None)
         patch.setattr(os, "fsync", lambda handle: None)
-        patch.setattr(loop, "TrainStep", Watched)
+        patch.setattr(build, "TrainStep", Watched)
         patch.setattr(FlowMatching, "draw", watched_draw)
         patch.setattr(FlowMatching, "losses", watched_losses)
 
@@ -293,7 +294,7 @@ def _(lab: Lab) -> None:
         return lab.model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "ensure_model", ensure)
+        patch.setattr(prepare, "ensure_model", ensure)
         lab.run(pretrained_model_name_or_path="someone/a-model", revision="v1.1")
     assert asked == [("someone/a-model", "v1.1", None)]
 
@@ -586,7 +587,7 @@ def _(lab: Lab) -> None:
 @reaches("gradient_checkpointing")
 def _(lab: Lab) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "machine_memory", lambda: 1 << 20)  # as if this machine had next to none
+        patch.setattr(memory, "machine_memory", lambda: 1 << 20)  # as if this machine had next to none
         blocks = [
             lab.build(lab.options(gradient_checkpointing=on)).step.model.checkpoint_blocks
             for on in (False, True)

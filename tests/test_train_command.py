@@ -6,7 +6,6 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -90,7 +89,7 @@ def test_a_run_leaves_the_process_as_it_was(
 ) -> None:
     """The limit of kept buffers, the handlers of signals, and no lock in the folder."""
 
-    def run(self: Any) -> Any:
+    def run(job: Any) -> Any:
         assert mx.set_cache_limit(loop.cache_limit()) == loop.cache_limit()
         if outcome == "refused":
             raise ConfigError("no")
@@ -98,7 +97,7 @@ def test_a_run_leaves_the_process_as_it_was(
             raise KeyboardInterrupt
         return "done"
 
-    monkeypatch.setattr(loop, "_Run", lambda *_: SimpleNamespace(train=lambda: run(None)))
+    monkeypatch.setattr(loop, "_train", run)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     mine = {number: lambda *_: None for number in numbers}
     before = {number: signal.signal(number, handler) for number, handler in mine.items()}

@@ -150,8 +150,7 @@ def training_memory(model: TransformerConfig, stored_bits: int | None) -> list[s
     """What training takes at each precision of the base, and whether this machine has it."""
     from ..config.read import load_config
     from ..families import of_flavour
-    from ..training.build import machine_memory
-    from ..training.memory import estimate, usable
+    from ..training.memory import estimate, machine_memory, usable
 
     memory = machine_memory()
     room = usable(memory)

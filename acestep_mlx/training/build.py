@@ -1,9 +1,8 @@
-"""From a configuration to what is trained: the frozen model with its LoRA, optimizer groups, lengths."""
+"""What is trained: the frozen model with its LoRA, the batches in their order, the compiled step."""
 
 from __future__ import annotations
 
-import math
-import os
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -11,46 +10,66 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..config.run import RunConfig
-from ..errors import ConfigError
+from ..data.batches import Batches
 from ..families.folder import ModelFolder
 from ..lora.formats.keys import LYRICS_EMBEDDER
 from ..lora.formats.write import read_lora
 from ..lora.lyrics_embedder import make_dense, set_embedder, trainable_embedder
-from ..lora.surgery import TARGET_PRESETS, TRAINABLE, LoRASpec, adapter_modules, inject, load_adapters
+from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, inject, load_adapters
+from . import faults, memory
+from . import state as checkpoint
 from .optimizers import Group, Schedule, make_optimizer
-from .step import StepSettings
+from .prepare import Job, Prepared
+from .settings import COMPUTE_DTYPES, lora_spec, step_settings, total_steps
+from .step import TrainStep
 
-COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
+
+@dataclass(frozen=True)
+class Built:
+    """What a run trains. total: its updates; identity: what its checkpoints must agree on."""
+
+    model: nn.Module
+    spec: LoRASpec
+    batches: Batches
+    step: TrainStep
+    total: int
+    identity: dict[str, Any]
 
 
-def lora_spec(config: RunConfig) -> LoRASpec:
-    """The LoRA that a configuration describes; ConfigError for what it cannot be."""
-    targets = config.peft_lora_target_modules or TARGET_PRESETS[config.acestep_lora_target]
-    return LoRASpec(
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        dropout=config.lora_dropout,
-        targets=tuple(targets),
-        init_type=config.lora_init_type,
+def build(job: Job, prepared: Prepared) -> Built:
+    """The model, its batches and its step, all at the beginning of the run."""
+    config, world = job.config, job.world
+    with faults.explained(config.to_dict(), job.kept):
+        model, spec = build_model(config, prepared.folder)
+    for note in spec.notes:
+        job.emit.notice(note, "warning")
+    batches = Batches(prepared.cache, config, rank=world.rank, world=world.size)
+    model.checkpoint_blocks = _checkpointed_blocks(job, prepared, model, batches)
+    total = total_steps(config, batches.batches_per_epoch)
+    family = prepared.folder.family
+    step = TrainStep(
+        model,
+        optimizer_groups(config, model, total),
+        step_settings(config),
+        family.objective(config),
+        world=world.size,
+        prepare=family.prepare(model),
     )
+    facts = {"transformer": prepared.folder.fingerprints["transformer"], "ranks": world.size}
+    return Built(model, spec, batches, step, total, checkpoint.identity(config.to_dict(), facts))
 
 
-def step_settings(config: RunConfig) -> StepSettings:
-    """What the compiled step is specialised on."""
-    return StepSettings(
-        max_grad_norm=config.max_grad_norm,
-        accumulate=config.gradient_accumulation_steps,
-        compute_dtype=COMPUTE_DTYPES[config.mixed_precision],
-    )
-
-
-def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
-    """Updates of the whole run; accumulation runs on across epochs."""
-    if config.max_train_steps > 0:
-        return int(config.max_train_steps)
-    return max(1, math.ceil(config.num_train_epochs * batches_per_epoch / config.gradient_accumulation_steps))
+def _checkpointed_blocks(job: Job, prepared: Prepared, model: nn.Module, batches: Batches) -> int:
+    """As few as the memory allows; kept over a resume."""
+    if not job.config.gradient_checkpointing:
+        return 0
+    found = prepared.resumed
+    kept = job.world.share(found.state.get("checkpointed_blocks") if found else None)
+    if kept is not None:
+        return min(int(kept), model.config.blocks)
+    bits = (prepared.folder.quantization or {}).get("bits")
+    blocks = memory.checkpointed_blocks(job.config, batches.shapes, model.config, bits)
+    return int(job.world.share(blocks))
 
 
 def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRASpec]:
@@ -60,12 +79,6 @@ def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRA
     """
     spec = lora_spec(config)
     start = read_lora(config.resolve(config.init_lora)) if config.init_lora else None
-    if start is not None and start.lyrics_embedder and not config.lyrics_embedder_train:
-        raise ConfigError(
-            f"init_lora={config.init_lora} carries a trained lyrics embedder; set "
-            "lyrics_embedder_train=true to go on "
-            "from it"
-        )
     model = folder.load(
         "transformer", dtype=COMPUTE_DTYPES[config.mixed_precision], quantize=config.quantization
     )
@@ -80,7 +93,7 @@ def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRA
         trainable_embedder(model)
         masters = {
             path: value.astype(mx.float32)
-            for path, value in flat(model.trainable_parameters())
+            for path, value in dict(tree_flatten(model.trainable_parameters())).items()
             if not is_adapter(path)
         }
         model.update(tree_unflatten(list(masters.items())))
@@ -91,13 +104,6 @@ def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRA
     return model, spec
 
 
-def flat(tree: Any) -> list[tuple[str, mx.array]]:
-    """Arrays of a parameter tree by full path."""
-    found = tree_flatten(tree)
-    assert isinstance(found, list)
-    return found
-
-
 def is_adapter(path: str) -> bool:
     """Whether a trainable parameter belongs to a LoRA layer (else to the lyrics embedder)."""
     return path.rsplit(".", 1)[-1] in TRAINABLE
@@ -105,7 +111,7 @@ def is_adapter(path: str) -> bool:
 
 def optimizer_groups(config: RunConfig, model: nn.Module, total: int) -> list[Group]:
     """The LoRA's group, and the lyrics embedder's where it is trained."""
-    paths = [path for path, _ in flat(model.trainable_parameters())]
+    paths = list(dict(tree_flatten(model.trainable_parameters())))
     groups = [
         _group(
             config,
@@ -150,16 +156,3 @@ def _group(
         scheduler, lr, config.lr_warmup_steps, total, config.lr_num_cycles, config.lr_power, config.lr_end
     )
     return Group(name, made, schedule, paths)
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine's models share."""
-    info = mx.device_info()
-    if "memory_size" in info:
-        return int(info["memory_size"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def cache_limit() -> int:
-    """Bytes of freed buffers that MLX may keep for reuse: enough for a step, no creeping."""
-    return min(2 << 30, machine_memory() // 16)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ..config.run import RunConfig
 from ..errors import AceStepError, refusal
+from .state import Checkpoint, Health, last_healthy
 
 # Pieces of what Metal, CUDA and the CPU allocator say. The first two groups are RuntimeErrors of MLX.
 OUT_OF_MEMORY = (
@@ -56,6 +59,31 @@ def same_again(config: Mapping[str, Any]) -> str:
     if config.get("resume_from_checkpoint") == "latest":
         return "the same command"
     return "--resume_from_checkpoint=latest"
+
+
+def way_on(config: RunConfig, resumed: Checkpoint | None) -> str:
+    """How to go on once the loss is no number any more: options that can be typed as they are.
+
+    resumed: the checkpoint that the run went on from.
+    """
+    found = last_healthy(config.output_path)
+    if found is None and resumed is not None and Health.of(resumed.state).healthy:
+        found = resumed.path
+    known = f"The last healthy checkpoint is {found}. " if found else "No checkpoint is healthy. "
+    start = shlex.quote(str(found))
+    if config.mixed_precision == "fp16":  # another precision is another run
+        where = shlex.quote(f"{config.output_path}-bf16")
+        begin = f" --init_lora={start}" if found else ""
+        return (
+            f"{known}fp16 has too small a range; begin anew with --mixed_precision=bf16{begin} "
+            f"--output_dir={where} --resume_from_checkpoint=latest"
+        )
+    lower = f"--learning_rate={config.learning_rate / 4:g}"
+    if config.lyrics_embedder_train:
+        lower += f" --lyrics_embedder_lr={config.lyrics_embedder_lr / 4:g}"
+    if found is None:
+        return f"{known}Begin anew at a lower rate: {lower} --overwrite"
+    return f"{known}Go on from it at a lower rate: --resume_from_checkpoint={start} {lower}"
 
 
 @contextmanager

@@ -6,20 +6,24 @@ family says (`families.protocol.StepMemory`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
 from .. import formatting as words
 from ..config.run import RunConfig
-from ..data.batches import LYRIC_STEP
+from ..data.batches import LYRIC_STEP, Shape
 from ..families import of_flavour
 from ..families.folder import ModelFolder, quantizable
 from ..families.protocol import Family, Load, StepMemory
 from ..lora.formats.keys import LYRICS_EMBEDDER
 from ..lora.surgery import find_targets
-from .build import COMPUTE_DTYPES, flat, lora_spec, machine_memory
+from .settings import COMPUTE_DTYPES, lora_spec
 
 GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
@@ -54,7 +58,7 @@ def weight_bytes(family: Family, config: Any, bits: int | None, group: int, size
         if bits is not None and quantizable(path, module, group)
     }
     total = 0.0
-    for path, value in flat(model.parameters()):
+    for path, value in dict(tree_flatten(model.parameters())).items():
         if path in quantised:
             assert bits is not None
             total += value.size * bits / 8 + value.size / group * 2 * size
@@ -74,7 +78,8 @@ def adapter_parameters(
     for module in modules.values():
         out, inputs = module.weight.shape
         count += rank * (out + inputs) + (out if dora else 0)
-    embedder = sum(v.size for k, v in flat(model.parameters()) if f"{k}.".startswith(LYRICS_EMBEDDER))
+    parameters = dict(tree_flatten(model.parameters()))
+    embedder = sum(v.size for k, v in parameters.items() if f"{k}.".startswith(LYRICS_EMBEDDER))
     return count, embedder, tuple(modules)
 
 
@@ -126,6 +131,19 @@ def _slots(config: RunConfig, rank: int) -> float:
     return SLOTS[config.optimizer]
 
 
+def machine_memory() -> int:
+    """Bytes of memory that this machine's models share."""
+    info = mx.device_info()
+    if "memory_size" in info:
+        return int(info["memory_size"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cache_limit() -> int:
+    """Bytes of freed buffers that MLX may keep for reuse: enough for a step, no creeping."""
+    return min(2 << 30, machine_memory() // 16)
+
+
 def usable(memory: float) -> float:
     """What a Mac with so many bytes lets the GPU use: Metal's recommended working set."""
     return memory * (2 / 3 if memory <= 36 * GB else 3 / 4)
@@ -137,6 +155,15 @@ def choose_blocks(config: RunConfig, load: Load, model: Any, budget: float, stor
         if estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=blocks).total <= budget:
             return blocks
     return model.blocks
+
+
+def checkpointed_blocks(
+    config: RunConfig, shapes: Iterable[Shape], model: Any, stored_bits: int | None
+) -> int:
+    """As few as this machine allows for batches of these shapes: each costs a second forward pass."""
+    budget = CAUTION * usable(machine_memory())
+    loads = [Load(s.frames, config.train_batch_size, s.text, s.lyrics) for s in shapes]
+    return max(choose_blocks(config, load, model, budget, stored_bits) for load in loads)
 
 
 def loads(

@@ -11,13 +11,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, cause
-from ..formatting import count
+from ..formatting import count, size
 from ..report.events import read_metrics
 from .state import LORA, LYRICS, checkpoints
 
@@ -103,6 +104,30 @@ def check_free(folder: Path, resume: str | None) -> None:
         f"output_dir={folder} holds a run already ({found}): {go_on}name another folder by --output_dir, or "
         "begin anew by --overwrite, which moves what is there aside"
     )
+
+
+def check_room(folder: Path, files: Sequence[int], kept: int, notify: Callable[[str, str], None]) -> None:
+    """ConfigError when no checkpoint can be written; a warning when not one more than the `kept` ones.
+
+    files: bytes of each file of a checkpoint.
+    """
+    limit, free = resource.getrlimit(resource.RLIMIT_FSIZE)[0], shutil.disk_usage(folder).free
+    if limit != resource.RLIM_INFINITY and limit < max(files):
+        raise ConfigError(
+            f"a checkpoint has files of {size(max(files))}, and this process may write files of at most "
+            f"{size(limit)} (ulimit -f); raise that limit"
+        )
+    one, most = sum(files), sum(files) * (kept + 1)
+    if free < one:
+        raise ConfigError(
+            f"{size(free)} are left in {folder}, and a checkpoint takes {size(one)}; free some space"
+        )
+    if free < most:
+        notify(
+            f"{size(free)} are left in {folder}, and {count(kept + 1, 'checkpoint')} may take {size(most)}; "
+            "lower checkpoints_total_limit or free some space",
+            "warning",
+        )
 
 
 def set_aside(folder: Path, logs: Path | None = None) -> Path | None:

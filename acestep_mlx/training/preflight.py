@@ -28,7 +28,7 @@ from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..lora.surgery import check_start, find_targets
 from . import output
 from . import state as checkpoint
-from .build import lora_spec
+from .settings import lora_spec
 from .validation import requests
 
 Notify = Callable[[str, str], None]  # (text, "info" or "warning")

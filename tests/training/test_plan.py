@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -19,9 +18,8 @@ from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 from acestep_mlx.lora.surgery import LoRASpec, inject
 from acestep_mlx.testing.random_model import quantised_model
-from acestep_mlx.training import build as setup
+from acestep_mlx.training import build, settings
 from acestep_mlx.training import memory as plan
-from acestep_mlx.training import run as loop
 from acestep_mlx.training.step import TrainStep
 
 WIDE = TransformerConfig(
@@ -88,14 +86,9 @@ def test_blocks_are_chosen_by_the_budget():
 
 def test_the_song_that_takes_most_decides_not_the_longest(monkeypatch):
     def chosen(*shapes):
-        run = SimpleNamespace(
-            config=load_config({}), model=SimpleNamespace(config=TransformerConfig()), resumed=None,
-            world=SimpleNamespace(share=lambda value: value), batches=SimpleNamespace(shapes=set(shapes)),
-            folder=SimpleNamespace(quantization={"bits": 8}),
-        )  # fmt: skip
-        return loop._Run._checkpointed_blocks(run)
+        return plan.checkpointed_blocks(load_config({}), shapes, TransformerConfig(), 8)
 
-    monkeypatch.setattr(loop, "machine_memory", lambda: 12 * plan.GB)
+    monkeypatch.setattr(plan, "machine_memory", lambda: 12 * plan.GB)
     longest, wordiest = Shape(700, 256, 0), Shape(650, 256, 2000)
     assert 0 < chosen(longest) < chosen(wordiest) == chosen(longest, wordiest)
 
@@ -115,11 +108,11 @@ def test_what_is_trained_is_counted_with_what_its_optimizers_keep(
         options |= {"lyrics_embedder_train": True, "lyrics_embedder_optimizer": own}
     config = load_config(options)
     model = ACEStepTransformer(WIDE)
-    inject(model, setup.lora_spec(config))
+    inject(model, settings.lora_spec(config))
     if own is not None:
         trainable_embedder(model)
     step = TrainStep(
-        model, setup.optimizer_groups(config, model, 10), setup.step_settings(config), FlowMatching()
+        model, build.optimizer_groups(config, model, 10), settings.step_settings(config), FlowMatching()
     )
     kept = [*step.parameters().values(), *(v for part in step.arrays().values() for v in part.values())]
     actual = sum(v.nbytes for v in kept)

@@ -1,0 +1,105 @@
+"""The first stage of a run: what can fail cheaply, and what is made once for many runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config.run import RunConfig
+from ..convert.cache import ensure_model
+from ..data.encode import Cache, encode_dataset
+from ..data.manifest import build_manifest
+from ..families.folder import ModelFolder
+from ..formatting import count
+from ..report.events import Listeners
+from . import state as checkpoint
+from .distributed import World
+from .interrupts import StopRequest
+from .preflight import preflight
+from .validation import Validation
+
+
+@dataclass
+class Kept:
+    """The last complete checkpoint of a run, which changes as it goes on."""
+
+    checkpoint: Path | None = None
+
+    def __call__(self) -> str:
+        """It in a sentence; empty without any."""
+        return f"The last complete checkpoint is {self.checkpoint}." if self.checkpoint else ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as it was asked for, and whom it tells; every stage is given it. overwrite: begin anew."""
+
+    config: RunConfig
+    world: World
+    emit: Listeners
+    stop: StopRequest
+    overwrite: bool
+    kept: Kept = field(default_factory=Kept)
+
+    @property
+    def output(self) -> Path:
+        return self.config.output_path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains with. resumed: the checkpoint that it goes on from; on rank 0, as `validation`."""
+
+    resumed: checkpoint.Checkpoint | None
+    folder: ModelFolder
+    cache: Cache
+    validation: Validation | None
+
+
+def prepare(job: Job) -> Prepared:
+    """All cheap checks, then the converted model, the songs' caches and the texts of the clips."""
+    for key, reason in job.config.ignored:
+        job.emit.notice(f"{key} is ignored: {reason}")
+    first = job.world.first
+    resumed = _resumed(job) if first else None
+    folder = ModelFolder.open(job.world.first_then_others(lambda: _model(job)))
+    cache = job.world.first_then_others(lambda: _caches(job, folder))
+    return Prepared(resumed, folder, cache, Validation(job.config, folder, job.output) if first else None)
+
+
+def _resumed(job: Job) -> checkpoint.Checkpoint | None:
+    """The checkpoint that the run goes on from, once everything is found to be in order."""
+    checkpoint.clean(job.output)
+    found = preflight(job.config, job.emit.notice, ranks=job.world.size, overwrite=job.overwrite)
+    if found.resume is not None:
+        job.kept.checkpoint = found.resume
+        return checkpoint.read(found.resume)
+    if job.config.resume_from_checkpoint:
+        job.emit.notice(f"no checkpoint in {job.output} yet: starting from the beginning")
+    return None
+
+
+def _model(job: Job) -> Path:
+    """The MLX folder, converted where that has not been done yet."""
+    config, source = job.config, job.config.pretrained_model_name_or_path
+    local = config.resolve(source)
+    return ensure_model(
+        local if local.exists() else source,
+        quantize=config.quantization,
+        revision=config.revision,
+        progress=job.emit.progress,
+    )
+
+
+def _caches(job: Job, folder: ModelFolder) -> Cache:
+    """The data set, encoded; what was left out is named."""
+    manifest = build_manifest(job.config, job.emit.progress)
+    for text, level in manifest.report.remarks():
+        job.emit.notice(text, level)
+    cache = encode_dataset(manifest, job.config, folder, job.emit.progress)
+    for name, reason in cache.skipped:
+        job.emit.notice(f"skipped {name}: {reason}", "warning")
+    if cache.skipped:
+        left = f"{count(len(cache.samples), 'song')} left"
+        job.emit.notice(f"{count(len(cache.skipped), 'song')} skipped, {left}", "warning")
+    return cache

@@ -1,0 +1,94 @@
+"""What a run leaves behind: checkpoints, the LoRA for other loaders, the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from .. import __version__
+from ..errors import AceStepError, refusal
+from ..lora.formats.write import write_lora
+from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
+from ..lora.surgery import from_model
+from ..report.page import write_report
+from . import state as checkpoint
+from .build import Built
+from .faults import way_on
+from .prepare import Job, Prepared
+from .trainer import Counters
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes what has been trained, as it is when it is called. counters: of the training, which goes on."""
+
+    job: Job
+    prepared: Prepared
+    built: Built
+    counters: Counters
+
+    def way_on(self) -> str:
+        """What to do after numbers that are not finite, in a sentence."""
+        return way_on(self.job.config, self.prepared.resumed)
+
+    def checkpoint(self, health: checkpoint.Health) -> tuple[Path, list[Path]]:
+        """Write a checkpoint on rank 0 (and the report); its path, and those of the deleted ones.
+
+        Raises AceStepError when trained weights are not finite, or it cannot be written.
+        """
+        job, built, step = self.job, self.built, self.counters.step
+        if not job.world.first:
+            return job.output / f"checkpoint-{step}", []
+        arrays, adapter = built.step.arrays(), built.step.parameters()
+        if not mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in adapter.values()])).item():
+            raise AceStepError(
+                f"training stopped at step {step}: trained weights are not finite. {self.way_on()}"
+            )
+        state = {
+            "tool_version": __version__,
+            "healthy": health.healthy,
+            "evaluation": health.evaluation,
+            "counters": self.counters.to_dict(),
+            "batches": built.batches.state(),
+            "lora": built.spec.facts,
+            "checkpointed_blocks": built.model.checkpoint_blocks,
+            "identity": built.identity,
+        }
+        path = checkpoint.save(
+            job.output,
+            step,
+            state=state,
+            adapter=adapter,
+            **arrays,
+            config=job.config.to_dict(),
+            extra=self.lora,
+        )
+        job.kept.checkpoint = path
+        removed = checkpoint.prune(job.output, job.config.checkpoints_total_limit, path)
+        self.report()
+        return path, removed
+
+    def lora(self, folder: Path) -> Path:
+        """Write the LoRA for other loaders (and the lyrics embedder) into `folder`; the LoRA's path."""
+        config, model = self.job.config, self.built.model
+        facts = {
+            "step": self.counters.step,
+            "base_fingerprint": self.prepared.folder.fingerprints["transformer"],
+            "base": config.pretrained_model_name_or_path,
+        }
+        weights = from_model(model, self.built.spec, **facts)
+        path = write_lora(folder / checkpoint.LORA, weights, config.lora_format, base=model)
+        if config.lyrics_embedder_train:
+            save_lyrics_embedder(folder, embedder_parameters(model))
+        return path
+
+    def report(self) -> Path | None:
+        """Write the report; None, and a warning, when that cannot be done."""
+        try:
+            return write_report(self.job.output, self.job.config)
+        except (OSError, AceStepError) as error:
+            what = refusal(error) if isinstance(error, OSError) else error
+            self.job.emit.notice(f"report.html could not be written: {what}", "warning")
+            return None

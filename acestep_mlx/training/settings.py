@@ -1,0 +1,43 @@
+"""What a configuration says of training, as the types that training takes."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+
+from ..config.run import RunConfig
+from ..lora.surgery import TARGET_PRESETS, LoRASpec
+from .step import StepSettings
+
+COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
+
+
+def lora_spec(config: RunConfig) -> LoRASpec:
+    """The LoRA that a configuration describes; ConfigError for what it cannot be."""
+    targets = config.peft_lora_target_modules or TARGET_PRESETS[config.acestep_lora_target]
+    return LoRASpec(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        dropout=config.lora_dropout,
+        targets=tuple(targets),
+        init_type=config.lora_init_type,
+    )
+
+
+def step_settings(config: RunConfig) -> StepSettings:
+    """What the compiled step is specialised on."""
+    return StepSettings(
+        max_grad_norm=config.max_grad_norm,
+        accumulate=config.gradient_accumulation_steps,
+        compute_dtype=COMPUTE_DTYPES[config.mixed_precision],
+    )
+
+
+def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
+    """Updates of the whole run; accumulation runs on across epochs."""
+    if config.max_train_steps > 0:
+        return int(config.max_train_steps)
+    return max(1, math.ceil(config.num_train_epochs * batches_per_epoch / config.gradient_accumulation_steps))
