@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -519,3 +520,27 @@ def test_a_run_by_a_newer_version(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_one_parameter_is_not_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mx.save_safetensors(str(tmp_path / "one.safetensors"), {"a": mx.zeros((1,))})
     assert "1 tensor, 1 parameter, F32" in info(capsys, tmp_path / "one.safetensors")
+
+
+def test_a_huge_folder_is_not_walked_to_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acestep_mlx.cli.info.MOST_ENTRIES", 50)
+    for n in range(40):
+        (tmp_path / "deep" / f"{n:02d}").mkdir(parents=True)
+        for name in ("a.wav", "b.mp3", "c.txt"):
+            (tmp_path / "deep" / f"{n:02d}" / name).write_bytes(b"x")
+    original, seen = Path.rglob, []
+
+    def walked(self: Path, pattern: str) -> Iterator[Path]:
+        for path in original(self, pattern):
+            seen.append(path)
+            yield path
+
+    monkeypatch.setattr(Path, "rglob", walked)
+    with pytest.raises(SystemExit) as done:
+        main(["info", str(tmp_path)])
+    (line,) = capsys.readouterr().out.splitlines()
+    songs = sum(path.suffix in (".wav", ".mp3") for path in seen)
+    assert done.value.code == 0 and len(seen) == 51
+    assert f"at least {songs} song" in line and "only the first 50 files and folders" in line

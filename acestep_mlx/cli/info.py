@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LYRICS_SUFFIXES = (".lyrics", ".lrc")
 LYRICS_ENDINGS = ("_lyrics.txt", ".lyrics.txt")
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+MOST_ENTRIES = 20_000  # files and folders in a folder that are looked at
 
 
 @click.command("info")
@@ -77,21 +79,29 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
         return describe_training.training_output(path)
     if names & set(LORA_FILES):
         return describe.lora(path, model)
-    if names & {"state.json", "dataset_info.json", "dataset_dict.json"} or any(path.rglob("*.parquet")):
+    inside = list(itertools.islice(path.rglob("*"), MOST_ENTRIES + 1))
+    if len(inside) > MOST_ENTRIES:
+        return [
+            f"{path}: a folder with at least {count(sum(map(_is_song, inside)), 'song')}; only the first "
+            f"{MOST_ENTRIES} files and folders in it were looked at; name a folder in it to know more"
+        ]
+    if names & {"state.json", "dataset_info.json", "dataset_dict.json"} or any(
+        one.suffix == ".parquet" for one in inside
+    ):
         return describe.data_set(path, "huggingface")
     if "config.json" in names and "multidatabackend.json" in names:
         return describe_training.configuration(path / "config.json")
-    if _has_audio(path):
+    if any(map(_is_song, inside)):
         return describe.data_set(path, "local")
     if "config.json" in names:
         return describe_training.configuration(path / "config.json")
     raise AceStepError(f"{path}: not a model, LoRA, checkpoint, configuration or folder of songs")
 
 
-def _has_audio(path: Path) -> bool:
+def _is_song(path: Path) -> bool:
     from ..io.audio import SUFFIXES
 
-    return any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in path.rglob("*"))
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, language: str | None) -> list[str]:

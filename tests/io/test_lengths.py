@@ -208,6 +208,20 @@ def test_a_wav_whose_sizes_contradict_each_other_is_read_to_its_end(tmp_path: Pa
         assert probe(path).duration == 1.0 and probe(path).exact
 
 
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "last padding missing"])
+def test_joined_rf64_of_odd_sizes(padded: bool, times: int, tmp_path: Path) -> None:
+    """The byte behind an odd number of bytes is not counted, and may be missing at the end."""
+    data = bytearray(made("RF64") + b"odd \x01\0\0\0\xff")
+    struct.pack_into("<Q", data, data.index(b"ds64") + 8, len(data) - 8)
+    assert len(data) % 2
+    path = tmp_path / "a.rf64"
+    path.write_bytes((bytes(data) + b"\0") * (times - 1) + bytes(data) + b"\0" * padded)
+    info = probe(path)
+    assert info.duration == times * ONE and f"{times} songs are joined" in info.doubt
+    assert np.array_equal(read_audio(path)[-4 * RATE :], read_audio(path)[: 4 * RATE])
+
+
 def test_a_streamed_rf64_is_read_to_its_end(tmp_path: Path) -> None:
     data = bytearray(made("RF64"))
     data[20:44] = bytes(24)  # sizes and samples
