@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__
 from ..errors import CheckpointError
 from ..families.folder import LYRIC_VOCAB, ModelFolder, Quantization
+from ..io.atomic import write_bytes
 from ..io.new_folder import exclusive
 from ..io.progress import Advance, Progress, silent
 from . import lyric_vocab as vocabulary
@@ -141,9 +142,7 @@ def lyric_vocabulary(progress: Progress = silent, cache_dir: str | Path | None =
     found = vocabulary.find(None, kept.parent, LYRIC_IDS, progress)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
-        partial.write_bytes(found.data)
-        partial.replace(kept)
+        write_bytes(kept, found.data)
     except OSError as error:
         raise CheckpointError(f"{kept}: {error.strerror or error}") from None
     return kept

@@ -5,14 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX, SUFFIX = ".acestep-", ".partial"
 
 
-def temporary(path: Path) -> Path:
+def temporary(path: Path, suffix: str = SUFFIX) -> Path:
     """A hidden name beside `path` that nobody else takes, short however long `path`'s own name is."""
-    return path.with_name(f"{PREFIX}{secrets.token_hex(6)}{SUFFIX}")
+    return path.with_name(f"{PREFIX}{secrets.token_hex(6)}{suffix}")
+
+
+@contextlib.contextmanager
+def new_file(path: Path, suffix: str = SUFFIX) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its name when the block ends well, or vanishes.
+
+    What was there before stays until then. suffix: of the path, for writers that look at it. OSError.
+    """
+    partial = temporary(path, suffix)
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -20,13 +37,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     For encoders too, into memory first: libsndfile does not tell when the last of a file was not written.
     """
-    partial = temporary(path)
+    with new_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Bring a file or a folder's names to the disk, so that a rename after it is never ahead of them."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        os.fsync(handle)
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        os.close(handle)

@@ -6,23 +6,22 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError, not_utf8
 from ..formatting import size
+from .atomic import sync
 from .progress import Advance, Progress, silent
 from .schema import is_utf8
 
 LOCK = ".lock"
 YOUNG = 60  # seconds
-
-
-def _partial(dst: Path) -> str:
-    return f".{dst.name}.partial-"
+PARTIAL, OLD = ".partial", ".old"
 
 
 def _alive(folder: Path) -> bool:
@@ -97,6 +96,48 @@ def new_path(dst: str | Path, option: str) -> Path:
 
 
 @contextlib.contextmanager
+def _partial_folder(dst: Path) -> Iterator[Path]:
+    """A hidden folder beside `dst`, deleted at the end unless it has another name by then."""
+    partial = dst.with_name(f".{dst.name}.{secrets.token_hex(4)}{PARTIAL}")
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync_all(folder: Path) -> None:
+    for path in (*sorted(folder.rglob("*")), folder):
+        sync(path)
+
+
+@contextlib.contextmanager
+def replaced_folder(dst: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `dst` when the block ends well, else is deleted.
+
+    What was there before stays until then; a kill between two renames leaves it under a hidden name that ends
+    with OLD. Raises OSError.
+    """
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    with _partial_folder(dst) as partial:
+        yield partial
+        _sync_all(partial)
+        old = dst.with_name(f".{dst.name}{OLD}")
+        try:
+            if dst.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                dst.rename(old)
+            partial.rename(dst)
+        except OSError:
+            with contextlib.suppress(OSError):  # what is raised says what the disk refuses
+                if old.exists() and not dst.exists():
+                    old.rename(dst)
+            raise
+        sync(dst.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def new_folder(dst: Path, *, needed: int, progress: Progress = silent) -> Iterator[Path]:
     """A temporary folder beside `dst` that is renamed to `dst` when the block ends well, else deleted.
 
@@ -105,46 +146,50 @@ def new_folder(dst: Path, *, needed: int, progress: Progress = silent) -> Iterat
     """
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
-        for left in dst.parent.glob(f"{_partial(dst)}*"):
-            if not _alive(left):
-                progress(Advance(f"removing {left.name}, left by a run that was killed"))
-                shutil.rmtree(left, ignore_errors=True)
+        _clear(dst, progress)
         free = free_space(dst.parent)
-        if free < needed:
-            raise CheckpointError(
-                f"{dst.parent}: {size(needed)} needed, {size(free)} free; make room or choose another folder"
-            )
-        folder = Path(tempfile.mkdtemp(prefix=_partial(dst), dir=dst.parent))
     except OSError as error:
         raise CheckpointError(f"{dst}: cannot write there: {error.strerror or error}") from None
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    if free < needed:
+        raise CheckpointError(
+            f"{dst.parent}: {size(needed)} needed, {size(free)} free; make room or choose another folder"
+        )
+    made = False
     try:
-        _lock(handle)
-        folder.chmod(0o755)
-        yield folder
-        for path in folder.iterdir():
-            _sync(path)
-        (folder / LOCK).unlink()
-        _sync(folder)
-        folder.replace(dst)
-        _sync(dst.parent)
+        with _partial_folder(dst) as folder, _locked(folder):
+            made = True
+            yield folder
+            (folder / LOCK).unlink()
+            _sync_all(folder)
+            folder.replace(dst)
+            sync(dst.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not made:
+            what = f"{dst}: cannot write there: {error.strerror or error}"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = f"{dst.parent}: the disk is full; make room or choose another folder"
         elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             what = f"{dst}: another run made it in the meantime"
         else:
             what = f"{error.filename or dst}: {error.strerror or error}"
         raise CheckpointError(what) from None
-    finally:
-        os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    """Bring a file or a folder's names to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def _clear(dst: Path, progress: Progress) -> None:
+    """Delete what killed runs left beside `dst`."""
+    ours = re.compile(rf"\.{re.escape(dst.name)}\.([0-9a-f]+{PARTIAL}|partial-\w+)")  # the latter until 0.1
+    for left in dst.parent.iterdir():
+        if ours.fullmatch(left.name) and not _alive(left):
+            progress(Advance(f"removing {left.name}, left by a run that was killed"))
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Tell other processes that `folder` is being written."""
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        os.fsync(handle)
+        _lock(handle)
+        yield
     finally:
         os.close(handle)

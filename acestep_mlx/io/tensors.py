@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
+from .atomic import new_file
 from .safetensors import ITEM_SIZES, TensorInfo
+from .schema import is_utf8
 
 CHUNK = 64 << 20  # bytes of source that are in memory at a time, for tensors that can be cut by rows
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -70,6 +72,29 @@ def to_bytes(value: mx.array) -> memoryview:
     if value.dtype == mx.bfloat16:
         value = value.view(mx.uint16) if value.ndim else value[None].view(mx.uint16)
     return np.ascontiguousarray(np.asarray(value)).data.cast("B")
+
+
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, mx.array],
+    metadata: Mapping[str, str],
+    check: Callable[[Path], object] = lambda partial: None,
+) -> None:
+    """Write a safetensors file, whole or not at all, into a folder that is made if need be.
+
+    check: reads the file before it takes its name, and raises what is wrong with it. CheckpointError when it
+    cannot be written.
+    """
+    if not is_utf8(path.absolute()):
+        raise CheckpointError(f"{path.absolute()}: its path is not UTF-8, which MLX needs; choose another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path, ".safetensors") as partial:
+            mx.save_safetensors(str(partial), dict(tensors), dict(metadata))
+            check(partial)
+    except (OSError, RuntimeError) as error:
+        why = isinstance(error, OSError) and error.strerror
+        raise CheckpointError(f"{path} cannot be written: {why or error}") from None
 
 
 class SafetensorsWriter:

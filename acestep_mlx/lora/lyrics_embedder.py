@@ -15,8 +15,8 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, ConfigError
-from ..io.lora_files import whole_or_nothing
 from ..io.safetensors import FLOATS, PICKLES, read_header
+from ..io.tensors import save_tensors
 from .formats.keys import LYRICS_EMBEDDER, describe_unknown, parse
 from .layers import Wrapper, dense_weight, own_dtype
 from .weights import LoRAModule, LoRAWeights
@@ -130,11 +130,7 @@ def check_embedder(
 def save_lyrics_embedder(folder: str | Path, tensors: Mapping[str, mx.array]) -> Path:
     """Write `<folder>/lyrics_embedder/lyrics_embedder.safetensors` (atomically); tensors keep their dtype."""
     path = Path(folder) / FOLDER / FILE
-    with whole_or_nothing(path) as temporary:
-        try:
-            mx.save_safetensors(str(temporary), dict(tensors), {"format": "pt"})
-        except (RuntimeError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be written: {error}") from None
+    save_tensors(path, tensors, {"format": "pt"})
     return path
 
 

@@ -17,10 +17,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import resource
-import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +31,7 @@ from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError, 
 from ..formatting import size
 from ..io import schema
 from ..io.hashes import hash_file
+from ..io.new_folder import OLD, PARTIAL, replaced_folder
 from ..io.safetensors import inside, read_header, read_json
 
 FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
@@ -41,7 +40,6 @@ ADAPTER = "adapter.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
 LYRICS = "lyrics_embedder"
 NAME = re.compile(r"checkpoint-(\d+)")
-PARTIAL = ".partial"
 REQUIRED = (ADAPTER, "optimizer.safetensors", "sampler.safetensors")
 MAX_STEPS = 10**9  # of anything that is counted in a run
 
@@ -123,15 +121,6 @@ class Health:
         return cls(state.get("healthy", True), state.get("evaluation"))
 
 
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a rename after it is never ahead of the content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file and make sure that all of it arrived."""
     mx.save_safetensors(str(path), dict(tensors), dict(metadata))
@@ -143,26 +132,10 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
     Raises CheckpointError when the disk is full or refuses; whatever `target` was before is then still there.
     """
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
-    old = target.with_name(f".{target.name}.old")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        fill(partial)
-        for path in sorted(partial.rglob("*")):
-            _sync(path)
-        _sync(partial)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        partial.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with replaced_folder(target) as partial:
+            fill(partial)
     except (OSError, RuntimeError, CheckpointError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the error below says what the disk refuses
-            if old.exists() and not target.exists():
-                old.rename(target)
         raise CheckpointError(
             f"{target} could not be written: {_why(error, target.parent)}; earlier checkpoints are untouched"
         ) from error
@@ -330,8 +303,8 @@ def clean(output_dir: Path) -> None:
     for path in output_dir.iterdir():
         if path.name.startswith(".checkpoint-") and path.name.endswith(PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith(".checkpoint-") and path.name.endswith(".old"):
-            target = path.with_name(path.name[1 : -len(".old")])
+        elif path.name.startswith(".checkpoint-") and path.name.endswith(OLD):
+            target = path.with_name(path.name[1 : -len(OLD)])
             if target.exists():
                 shutil.rmtree(path, ignore_errors=True)
             else:

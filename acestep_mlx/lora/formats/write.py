@@ -20,7 +20,7 @@ import numpy as np
 
 from ... import __version__
 from ...errors import CheckpointError, ConfigError
-from ...io.lora_files import whole_or_nothing
+from ...io.tensors import save_tensors
 from ..layers import base_linears, row_norms_squared
 from ..lyrics_embedder import for_format
 from ..weights import LoRAWeights, relative_difference
@@ -90,12 +90,12 @@ def write_lora(
     mx.eval(tensors)
     _check_range(tensors, dtype)
     metadata = {"format": "pt", METADATA_KEY: _facts(prepared, format)}
-    with whole_or_nothing(path) as temporary:
-        try:
-            mx.save_safetensors(str(temporary), {k: mx.contiguous(v) for k, v in tensors.items()}, metadata)
-        except (RuntimeError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be written: {error}") from None
-        verify(temporary, prepared, dtype, name=str(path))
+    save_tensors(
+        path,
+        {k: mx.contiguous(v) for k, v in tensors.items()},
+        metadata,
+        check=lambda partial: verify(partial, prepared, dtype, name=str(path)),
+    )
     return path
 
 
