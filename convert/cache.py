@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from .. import __version__
 from ..errors import CheckpointError
 from ..families.folder import LYRIC_VOCAB, ModelFolder, Quantization
 from ..io.atomic import write_bytes
+from ..io.hashes import hash_text
 from ..io.new_folder import exclusive
 from ..io.progress import Advance, Progress, silent
 from . import lyric_vocab as vocabulary
@@ -103,7 +103,7 @@ def _place(
         "dtype": dtype,
         "quantization": quantize.as_dict() if quantize else None,
     }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    key = hash_text(json.dumps(settings, sort_keys=True))
     return models / f"{(path if is_repo(given) else path.resolve()).name or 'model'}-{key[:16]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -18,6 +17,7 @@ from mlx.utils import tree_flatten
 from ..errors import CheckpointError, ConfigError
 from ..families.folder import COMPONENTS, ModelFolder
 from ..formatting import listed
+from ..io.hashes import hash_file
 from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import Header, read_header
@@ -105,7 +105,7 @@ def _entry(path: str | Path, strength: float) -> dict[str, Any]:
     """What config.json keeps of a LoRA that was merged in."""
     file = find_file(path)
     name = file.parent.name if Path(path).is_dir() else file.name
-    return {"lora": name, "scale": float(strength), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {"lora": name, "scale": float(strength), "sha256": hash_file(file)}
 
 
 def _skeleton(folder: ModelFolder, header: Header) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import urllib.request
@@ -12,8 +11,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..families.v1.lyrics.tokenizer import FIXED_IDS
+from ..io.hashes import content_hash
 from ..io.progress import Advance, Progress, silent
-from ..io.safetensors import content_hash
 from ..io.schema import parse_json, read_file
 from .source import VOCAB_FILES
 
@@ -109,7 +108,7 @@ def _checked(data: bytes, source: str, size: int) -> LyricVocab:
     from tokenizers import Tokenizer
 
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         tokenizer = Tokenizer.from_str(data.decode())
     except Exception as error:  # tokenizers raises plain Exception for every kind of bad content
         raise CheckpointError(f"{source}: not a lyric vocabulary: {error}") from None

@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import NO_SPACE, CheckpointError
 from ..formatting import brief
 from ..io.progress import Advance, Progress, silent
-from ..io.safetensors import PICKLES, TensorInfo, inside, read_header, read_json
+from ..io.safetensors import PICKLES, TensorInfo, inside, read_header
+from ..io.schema import read_json
 from . import single
 from .translate import problem_report
 

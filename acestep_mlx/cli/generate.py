@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -17,6 +16,7 @@ import click
 from ..config.request import FRAME, Request
 from ..errors import ConfigError, DataError
 from ..io.filenames import as_stored
+from ..io.hashes import hash_file
 from ..io.schema import show
 from .paths import NamedPath
 from .progress import Display
@@ -290,7 +290,7 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
             {
                 "path": str(lora.path.expanduser().resolve()),
                 "scale": lora.scale,
-                "sha256": hashlib.sha256(find_file(lora.path).read_bytes()).hexdigest(),
+                "sha256": hash_file(find_file(lora.path)),
             }
             for lora in pipe.loras
         ],

@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import DataError
 from ..io import schema
 from ..io.audio import MPEG, SILENCE, decode, look
-from ..io.hashes import hash_file
+from ..io.hashes import hash_file, hash_text
 from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
 
@@ -131,7 +131,7 @@ class AudioFacts:
 
     def checksum(self, stamp: str) -> str:
         """What an index keeps beside the facts of the song with this stamp, so that an edited entry shows."""
-        return hashlib.sha256(json.dumps([stamp, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
+        return hash_text(json.dumps([stamp, asdict(self)], sort_keys=True))[:16]
 
 
 def examine(audio: AudioRef) -> AudioFacts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import random
@@ -15,7 +14,7 @@ from ..errors import DataError
 from ..families import of_flavour
 from ..families.protocol import Family, LatentSpec
 from ..formatting import count, listed
-from ..io.hashes import cache_key
+from ..io.hashes import cache_key, hash_text
 from ..io.progress import Progress, silent
 from ..text.lines import foreign_lines, in_language
 from ..text.sheet import read_sheet
@@ -94,7 +93,7 @@ class Manifest:
     @property
     def signature(self) -> str:
         """Changes when anything changes that the order of training depends on."""
-        return hashlib.sha256("\n".join(sample.key for sample in self.samples).encode()).hexdigest()[:32]
+        return hash_text("\n".join(sample.key for sample in self.samples))[:32]
 
 
 def index_path(config: RunConfig) -> Path | None:

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten, tree_map
 from ..errors import CheckpointError, ConfigError, nearest
 from ..formatting import count, listed
 from ..io import schema
-from ..io.safetensors import FLOATS, Header, content_hash, read_header, read_json
+from ..io.hashes import content_hash
+from ..io.safetensors import FLOATS, Header, read_header
 from ..nn.config import check_repeats
 from . import family
 from .protocol import Family
@@ -260,7 +261,7 @@ class ModelFolder:
         """
         path = self.path / LYRIC_VOCAB
         recorded = (self.config.get("lyric_vocab") or {}).get("sha256")
-        if recorded is not None and content_hash(read_json(path)) != recorded:
+        if recorded is not None and content_hash(schema.read_json(path)) != recorded:
             raise CheckpointError(
                 f"{path}: not the vocabulary that this model was converted with (its SHA-256 is another than "
                 "config.json has); copy the folder again, or convert again"

@@ -1,4 +1,4 @@
-"""SHA-256 of files, and keys of what was computed."""
+"""SHA-256 of files, texts and JSON contents, and keys of what was computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_text(text: str) -> str:
+    """SHA-256 of a text, which may hold half characters."""
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def content_hash(content: Any) -> str:
+    """SHA-256 of a JSON content, whatever its white space and order."""
+    return hash_text(json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
+
+
 def cache_key(**parts: Any) -> str:
     """A key that changes when any part changes. Parts are JSON values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:40]
+    return hash_text(json.dumps(parts, sort_keys=True, ensure_ascii=False))[:40]

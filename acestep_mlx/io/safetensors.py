@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from math import prod
@@ -11,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError, not_utf8
-from .schema import is_utf8, open_file, parse_json, read_file
+from .schema import is_utf8, open_file, parse_json
 
 # Bytes per element. What is missing here (FP8, F4, …) is refused by name.
 ITEM_SIZES = {
@@ -136,25 +134,6 @@ def refuse_pickle(path: Path) -> None:
         raise CheckpointError(
             f"{path}: a pickle can run code, so it is not opened; save the weights as .safetensors instead"
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `CheckpointError` when it is missing or something else."""
-    try:
-        content = parse_json(read_file(path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content
-
-
-def content_hash(content: Any) -> str:
-    """SHA-256 of a JSON content, whatever its white space and order."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def inside(folder: Path, name: str) -> Path:

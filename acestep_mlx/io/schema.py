@@ -277,6 +277,19 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `CheckpointError` when it is missing or something else."""
+    try:
+        content = parse_json(read_file(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
 def refuse_newer(found: Any, known: int, what: str) -> None:
     """NewerVersionError when `found`, a format version, is above the one that this program writes."""
     if isinstance(found, int) and found > known:

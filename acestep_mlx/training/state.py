@@ -32,7 +32,7 @@ from ..formatting import size
 from ..io import schema
 from ..io.hashes import hash_file
 from ..io.new_folder import OLD, PARTIAL, replaced_folder
-from ..io.safetensors import inside, read_header, read_json
+from ..io.safetensors import inside, read_header
 
 FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
 STATE = "training_state.json"
@@ -406,7 +406,7 @@ def changed_settings(path: Path, now: Mapping[str, Any]) -> list[str]:
 
     `now`: the configuration that goes on from it.
     """
-    then = read_json(path / "config.json")
+    then = schema.read_json(path / "config.json")
     names = STEERING + (STEERING_EMBEDDER if now.get("lyrics_embedder_train") else ())
     return [
         f"{name} {_short(then[name])} → {_short(now[name])}"

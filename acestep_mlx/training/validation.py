@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from ..errors import ConfigError, DataError
 from ..families.folder import ModelFolder
 from ..io import schema
 from ..io.audio import write_audio
+from ..io.hashes import hash_text
 from ..io.progress import Advance
 from ..lora.surgery import adapter_modules, disabled
 from ..pipeline import ACEStepPipeline
@@ -79,7 +78,7 @@ _LIBRARY_ENTRY = schema.record({"prompt": schema.text}, {"lyrics": schema.text},
 def _library_file(path: Path, lyrics: str) -> list[Prompt]:
     """`{name: caption}` or `{name: {"prompt": …, "lyrics": …}}`."""
     try:
-        content = schema.parse_json(schema.read_file(path).removeprefix(codecs.BOM_UTF8))
+        content = schema.parse_json(schema.read_file(path))
     except OSError as error:
         raise ConfigError(
             f"validation_prompt_library={path} cannot be read: {error.strerror or error}"
@@ -204,7 +203,7 @@ class Validation:
     def _digest(self, prompt: Prompt) -> str:
         """Of all that the song without LoRA depends on, so that an earlier run's clip is not taken for it."""
         facts = [self.requests[prompt.name].to_dict(), self.folder.fingerprints]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        return hash_text(json.dumps(facts, sort_keys=True))[:8]
 
 
 def _slug(name: str) -> str:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.io.safetensors import inside, read_header, read_json
+from acestep_mlx.io.safetensors import inside, read_header
+from acestep_mlx.io.schema import read_json
 from acestep_mlx.io.tensors import SafetensorsWriter, read_rows, read_tensor
 
 GOOD = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones((4,), np.float16)})

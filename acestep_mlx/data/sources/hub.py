@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from ...config.run import RunConfig
 from ...errors import ConfigError, DataError, nearest
 from ...formatting import brief
 from ...io.audio import SUFFIXES
+from ...io.schema import parse_json, read_file
 from ...text.sheet import unescape_breaks
 from .. import sidecars
 from ..backends import Backend
@@ -140,10 +140,10 @@ def _check_split(backend: Backend, name: str, saved: Any) -> None:
 def _saved_files(folder: Path) -> Iterator[str]:
     """The files that a saved data set says it is made of."""
     splits = folder / "dataset_dict.json"
-    names = json.loads(splits.read_bytes())["splits"] if splits.is_file() else ["."]
+    names = parse_json(read_file(splits))["splits"] if splits.is_file() else ["."]
     for name in names:
         yield str(folder / name)
-        state = json.loads((folder / name / "state.json").read_bytes())
+        state = parse_json(read_file(folder / name / "state.json"))
         yield from (str(folder / name / one["filename"]) for one in state["_data_files"])
 
 
