@@ -1,26 +1,17 @@
-"""Line charts as inline SVG and spectrograms as PNG: what the report draws, without any plotting library."""
+"""Line charts as inline SVG, without any plotting library."""
 
 from __future__ import annotations
 
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
 
 import numpy as np
 
 WIDTH, HEIGHT = 640, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 30
 MAX_POINTS = 800
-
-# Anchors of a dark-to-light colour scale (black, violet, magenta, orange, pale yellow).
-_SCALE = np.array(
-    [[0, 0, 8], [38, 12, 82], [114, 26, 110], [188, 48, 88], [238, 104, 54], [252, 176, 70], [252, 246, 190]],
-    float,
-)
 
 
 @dataclass(frozen=True)
@@ -132,32 +123,3 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", zero: bo
         f"{''.join(parts)}</svg>"
         f"{f'<div class=legend>{legend}</div>' if len(series) > 1 else ''}</figure>"
     )
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """An 8-bit RGB image (rows, columns, 3) as a PNG file."""
-    rows, columns, _ = pixels.shape
-    raw = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels, np.uint8))
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(raw, 9))
-        + chunk(b"IEND", b"")
-    )
-
-
-def spectrogram(log_mel: np.ndarray, columns: int = 480, floor: float = 9.0) -> bytes:
-    """A PNG of log-mel energies (bins, frames), low notes below; `floor` nats under the loudest is black."""
-    frames = log_mel.shape[1]
-    edges = np.linspace(0, frames, min(columns, frames) + 1).astype(int)
-    picture = np.stack([log_mel[:, a : max(b, a + 1)].mean(1) for a, b in pairwise(edges)], 1)
-    level = np.clip((picture - picture.max()) / floor + 1, 0, 1)[::-1]
-    place = level * (len(_SCALE) - 1)
-    below = np.minimum(place.astype(int), len(_SCALE) - 2)
-    share = (place - below)[..., None]
-    return png(np.rint(_SCALE[below] * (1 - share) + _SCALE[below + 1] * share).astype(np.uint8))

@@ -19,8 +19,9 @@ from ..config.run import RunConfig
 from ..formatting import brief, rate, size
 from ..io.atomic import write_bytes
 from ..io.audio import log_mel
-from .charts import Series, line_chart, number, spectrogram
+from .charts import Series, line_chart, number
 from .events import read_metrics
+from .spectrogram import log_mel_png
 
 CLIPS_PER_PROMPT = 6
 Row = Mapping[str, Any]
@@ -169,7 +170,7 @@ def _card(row: Row) -> str:
     picture = ""
     if len(sound) > 4096:
         energies = np.array(log_mel(mx.array(sound.mean(1)), sample_rate=rate))
-        data = base64.b64encode(spectrogram(energies)).decode()
+        data = base64.b64encode(log_mel_png(energies)).decode()
         picture = f'<img alt="spectrogram, {escape(title)}" src="data:image/png;base64,{data}">'
     kind, encoded = compressed(sound, rate)
     source = f"data:{kind};base64,{base64.b64encode(encoded).decode()}"

@@ -1,15 +1,16 @@
-"""A picture of a sound: its log-mel spectrogram as a PNG, with numpy and zlib alone."""
+"""Pictures of sounds: their log-mel spectrograms as PNG."""
 
 from __future__ import annotations
 
-import struct
-import zlib
+from itertools import pairwise
 
 import numpy as np
 
 from ..io.audio import mel_filters
+from ..io.png import png
 
 N_FFT, RANGE_DB = 2048, 80.0
+RANGE_NATS = 9.0
 # Dark to bright, evenly rising in lightness: (red, green, blue) at equal distances.
 COLOURS = np.array(
     [(0, 0, 8), (45, 17, 95), (114, 31, 129), (182, 54, 121), (241, 96, 93), (254, 175, 119), (252, 253, 210)]
@@ -28,22 +29,22 @@ def log_mel_picture(samples: np.ndarray, sample_rate: int, width: int, height: i
     return np.clip((level - level.max()) / RANGE_DB + 1, 0, 1)[::-1]
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """(height, width, 3) uint8 → the bytes of a PNG file."""
-    height, width, _ = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
 def spectrogram_png(samples: np.ndarray, sample_rate: int, width: int = 1000, height: int = 240) -> bytes:
     """The PNG of (samples,) or (samples, channels) of sound; silence gives a dark picture."""
-    level = log_mel_picture(samples, sample_rate, width, height) * (len(COLOURS) - 1)
-    at = np.minimum(level.astype(int), len(COLOURS) - 2)
-    part = (level - at)[..., None]
+    return _coloured(log_mel_picture(samples, sample_rate, width, height))
+
+
+def log_mel_png(log_mel: np.ndarray, columns: int = 480) -> bytes:
+    """The PNG of log-mel energies (bins, frames), low notes below; RANGE_NATS under the loudest is dark."""
+    frames = log_mel.shape[1]
+    edges = np.linspace(0, frames, min(columns, frames) + 1).astype(int)
+    picture = np.stack([log_mel[:, a : max(b, a + 1)].mean(1) for a, b in pairwise(edges)], 1)
+    return _coloured(np.clip((picture - picture.max()) / RANGE_NATS + 1, 0, 1)[::-1])
+
+
+def _coloured(level: np.ndarray) -> bytes:
+    """The PNG of (height, width) from 0, dark, to 1, bright."""
+    place = level * (len(COLOURS) - 1)
+    at = np.minimum(place.astype(int), len(COLOURS) - 2)
+    part = (place - at)[..., None]
     return png((COLOURS[at] * (1 - part) + COLOURS[at + 1] * part).round().astype(np.uint8))
