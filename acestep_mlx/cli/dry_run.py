@@ -69,13 +69,13 @@ def start_line(config: RunConfig, found: Preflight, total: int) -> str:
 
 def run_length(config: RunConfig, songs_per_epoch: int, world: int = 1) -> Length:
     """Steps and epochs of a run over so many songs per epoch on `world` ranks."""
+    from ..training.settings import total_steps
+
     batches = math.ceil(songs_per_epoch / (config.train_batch_size * world))
-    accumulation = config.gradient_accumulation_steps
-    if config.max_train_steps:
-        steps = config.max_train_steps
-        return Length(steps, steps * accumulation / batches, songs_per_epoch, batches)
-    steps = max(1, math.ceil(config.num_train_epochs * batches / accumulation))
-    return Length(steps, float(config.num_train_epochs), songs_per_epoch, batches)
+    steps = total_steps(config, batches)
+    whole = steps * config.gradient_accumulation_steps / batches
+    epochs = whole if config.max_train_steps else float(config.num_train_epochs)
+    return Length(steps, epochs, songs_per_epoch, batches)
 
 
 def setting_lines(config: RunConfig) -> list[str]:

@@ -270,6 +270,19 @@ def seed_dropout(transformer: nn.Module, key: mx.array) -> None:
 
 
 @contextlib.contextmanager
+def evaluating(transformer: nn.Module) -> Iterator[None]:
+    """Adapters without dropout inside the `with`; in training mode after it."""
+    layers = list(adapter_modules(transformer).values())
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
+@contextlib.contextmanager
 def disabled(transformer: nn.Module) -> Iterator[None]:
     """The base model inside the `with`, bit for bit; functions compiled outside keep their adapters."""
     layers = list(adapter_modules(transformer).values())

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.optimizers import Optimizer
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..config.run import RunConfig
@@ -112,47 +113,31 @@ def is_adapter(path: str) -> bool:
 def optimizer_groups(config: RunConfig, model: nn.Module, total: int) -> list[Group]:
     """The LoRA's group, and the lyrics embedder's where it is trained."""
     paths = list(dict(tree_flatten(model.trainable_parameters())))
-    groups = [
-        _group(
-            config,
-            "lora",
-            [p for p in paths if is_adapter(p)],
-            config.optimizer,
-            config.learning_rate,
-            config.lr_scheduler,
-            total,
-        )
-    ]
-    rest = [p for p in paths if not is_adapter(p)]
+    lora = [path for path in paths if is_adapter(path)]
+    rest = [path for path in paths if not is_adapter(path)]
+    schedule = _schedule(config, config.lr_scheduler, config.learning_rate, total)
+    groups = [Group("lora", _optimizer(config, config.optimizer, schedule.base), schedule, lora)]
     if rest:
-        assert all(p.startswith(LYRICS_EMBEDDER) for p in rest)
-        groups.append(
-            _group(
-                config,
-                "lyrics_embedder",
-                rest,
-                config.lyrics_embedder_optimizer,
-                config.lyrics_embedder_lr,
-                config.lyrics_embedder_lr_scheduler,
-                total,
-            )
-        )
+        assert all(path.startswith(LYRICS_EMBEDDER) for path in rest)
+        schedule = _schedule(config, config.lyrics_embedder_lr_scheduler, config.lyrics_embedder_lr, total)
+        made = _optimizer(config, config.lyrics_embedder_optimizer, schedule.base)
+        groups.append(Group("lyrics_embedder", made, schedule, rest))
     return groups
 
 
-def _group(
-    config: RunConfig, name: str, paths: list[str], optimizer: str, lr: float, scheduler: str, total: int
-) -> Group:
-    options: dict[str, Any] | None = config.optimizer_config if optimizer == config.optimizer else None
-    made = make_optimizer(
-        optimizer,
-        lr,
+def _schedule(config: RunConfig, name: str, rate: float, total: int) -> Schedule:
+    return Schedule(
+        name, rate, config.lr_warmup_steps, total, config.lr_num_cycles, config.lr_power, config.lr_end
+    )
+
+
+def _optimizer(config: RunConfig, name: str, rate: float) -> Optimizer:
+    """optimizer_config is for the LoRA's optimizer, and for the other where it is the same kind."""
+    return make_optimizer(
+        name,
+        rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         weight_decay=config.adam_weight_decay,
-        options=options,
+        options=config.optimizer_config if name == config.optimizer else None,
     )
-    schedule = Schedule(
-        scheduler, lr, config.lr_warmup_steps, total, config.lr_num_cycles, config.lr_power, config.lr_end
-    )
-    return Group(name, made, schedule, paths)

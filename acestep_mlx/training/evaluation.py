@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..families.protocol import Batch, Objective, Prepare
-from ..lora.surgery import adapter_modules
+from ..lora.surgery import evaluating
 
 #: timesteps in the middle of five equal bins of [0, 1000]
 TIMESTEPS = (100.0, 300.0, 500.0, 700.0, 900.0)
@@ -43,11 +43,8 @@ class Evaluation:
 
     def __call__(self, stopped: Callable[[], bool] = lambda: False) -> tuple[float, dict[str, float]] | None:
         """(mean over songs and bins, label → mean over songs); None once `stopped` says so."""
-        layers = list(adapter_modules(self.model).values())
-        for layer in layers:
-            layer.eval()
         sums = [0.0] * len(TIMESTEPS)
-        try:
+        with evaluating(self.model):
             for batch in self.batches:
                 if stopped():
                     return None
@@ -56,9 +53,6 @@ class Evaluation:
                     arrays = self.prepare(arrays)
                 for i, timestep in enumerate(TIMESTEPS):
                     sums[i] += float(self._run(arrays, mx.array(timestep)).item())  # type: ignore[arg-type]
-        finally:
-            for layer in layers:
-                layer.train()
         count = max(1, len(self.batches))
         bins = {label(t): s / count for t, s in zip(TIMESTEPS, sums, strict=True)}
         return sum(bins.values()) / len(bins), bins

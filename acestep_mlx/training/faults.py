@@ -88,29 +88,36 @@ def way_on(config: RunConfig, resumed: Checkpoint | None) -> str:
 
 @contextmanager
 def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") -> Iterator[None]:
-    """Turn a backend's RuntimeError into one line that says what to do; `keeps` says what was saved."""
+    """Turn an error of the disk or a backend into one line that says what to do, where it is a known one.
+
+    keeps: says what was saved.
+    """
     try:
         yield
-    except OSError as error:
-        kept = keeps() if callable(keeps) else keeps
-        what = f"{refusal(error)}. Mend that, then go on with {same_again(config)}."
-        raise AceStepError(f"{what} {kept}".strip()) from error
-    except (RuntimeError, MemoryError) as error:
-        said = f"{type(error).__name__} {error}".lower()
-        kept = keeps() if callable(keeps) else keeps
-        tail = f" {kept}" if kept else ""
-        if isinstance(error, MemoryError) or any(piece in said for piece in OUT_OF_MEMORY):
-            advice = "; ".join(f"{i}. {text}" for i, text in enumerate(memory_advice(config), 1))
-            raise OutOfMemory(f"out of memory. What helps, in order of effect: {advice}.{tail}") from error
-        if any(piece in said for piece in WATCHDOG):
-            raise AceStepError(
-                "macOS stopped the GPU because one piece of work took too long (its watchdog). Let "
-                f"the display sleep, close what draws on it, or shorten the songs; go on with "
-                f"{same_again(config)}.{tail}"
-            ) from error
-        if any(piece in said for piece in PEER_LOST):
-            raise AceStepError(
-                f"another machine or process of this run ended or lost its connection ({error}); this one "
-                f"stops too. Start all of them again with {same_again(config)}.{tail}"
-            ) from error
-        raise
+    except (OSError, RuntimeError, MemoryError) as error:
+        told = _explanation(config, error)
+        if told is None:
+            raise
+        kind = OutOfMemory if told.startswith("out of memory") else AceStepError
+        raise kind(f"{told} {keeps() if callable(keeps) else keeps}".strip()) from error
+
+
+def _explanation(config: Mapping[str, Any], error: Exception) -> str | None:
+    """What happened and what helps; None where that is not known."""
+    said = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, OSError):
+        return f"{refusal(error)}. Mend that, then go on with {same_again(config)}."
+    if isinstance(error, MemoryError) or any(piece in said for piece in OUT_OF_MEMORY):
+        advice = "; ".join(f"{i}. {text}" for i, text in enumerate(memory_advice(config), 1))
+        return f"out of memory. What helps, in order of effect: {advice}."
+    if any(piece in said for piece in WATCHDOG):
+        return (
+            "macOS stopped the GPU because one piece of work took too long (its watchdog). Let the display "
+            f"sleep, close what draws on it, or shorten the songs; go on with {same_again(config)}."
+        )
+    if any(piece in said for piece in PEER_LOST):
+        return (
+            f"another machine or process of this run ended or lost its connection ({error}); this one "
+            f"stops too. Start all of them again with {same_again(config)}."
+        )
+    return None

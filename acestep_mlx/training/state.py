@@ -268,13 +268,6 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def latest(output_dir: Path, notice: Callable[[str, str], None]) -> Checkpoint | None:
-    """What `newest` finds, read, once what a kill left in the folder has been put right."""
-    clean(output_dir)
-    path = newest(output_dir, notice)
-    return read(path) if path is not None else None
-
-
 def newest(output_dir: Path, notice: Callable[[str, str], None]) -> Path | None:
     """The newest undamaged checkpoint, or None when there is none. Damaged ones are named through `notice`.
 

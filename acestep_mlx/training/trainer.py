@@ -77,6 +77,35 @@ class Counters:
         return cls(**rest, smoothed=Smoothed(*values["smoothed"]))
 
 
+class Clock:
+    """Rates over the last 20 updates, without the pauses between them. audio: seconds trained on so far."""
+
+    def __init__(self) -> None:
+        self.audio = 0.0
+        self._started = self._now = time.perf_counter()
+        self._seen: deque[tuple[float, float]] = deque(maxlen=21)  # when an update was done, audio by then
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds up to the last update."""
+        return self._now - self._started
+
+    def restart(self) -> None:
+        """After a pause."""
+        self._seen.clear()
+        self._seen.append((time.perf_counter(), self.audio))
+
+    def rates(self) -> tuple[float, float]:
+        """(updates, seconds of audio) a second, once another update is done."""
+        self._now = time.perf_counter()
+        self._seen.append((self._now, self.audio))
+        began, before = self._seen[0]
+        seconds = self._now - began
+        if seconds <= 0:
+            return 0.0, 0.0
+        return (len(self._seen) - 1) / seconds, (self.audio - before) / seconds
+
+
 @dataclass(frozen=True)
 class Saved:
     """The newest checkpoint, and the moment that it holds: `micro` micro-steps after update `step`."""
@@ -169,11 +198,7 @@ class Trainer:
         self._health = Health()  # of the steps since the last checkpoint, and the evaluation of this step
         self.accumulate = step.settings.accumulate
         self._pending: _Pending | None = None
-        self._times: deque[tuple[float, float]] = deque(
-            maxlen=21
-        )  # when an update was seen done, audio so far
-        self._audio = 0.0
-        self._started = time.perf_counter()
+        self._clock = Clock()
         self._stop_seen = False
         self._round: tuple[dict[str, Any], dict[str, mx.array]] = ({}, {})  # when the update in work began
 
@@ -184,7 +209,7 @@ class Trainer:
         checkpoint) when there is no next batch.
         """
         stop = stop or StopRequest()
-        self._restart_clock()
+        self._clock.restart()
         while self.counters.step < self.total:
             if self._should_stop(stop):
                 self._drain()
@@ -208,15 +233,10 @@ class Trainer:
         update = counters.micro + 1 == self.accumulate
         result = self.step(arrays, update=update, step=counters.step, stop=stop.requested)
         mx.async_eval(result, self.step.state)
-        pending = _Pending(
-            result,
-            update,
-            counters.step + 1,
-            arrays["latents"].shape[0],
-            float(batch.get("seconds", 0.0)),
-            {_rate_name(g.name): g.schedule(counters.step) for g in self.step.groups},
-            int(batch.get("epoch", 0)),
-        )
+        rates = {_rate_name(g.name): g.schedule(counters.step) for g in self.step.groups}
+        seconds, epoch = float(batch.get("seconds", 0.0)), int(batch.get("epoch", 0))
+        samples = arrays["latents"].shape[0]
+        pending = _Pending(result, update, counters.step + 1, samples, seconds, rates, epoch)
         self._drain()
         self._pending = pending
         counters.micro = 0 if update else counters.micro + 1
@@ -278,12 +298,7 @@ class Trainer:
             self._checkpoint()
         if validation:
             self.validate(counters.step)
-        self._restart_clock()
-
-    def _restart_clock(self) -> None:
-        """Rates are of the last 20 updates, without the pauses between them."""
-        self._times.clear()
-        self._times.append((time.perf_counter(), self._audio))
+        self._clock.restart()
 
     def _checkpoint(self) -> Path:
         """Save, unless a checkpoint holds this very moment; its path."""
@@ -305,7 +320,7 @@ class Trainer:
         counters = self.counters
         loss, norm = _float(p.result.loss), _float(p.result.grad_norm)
         self._stop_seen = self._stop_seen or bool(p.result.stop.item())
-        self._audio += p.seconds * self.step.world
+        self._clock.audio += p.seconds * self.step.world
         if p.result.finite.item():
             counters.loss_sum += loss * p.samples
             counters.loss_weight += p.samples
@@ -326,12 +341,7 @@ class Trainer:
         else:
             counters.skipped_in_a_row = 0
             counters.smoothed.add(loss)
-        now = time.perf_counter()
-        self._times.append((now, self._audio))
-        seconds = now - self._times[0][0]
-        updates = len(self._times) - 1
-        rate = updates / seconds if seconds > 0 else 0.0
-        audio = (self._times[-1][1] - self._times[0][1]) / seconds if seconds > 0 else 0.0
+        rate, audio = self._clock.rates()
         self.emit(
             StepDone(
                 step=p.step,
@@ -344,7 +354,7 @@ class Trainer:
                 peak_memory=mx.get_peak_memory(),
                 eta=(self.total - p.step) / rate if rate else 0.0,
                 epoch=p.epoch,
-                elapsed=now - self._started,
+                elapsed=self._clock.elapsed,
                 skipped=skipped,
                 extra={k: v for k, v in p.rates.items() if k != "learning_rate"},
             )

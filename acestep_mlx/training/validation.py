@@ -20,7 +20,7 @@ from ..io import schema
 from ..io.audio import write_audio
 from ..io.hashes import hash_text
 from ..io.progress import Advance
-from ..lora.surgery import adapter_modules, disabled
+from ..lora.surgery import disabled, evaluating
 from ..pipeline import ACEStepPipeline
 from ..report.events import Listeners, ValidationClip, read_metrics
 from ..sampling.record import SOFTWARE
@@ -77,25 +77,24 @@ _LIBRARY_ENTRY = schema.record({"prompt": schema.text}, {"lyrics": schema.text},
 
 def _library_file(path: Path, lyrics: str) -> list[Prompt]:
     """`{name: caption}` or `{name: {"prompt": …, "lyrics": …}}`."""
+    where = f"validation_prompt_library={path}"
     try:
         content = schema.parse_json(schema.read_file(path))
     except OSError as error:
-        raise ConfigError(
-            f"validation_prompt_library={path} cannot be read: {error.strerror or error}"
-        ) from None
+        raise ConfigError(f"{where} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise ConfigError(f"validation_prompt_library={path} is not JSON: {error}") from None
+        raise ConfigError(f"{where} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"validation_prompt_library={path} must be a JSON object of names and captions")
+        raise ConfigError(f"{where} must be a JSON object of names and captions")
     found = []
     for name, entry in content.items():
         entry = {"prompt": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-            raise ConfigError(f"validation_prompt_library={path}: {name!r} must be a caption")
+            raise ConfigError(f"{where}: {name!r} must be a caption")
         try:
             checked = _LIBRARY_ENTRY(entry, name)
         except schema.Mismatch as error:
-            raise ConfigError(f"validation_prompt_library={path}: {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
         found.append(Prompt(name, checked["prompt"], checked.get("lyrics", lyrics)))
     return found
 
@@ -127,12 +126,9 @@ class Validation:
 
     def __init__(self, config: RunConfig, folder: ModelFolder, output_dir: Path) -> None:
         self.folder, self.target = folder, output_dir / "validation"
-        self.prompts = [] if config.validation_disable else prompts(config)
         self.requests = requests(config)
         self.conditions: dict[str, Any] = {}
-        self._told: set[str] | None = (
-            None  # clips without LoRA that this run has named, in earlier starts too
-        )
+        self._told: set[str] | None = None  # clips without LoRA that were named, in earlier starts too
         if self.requests:
             pipeline = ACEStepPipeline(folder, low_memory=True)
             self.conditions = {name: pipeline.prepare(r) for name, r in self.requests.items()}
@@ -146,63 +142,58 @@ class Validation:
 
         The model's LoRA is in evaluation mode meanwhile. Clips that cannot be written are named and left out.
         """
-        if not self.prompts:
+        if not self.requests:
             return
-        layers = list(adapter_modules(model).values())
-        for layer in layers:
-            layer.eval()
         try:
-            for prompt in self.prompts:
-                self._clips(model, prompt, step, emit, stopped)
+            with evaluating(model):
+                for name in self.requests:
+                    self._clips(model, name, step, emit, stopped)
         except _Stopped:
             pass
         except DataError as error:
             emit.notice(f"validation clip: {error}", "warning")
         finally:
-            for layer in layers:
-                layer.train()
             mx.clear_cache()
 
     def _clips(
-        self, model: nn.Module, prompt: Prompt, step: int, emit: Listeners, stopped: Callable[[], bool]
+        self, model: nn.Module, name: str, step: int, emit: Listeners, stopped: Callable[[], bool]
     ) -> None:
-        """The clip with the LoRA, and once the one without it."""
-        base = self.target / f"base_{_slug(prompt.name)}_{self._digest(prompt)}.wav"
+        """The clip of a prompt with the LoRA, and once the one without it."""
+        base = self.target / f"base_{_slug(name)}_{self._digest(name)}.wav"
         if not base.is_file():
             with disabled(model):
-                self._clip(model, prompt, base, stopped)
+                self._clip(model, name, base, stopped)
         if self._told is None:
             rows = read_metrics(self.target.parent / METRICS)
             self._told = {row["path"] for row in rows if row["event"] == "clip" and not row["with_lora"]}
         if str(base) not in self._told:
             self._told.add(str(base))
-            emit(self._event(prompt, base, 0, False))
-        path = self.target / f"step_{step}_{_slug(prompt.name)}_0.wav"
-        self._clip(model, prompt, path, stopped)
-        emit(self._event(prompt, path, step, True))
+            emit(self._event(name, base, 0, False))
+        path = self.target / f"step_{step}_{_slug(name)}_0.wav"
+        self._clip(model, name, path, stopped)
+        emit(self._event(name, path, step, True))
 
-    def _clip(self, model: nn.Module, prompt: Prompt, path: Path, stopped: Callable[[], bool]) -> None:
+    def _clip(self, model: nn.Module, name: str, path: Path, stopped: Callable[[], bool]) -> None:
         def tell(advance: Advance) -> None:
             if stopped():
                 raise _Stopped
 
         tell(Advance())
         pipeline = ACEStepPipeline(self.folder, low_memory=True, transformer=model)
-        request, conditions = self.requests[prompt.name], self.conditions[prompt.name]
-        sound = pipeline.run(request, conditions=conditions, progress=tell)[0]
+        sound = pipeline.run(self.requests[name], conditions=self.conditions[name], progress=tell)[0]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{path.parent} cannot be made: {error.strerror or error}") from None
         write_audio(path, sound, SAMPLE_RATE, tags={"software": SOFTWARE})
 
-    def _event(self, prompt: Prompt, path: Path, step: int, with_lora: bool) -> ValidationClip:
-        seed = self.requests[prompt.name].seeds[0]
-        return ValidationClip(step, prompt.name, prompt.caption, str(path), seed, with_lora)
+    def _event(self, name: str, path: Path, step: int, with_lora: bool) -> ValidationClip:
+        request = self.requests[name]
+        return ValidationClip(step, name, request.prompt, str(path), request.seeds[0], with_lora)
 
-    def _digest(self, prompt: Prompt) -> str:
+    def _digest(self, name: str) -> str:
         """Of all that the song without LoRA depends on, so that an earlier run's clip is not taken for it."""
-        facts = [self.requests[prompt.name].to_dict(), self.folder.fingerprints]
+        facts = [self.requests[name].to_dict(), self.folder.fingerprints]
         return hash_text(json.dumps(facts, sort_keys=True))[:8]
 
 

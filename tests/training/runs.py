@@ -8,10 +8,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 import soundfile
 
 from acestep_mlx.report.events import Event
+from acestep_mlx.training import state as checkpoint
 from acestep_mlx.training.run import TrainResult, train
+from acestep_mlx.training.state import Checkpoint
 
 SONGS = {"low": 110.0, "middle": 220.0, "high": 440.0}
 LYRICS = {"low": "[verse]\nDown by the river\n", "high": "[instrumental]\n"}
@@ -78,6 +81,14 @@ class Recorder:
 def run(config: dict[str, Any], act: Any = None, stop: Any = None) -> tuple[TrainResult, Recorder]:
     recorder = Recorder(act)
     return train(config, on_event=recorder, stop=stop), recorder
+
+
+def latest(output: Path) -> Checkpoint:
+    """The newest checkpoint, once what a kill left in the folder has been put right; none is damaged."""
+    checkpoint.clean(output)
+    path = checkpoint.newest(output, lambda text, level: pytest.fail(text))
+    assert path is not None
+    return checkpoint.read(path)
 
 
 def tensors(checkpoint: Path) -> dict[str, mx.array]:
