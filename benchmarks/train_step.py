@@ -35,8 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from acestep_mlx.convert.translate import translate
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.families.v1.objective import FlowMatching
-from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, inject
+from acestep_mlx.lora.surgery import LoRASpec, inject
 from acestep_mlx.testing.random_model import quantised_model
 from acestep_mlx.training.memory import cache_limit
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
@@ -142,7 +143,9 @@ def their_step(case: Case, model: torch.nn.Module, batch: dict[str, np.ndarray])
     from peft import LoraConfig
 
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=list(DEFAULT_TARGETS)))
+    model.add_adapter(
+        LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=list(LORA.default_targets))
+    )
     model.train()
     model.gradient_checkpointing = case.checkpoint
     model.lyric_encoder.gradient_checkpointing = case.checkpoint

@@ -288,15 +288,14 @@ def _fits(weights: LoRAWeights, folder: ModelFolder) -> tuple[bool, list[str]]:
 
 
 def _sizes_fit(weights: LoRAWeights) -> tuple[bool, list[str]]:
-    """Without a model at hand: whether the sizes are ACE-Step v1's."""
+    """Without a model at hand: whether the sizes are the released model's."""
     from ..lora.formats.recognise import check_model, other_size
 
-    shapes = {path: module.shape for path, module in weights.modules.items()}
     try:
-        check_model(shapes, "it")
+        check_model(weights.shapes, weights.family, "it")
     except CheckpointError as error:
         return False, [str(error)]
-    wrong = other_size(shapes)
+    wrong = other_size(weights.shapes, weights.family)
     return True, [f"for a miniature model, not the released one: {wrong}"] if wrong else []
 
 

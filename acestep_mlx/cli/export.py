@@ -86,7 +86,7 @@ def command(
     if base is not None:
         weights.check_against(base)
     else:
-        check_model({name: module.shape for name, module in weights.modules.items()}, weights.source)
+        check_model(weights.shapes, weights.family, weights.source)
     write_lora(target, weights, kind, DTYPES[dtype], base=base, with_lyrics_embedder=with_lyrics_embedder)
     written = prepare(weights, kind, base, with_lyrics_embedder=with_lyrics_embedder)
     difference = verify(target, written, DTYPES[dtype])
@@ -114,9 +114,7 @@ def programs(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> str
 
 
 def _convolutions(weights: LoRAWeights) -> list[str]:
-    from ..lora.formats.keys import convolution_dims
-
-    return [path for path in weights.modules if convolution_dims(path)]
+    return [path for path in weights.modules if weights.family.lora.trailing_dims(path)]
 
 
 def notes(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> list[str]:

@@ -18,6 +18,11 @@ def of_flavour(flavour: str) -> Family:
     raise KeyError(flavour)
 
 
+def default() -> Family:
+    """The first one: what folders are that name none, and what options speak of that name none."""
+    return family(next(iter(REGISTRY)))
+
+
 def family(name: str) -> Family:
     """The family of this name. KeyError for one that is not registered."""
     found: Family = import_module(REGISTRY[name]).FAMILY

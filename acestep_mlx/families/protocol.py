@@ -7,6 +7,7 @@ types are light: importing this module loads neither MLX nor a model.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -122,6 +123,56 @@ class StepMemory(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LoRANames:
+    """How a transformer's modules are called as LoRA targets, here and in other programs' files.
+
+    Paths are upstream's, patterns are matched against whole paths.
+
+    presets: value of the configuration's `option` → targets. refused: a module that can still not carry a
+    LoRA → why. idle: a target that gets no gradient → a sentence. full: prefixes of what may be trained in
+    full beside the LoRA; a file may carry it under its plain names. numbered: lists of equal layers.
+    convolutions: linear layers here that are convolutions in PyTorch, with their trailing dimensions. flat:
+    paths whose dots became underscores → dotted. unused: modules of the checkpoint that are never used → why.
+    others: further modules, `#` for a number, that adapters of other programs may sit on. lookalikes: width
+    of the first list's layers → other models that call them the same. prefixes: program → what its loader
+    wants in front of a path.
+    """
+
+    presets: Mapping[str, tuple[str, ...]]
+    default: str
+    option: str
+    refused: Mapping[str, str]
+    idle: Mapping[str, str]
+    full: tuple[str, ...]
+    numbered: tuple[str, ...]
+    convolutions: tuple[tuple[str, int], ...]
+    flat: tuple[tuple[str, str], ...]
+    unused: tuple[tuple[str, str], ...]
+    others: tuple[str, ...]
+    lookalikes: Mapping[int, str]
+    prefixes: Mapping[str, str]
+
+    @property
+    def default_targets(self) -> tuple[str, ...]:
+        """Targets of the default preset."""
+        return self.presets[self.default]
+
+    def trailing_dims(self, path: str) -> int:
+        """How many trailing 1s the LoRA tensors of this module have in PyTorch: 0 for a linear layer."""
+        return next((dims for pattern, dims in self.convolutions if re.fullmatch(pattern, path)), 0)
+
+    def why_unused(self, path: str) -> str | None:
+        """Why a LoRA on this module of the checkpoint changes nothing, or None where it does."""
+        return next((why for pattern, why in self.unused if re.fullmatch(pattern, path)), None)
+
+    def numberless(self, path: str) -> str:
+        """`transformer_blocks.3.attn.to_out.0` → `transformer_blocks.#.attn.to_out.0`."""
+        for name in self.numbered:
+            path = re.sub(rf"^({re.escape(name)})\.(0|[1-9]\d*)(?=\.)", r"\1.#", path)
+        return path
+
+
 class Draw(NamedTuple):
     """Everything random about a micro-batch of B songs."""
 
@@ -181,6 +232,11 @@ class Family(Protocol):
     @property
     def memory(self) -> StepMemory:
         """What a training step takes."""
+        ...
+
+    @property
+    def lora(self) -> LoRANames:
+        """The names of LoRA targets; the transformer's module has them as `lora` too."""
         ...
 
     def objective(self, config: RunConfig) -> Objective:

@@ -15,9 +15,10 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, ConfigError
+from ..families.protocol import LoRANames
 from ..io.safetensors import FLOATS, PICKLES, read_header
 from ..io.tensors import save_tensors
-from .formats.keys import LYRICS_EMBEDDER, describe_unknown, parse
+from .formats.keys import describe_unknown, parse
 from .layers import Wrapper, dense_weight, own_dtype
 from .weights import LoRAModule, LoRAWeights
 
@@ -33,7 +34,7 @@ def embedder_parameters(transformer: nn.Module) -> dict[str, mx.array]:
     found: dict[str, mx.array] = {}
     inside: set[str] = set()
     for path, module in transformer.named_modules():
-        if not f"{path}.".startswith(LYRICS_EMBEDDER):
+        if not f"{path}.".startswith(transformer.lora.full):
             continue
         if isinstance(module, Wrapper):
             inside.add(f"{path}.linear")
@@ -60,7 +61,7 @@ def make_dense(transformer: nn.Module, only: Container[str] | None = None) -> di
     dense: list[tuple[str, nn.Module]] = []
     before: dict[str, nn.Module] = {}
     for path, module in transformer.named_modules():
-        if not f"{path}.".startswith(LYRICS_EMBEDDER) or (only is not None and path not in only):
+        if not f"{path}.".startswith(transformer.lora.full) or (only is not None and path not in only):
             continue
         if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
             before[path] = module
@@ -134,7 +135,7 @@ def save_lyrics_embedder(folder: str | Path, tensors: Mapping[str, mx.array]) ->
     return path
 
 
-def read_lyrics_embedder(folder: str | Path) -> dict[str, mx.array]:
+def read_lyrics_embedder(folder: str | Path, names: LoRANames) -> dict[str, mx.array]:
     """What save_lyrics_embedder wrote (or SimpleTuner's, turned into .safetensors), by upstream name."""
     folder = Path(folder) / FOLDER
     files = sorted(folder.glob("*.safetensors"))
@@ -144,7 +145,7 @@ def read_lyrics_embedder(folder: str | Path) -> dict[str, mx.array]:
             read_header(pickles[0])  # refuses it by name
         raise CheckpointError(f"{folder} must hold one .safetensors file, found {len(files)}")
     header = read_header(files[0])
-    keys = {name: parse(name) for name in header.tensors}
+    keys = {name: parse(name, names) for name in header.tensors}
     unknown = [
         n
         for n, key in keys.items()
@@ -217,6 +218,6 @@ def ignored_by_comfyui(tensors: Mapping[str, Any]) -> list[str]:
 def trainable_embedder(transformer: nn.Module) -> None:
     """Unfreeze the lyrics embedder's own parameters (dense ones; call make_dense first)."""
     for path, module in transformer.named_modules():
-        if f"{path}.".startswith(LYRICS_EMBEDDER):
+        if f"{path}.".startswith(transformer.lora.full):
             own = [] if isinstance(module, Wrapper) else list(_own_parameters(module))
             module.unfreeze(keys=own, recurse=False)

@@ -15,7 +15,7 @@ import contextlib
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -23,30 +23,14 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError, nearest
+from ..families import default
 from .formats.keys import describe_unknown
 from .layers import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
 from .weights import LoRAModule, LoRAWeights
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-LYRICS = ("linear_q", "linear_k", "linear_v")
-
-# The values of SimpleTuner's `acestep_lora_target`.
-TARGET_PRESETS: dict[str, tuple[str, ...]] = {
-    "attn_qkv": ATTENTION,
-    "attn_qkv+linear_qkv": LYRICS + ATTENTION,
-    "attn_qkv+linear_qkv+speech_embedder": ("speaker_embedder", *LYRICS, *ATTENTION),
-}
-DEFAULT_TARGETS = TARGET_PRESETS["attn_qkv+linear_qkv"]
-
 INIT_TYPES = ("default", "gaussian")
 MAX_RANK = 1024
 TRAINABLE = ("lora_a", "lora_b", "m")  # the parameters of an adapter layer, named as mlx-lm names them
-
-# Targets that are modules of the model and can still not carry a LoRA.
-REFUSED_TARGETS = {
-    "depth_conv": "it is a depthwise convolution, and no LoRA loader takes one",
-    "depth_conv.conv": "it is a depthwise convolution, and no LoRA loader takes one",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,7 @@ class LoRASpec:
     use_rslora: bool = False
     use_dora: bool = False
     dropout: float = 0.0
-    targets: tuple[str, ...] = DEFAULT_TARGETS
+    targets: tuple[str, ...] = field(default_factory=lambda: default().lora.default_targets)
     init_type: str | bool = "default"
 
     def __post_init__(self) -> None:
@@ -97,16 +81,6 @@ class LoRASpec:
             "dropout": self.dropout,
             "targets": list(self.targets),
         }
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about this choice, one sentence each."""
-        if any(t == "speaker_embedder" or t.endswith(".speaker_embedder") for t in self.targets):
-            return (
-                "speaker_embedder gets no gradient, because its input is always zero in this model: "
-                "its LoRA stays untrained",
-            )
-        return ()
 
 
 def _init_type(value: str | bool) -> str:
@@ -209,7 +183,8 @@ def find_targets(transformer: nn.Module, targets: tuple[str, ...]) -> dict[str, 
         matches = [p for p in modules if p and (p == name or p.endswith("." + name))]
         kinds = sorted({type(modules[p]).__name__ for p in matches if p not in linears})
         last_two = ".".join(name.split(".")[-2:])
-        reason = REFUSED_TARGETS.get(last_two) or REFUSED_TARGETS.get(name.split(".")[-1])
+        refused = transformer.lora.refused
+        reason = refused.get(last_two) or refused.get(name.split(".")[-1])
         if not name or reason:
             problems.append(f"{target!r} cannot carry a LoRA: {reason or 'it is empty'}")
         elif not matches:
@@ -221,6 +196,12 @@ def find_targets(transformer: nn.Module, targets: tuple[str, ...]) -> dict[str, 
     if problems:
         raise ConfigError("LoRA target " + "; ".join(problems))
     return dict(sorted(found.items()))
+
+
+def idle_targets(transformer: nn.Module, targets: Iterable[str]) -> list[str]:
+    """What the user should know about these targets, one sentence each."""
+    idle = transformer.lora.idle.items()
+    return [line for name, line in idle if any(t == name or t.endswith(f".{name}") for t in targets)]
 
 
 def inject(transformer: nn.Module, spec: LoRASpec, *, seed: int = 0) -> list[str]:
@@ -317,7 +298,7 @@ def check_start(
     problems, advice = [], []
     if extra := [path for path in weights.modules if path not in ranks]:
         problems.append(f"has modules that this run does not train: {describe_unknown(extra)}")
-        advice.append(_targets_advice(base_linears(transformer), set(weights.modules), set(ranks)))
+        advice.append(_targets_advice(transformer, set(weights.modules), set(ranks)))
     larger = {path: m.rank for path, m in weights.modules.items() if m.rank > ranks.get(path, m.rank)}
     if larger:
         path, rank = max(larger.items(), key=lambda item: item[1])
@@ -330,17 +311,17 @@ def check_start(
         raise ConfigError(f"{where} {', and '.join(problems)}; to start from it set {', '.join(advice)}")
 
 
-def _targets_advice(linears: Iterable[str], wanted: set[str], trained: set[str]) -> str:
+def _targets_advice(transformer: nn.Module, wanted: set[str], trained: set[str]) -> str:
     """The setting that trains the modules `wanted` too: a preset where the run uses one, else a list."""
-    linears = list(linears)
+    linears, names = list(base_linears(transformer)), transformer.lora
 
     def covered(targets: tuple[str, ...]) -> set[str]:
         return {p for p in linears if any(p == t or p.endswith(f".{t}") for t in targets)}
 
-    if any(trained == covered(targets) for targets in TARGET_PRESETS.values()):
-        for name, targets in TARGET_PRESETS.items():
+    if any(trained == covered(targets) for targets in names.presets.values()):
+        for name, targets in names.presets.items():
             if wanted <= covered(targets):
-                return f"acestep_lora_target={name}"
+                return f"{names.option}={name}"
     endings = dict.fromkeys(map(_ending, sorted(wanted | trained)))
     return f"peft_lora_target_modules={','.join(endings)}"
 

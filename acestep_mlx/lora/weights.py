@@ -11,8 +11,10 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import CheckpointError
+from ..families import default
+from ..families.protocol import Family
 from ..formatting import count, listed
-from .formats.keys import describe_unknown, unused
+from .formats.keys import describe_unknown
 from .layers import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
 
 # Rank → what upstream's published recipes set beside it: a scale of 2, which its files do not say.
@@ -82,7 +84,7 @@ class LoRAWeights:
     `metadata` are the trainer's own facts (rank, alpha, targets, base fingerprint, …), `lyrics_embedder` the
     parameters trained in full (upstream names → values), `diffs` additions to whole parameters, `source` the
     name for messages. Of a file: `skipped` are its modules that change nothing, and are left out; `unscaled`
-    of its modules do not say with what scale they were trained.
+    of its modules do not say with what scale they were trained. `family`: of the model that it is for.
     """
 
     modules: dict[str, LoRAModule]
@@ -92,11 +94,17 @@ class LoRAWeights:
     source: str = "this LoRA"
     skipped: tuple[str, ...] = ()
     unscaled: int = 0
+    family: Family = field(default_factory=default)
 
     @property
     def rank(self) -> int:
         """The largest rank of its modules."""
         return max((m.rank for m in self.modules.values()), default=0)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Path → (out, in) of the layers."""
+        return {path: module.shape for path, module in self.modules.items()}
 
     @property
     def is_dora(self) -> bool:
@@ -106,6 +114,7 @@ class LoRAWeights:
     def left_out(self) -> list[str]:
         """A line for each reason why modules of the file are left out."""
         lines = []
+        unused = self.family.lora.why_unused
         for why in dict.fromkeys(unused(path) for path in self.skipped):
             paths = [path for path in self.skipped if unused(path) == why]
             lines.append(f"{count(len(paths), 'module')} left out, because {why}: {describe_unknown(paths)}")

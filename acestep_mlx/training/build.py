@@ -13,10 +13,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..config.run import RunConfig
 from ..data.batches import Batches
 from ..families.folder import ModelFolder
-from ..lora.formats.keys import LYRICS_EMBEDDER
 from ..lora.formats.write import read_lora
 from ..lora.lyrics_embedder import make_dense, set_embedder, trainable_embedder
-from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, inject, load_adapters
+from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, idle_targets, inject, load_adapters
 from . import faults, memory
 from . import state as checkpoint
 from .optimizers import Group, Schedule, make_optimizer
@@ -42,7 +41,7 @@ def build(job: Job, prepared: Prepared) -> Built:
     config, world = job.config, job.world
     with faults.explained(config.to_dict(), job.kept):
         model, spec = build_model(config, prepared.folder)
-    for note in spec.notes:
+    for note in idle_targets(model, spec.targets):
         job.emit.notice(note, "warning")
     batches = Batches(prepared.cache, config, rank=world.rank, world=world.size)
     model.checkpoint_blocks = _checkpointed_blocks(job, prepared, model, batches)
@@ -118,7 +117,7 @@ def optimizer_groups(config: RunConfig, model: nn.Module, total: int) -> list[Gr
     schedule = _schedule(config, config.lr_scheduler, config.learning_rate, total)
     groups = [Group("lora", _optimizer(config, config.optimizer, schedule.base), schedule, lora)]
     if rest:
-        assert all(path.startswith(LYRICS_EMBEDDER) for path in rest)
+        assert all(path.startswith(model.lora.full) for path in rest)
         schedule = _schedule(config, config.lyrics_embedder_lr_scheduler, config.lyrics_embedder_lr, total)
         made = _optimizer(config, config.lyrics_embedder_optimizer, schedule.base)
         groups.append(Group("lyrics_embedder", made, schedule, rest))

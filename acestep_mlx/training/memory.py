@@ -21,7 +21,6 @@ from ..data.batches import LYRIC_STEP, Shape
 from ..families import of_flavour
 from ..families.folder import ModelFolder, quantizable
 from ..families.protocol import Family, Load, StepMemory
-from ..lora.formats.keys import LYRICS_EMBEDDER
 from ..lora.surgery import find_targets
 from .settings import COMPUTE_DTYPES, lora_spec
 
@@ -79,7 +78,7 @@ def adapter_parameters(
         out, inputs = module.weight.shape
         count += rank * (out + inputs) + (out if dora else 0)
     parameters = dict(tree_flatten(model.parameters()))
-    embedder = sum(v.size for k, v in parameters.items() if f"{k}.".startswith(LYRICS_EMBEDDER))
+    embedder = sum(v.size for k, v in parameters.items() if f"{k}.".startswith(family.lora.full))
     return count, embedder, tuple(modules)
 
 
@@ -105,7 +104,7 @@ def estimate(
     spec = lora_spec(config)
     lora, embedder, paths = adapter_parameters(family, model, spec.rank, spec.targets, spec.use_dora)
     embedder = embedder if config.lyrics_embedder_train else 0
-    paths += LYRICS_EMBEDDER if config.lyrics_embedder_train else ()
+    paths += family.lora.full if config.lyrics_embedder_train else ()
     accumulates = 1 if config.gradient_accumulation_steps > 1 else 0
     trained = 4.0 * (lora + embedder)  # in float32
     moments = 4.0 * (lora * _slots(config, spec.rank) + embedder * SLOTS[config.lyrics_embedder_optimizer])

@@ -7,7 +7,8 @@ import math
 import mlx.core as mx
 
 from ..config.run import RunConfig
-from ..lora.surgery import TARGET_PRESETS, LoRASpec
+from ..families import of_flavour
+from ..lora.surgery import LoRASpec
 from .step import StepSettings
 
 COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
@@ -15,7 +16,8 @@ COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
 
 def lora_spec(config: RunConfig) -> LoRASpec:
     """The LoRA that a configuration describes; ConfigError for what it cannot be."""
-    targets = config.peft_lora_target_modules or TARGET_PRESETS[config.acestep_lora_target]
+    presets = of_flavour(config.model_flavour).lora.presets
+    targets = config.peft_lora_target_modules or presets[config.acestep_lora_target]
     return LoRASpec(
         rank=config.lora_rank,
         alpha=config.lora_alpha,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 
 WIDTH = 64
@@ -92,6 +93,8 @@ class FinalLayer(nn.Module):
 
 class StandIn(nn.Module):
     """tokens (B, L) int → (B, L, WIDTH)."""
+
+    lora = LORA
 
     def __init__(self, width: int = WIDTH, blocks: int = 2) -> None:
         super().__init__()

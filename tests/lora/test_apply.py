@@ -10,15 +10,16 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.errors import CheckpointError, ConfigError
+from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.apply import AppliedLoRA, applied, apply_loras, remove_loras
 from acestep_mlx.lora.formats.write import read_lora, write_lora
 from acestep_mlx.lora.layers import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
-from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, from_model
+from acestep_mlx.lora.surgery import LoRASpec, from_model
 
 from .standin import KINDS, TOKENS, disturb, make, trained
 
-TARGETS = (*DEFAULT_TARGETS, "ff.inverted_conv.conv", "ff.point_conv.conv", "final_layer.linear")
+TARGETS = (*LORA.default_targets, "ff.inverted_conv.conv", "ff.point_conv.conv", "final_layer.linear")
 LORA = LoRASpec(rank=4, alpha=6, targets=TARGETS)
 DORA = LoRASpec(rank=3, alpha=5, use_dora=True, targets=TARGETS)
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 
 from acestep_mlx.cli.export import programs
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.lora.formats.keys import FLAT_PATHS, convolution_dims, parse
+from acestep_mlx.families.v1.lora import LORA
+from acestep_mlx.lora.formats.keys import parse
 from acestep_mlx.lora.formats.write import FILE_NAME, FORMATS, METADATA_KEY, TOLERANCES, read_lora, write_lora
 from acestep_mlx.lora.layers import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import (
@@ -27,13 +28,13 @@ from acestep_mlx.lora.lyrics_embedder import (
     save_lyrics_embedder,
     set_embedder,
 )
-from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
+from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights, relative_difference
 
 from . import readers
 from .standin import StandIn, make, trained
 
-TARGETS = (*DEFAULT_TARGETS, "ff.inverted_conv.conv", "ff.point_conv.conv", "speaker_embedder")
+TARGETS = (*LORA.default_targets, "ff.inverted_conv.conv", "ff.point_conv.conv", "speaker_embedder")
 SPECS = {
     "lora": LoRASpec(rank=4, alpha=10, targets=TARGETS),
     "rslora": LoRASpec(rank=8, alpha=2, use_rslora=True, targets=TARGETS),
@@ -46,7 +47,7 @@ def upstream_weights(model: StandIn) -> readers.Weights:
     found = {}
     for path, linear in base_linears(model).items():
         weight = np.array(dense_weight(linear))
-        found[f"{path}.weight"] = weight.reshape(*weight.shape, *(1,) * convolution_dims(path))
+        found[f"{path}.weight"] = weight.reshape(*weight.shape, *(1,) * LORA.trailing_dims(path))
         if "bias" in linear:
             found[f"{path}.bias"] = np.array(linear.bias.astype(mx.float32))
     for name, value in embedder_parameters(model).items():
@@ -381,10 +382,10 @@ def test_every_underscored_path_is_found():
     model = ACEStepTransformer(TransformerConfig.tiny())
     for path in base_linears(model):
         flat = path.replace(".", "_")
-        key = parse(f"lora_unet_{flat}.lora_down.weight")
+        key = parse(f"lora_unet_{flat}.lora_down.weight", LORA)
         assert key is not None and key.path == path
-    assert parse("lora_unet_double_blocks_0_img_attn.lora_down.weight") is None
-    assert all(re.compile(pattern) for pattern, _ in FLAT_PATHS)
+    assert parse("lora_unet_double_blocks_0_img_attn.lora_down.weight", LORA) is None
+    assert all(re.compile(pattern) for pattern, _ in LORA.flat)
 
 
 def with_alpha(value: object, how: str, folder: Path) -> Path:
@@ -752,13 +753,13 @@ def test_bad_embedders(tmp_path):
     folder = tmp_path / "lyrics_embedder"
     folder.mkdir()
     with pytest.raises(CheckpointError, match="found 0"):
-        read_lyrics_embedder(tmp_path)
+        read_lyrics_embedder(tmp_path, LORA)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     with pytest.raises(CheckpointError, match="pickle"):
-        read_lyrics_embedder(tmp_path)
+        read_lyrics_embedder(tmp_path, LORA)
     save_file({"something.weight": A}, folder / "x.safetensors")
     with pytest.raises(CheckpointError, match="no lyrics embedder"):
-        read_lyrics_embedder(tmp_path)
+        read_lyrics_embedder(tmp_path, LORA)
 
 
 # Properties -------------------------------------------------------------------------------------------------
@@ -796,7 +797,7 @@ def test_parsing_any_key_ends(text):
         f"transformer.{text}.lora_A.weight",
         f"{text}.lora_A.{text}.weight",
     ):
-        key = parse(name)
+        key = parse(name, LORA)
         assert key is None or key.path
 
 

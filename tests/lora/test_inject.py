@@ -10,17 +10,17 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.layers import dense_weight
 from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 from acestep_mlx.lora.surgery import (
-    DEFAULT_TARGETS,
-    TARGET_PRESETS,
     LoRALinear,
     LoRASpec,
     adapter_modules,
     disabled,
     find_targets,
     from_model,
+    idle_targets,
     inject,
     load_adapters,
     seed_dropout,
@@ -30,7 +30,7 @@ from acestep_mlx.lora.surgery import (
 from .standin import KINDS, TOKENS, disturb, make, trained
 
 EVERY_LINEAR = (
-    *TARGET_PRESETS["attn_qkv+linear_qkv"],
+    *LORA.presets["attn_qkv+linear_qkv"],
     "inverted_conv.conv",
     "ff.point_conv.conv",
     "lyric_proj",
@@ -182,15 +182,15 @@ def test_targets_are_suffixes_or_whole_paths():
         "transformer_blocks.1.attn.to_q"
     ]
     assert len(find_targets(make(), ("cross_attn.to_q", "cross_attn.to_q"))) == 2
-    assert len(find_targets(make("q8"), TARGET_PRESETS["attn_qkv"])) == 16
+    assert len(find_targets(make("q8"), LORA.presets["attn_qkv"])) == 16
     assert list(find_targets(make(), ("final_layer.linear",))) == ["final_layer.linear"]
 
 
 def test_speaker_embedder_only_when_asked_and_with_a_note():
-    assert not LoRASpec().notes
+    assert not idle_targets(make(), LoRASpec().targets)
     assert not any("speaker" in path for path in inject(make(), LoRASpec()))
-    spec = LoRASpec(targets=TARGET_PRESETS["attn_qkv+linear_qkv+speech_embedder"])
-    assert "no gradient" in spec.notes[0]
+    spec = LoRASpec(targets=LORA.presets["attn_qkv+linear_qkv+speech_embedder"])
+    assert "no gradient" in idle_targets(make(), spec.targets)[0]
     assert "speaker_embedder" in inject(make(), spec)
 
 
@@ -297,7 +297,7 @@ def test_init_lora_that_does_not_fit():
 
 def test_init_lora_names_all_the_settings_that_it_needs():
     """Upstream's recipe trains the speaker embedder too, at rank 256."""
-    official = LoRASpec(rank=16, targets=TARGET_PRESETS["attn_qkv+linear_qkv+speech_embedder"], use_dora=True)
+    official = LoRASpec(rank=16, targets=LORA.presets["attn_qkv+linear_qkv+speech_embedder"], use_dora=True)
     weights = from_model(trained(official), official)
     model = make()
     inject(model, LoRASpec(rank=4))
@@ -312,10 +312,14 @@ def test_init_lora_names_all_the_settings_that_it_needs():
 @pytest.mark.parametrize(
     ("file", "run", "advice"),
     [
-        (("linear_q", "to_q"), TARGET_PRESETS["attn_qkv"], "acestep_lora_target=attn_qkv+linear_qkv"),
-        (("speaker_embedder",), DEFAULT_TARGETS, "acestep_lora_target=attn_qkv+linear_qkv+speech_embedder"),
+        (("linear_q", "to_q"), LORA.presets["attn_qkv"], "acestep_lora_target=attn_qkv+linear_qkv"),
+        (
+            ("speaker_embedder",),
+            LORA.default_targets,
+            "acestep_lora_target=attn_qkv+linear_qkv+speech_embedder",
+        ),
         (("lyric_proj", "to_q"), ("to_q",), "peft_lora_target_modules=lyric_proj,to_q"),
-        (("inverted_conv.conv", "to_out.0"), DEFAULT_TARGETS, "to_v,inverted_conv.conv"),
+        (("inverted_conv.conv", "to_out.0"), LORA.default_targets, "to_v,inverted_conv.conv"),
     ],
 )
 def test_the_targets_that_init_lora_names_are_enough(file, run, advice):
@@ -326,7 +330,7 @@ def test_the_targets_that_init_lora_names_are_enough(file, run, advice):
         load_adapters(model, weights)
     assert advice in str(error.value)
     key, _, value = str(error.value).rpartition(" set ")[2].partition("=")
-    targets = TARGET_PRESETS[value] if key == "acestep_lora_target" else tuple(value.split(","))
+    targets = LORA.presets[value] if key == "acestep_lora_target" else tuple(value.split(","))
     model = make()
     inject(model, LoRASpec(rank=4, targets=targets))
     load_adapters(model, weights)

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from acestep_mlx.cli import main
 from acestep_mlx.errors import CheckpointError
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.lora.formats.recognise import is_ours, recognise, released
 from acestep_mlx.lora.formats.write import read_lora
 
@@ -137,18 +138,18 @@ def test_wide_layers_of_a_narrow_model_are_a_miniatures(tmp_path, capsys):
 def test_every_module_of_the_model_is_known_in_every_spelling():
     others = ("transformer_blocks.0.ff.depth_conv.conv", "projectors.0.2", "proj_in.early_conv_layers.0")
     norms = ("lyric_encoder.encoders.3.norm_ff", "lyric_encoder.after_norm", "proj_in.early_conv_layers.1")
-    for path in [*released(), *others, *norms, "lyric_encoder.embed.out.1", "lyric_embs"]:
+    for path in [*released(V1), *others, *norms, "lyric_encoder.embed.out.1", "lyric_embs"]:
         dotted = ("", "transformer.", "diffusion_model.", "base_model.model.")
         flat = ("lora_unet_", "lycoris_", "lora_transformer_")
         spellings = [prefix + path for prefix in dotted] + [f + path.replace(".", "_") for f in flat]
-        assert [spelt for spelt in spellings if not is_ours(spelt)] == []
+        assert [spelt for spelt in spellings if not is_ours(spelt, V1)] == []
     for path in (
         "transformer_blocks.0.attn.to_x",
         "to_q",
         "speaker_embedder.0",
         "encoders.0.self_attn.linear_q",
     ):
-        assert not is_ours(path), path
+        assert not is_ours(path, V1), path
 
 
 KINDS = {

@@ -13,10 +13,11 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx.cli.export import programs
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.formats.scales import PeftSettings
 from acestep_mlx.lora.formats.write import FILE_NAME, read_lora, write_lora
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
-from acestep_mlx.lora.surgery import DEFAULT_TARGETS, LoRASpec, adapter_modules, from_model, inject
+from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAWeights
 
 from ..later import Later
@@ -40,13 +41,13 @@ SPECS = {
     "alpha = rank": LoRASpec(rank=4),
     "alpha ≠ rank": LoRASpec(rank=4, alpha=10),
     "rsLoRA": LoRASpec(rank=8, alpha=2, use_rslora=True),
-    "convolutions": LoRASpec(rank=4, alpha=3, targets=(*DEFAULT_TARGETS, *CONVOLUTIONS)),
+    "convolutions": LoRASpec(rank=4, alpha=3, targets=(*LORA.default_targets, *CONVOLUTIONS)),
     "everything else": LoRASpec(
         rank=3, targets=("speaker_embedder", "lyric_proj", "w_1", "linear_pos", "t_block.1")
     ),
     "DoRA": LoRASpec(rank=4, alpha=10, use_dora=True),
     "DoRA, rsLoRA, convolutions": LoRASpec(
-        rank=4, alpha=3, use_rslora=True, use_dora=True, targets=(*DEFAULT_TARGETS, *CONVOLUTIONS)
+        rank=4, alpha=3, use_rslora=True, use_dora=True, targets=(*LORA.default_targets, *CONVOLUTIONS)
     ),
 }
 
@@ -162,7 +163,7 @@ def test_what_diffusers_saves_reads_back_with_its_scale(
         r=8,
         lora_alpha=2,
         use_rslora=True,
-        target_modules=list(DEFAULT_TARGETS),
+        target_modules=list(LORA.default_targets),
         rank_pattern={"attn.to_q": 4},
         alpha_pattern={"attn.to_k": 5.0},
         init_lora_weights=False,

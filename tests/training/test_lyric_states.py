@@ -10,10 +10,11 @@ from mlx.utils import tree_flatten
 from acestep_mlx.config.read import load_config
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1 import lyric_states
+from acestep_mlx.families.v1.lora import ATTENTION
 from acestep_mlx.families.v1.lyric_encoder import LyricEncoder
 from acestep_mlx.families.v1.lyric_states import LyricStates
 from acestep_mlx.families.v1.objective import FlowMatching
-from acestep_mlx.lora.surgery import ATTENTION, LoRASpec
+from acestep_mlx.lora.surgery import LoRASpec
 from acestep_mlx.report.events import Evaluated
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.evaluation import Evaluation

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..protocol import Component, Family, LatentSpec, Objective, StepMemory, Variant
+from ..protocol import Component, Family, LatentSpec, LoRANames, Objective, StepMemory, Variant
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -49,6 +49,13 @@ class ACEStepV1:
             "dcae": Component(DCAEConfig, AutoencoderDC),
             "vocoder": Component(VocoderConfig, Vocoder),
         }  # fmt: skip
+
+    @cached_property
+    def lora(self) -> LoRANames:
+        """SimpleTuner's presets, and every loader's spelling."""
+        from .lora import LORA
+
+        return LORA
 
     @cached_property
     def memory(self) -> StepMemory:

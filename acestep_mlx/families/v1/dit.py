@@ -21,6 +21,7 @@ from ...nn.activations import gated_conv
 from ...nn.config import MANY, ComponentConfig
 from ...nn.recompute import checkpointed
 from .attention import CrossAttention, LinearAttention, Rope, rope_table
+from .lora import LORA
 from .lyric_encoder import LyricEncoder
 
 QueryScale = tuple[float | mx.array, int, int]  # the factor may be (B, 1, 1), one for each row
@@ -231,6 +232,8 @@ class ACEStepTransformer(nn.Module):
     `checkpoint_blocks`: how many of the blocks compute their activations again in the backward pass instead
     of keeping them; above zero the lyric encoder does so too.
     """
+
+    lora: ClassVar = LORA
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ...families.protocol import LoRANames
 from ...formatting import listed
 
 # In front of a module path; stripped again and again ("base_model.model.transformer." too).
@@ -34,46 +35,6 @@ ROLES: tuple[tuple[str, str], ...] = (
     (r"\.set_weight", "set_weight"),
 )
 _ROLES = tuple((re.compile(f"(?P<path>.+?){ending}"), role) for ending, role in ROLES)
-
-# Trained in full beside the LoRA; a file may carry them under their plain names.
-LYRICS_EMBEDDER = ("lyric_embs.", "lyric_encoder.", "lyric_proj.")
-
-# Linear layers here that are 1×1 convolutions in PyTorch, with the number of their trailing dimensions.
-CONVOLUTIONS: tuple[tuple[str, int], ...] = (
-    (r"transformer_blocks\.\d+\.ff\.(inverted_conv|point_conv)\.conv", 1),
-    (r"proj_in\.early_conv_layers\.2", 2),
-)
-
-# Underscored paths back to dotted ones; every linear layer, convolution and norm.
-FLAT_PATHS: tuple[tuple[str, str], ...] = (
-    (r"transformer_blocks_(\d+)_(attn|cross_attn)_(to_[qkv])", r"transformer_blocks.\1.\2.\3"),
-    (r"transformer_blocks_(\d+)_(attn|cross_attn)_to_out_0", r"transformer_blocks.\1.\2.to_out.0"),
-    (
-        r"transformer_blocks_(\d+)_cross_attn_(add_[qkv]_proj|to_add_out)",
-        r"transformer_blocks.\1.cross_attn.\2",
-    ),
-    (
-        r"transformer_blocks_(\d+)_ff_(inverted|depth|point)_conv_conv",
-        r"transformer_blocks.\1.ff.\2_conv.conv",
-    ),
-    (r"lyric_encoder_encoders_(\d+)_self_attn_(linear_\w+)", r"lyric_encoder.encoders.\1.self_attn.\2"),
-    (r"lyric_encoder_encoders_(\d+)_feed_forward_(w_[12])", r"lyric_encoder.encoders.\1.feed_forward.\2"),
-    (r"lyric_encoder_encoders_(\d+)_(norm_ff|norm_mha)", r"lyric_encoder.encoders.\1.\2"),
-    (r"lyric_encoder_embed_out_([01])", r"lyric_encoder.embed.out.\1"),
-    (r"lyric_encoder_after_norm", r"lyric_encoder.after_norm"),
-    (r"(speaker_embedder|genre_embedder|lyric_proj|lyric_embs)", r"\1"),
-    (r"t_block_1", r"t_block.1"),
-    (r"timestep_embedder_(linear_[12])", r"timestep_embedder.\1"),
-    (r"final_layer_linear", r"final_layer.linear"),
-    (r"proj_in_early_conv_layers_([012])", r"proj_in.early_conv_layers.\1"),
-    (r"projectors_(\d+)_(\d+)", r"projectors.\1.\2"),
-)
-
-# Modules of the checkpoint that its forward pass never uses: (path, why). A LoRA on them changes nothing.
-UNUSED: tuple[tuple[str, str], ...] = (
-    (r"transformer_blocks\.\d+\.cross_attn\.(add_[qkv]_proj|to_add_out)", "the model never uses them"),
-    (r"projectors\.\d+\.\d+", "only a loss that is not offered here uses them"),
-)
 
 # Endings of adapters that are not LoRAs: (ending, what it is).
 OTHER_KINDS: tuple[tuple[str, str], ...] = (
@@ -106,32 +67,27 @@ def strip_prefix(name: str) -> str:
     return stripped if stripped == name else strip_prefix(stripped)
 
 
-def parse(name: str) -> Key | None:
+def parse(name: str, names: LoRANames) -> Key | None:
     """Where the tensor `name` belongs, or None. Role "embedder": a plain parameter name."""
     for pattern, role in _ROLES:
         if match := pattern.fullmatch(name):
-            path = _dotted(match["path"])
+            path = _dotted(match["path"], names)
             groups = match.groupdict()
             return Key(path, role, groups.get("adapter")) if path else None
     plain = strip_prefix(name).replace(".base_layer.", ".")
-    if plain.startswith(LYRICS_EMBEDDER):
+    if plain.startswith(names.full):
         return Key(plain, "embedder")
     return None
 
 
-def _dotted(path: str) -> str | None:
+def _dotted(path: str, names: LoRANames) -> str | None:
     flat = next((path.removeprefix(p) for p in FLAT_PREFIXES if path.startswith(p)), None)
     if flat is None:
         return strip_prefix(path).replace(".base_layer", "")
-    for pattern, replacement in FLAT_PATHS:
+    for pattern, replacement in names.flat:
         if re.fullmatch(pattern, flat):
             return re.sub(pattern, replacement, flat)
     return None
-
-
-def convolution_dims(path: str) -> int:
-    """How many trailing 1s the LoRA tensors of this module have in PyTorch: 0 for a linear layer."""
-    return next((dims for pattern, dims in CONVOLUTIONS if re.fullmatch(pattern, path)), 0)
 
 
 def describe_unknown(names: list[str]) -> str:
@@ -152,8 +108,3 @@ def module_of(name: str) -> str | None:
         if match := pattern.fullmatch(name):
             return match["path"]
     return None
-
-
-def unused(path: str) -> str | None:
-    """Why a LoRA on this module of the checkpoint changes nothing, or None where it does."""
-    return next((why for pattern, why in UNUSED if re.fullmatch(pattern, path)), None)

@@ -12,13 +12,15 @@ import mlx.core as mx
 import numpy as np
 
 from ...errors import CheckpointError
+from ...families import default
+from ...families.protocol import Family
 from ...formatting import count
 from ...io.safetensors import FLOATS, PICKLES, read_header
 from ..lyrics_embedder import FOLDER as EMBEDDER_FOLDER
 from ..lyrics_embedder import read_lyrics_embedder
 from ..weights import LoRAModule, LoRAWeights
 from .facts import METADATA_KEY, read_facts
-from .keys import LYRICS_EMBEDDER, Key, describe_unknown, parse, unused
+from .keys import Key, describe_unknown, parse
 from .recognise import is_embedder_parameter, recognise
 from .scales import PeftSettings, check_scale, read_settings
 
@@ -81,15 +83,20 @@ def read_lora(path: str | Path) -> LoRAWeights:
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     ours = read_facts(metadata, file)
-    weights = _collect(tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
+    family = adapter.family if adapter is not None else default()
+    weights = _collect(family, tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
     if Path(path).expanduser().is_dir() and (file.parent / EMBEDDER_FOLDER).is_dir():
-        weights.lyrics_embedder = read_lyrics_embedder(file.parent)
+        weights.lyrics_embedder = read_lyrics_embedder(file.parent, family.lora)
     weights.check_finite()
     return weights
 
 
 def _collect(
-    tensors: Mapping[str, mx.array], ours: dict[str, Any], settings: PeftSettings | None, where: str
+    family: Family,
+    tensors: Mapping[str, mx.array],
+    ours: dict[str, Any],
+    settings: PeftSettings | None,
+    where: str,
 ) -> LoRAWeights:
     """Sort tensors into modules by the key tables and find every module's scale."""
     parts: dict[str, dict[str, mx.array]] = {}
@@ -98,8 +105,8 @@ def _collect(
     unknown, twice = [], []
     adapters: set[str] = set()
     for name, value in sorted(tensors.items()):
-        key = parse(name)
-        if key is None or (key.role == "embedder" and not is_embedder_parameter(key.path)):
+        key = parse(name, family.lora)
+        if key is None or (key.role == "embedder" and not is_embedder_parameter(key.path, family)):
             unknown.append(name)
         elif key.role in ("embedder", "set_weight"):
             target = key.path if key.role == "embedder" else f"{key.path}.weight"
@@ -121,13 +128,13 @@ def _collect(
         raise CheckpointError(f"{where} holds more than one adapter for the same modules: {names}")
     if not parts:
         raise CheckpointError(f"{where} holds no LoRA modules")
-    elsewhere = [name for name in [*embedder, *diffs] if not name.startswith(LYRICS_EMBEDDER)]
+    elsewhere = [name for name in [*embedder, *diffs] if not name.startswith(family.lora.full)]
     if elsewhere:
         raise CheckpointError(
             f"{where} holds whole weights of {count(len(elsewhere), 'parameter')} outside the lyrics "
             f"embedder, which are not supported: {describe_unknown(elsewhere)}"
         )
-    skipped = tuple(path for path in sorted(parts) if unused(path))
+    skipped = tuple(path for path in sorted(parts) if family.lora.why_unused(path))
     used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
     if not used:
         raise CheckpointError(
@@ -136,7 +143,7 @@ def _collect(
     scales = _Scales(ours, settings, where)
     modules = {path: _module(path, part, scales, where) for path, part in used.items()}
     unscaled = sum(not scales.stored(part.get("alpha")) for part in used.values())
-    return LoRAWeights(modules, ours, embedder or None, diffs, where, skipped, unscaled)
+    return LoRAWeights(modules, ours, embedder or None, diffs, where, skipped, unscaled, family)
 
 
 def _oriented(key: Key, value: mx.array) -> tuple[str, mx.array]:

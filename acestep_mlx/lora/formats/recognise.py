@@ -8,23 +8,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import mlx.nn as nn
+
 from ...errors import CheckpointError
-from ...families.v1.dit import ACEStepTransformer, TransformerConfig
+from ...families import REGISTRY
+from ...families import family as family_of
+from ...families.protocol import Family
 from ...formatting import count, listed
 from ..layers import base_linears, linear_shape
 from ..lyrics_embedder import embedder_parameters
 from .keys import (
     FLAT_PREFIXES,
-    LYRICS_EMBEDDER,
     PREFIXES,
     describe_unknown,
     module_of,
     other_kind,
     parse,
-    unused,
 )
 
-MODEL = "ACE-Step v1"
+Shapes = Mapping[str, tuple[int, int]]
 MINIATURE = 1024  # no model that people use is narrower; ours for tests and the demo are
 
 # Other models by how their modules are called, dots written as underscores; the first that is found counts.
@@ -51,36 +53,32 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"(te\d?_)?text_model_encoder_|text_encoder", "the text encoder of an image model"),
     (r"encoder_block_\d+_layer_", "a T5 text encoder"),
 )
-# Models whose attention layers are called as ours, by their width.
-WIDTHS = {
-    1536: "Stable Diffusion 3 Medium", 2432: "Stable Diffusion 3.5 Large",
-    3072: "FLUX.1, AuraFlow or Qwen-Image", 6144: "FLUX.2",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Adapter:
     """What a file's keys say: `kind` of adapter, the `model` it is for, and its modules as they are spelt.
 
-    `strange` are the modules that ACE-Step v1 does not have; `model` is None where they are nobody's that
-    we know.
+    `family` is the one of ours that has most of them, `strange` those that it does not have; `model` is None
+    where they are nobody's that we know.
     """
 
     kind: str
+    family: Family
     model: str | None
     modules: tuple[str, ...]
     strange: tuple[str, ...]
 
     @property
     def usable(self) -> bool:
-        """Whether it is a LoRA or DoRA on modules of ACE-Step v1."""
+        """Whether it is a LoRA or DoRA on modules of the family."""
         return self.kind in ("LoRA", "DoRA") and not self.strange
 
     @property
     def problem(self) -> str | None:
         """Why it cannot be used, as the end of a sentence that begins with the file's name."""
         if self.strange:
-            for_model = f"is for {self.model or 'another model'}, not for {MODEL}"
+            for_model = f"is for {self.model or 'another model'}, not for {self.family.title}"
             kind = "" if self.kind in ("LoRA", "DoRA") else f" (and {self.kind} is not supported)"
             verb = "is" if len(self.strange) == 1 else "are"
             some = "" if self.strange == self.modules else f"{len(self.strange)} of "
@@ -99,29 +97,34 @@ class Adapter:
 def recognise(names: Iterable[str]) -> Adapter | None:
     """The adapter that tensors of these names make up, or None where they are no adapter."""
     names = list(names)
-    roles = {key.role for key in map(parse, names) if key is not None}
+    modules = tuple(dict.fromkeys(path for path in map(module_of, names) if path))
+    strangers = {
+        family: tuple(path for path in modules if not is_ours(path, family))
+        for family in map(family_of, REGISTRY)
+    }
+    family, strange = min(strangers.items(), key=lambda item: len(item[1]))
+    roles = {key.role for key in (parse(name, family.lora) for name in names) if key is not None}
     low_rank = any(re.search(r"\.(lora_(A|B|a|b|down|up)|lora\.(down|up))(\.|$)", name) for name in names)
     kinds = list(dict.fromkeys(kind for kind in map(other_kind, names) if kind))
     if not low_rank and not kinds:
         if not roles & {"diff", "set_weight"}:
             return None
         kinds = ["whole weights"]
-    modules = tuple(dict.fromkeys(path for path in map(module_of, names) if path))
-    strange = tuple(path for path in modules if not is_ours(path))
     kind = "DoRA" if roles & {"magnitude", "dora_scale"} else "LoRA"
     if kinds:
         both = low_rank and not any(one.startswith("Lo") for one in kinds)
         kind = " and ".join(["LoRA", *kinds] if both else kinds)
-    return Adapter(kind, MODEL if not strange else other_model(strange), modules, strange)
+    return Adapter(kind, family, other_model(strange) if strange else family.title, modules, strange)
 
 
-def is_ours(path: str) -> bool:
-    """Whether ACE-Step v1 has such a module, in whatever spelling the file has it."""
-    key = parse(f"{path}.alpha")
+def is_ours(path: str, family: Family) -> bool:
+    """Whether the family's model has such a module, in whatever spelling the file has it."""
+    names = family.lora
+    key = parse(f"{path}.alpha", names)
     if key is None:
         return False
-    embedder = f"{key.path}.".startswith(LYRICS_EMBEDDER)  # may be trained as a whole, with norms and biases
-    return embedder or _numberless(key.path) in _kinds() or unused(key.path) is not None
+    full = f"{key.path}.".startswith(names.full)  # may be trained as a whole, with norms and biases
+    return full or names.numberless(key.path) in _kinds(family) or names.why_unused(key.path) is not None
 
 
 def other_model(paths: Iterable[str]) -> str | None:
@@ -137,38 +140,37 @@ def _flat(path: str) -> str:
     return path.replace(".", "_")
 
 
-def _numberless(path: str) -> str:
-    """`transformer_blocks.3.attn.to_out.0` → `transformer_blocks.#.attn.to_out.0`."""
-    return re.sub(r"(?<=blocks\.)(?:0|[1-9]\d*)(?=\.)|(?<=encoders\.)(?:0|[1-9]\d*)(?=\.)", "#", path)
+@cache
+def _skeleton(family: Family) -> nn.Module:
+    """The released transformer; lazy: takes no memory."""
+    component = family.components["transformer"]
+    return component.module(component.config())
 
 
 @cache
-def released() -> dict[str, tuple[int, int]]:
-    """Path → (out, in) of every linear layer of the released 3.5B model."""
-    model = ACEStepTransformer(TransformerConfig())  # lazy: takes no memory
-    return {path: linear_shape(linear) for path, linear in base_linears(model).items()}
+def released(family: Family) -> dict[str, tuple[int, int]]:
+    """Path → (out, in) of every linear layer of the released model."""
+    return {path: linear_shape(linear) for path, linear in base_linears(_skeleton(family)).items()}
 
 
-def is_embedder_parameter(name: str) -> bool:
-    """Whether the lyrics embedder has a parameter of this upstream name, in whatever layer."""
-    return _numberless(name) in _embedder_kinds()
-
-
-@cache
-def _embedder_kinds() -> frozenset[str]:
-    return frozenset(map(_numberless, embedder_parameters(ACEStepTransformer(TransformerConfig()))))
+def is_embedder_parameter(name: str, family: Family) -> bool:
+    """Whether what may be trained in full has a parameter of this upstream name, in whatever layer."""
+    return family.lora.numberless(name) in _embedder_kinds(family)
 
 
 @cache
-def _kinds() -> frozenset[str]:
-    early = ("proj_in.early_conv_layers.0", "proj_in.early_conv_layers.1")
-    others = ("transformer_blocks.#.ff.depth_conv.conv", *early)  # convolutions and a norm
-    return frozenset([*map(_numberless, released()), *others])
+def _embedder_kinds(family: Family) -> frozenset[str]:
+    return frozenset(map(family.lora.numberless, embedder_parameters(_skeleton(family))))
 
 
-def other_size(shapes: Mapping[str, tuple[int, int]]) -> str | None:
-    """How the modules (path → (out, in)) differ from the released 3.5B model's, or None where they do not."""
-    known = released()
+@cache
+def _kinds(family: Family) -> frozenset[str]:
+    return frozenset([*map(family.lora.numberless, released(family)), *family.lora.others])
+
+
+def other_size(shapes: Shapes, family: Family) -> str | None:
+    """How the modules (path → (out, in)) differ from the released model's, or None where they do not."""
+    known = released(family)
     wrong = [
         f"{path} is {shape[0]}×{shape[1]} there and "
         + (f"{known[path][0]}×{known[path][1]} here" if path in known else "not in the model at all")
@@ -178,30 +180,32 @@ def other_size(shapes: Mapping[str, tuple[int, int]]) -> str | None:
     return listed(wrong, 1) if wrong else None
 
 
-def is_miniature(shapes: Mapping[str, tuple[int, int]]) -> bool:
+def is_miniature(shapes: Shapes, family: Family) -> bool:
     """Whether these can be modules of a miniature model for tests, which has a size of its own.
 
     It has no layers beyond the released model's.
     """
-    if any(path not in released() and _numberless(path) != path for path in shapes):
+    known = released(family)
+    if any(path not in known and family.lora.numberless(path) != path for path in shapes):
         return False
     return max((min(shape) for shape in shapes.values()), default=0) < MINIATURE
 
 
-def width_of(shapes: Mapping[str, tuple[int, int]]) -> str | None:
-    """The other model whose attention layers are called as ours and have this width, or None."""
-    widths = Counter(shape[1] for path, shape in shapes.items() if path.startswith("transformer_blocks."))
-    return WIDTHS.get(widths.most_common(1)[0][0]) if widths else None
+def lookalike(shapes: Shapes, family: Family) -> str | None:
+    """The other model whose layers are called as ours and have this width, or None."""
+    first = f"{family.lora.numbered[0]}."
+    widths = Counter(shape[1] for path, shape in shapes.items() if path.startswith(first))
+    return family.lora.lookalikes.get(widths.most_common(1)[0][0]) if widths else None
 
 
-def check_model(shapes: Mapping[str, tuple[int, int]], where: str) -> None:
-    """CheckpointError where the modules are of no size that ACE-Step v1 has; miniatures pass."""
-    wrong = other_size(shapes)
-    if wrong is None or is_miniature(shapes):
+def check_model(shapes: Shapes, family: Family, where: str) -> None:
+    """CheckpointError where the modules are of no size that the family has; miniatures pass."""
+    wrong = other_size(shapes, family)
+    if wrong is None or is_miniature(shapes, family):
         return
-    other = width_of(shapes)
+    other = lookalike(shapes, family)
     whose = f" (the width of {other})" if other else ""
     raise CheckpointError(
-        f"{where} is not for {MODEL}: {wrong}{whose}; if its model has another size than the released one, "
-        "name it with --model MLX_FOLDER"
+        f"{where} is not for {family.title}: {wrong}{whose}; if its model has another size than the released "
+        "one, name it with --model MLX_FOLDER"
     )

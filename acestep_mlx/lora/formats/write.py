@@ -25,7 +25,7 @@ from ..layers import base_linears, row_norms_squared
 from ..lyrics_embedder import for_format
 from ..weights import LoRAWeights, relative_difference
 from .facts import METADATA_KEY, VERSION
-from .keys import convolution_dims, describe_unknown
+from .keys import describe_unknown
 from .read import FILE_NAME, find_file, read_lora
 
 __all__ = [
@@ -46,9 +46,8 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of loader wants its keys."""
+    """How one kind of loader calls the parts of a module; the family has the prefix of the path."""
 
-    prefix: str
     a: str
     b: str
     magnitude: str
@@ -56,10 +55,10 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "peft": Format("", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
-    "comfyui": Format("", "lora_A.weight", "lora_B.weight", "dora_scale"),
-    "simpletuner": Format("transformer.", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"),
-    "mlx": Format("", "lora_a", "lora_b", "m", baked=False),
+    "peft": Format("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
+    "comfyui": Format("lora_A.weight", "lora_B.weight", "dora_scale"),
+    "simpletuner": Format("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"),
+    "mlx": Format("lora_a", "lora_b", "m", baked=False),
 }
 
 
@@ -139,16 +138,17 @@ def _baked_scale(facts: Mapping[str, Any]) -> float | None:
 
 def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:
     """Keys and arrays as the loader of `format` wants them, float32."""
-    spec = FORMATS[format]
+    spec, names = FORMATS[format], prepared.family.lora
+    prefix = names.prefixes.get(format, "")
     tensors = {}
     for path, module in prepared.modules.items():
-        dims = 0 if format == "mlx" else convolution_dims(path)
+        dims = 0 if format == "mlx" else names.trailing_dims(path)
         a, b = (module.a, module.b) if spec.baked else (module.a.T, module.b.T)
         ones = (1,) * dims
-        tensors[f"{spec.prefix}{path}.{spec.a}"] = a.reshape(*a.shape, *ones)
-        tensors[f"{spec.prefix}{path}.{spec.b}"] = b.reshape(*b.shape, *ones)
+        tensors[f"{prefix}{path}.{spec.a}"] = a.reshape(*a.shape, *ones)
+        tensors[f"{prefix}{path}.{spec.b}"] = b.reshape(*b.shape, *ones)
         if module.magnitude is not None:
-            tensors[f"{spec.prefix}{path}.{spec.magnitude}"] = _magnitude(module.magnitude, format, dims)
+            tensors[f"{prefix}{path}.{spec.magnitude}"] = _magnitude(module.magnitude, format, dims)
     for name, diff in prepared.diffs.items():
         module_path, _, leaf = name.rpartition(".")
         tensors[f"{module_path}.{'diff' if leaf == 'weight' else 'diff_b'}"] = diff
