@@ -50,7 +50,9 @@ def test_spec_hub_file_word_for_word(block: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "multidatabackend.json").write_text(SPEC_HUB % block)
     backend = read_backends(load_config({})).audio[0]
-    assert backend.dataset_name == "Yi3852/ACEStep-Songs" and backend.split == "train"
+    assert (
+        backend.dataset_name == "Yi3852/ACEStep-Songs" and backend.split is None
+    )  # train, where it has splits
     assert backend.latent_dir == tmp_path / "cache" / "vae" / "ace_step" / "acestep-demo-data"
     wanted = (("tags",), "norm_lyrics") if block else (None, None)
     assert (backend.caption_fields, backend.lyrics_column) == wanted
