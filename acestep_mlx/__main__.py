@@ -4,7 +4,7 @@
 def run() -> None:
     """The command line; a Ctrl-C that comes while it is still being loaded ends without a traceback too."""
     try:
-        from acestep_mlx.cli import main
+        from .cli import main
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     main()

@@ -56,7 +56,7 @@ def test_a_song_whose_resampling_overshoots(rate: int, tmp_path: Path) -> None:
     """A square wave at full scale is above it between its samples."""
     square = np.sign(np.sin(2 * np.pi * 441 * T))[:, None].repeat(2, 1).astype(np.float32)
     story: dict[str, Any] = {"request": Request(prompt="x").to_dict(), "model": {}, "loras": []}
-    record.write_song(tmp_path / "a.flac", square, story, sample_rate=rate, facts={})
+    record.save_song(tmp_path / "a.flac", square, story, sample_rate=rate, facts={})
     found = read(tmp_path / "a.flac")
     assert np.abs(found).max() <= 1.0
     wrapped = np.abs(np.diff(found[:, 0])) > 1.9

@@ -234,13 +234,13 @@ def test_a_generated_song_and_its_json(
     suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from acestep_mlx.config.request import Request
-    from acestep_mlx.sampling.record import write_song
+    from acestep_mlx.sampling.record import save_song
 
     request = Request(prompt="slow jazz", seeds=(7,), steps=12).to_dict()
     loras = [{"path": "/x/mine.safetensors", "scale": 0.5}]
     record = {"version": "9.9", "request": request, "model": {"path": "/x/model"}, "loras": loras}
     song = tmp_path / f"song{suffix}"
-    write_song(song, np.zeros((44100, 2), np.float32), record, sample_rate=44100, facts={})
+    save_song(song, np.zeros((44100, 2), np.float32), record, sample_rate=44100, facts={})
     for path, first in ((song, "audio, 1.0"), (tmp_path / "song.json", "how a song was made")):
         out = info(capsys, path)
         assert first in out.splitlines()[0] and 'model: "/x/model"' in out and 'version: "9.9"' in out

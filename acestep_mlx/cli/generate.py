@@ -167,27 +167,27 @@ def command(
         from ..families.v1.lyrics.report import read_lyrics
 
         given["lyrics"] = read_lyrics(Path(lyrics_file).expanduser())
-    from ..sampling import record as records
+    from ..sampling import record
 
     if given["prompt"] is None and from_json is None:
         raise click.UsageError("--prompt is needed: what the music is like (or --from-json to repeat a song)")
-    earlier = records.read_record(from_json) if from_json else {}
+    earlier = record.read_record(from_json) if from_json else {}
     where = f"from {from_json}" if from_json else ""
     request = _request(earlier.get("request", {}), given, batch, where)
     sample_rate = sample_rate or earlier.get("sample_rate", 44100)
-    if sample_rate not in records.RATES:
+    if sample_rate not in record.RATES:
         raise ConfigError(f"--sample-rate must be 44100 or 48000, got {sample_rate}")
     model = model or earlier.get("model", {}).get("path")
     if model is None:
         raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
     chosen = _loras(loras, lora_scales, earlier)
     request.check_source()
-    paths = records.output_paths(output, request)
+    paths = record.output_paths(output, request)
     suffixes = (".json", ".png") if plot else (".json",)
-    beside = [records.beside(path, suffix) for path in paths for suffix in suffixes]
+    beside = [record.beside(path, suffix) for path in paths for suffix in suffixes]
     seconds = request.duration if request.source is None else 0.0
     largest = math.ceil(seconds * sample_rate * 4)  # as 16-bit stereo, uncompressed
-    records.check_writable([*paths, *beside], force=force, largest=largest)
+    record.check_writable([*paths, *beside], force=force, largest=largest)
 
     from ..pipeline import ACEStepPipeline
 
@@ -212,9 +212,9 @@ def command(
 
     lost: list[str] = []
     for i, (file, song) in enumerate(zip(paths, songs, strict=True)):
-        record = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
+        made = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
         heard = {"file": file.name, "duration": round(len(song) / 44100, 3), "seconds_for_all": seconds}
-        saved, problems = records.save_song(file, song, record, sample_rate=sample_rate, facts=heard)
+        saved, problems = record.save_song(file, song, made, sample_rate=sample_rate, facts=heard)
         lost += problems
         if saved is None:
             continue
@@ -223,8 +223,8 @@ def command(
             from ..report.spectrogram import spectrogram_png
 
             try:
-                records.write_beside(saved, ".png", spectrogram_png(song, 44100))
-                picture = f", spectrogram {records.beside(saved, '.png')}"
+                record.write_beside(saved, ".png", spectrogram_png(song, 44100))
+                picture = f", spectrogram {record.beside(saved, '.png')}"
             except DataError as error:
                 lost.append(str(error))
         click.echo(f"{saved} ({len(song) / 44100:.1f} s, seed {request.seeds[i]}{picture})")

@@ -127,8 +127,3 @@ def remove_loras(transformer: nn.Module) -> None:
     if originals.parameters:
         transformer.update(tree_unflatten(list(originals.parameters.items())))
     delattr(transformer, _RECORD)
-
-
-def applied(transformer: nn.Module) -> bool:
-    """Whether LoRAs are on the model now."""
-    return getattr(transformer, _RECORD, None) is not None

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .. import __version__
-from .. import formatting as words
 from ..config.request import Request
 from ..errors import ConfigError, DataError, NewerVersionError, cause
+from ..formatting import count, size
 from ..io import schema
 from ..io.atomic import write_bytes
 from ..io.audio import WRITABLE, resample, write_audio
@@ -109,35 +109,27 @@ def _check_room(paths: Sequence[Path], largest: int) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise DataError(
-            f"a song takes up to {words.size(largest)}, and this process may write files of at most "
-            f"{words.size(limit)} (ulimit -f); raise that limit"
+            f"a song takes up to {size(largest)}, and this process may write files of at most "
+            f"{size(limit)} (ulimit -f); raise that limit"
         )
     for folder in {path.parent for path in paths}:
         songs = sum(path.parent == folder for path in paths)
         free, needed = shutil.disk_usage(folder).free, songs * largest
         if free < needed:
             raise DataError(
-                f"{folder}: {words.count(songs, 'song')} may take {words.size(needed)}, and "
-                f"{words.size(free)} are free; make room or choose another --output"
+                f"{folder}: {count(songs, 'song')} may take {size(needed)}, and "
+                f"{size(free)} are free; make room or choose another --output"
             )
-
-
-def write_song(
-    path: Path, samples: np.ndarray, record: Mapping[str, Any], *, sample_rate: int, facts: Mapping[str, Any]
-) -> None:
-    """Write (samples, 2) at 44.1 kHz with `record` in its tags, and the record and `facts` as JSON beside it.
-
-    `facts` (how long it took, …) are not in the sound file, so that equal songs are equal files.
-    """
-    _write_sound(path, samples, record, sample_rate)
-    _write_story(path, record, facts)
 
 
 def save_song(
     path: Path, samples: np.ndarray, record: Mapping[str, Any], *, sample_rate: int, facts: Mapping[str, Any]
 ) -> tuple[Path | None, list[str]]:
-    """`write_song`, but a finished song is not dropped: where `path` cannot be written it gets another name
-    there, or a place in the working directory, at home, or among temporary files.
+    """Write (samples, 2) at 44.1 kHz with `record` in its tags, and the record and `facts` as JSON beside it.
+
+    `facts` (how long it took, …) are not in the sound file, so that equal songs are equal files. A finished
+    song is not dropped: where `path` cannot be written it gets another name there, or a place in the working
+    directory, at home, or among temporary files.
 
     Returns where the song is, if anywhere, and what could not be done, a sentence each.
     """
@@ -302,17 +294,17 @@ def _wav_comment(sound: BinaryIO) -> str:
 def _wav_info(sound: BinaryIO) -> bytes:
     """The body of a RIFF file's INFO list, or nothing."""
     sound.seek(12)
-    for name, size in _chunks(sound):
-        if name == b"LIST" and size <= MAX_RECORD_BYTES:
-            body = sound.read(size)
+    for name, length in _chunks(sound):
+        if name == b"LIST" and length <= MAX_RECORD_BYTES:
+            body = sound.read(length)
             if body[:4] == b"INFO":
                 return body[4:]
     return b""
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and size of each chunk from here on; the file stands at its data."""
+    """Name and length of each chunk from here on; the file stands at its data."""
     while len(head := file.read(8)) == 8:
-        size, start = int.from_bytes(head[4:], "little"), file.tell()
-        yield head[:4], size
-        file.seek(start + size + size % 2)
+        length, start = int.from_bytes(head[4:], "little"), file.tell()
+        yield head[:4], length
+        file.seek(start + length + length % 2)

@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from heapq import nlargest
 from typing import Any
 
-from acestep_mlx.text.lexicon import LETTERS, SYLLABLES, WORDS
+from .lexicon import LETTERS, SYLLABLES, WORDS
 
 LATIN = tuple(LETTERS)
 DEFAULT = "en"  # for a line that has no letters at all, as upstream

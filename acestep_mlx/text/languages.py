@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from acestep_mlx.errors import ConfigError, nearest
-from acestep_mlx.io.schema import show
+from ..errors import ConfigError, nearest
+from ..io.schema import show
 
 LANGUAGES = {
     "ar": "Arabic",

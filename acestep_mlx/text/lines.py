@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from acestep_mlx.errors import ConfigError
-from acestep_mlx.text.clean import (
+from ..errors import ConfigError
+from .clean import (
     clean_line,
     fit,
     is_lrc_tag,
@@ -16,8 +16,8 @@ from acestep_mlx.text.clean import (
     split_lines,
     strip_stamps,
 )
-from acestep_mlx.text.detect import detect, detect_lines
-from acestep_mlx.text.languages import forced_language, language_code
+from .detect import detect, detect_lines
+from .languages import forced_language, language_code
 
 _STRUCTURE = re.compile(r"\[.*?\]")
 

@@ -16,7 +16,7 @@ from acestep_mlx.config.request import Request
 from acestep_mlx.data.manifest import Manifest, build_manifest
 from acestep_mlx.errors import DataError
 from acestep_mlx.io.filenames import Folders, as_stored, shown
-from acestep_mlx.sampling.record import made_here, write_song
+from acestep_mlx.sampling.record import made_here, save_song
 
 from ..conftest import require
 from .songs import RATE, config, manifest, song, tone, write
@@ -40,7 +40,7 @@ def ours(path: Path, lyrics: str = "la la") -> Path:
     """A song as `generate` writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"request": Request(prompt="pop", lyrics=lyrics).to_dict()}
-    write_song(path, tone(3.0, 440.0, 44100, 2), record, sample_rate=44100, facts={})
+    save_song(path, tone(3.0, 440.0, 44100, 2), record, sample_rate=44100, facts={})
     return path
 
 

@@ -29,7 +29,7 @@ def story(**values: Any) -> dict[str, Any]:
 def test_the_sound_file_tells_how_it_was_made(tmp_path: Path, suffix: str, lyrics: str) -> None:
     path = tmp_path / f"song{suffix}"
     wanted = story(lyrics=lyrics, seeds=(5,))
-    r.write_song(path, SOUND, wanted, sample_rate=44100, facts={"seconds": 1.5})
+    r.save_song(path, SOUND, wanted, sample_rate=44100, facts={"seconds": 1.5})
     assert r.read_record(path) == wanted
     assert r.read_record(tmp_path / "song.json") == wanted
     assert json.loads((tmp_path / "song.json").read_text())["seconds"] == 1.5
@@ -39,11 +39,11 @@ def test_the_sound_file_tells_how_it_was_made(tmp_path: Path, suffix: str, lyric
 
 def test_48_khz_on_request(tmp_path: Path) -> None:
     path = tmp_path / "song.wav"
-    r.write_song(path, SOUND, story(), sample_rate=48000, facts={})
+    r.save_song(path, SOUND, story(), sample_rate=48000, facts={})
     info = soundfile.info(str(path))
     assert info.samplerate == 48000 and info.frames == 24000
     with pytest.raises(ConfigError, match="44100 or 48000"):
-        r.write_song(path, SOUND, story(), sample_rate=22050, facts={})
+        r.save_song(path, SOUND, story(), sample_rate=22050, facts={})
 
 
 def test_names(tmp_path: Path) -> None:

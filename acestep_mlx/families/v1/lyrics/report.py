@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from acestep_mlx.families.v1.lyrics.tokenizer import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
-from acestep_mlx.formatting import count, listed
-from acestep_mlx.io.text_files import read_text
+from ....formatting import count, listed
+from ....io.text_files import read_text
+from .tokenizer import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
 
 
 def read_lyrics(path: str | Path) -> str:

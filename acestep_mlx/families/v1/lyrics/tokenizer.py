@@ -16,12 +16,12 @@ from typing import Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
-from acestep_mlx.errors import CheckpointError, ConfigError, DataError
-from acestep_mlx.families.v1.lyrics.normalise import normalise
-from acestep_mlx.text.clean import clean_line
-from acestep_mlx.text.detect import script_of
-from acestep_mlx.text.languages import LANGUAGES, language_code, language_tag
-from acestep_mlx.text.lines import Line, read_lines
+from ....errors import CheckpointError, ConfigError, DataError
+from ....text.clean import clean_line
+from ....text.detect import script_of
+from ....text.languages import LANGUAGES, language_code, language_tag
+from ....text.lines import Line, read_lines
+from .normalise import normalise
 
 MAX_TOKENS = 4096
 # The two language tags and the start token whose ids the model was trained with.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from acestep_mlx.families.v1.lyrics.normalise.words import expand_abbreviations, expand_symbols
+from .words import expand_abbreviations, expand_symbols
 
 _SPACES = re.compile(r"\s+")
 _DIGIT = re.compile(r"\d")
@@ -28,7 +28,7 @@ def normalise(line: str, language: str) -> str:
     if len(line) > _LONG:
         return " ".join(normalise(piece.strip(), language) for piece in _PIECE.findall(line))
     if language == "ja":
-        from acestep_mlx.families.v1.lyrics.normalise.japanese import romaji
+        from .japanese import romaji
 
         return romaji(line)
     if language == "hi":
@@ -41,11 +41,11 @@ def normalise(line: str, language: str) -> str:
     text = expand_abbreviations(text, language)
     text = _SPACES.sub(" ", expand_symbols(text, language))
     if language == "zh":
-        from acestep_mlx.families.v1.lyrics.normalise.chinese import pinyin
+        from .chinese import pinyin
 
         return pinyin(text)
     if language == "ko":
-        from acestep_mlx.families.v1.lyrics.normalise.korean import romanise
+        from .korean import romanise
 
         return romanise(text)
     return text
@@ -54,12 +54,12 @@ def normalise(line: str, language: str) -> str:
 def _numbers(text: str, language: str) -> str:
     """Digits to words; the library behind it is imported only for lines that have digits."""
     if language == "zh":
-        from acestep_mlx.families.v1.lyrics.normalise.chinese import read_aloud
+        from .chinese import read_aloud
 
         return read_aloud(text)
     if not _DIGIT.search(text):
         return text
-    from acestep_mlx.families.v1.lyrics.normalise.numbers import Unreadable, expand_numbers
+    from .numbers import Unreadable, expand_numbers
 
     try:
         return expand_numbers(text, language)
