@@ -115,6 +115,22 @@ def test_a_late_attribute_is_seen() -> None:
     assert _late_attributes(ast.parse(source)) == ["A.z"]
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_inside_the_package_are_relative(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    absolute = [
+        node.lineno
+        for node in ast.walk(tree)
+        if (
+            isinstance(node, ast.ImportFrom)
+            and not node.level
+            and (node.module or "").startswith("acestep_mlx")
+        )
+        or (isinstance(node, ast.Import) and any(a.name.startswith("acestep_mlx") for a in node.names))
+    ]
+    assert not absolute, f"lines {absolute}"
+
+
 def test_the_walls_are_seen() -> None:
     """The reader of imports finds what it is meant to find."""
     names = {name for name, _ in _imports(ROOT / "cli" / "demo.py")}
