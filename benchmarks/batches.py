@@ -64,10 +64,10 @@ def made_up(root: Path, songs: int, seconds: float, batch: int) -> tuple[Any, Ca
     for sample in samples:
         latents = rng.normal(size=(8, 16, sample.frames)).astype(np.float16)
         cache._store(sample, "latents").put(cache.latent_key(sample), {"latents": latents})
-        store = cache._store(sample, "text")
         states = rng.normal(size=(WORDS, WIDTH)).astype(np.float16)
-        store.put(cache.text_key(sample.captions[0]), {"states": states})
-        store.put(cache.lyric_key(str(sample.lyrics)), {"ids": np.arange(LYRICS, dtype=np.int32)})
+        ids = np.arange(LYRICS, dtype=np.int32)
+        for kind, arrays in (("text", {"states": states}), ("lyrics", {"ids": ids})):
+            cache._store(sample, kind).put(str(cache.key(kind, sample)), arrays)
     return config, cache
 
 

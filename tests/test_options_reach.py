@@ -21,8 +21,8 @@ import pytest
 
 from acestep_mlx.config.read import load_config
 from acestep_mlx.config.run import LR_SCHEDULERS, OPTIMIZERS, OPTIONS, PRECISION_BITS, SUPPORTED, RunConfig
-from acestep_mlx.data import encode
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.families.v1 import songs
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.write import FORMATS, read_lora
@@ -104,7 +104,7 @@ class QuickCodec:
 
     def __init__(self, *components: Any) -> None: ...
 
-    def encode(self, sound: np.ndarray, rate: int) -> mx.array:
+    def encode(self, sound: np.ndarray) -> mx.array:
         frames = -(-len(sound) // 4096)
         left = np.pad(sound[:, 0], (0, frames * 4096 - len(sound))).reshape(frames, 128, 32)
         return mx.array(left.mean(2).T.reshape(1, 8, 16, frames) * 10)
@@ -149,8 +149,7 @@ class Lab:
 
         draw, losses = FlowMatching.draw, FlowMatching.losses
         patch.setattr(evaluate, "TIMESTEPS", (300.0, 700.0))
-        patch.setattr(encode, "Codec", QuickCodec)
-        patch.setattr(encode, "_free", lambda: None)
+        patch.setattr(songs, "Codec", QuickCodec)
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(build, "TrainStep", Watched)
         patch.setattr(FlowMatching, "draw", watched_draw)

@@ -101,10 +101,10 @@ def test_the_worst_batch_is_the_one_that_takes_most(tiny_model: Path) -> None:
     folder = ModelFolder.open(tiny_model)
     lyrics = "\n".join(["under the moon we were dancing"] * 300)
     for which in (folder, None):
-        short, long = plan.loads([(100, lyrics), (100, "la"), (900, None)], 2, V1.memory, which)
+        short, long = plan.loads([(100, lyrics), (100, "la"), (900, None)], 2, V1, which)
         assert (short.frames, long.frames, short.batch, long.lyrics) == (100, 900, 2, 0)
         assert 1000 < short.lyrics <= 4096 and short.lyrics % 64 == 0
-    assert plan.loads([(100, "雨" * 5000)], 1, V1.memory, None)[0].lyrics == 4096
+    assert plan.loads([(100, "雨" * 5000)], 1, V1, None)[0].lyrics == 4096
     lines = plan.verdict(load_config({}), None, [plan.Load(100, 1, lyrics=4096), plan.Load(200, 1)])
     assert "with 4,096 lyric tokens" in lines[0]
 

@@ -36,7 +36,6 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
 
     from ..data.batches import songs_per_epoch
     from ..data.manifest import build_manifest
-    from ..families import of_flavour
     from ..training.memory import loads, verdict
     from ..training.preflight import preflight
     from .progress import Display
@@ -49,7 +48,7 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
         manifest = build_manifest(config, progress, remember=False)
     folder = found.model.folder
     songs = [(sample.bucket, sample.lyrics) for sample in manifest.samples]
-    batches = loads(songs, config.train_batch_size, of_flavour(config.model_flavour).memory, folder)
+    batches = loads(songs, config.train_batch_size, manifest.family, folder)
     memory = verdict(config, found.model.transformer, batches, found.model.bits)
     total = run_length(config, songs_per_epoch(manifest.samples)).steps
     start = start_line(config, found, total)

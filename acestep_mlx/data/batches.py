@@ -19,11 +19,11 @@ import numpy as np
 
 from ..config.run import RunConfig
 from ..errors import CheckpointError, DataError
+from ..families.songs import Arrays, CachedSong, Shape
 from ..io.hashes import cache_key
-from .encode import Arrays, Cache
+from .encode import Cache
 from .manifest import Sample
 
-TEXT_STEP, LYRIC_STEP = 32, 64  # lengths are rounded up to multiples of these
 _ORDER, _NOISE = 1, 2  # streams of random numbers
 
 Batch = dict[str, Any]
@@ -38,15 +38,6 @@ class Item:
     drop_text: bool
     drop_lyrics: bool
     seed: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Padded lengths of a batch: latent frames, text tokens, lyric tokens."""
-
-    frames: int
-    text: int
-    lyrics: int
 
 
 @dataclass(frozen=True)
@@ -191,11 +182,12 @@ class Batches:
     def _bucket_lengths(self) -> dict[int, tuple[int, int]]:
         """Text and lyric length of each bucket: one padded shape per bucket, whatever is drawn."""
         lengths: dict[int, tuple[int, int]] = {}
+        padding = self.cache.family.padding
         for sample in self.samples:
             text, lyrics = lengths.get(sample.bucket, (0, 0))
             lengths[sample.bucket] = (
-                max(text, _round_up(self.cache.text_length(sample), TEXT_STEP)),
-                max(lyrics, _round_up(self.cache.lyric_length(sample), LYRIC_STEP)),
+                max(text, _round_up(self.cache.text_length(sample), padding.text)),
+                max(lyrics, _round_up(self.cache.lyric_length(sample), padding.lyrics)),
             )
         return lengths
 
@@ -212,18 +204,16 @@ class Batches:
     def next(self) -> Batch:
         """The next batch of this rank, B = train_batch_size.
 
-        latents (B, 8, 16, T) float32 and latent_mask (B, T); text (B, L, 768) float32 and text_mask (B, L);
-        lyric_ids (B, M) int32 and lyric_mask (B, M), M = 0 where no song of the bucket has lyrics; masks
-        float32 with 1 for what counts; keys (B, 2) uint32, a random key per song; ids, the songs' names;
-        epoch, position, seconds (of sound in the batch). DataError when a song's caches are gone and it
-        cannot be read any more.
+        The arrays of the family's `collate`, and keys (B, 2) uint32, a random key per song; ids, the songs'
+        names; epoch, position, seconds (of sound in the batch). DataError when a song's caches are gone and
+        it cannot be read any more.
         """
         epoch, position = self._epoch, self._position
         items, shape = self._share(epoch, position)
         arrays = self._take(epoch, position) or self._prepare(items, shape)
         if arrays is None:  # something has to be encoded, and that needs MLX: on this thread
             stored = [self.cache.make(self.samples[item.sample], item.variant) for item in items]
-            arrays = collate(items, stored, shape)
+            arrays = self._collate(items, stored, shape)
         batch = to_batch(arrays, [self.samples[item.sample] for item in items])
         batch["epoch"], batch["position"] = epoch, position
         self._epoch, self._position = self._after(epoch, position)
@@ -250,7 +240,16 @@ class Batches:
         complete = [{k: v for k, v in one.items() if v is not None} for one in stored]
         if any(len(one) < len(full) for one, full in zip(complete, stored, strict=True)):
             return None
-        return collate(items, complete, shape)
+        return self._collate(items, complete, shape)
+
+    def _collate(self, items: Sequence[Item], stored: Sequence[Arrays], shape: Shape) -> Arrays:
+        """Stored arrays of each song → padded arrays of a batch; see `next`."""
+        songs = [
+            CachedSong(arrays, item.drop_text, item.drop_lyrics)
+            for item, arrays in zip(items, stored, strict=True)
+        ]
+        keys = np.array([item.seed for item in items], np.uint32)
+        return {**self.cache.family.collate(songs, shape), "keys": keys}
 
     def _take(self, epoch: int, position: int) -> Arrays | None:
         waiting, self._waiting = self._waiting, None
@@ -279,7 +278,7 @@ class Batches:
         batches = []
         for n, index in enumerate(chosen):
             item = Item(index, 0, False, False, (int(seeds[2 * n]), int(seeds[2 * n + 1])))
-            arrays = collate([item], [self.cache.make(self.samples[index], 0)], self.shape([item]))
+            arrays = self._collate([item], [self.cache.make(self.samples[index], 0)], self.shape([item]))
             batch = to_batch(arrays, [self.samples[index]])
             batches.append(batch)
         return batches
@@ -323,38 +322,6 @@ def to_batch(arrays: Arrays, samples: Sequence[Sample]) -> Batch:
     batch["ids"] = [sample.id for sample in samples]
     batch["seconds"] = sum(sample.seconds for sample in samples)
     return batch
-
-
-def collate(items: Sequence[Item], arrays: Sequence[Arrays], shape: Shape) -> Arrays:
-    """Stored arrays of each song → padded arrays of a batch; see `Batches.next`."""
-    B = len(items)
-    width = arrays[0]["text"].shape[-1]
-    channels, height = arrays[0]["latents"].shape[:2]
-    latents = np.zeros((B, channels, height, shape.frames), np.float32)
-    latent_mask = np.zeros((B, shape.frames), np.float32)
-    text = np.zeros((B, shape.text, width), np.float32)
-    text_mask = np.zeros((B, shape.text), np.float32)
-    lyric_ids = np.zeros((B, shape.lyrics), np.int32)
-    lyric_mask = np.zeros((B, shape.lyrics), np.float32)
-    for b, (item, one) in enumerate(zip(items, arrays, strict=True)):
-        T, L, M = one["latents"].shape[-1], len(one["text"]), len(one["lyrics"])
-        latents[b, :, :, :T] = one["latents"]
-        latent_mask[b, :T] = 1
-        text_mask[b, :L] = 1
-        if not item.drop_text:  # upstream zeroes the states of a dropped caption and keeps its mask
-            text[b, :L] = one["text"]
-        if not item.drop_lyrics:
-            lyric_ids[b, :M] = one["lyrics"]
-            lyric_mask[b, :M] = 1
-    return {
-        "latents": latents,
-        "latent_mask": latent_mask,
-        "text": text,
-        "text_mask": text_mask,
-        "lyric_ids": lyric_ids,
-        "lyric_mask": lyric_mask,
-        "keys": np.array([item.seed for item in items], np.uint32),
-    }
 
 
 def _round_up(length: int, step: int) -> int:

@@ -1,4 +1,4 @@
-"""Caches: latents, text states and lyric ids of every song, computed once.
+"""Caches: what a model's family keeps of the sound, the captions and the lyrics of every song, computed once.
 
 Keys hold everything a result depends on: the file's content, the part that is used, the caption or lyrics,
 and the fingerprint of the component that computes it. So nothing has to be invalidated: a changed file or
@@ -8,22 +8,18 @@ encoder is loaded at a time, only if something is missing, and freed afterwards.
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from ..config.run import RunConfig
 from ..errors import DataError
 from ..families.folder import ModelFolder
-from ..families.v1.codec import SAMPLE_RATE, Codec
-from ..families.v1.lyrics import tokenizer as lyric_text
-from ..families.v1.lyrics.report import summary as lyric_summary
+from ..families.songs import Arrays, PartEncoder, Words
 from ..io.atomic import PREFIX, SUFFIX
 from ..io.audio import is_silent, read_audio
 from ..io.hashes import cache_key, hash_file
@@ -32,16 +28,15 @@ from .cache import Store
 from .facts import FactsIndex
 from .manifest import Manifest, Sample, index_path, nothing_left
 
-VERSION = 1  # of what is stored; raise it when the computation changes
-MAX_TEXT_TOKENS = 256
-Arrays = dict[str, np.ndarray]
+#: parts that are encoded from words, in this order → what progress calls them
+STAGES = {"lyrics": "lyrics", "text": "captions"}
 
 
 class Cache:
     """Encoded songs. `samples` are those that can be trained on; `skipped` gains what failed while encoding.
 
     `read` only reads files and may run on another thread; `make` computes what is missing and must run where
-    MLX runs. Latents are (8, 16, T) float16, text states (L, 768) float16, lyric ids (M,) int32.
+    MLX runs. `kind` is the name of a part in `families.songs.SongEncoders`.
     """
 
     def __init__(self, manifest: Manifest, config: RunConfig, folder: ModelFolder) -> None:
@@ -49,15 +44,12 @@ class Cache:
         self.samples: list[Sample] = list(manifest.samples)
         self.skipped: list[tuple[str, str]] = list(manifest.skipped)
         self.report = manifest.report
-        self._prints = dict(folder.fingerprints)
-        self._prints["mel"] = cache_key(vocoder=folder.config["components"]["vocoder"])
-        self._prints["tokenizer"] = hash_file(Path(folder.path) / "tokenizer.json")
-        self._prints["lyric_vocab"] = hash_file(folder.lyric_vocab())
+        self.family = manifest.family
+        self._encoders: dict[str, PartEncoder[Any]] = self.family.encoders(folder)._asdict()
         self._stores: dict[tuple[Path | None, Path], Store] = {}
         self._compress = config.compress_disk_cache
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
-        self._codec: Codec | None = None
         self._index = index_path(config)
         self._awaited: set[str] = set()  # latents that are still to be encoded on demand
 
@@ -65,37 +57,26 @@ class Cache:
     def latent_key(self, sample: Sample) -> str:
         # Entries without this mark were cut by a length that a header guesses, or are of a damaged MP3.
         mark = {"decoded": "to the end"} if sample.misread else {}
-        return self._latent_key(sample.content, (sample.start, sample.seconds), **mark)
+        return self._latent_key(sample, (sample.start, sample.seconds), **mark)
 
-    def _latent_key(self, content: str, part: tuple[float, float], **mark: str) -> str:
-        return cache_key(
-            kind="latents",
-            version=VERSION,
-            content=content,
-            start=part[0],
-            seconds=part[1],
-            dcae=self._prints["dcae"],
-            mel=self._prints["mel"],
-            **mark,
-        )
+    def _latent_key(self, sample: Sample, part: tuple[float, float], **mark: str) -> str:
+        parts = self._encoders["latents"].key(sample.words()) or {}
+        return self._hashed("latents", parts, content=sample.content, start=part[0], seconds=part[1], **mark)
 
-    def text_key(self, caption: str) -> str:
-        return cache_key(
-            kind="text",
-            version=VERSION,
-            caption=caption,
-            tokens=MAX_TEXT_TOKENS,
-            encoder=self._prints["text_encoder"],
-            tokenizer=self._prints["tokenizer"],
-        )
+    def key(self, kind: str, sample: Sample, variant: int = 0) -> str | None:
+        """The key of a part of the song, with one of its captions. None where the song has no such part."""
+        if kind == "latents":
+            return self.latent_key(sample)
+        parts = self._encoders[kind].key(sample.words(variant))
+        return None if parts is None else self._hashed(kind, parts)
 
-    def lyric_key(self, lyrics: str) -> str:
-        return cache_key(
-            kind="lyrics",
-            version=[VERSION, lyric_text.RULES_VERSION],
-            lyrics=lyrics,
-            vocab=self._prints["lyric_vocab"],
-        )
+    def _hashed(self, kind: str, parts: Mapping[str, Any], **more: Any) -> str:
+        return cache_key(kind=kind, **self.family.key_mark, **parts, **more)
+
+    def _keys(self, kind: str, sample: Sample) -> dict[str, Words]:
+        """Each key that a part of the song has, with the words that it is of."""
+        found = {self.key(kind, sample, v): sample.words(v) for v in range(len(sample.captions))}
+        return {key: words for key, words in found.items() if key is not None}
 
     def _store(self, sample: Sample, kind: str) -> Store:
         backend = sample.backend
@@ -109,77 +90,72 @@ class Cache:
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
     def text_length(self, sample: Sample) -> int:
         """Tokens of the sample's longest caption."""
-        return max(self._lengths[self.text_key(caption)] for caption in sample.captions)
+        return max(self._lengths[key] for key in self._keys("text", sample))
 
     def lyric_length(self, sample: Sample) -> int:
         """Lyric tokens; 0 without lyrics."""
-        return 0 if sample.lyrics is None else self._lengths[self.lyric_key(sample.lyrics)]
+        return max((self._lengths[key] for key in self._keys("lyrics", sample)), default=0)
 
     def read(self, sample: Sample, variant: int) -> dict[str, np.ndarray | None]:
-        """`latents`, `text`, `lyrics` as stored; None for what is missing. Reads files only."""
-        lyrics: np.ndarray | None = np.zeros(0, np.int32)
-        if sample.lyrics is not None:
-            lyrics = _field(self._store(sample, "text").get(self.lyric_key(sample.lyrics)), "ids")
-        return {
-            "latents": self._latents(sample),
-            "text": _field(
-                self._store(sample, "text").get(self.text_key(sample.captions[variant])), "states"
-            ),
-            "lyrics": lyrics,
-        }
+        """The arrays of all parts as stored; None for what is missing. Reads files only."""
+        return {k: v for kind in self._encoders for k, v in self._stored(kind, sample, variant).items()}
 
-    def _latents(self, sample: Sample) -> np.ndarray | None:
-        """The stored latents, or None when they are missing or cannot be this song's."""
-        found = _field(self._store(sample, "latents").get(self.latent_key(sample)), "latents")
-        return found if found is not None and found.shape[2:] == (sample.frames,) else None
+    def _stored(self, kind: str, sample: Sample, variant: int = 0) -> dict[str, np.ndarray | None]:
+        """The arrays of a part, or None where they are missing or cannot be this song's."""
+        names, key = self._encoders[kind].names, self.key(kind, sample, variant)
+        if key is None:
+            return dict.fromkeys(names, np.zeros(0, np.int32))
+        found = self._store(sample, kind).get(key) or {}
+        if kind == "latents":
+            found = {name: array for name, array in found.items() if _fits(array, sample)}
+        return {name: found.get(name) for name in names}
+
+    def _lacks(self, kind: str, sample: Sample, variant: int = 0) -> bool:
+        return any(array is None for array in self._stored(kind, sample, variant).values())
 
     def make(self, sample: Sample, variant: int) -> Arrays:
         """Like `read`, computing what is missing (on-demand caches, or files that vanished).
 
         DataError when the song cannot be read any more.
         """
-        found = self.read(sample, variant)
-        if found["lyrics"] is None:
-            self._encode_lyrics([sample], silent)
-        if found["text"] is None:
-            self._encode_text([sample], silent)
-        if found["latents"] is None:
+        for kind in STAGES:
+            if self._lacks(kind, sample, variant):
+                self._encode_words(kind, [sample], silent)
+        if self._lacks("latents", sample):
             self._count_again(sample)
             try:
                 sound = load_part(sample)
             except DataError:
                 FactsIndex(self._index).forget([sample.audio])
                 raise
-            self._put_latents(sample, sound)
+            self._put("latents", sample, self.latent_key(sample), sound)
             self._awaited.discard(self.latent_key(sample))
             if not self._awaited:
                 self.release()
-        complete = {name: array for name, array in self.read(sample, variant).items() if array is not None}
+        found = self.read(sample, variant)
+        complete = {name: array for name, array in found.items() if array is not None}
         if len(complete) < len(found):
             raise DataError(f"{sample.id}: its cache files vanish right after they are written")
         return complete
 
     def release(self) -> None:
         """Free the codec that on-demand encoding keeps loaded."""
-        if self._codec is not None:
-            self._codec = None
-            _free()
+        self._encoders["latents"].release()
 
     @property
     def complete(self) -> bool:
         """Whether every latent is in the cache."""
-        return all(self._latents(s) is not None for s in self.samples)
+        return not any(self._lacks("latents", s) for s in self.samples)
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────────
     def files(self) -> set[Path]:
         """The cache files that this data needs (whether they are there or not)."""
         used: set[Path] = set()
         for sample in self.samples:
-            latents, text = self._store(sample, "latents"), self._store(sample, "text")
-            keys = [(latents, self.latent_key(sample))]
-            keys += [(text, self.text_key(caption)) for caption in sample.captions]
-            keys += [(text, self.lyric_key(sample.lyrics))] if sample.lyrics is not None else []
-            used |= {store.path(key) for store, key in keys if store.folder is not None}
+            for kind in self._encoders:
+                store = self._store(sample, kind)
+                if store.folder is not None:
+                    used |= {store.path(key) for key in self._keys(kind, sample)}
         return used
 
     def disk_usage(self) -> int:
@@ -200,76 +176,52 @@ class Cache:
     # ── encoding ─────────────────────────────────────────────────────────────────────────────────────
     def fill(self, progress: Progress, everything: bool = False) -> None:
         """Compute what is missing; latents of on-demand data sets only with `everything`."""
-        self._encode_lyrics(self.samples, progress)
-        self._encode_text(self.samples, progress)
+        for kind in STAGES:
+            self._encode_words(kind, self.samples, progress)
         lazy = [] if everything else [s for s in self.samples if s.backend.ondemand]
         self._encode_latents([s for s in self.samples if everything or not s.backend.ondemand], progress)
-        keys = {self.latent_key(sample): sample for sample in lazy}
-        self._awaited = {key for key, s in keys.items() if self._latents(s) is None}
+        self._awaited = {self.latent_key(sample) for sample in lazy if self._lacks("latents", sample)}
         if not self.samples:
             raise nothing_left(self.skipped)
 
-    def _encode_lyrics(self, samples: Iterable[Sample], progress: Progress) -> None:
-        """Lyric ids, with what the tokenizer remarks (cut, dropped or unspeakable lines) kept beside them."""
-        missing: dict[tuple[str, Store], list[Sample]] = {}
+    def _encode_words(self, kind: str, samples: Iterable[Sample], progress: Progress) -> None:
+        """Captions or lyrics, with what there is to remark about them kept beside them."""
+        encoder = self._encoders[kind]
+        missing: dict[tuple[str, Store], tuple[Words, list[Sample]]] = {}
         for sample in samples:
-            if sample.lyrics is None:
-                continue
-            key, store = self.lyric_key(sample.lyrics), self._store(sample, "text")
-            found = store.get(key)
-            if found is None or "ids" not in found:
-                self._count_damaged(sample, store, key)
-                missing.setdefault((key, store), []).append(sample)
-            else:
-                self._learn(sample, key, len(found["ids"]), found.get("notes"))
-        if not missing:
-            return
-        tokenizer = self.folder.lyric_tokenizer()
-        for done, ((key, store), same) in enumerate(missing.items(), 1):
-            report = tokenizer.report(str(same[0].lyrics))
-            notes = _as_bytes([f"lyrics: {line}" for line in lyric_summary(report)[1:]])
-            store.put(key, {"ids": np.array(report.ids, np.int32), "notes": notes})
-            for sample in same:
-                self._learn(sample, key, len(report.ids), notes)
-            progress(Advance("lyrics", done, len(missing), note=same[0].id))
-
-    def _encode_text(self, samples: Iterable[Sample], progress: Progress) -> None:
-        missing: dict[tuple[str, Store], list[tuple[Sample, str]]] = {}
-        for sample in samples:
-            store = self._store(sample, "text")
-            for caption in sample.captions:
-                key = self.text_key(caption)
+            store = self._store(sample, kind)
+            for key, words in self._keys(kind, sample).items():
                 found = store.get(key)
-                if found is None or "states" not in found:
+                if found is None or any(name not in found for name in encoder.names):
                     self._count_damaged(sample, store, key)
-                    missing.setdefault((key, store), []).append((sample, caption))
+                    missing.setdefault((key, store), (words, []))[1].append(sample)
                 else:
-                    self._learn(sample, key, len(found["states"]), found.get("notes"))
-        if not missing:
-            return
-        tokenizer = self.folder.prompt_tokenizer()
-        encoder = self.folder.load("text_encoder", dtype=mx.float32)
-        for done, ((key, store), same) in enumerate(missing.items(), 1):
-            sample, caption = same[0]
-            ids, mask = tokenizer([caption], max_length=MAX_TEXT_TOKENS)
-            states = np.array(encoder(ids, mask)[0].astype(mx.float32))  # [L, 768]
-            if not np.isfinite(states).all():
-                raise DataError(f"{sample.id}: the text encoder gives no finite values for {caption!r}")
-            arrays = {"states": as_half(states)}
-            if len(states) == MAX_TEXT_TOKENS:
-                tokens = tokenizer([caption], max_length=1 << 16)[0].shape[1]
-                if tokens > MAX_TEXT_TOKENS:
-                    arrays["notes"] = _as_bytes([f"caption: cut to {MAX_TEXT_TOKENS} of {tokens} tokens"])
-            store.put(key, arrays)
-            for other, _ in same:
-                self._learn(other, key, len(states), arrays.get("notes"))
-            progress(Advance("captions", done, len(missing), note=sample.id))
-        del encoder
-        _free()
+                    self._learn(kind, sample, key, found)
+        for done, ((key, _), (words, same)) in enumerate(missing.items(), 1):
+            stored = self._put(kind, same[0], key, words)
+            for sample in same:
+                self._learn(kind, sample, key, stored)
+            progress(Advance(STAGES[kind], done, len(missing), note=same[0].id))
+        encoder.release()
 
-    def _learn(self, sample: Sample, key: str, length: int, notes: np.ndarray | None) -> None:
+    def _put(self, kind: str, sample: Sample, key: str, given: np.ndarray | Words) -> Arrays:
+        """Encode a part of the song and store it. DataError when the encoder gives no numbers."""
+        arrays, notes = self._encoders[kind].encode(given)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            if isinstance(given, Words):
+                wrong = f"the {kind} encoder gives no finite values for {given.caption!r}"
+                raise DataError(f"{sample.id}: {wrong}")
+            raise NotFinite(f"{sample.id}: the encoder gives values that are not finite")
+        stored = {name: as_half(x) if x.dtype.kind == "f" else x for name, x in arrays.items()}
+        if notes is not None:
+            stored["notes"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+        self._store(sample, kind).put(key, stored)
+        return stored
+
+    def _learn(self, kind: str, sample: Sample, key: str, stored: Arrays) -> None:
         """Remember a text's length, and tell the report what became of it."""
-        self._lengths[key] = length
+        self._lengths[key] = len(stored[self._encoders[kind].names[0]])
+        notes = stored.get("notes")
         for one in self.report.sets:
             if notes is not None and one.id == sample.backend.id:
                 name = sample.id.removeprefix(f"{one.id}/")
@@ -280,7 +232,7 @@ class Cache:
         missing: dict[tuple[str, Store], Sample] = {}
         for sample in samples:
             key, store = self.latent_key(sample), self._store(sample, "latents")
-            if self._latents(sample) is None:
+            if self._lacks("latents", sample):
                 missing.setdefault((key, store), sample)
                 self._count_again(sample)
         failed: dict[str, str] = {}
@@ -288,7 +240,7 @@ class Cache:
             problem = sound if isinstance(sound, str) else None
             if not isinstance(sound, str):
                 try:
-                    self._put_latents(sample, sound)
+                    self._put("latents", sample, self.latent_key(sample), sound)
                 except NotFinite as error:
                     problem = str(error)
             if problem is not None:
@@ -311,7 +263,7 @@ class Cache:
         self._count_damaged(sample, self._store(sample, "latents"), self.latent_key(sample))
         if sample.former is None:
             return
-        if not self._store(sample, "latents").has(self._latent_key(sample.content, sample.former)):
+        if not self._store(sample, "latents").has(self._latent_key(sample, sample.former)):
             return
         for one in self.report.sets:
             if one.id == sample.backend.id:
@@ -330,21 +282,9 @@ class Cache:
                 if name.startswith(f"{one.id}/")
             ]
 
-    def _put_latents(self, sample: Sample, sound: np.ndarray) -> None:
-        """Encode (samples, 2) float32 and store it. NotFinite when the encoder gives no numbers."""
-        if self._codec is None:
-            dcae: Any = self.folder.load("dcae", dtype=mx.float32)
-            vocoder: Any = self.folder.load("vocoder", dtype=mx.float32)
-            self._codec = Codec(dcae, vocoder)
-        latents = np.array(self._codec.encode(sound, SAMPLE_RATE)[0].astype(mx.float32))  # [8, 16, T]
-        mx.clear_cache()
-        if not np.isfinite(latents).all():
-            raise NotFinite(f"{sample.id}: the encoder gives values that are not finite")
-        self._store(sample, "latents").put(self.latent_key(sample), {"latents": as_half(latents)})
-
 
 class NotFinite(DataError):
-    """The encoder gave NaN or infinity for a song."""
+    """The encoder gave NaN or infinity for a song's sound."""
 
 
 def encode_dataset(
@@ -368,16 +308,15 @@ def encode_dataset(
 
 
 def load_part(sample: Sample) -> np.ndarray:
-    """The used part of a song: (samples, 2) float32 at 44.1 kHz, padded to `sample.samples`.
+    """The used part of a song: (samples, 2) float32 at the model's rate, padded to `sample.samples`.
 
     DataError when the file is gone, damaged, silent in this part, or changed since it was looked at.
     """
     with sample.audio.open() as path:
         if hash_file(path) != sample.content:
             raise DataError(f"{sample.id}: changed while it was in use; start again")
-        sound = read_audio(
-            path, sample_rate=SAMPLE_RATE, channels=2, start=sample.start or None, duration=sample.seconds
-        )
+        rate, start = sample.latents.sample_rate, sample.start or None
+        sound = read_audio(path, sample_rate=rate, channels=2, start=start, duration=sample.seconds)
     if is_silent(sound):
         raise DataError(f"{sample.id}: silent in the part that is used")
     exact = np.zeros((sample.samples, 2), np.float32)
@@ -414,14 +353,7 @@ def _ahead(
             yield sample, result
 
 
-def _as_bytes(notes: list[str]) -> np.ndarray:
-    return np.frombuffer(json.dumps(notes).encode(), np.uint8)
-
-
-def _field(arrays: Arrays | None, name: str) -> np.ndarray | None:
-    return None if arrays is None else arrays.get(name)
-
-
-def _free() -> None:
-    gc.collect()
-    mx.clear_cache()
+def _fits(array: np.ndarray, sample: Sample) -> bool:
+    """Whether these latents are as long as the song."""
+    shape = sample.latents.shape
+    return array.ndim == len(shape) and array.shape[sample.latents.time_axis] == sample.frames

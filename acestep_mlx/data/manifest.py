@@ -13,6 +13,7 @@ from ..config.run import RunConfig
 from ..errors import DataError
 from ..families import of_flavour
 from ..families.protocol import Family, LatentSpec
+from ..families.songs import Words
 from ..formatting import count, listed
 from ..io.hashes import cache_key, hash_text
 from ..io.progress import Progress, silent
@@ -65,6 +66,10 @@ class Sample:
         interval, latents = self.backend.interval, self.latents
         steps = math.ceil(max(self.seconds, latents.min_seconds) / interval - 1e-6)
         return max(self.frames, latents.covering(round(steps * interval * latents.sample_rate)))
+
+    def words(self, variant: int = 0) -> Words:
+        """What is written of it, with one of its captions."""
+        return Words(self.captions[variant], self.lyrics, self.seconds)
 
     @property
     def key(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..config.run import RunConfig
     from .folder import ModelFolder
+    from .songs import Arrays, CachedSong, Padding, Shape, SongEncoders
 
 Batch = Mapping[str, "mx.array"]
 Prepare = Callable[[Batch], "dict[str, mx.array]"]
@@ -237,6 +238,24 @@ class Family(Protocol):
     @property
     def lora(self) -> LoRANames:
         """The names of LoRA targets; the transformer's module has them as `lora` too."""
+        ...
+
+    @property
+    def padding(self) -> Padding:
+        """How texts are padded in a batch."""
+        ...
+
+    @property
+    def key_mark(self) -> Mapping[str, Any]:
+        """What the keys of its caches hold and no other family's do; nothing for v1, as in version 0.1."""
+        ...
+
+    def encoders(self, folder: ModelFolder) -> SongEncoders:
+        """What encodes songs for this model."""
+        ...
+
+    def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
+        """A batch as `objective` takes it, but for the songs' random keys. Pure, and NumPy alone."""
         ...
 
     def objective(self, config: RunConfig) -> Objective:

@@ -17,10 +17,10 @@ from mlx.utils import tree_flatten
 
 from .. import formatting as words
 from ..config.run import RunConfig
-from ..data.batches import LYRIC_STEP, Shape
 from ..families import of_flavour
 from ..families.folder import ModelFolder, quantizable
-from ..families.protocol import Family, Load, StepMemory
+from ..families.protocol import Family, Load
+from ..families.songs import Shape
 from ..lora.surgery import find_targets
 from .settings import COMPUTE_DTYPES, lora_spec
 
@@ -166,13 +166,14 @@ def checkpointed_blocks(
 
 
 def loads(
-    songs: Iterable[tuple[int, str | None]], batch: int, memory: StepMemory, folder: ModelFolder | None
+    songs: Iterable[tuple[int, str | None]], batch: int, family: Family, folder: ModelFolder | None
 ) -> list[Load]:
     """What batches of these songs can be: for each length, the most lyric tokens that a song of it has.
 
     songs: (frames of its bucket, lyrics). folder: the model's; without one the tokens are guessed.
     """
-    tokens, guess = memory.lyric_counter(folder), memory.lyric_counter(None)
+    tokens, guess = family.memory.lyric_counter(folder), family.memory.lyric_counter(None)
+    step = family.padding.lyrics
     by_frames: dict[int, set[str]] = {}
     for frames, lyrics in songs:
         by_frames.setdefault(frames, set()).add(lyrics or "")
@@ -182,7 +183,7 @@ def loads(
         for text in sorted(texts, key=guess, reverse=True)[:COUNTED]:
             if text:
                 most = max(most, tokens(text[:COUNTED_LETTERS]))
-        found.append(Load(frames, batch, lyrics=-(-most // LYRIC_STEP) * LYRIC_STEP))
+        found.append(Load(frames, batch, lyrics=-(-most // step) * step))
     return found
 
 

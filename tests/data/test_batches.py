@@ -15,6 +15,7 @@ from acestep_mlx.data.batches import Batches, Item, songs_per_epoch
 from acestep_mlx.data.encode import Cache, encode_dataset
 from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1 import FAMILY as V1
 
 from .songs import config, song
 
@@ -75,13 +76,13 @@ def test_contents_masks_and_padding(root: Path, tiny_model: Path) -> None:
         assert (B, C, H) == (2, 8, 16) and batch["text"].shape[1] % 32 == 0
         for b, (name, item) in enumerate(zip(batch["ids"], plan, strict=True)):
             stored = cache.read(samples[name], item.variant)
-            n, words, ids = samples[name].frames, len(stored["text"]), len(stored["lyrics"])  # type: ignore
+            n, words, ids = samples[name].frames, len(stored["states"]), len(stored["ids"])  # type: ignore
             np.testing.assert_array_equal(np.array(batch["latents"])[b, :, :, :n], stored["latents"])
             assert not np.array(batch["latents"])[b, :, :, n:].any()
             np.testing.assert_array_equal(np.array(batch["latent_mask"])[b], np.arange(T) < n)
-            np.testing.assert_array_equal(np.array(batch["text"])[b, :words], stored["text"])
+            np.testing.assert_array_equal(np.array(batch["text"])[b, :words], stored["states"])
             assert np.array(batch["text_mask"])[b].sum() == words
-            np.testing.assert_array_equal(np.array(batch["lyric_ids"])[b, :ids], stored["lyrics"])
+            np.testing.assert_array_equal(np.array(batch["lyric_ids"])[b, :ids], stored["ids"])
             assert np.array(batch["lyric_mask"])[b].sum() == ids
         assert batch["latents"].dtype == batch["text"].dtype == mx.float32
         assert batch["lyric_ids"].dtype == mx.int32 and batch["keys"].dtype == mx.uint32
@@ -241,6 +242,8 @@ def test_plans_do_not_depend_on_what_was_asked_before(root: Path, tiny_model: Pa
 
 class Lengths:
     """What Batches needs of a cache to plan, without anything encoded."""
+
+    family = V1
 
     def __init__(self, samples: list[Any]) -> None:
         self.samples = samples

@@ -77,11 +77,11 @@ def test_what_is_stored_is_what_the_models_say(root: Path, tiny_model: Path) -> 
     assert found["latents"].shape[-1] == a.frames == 33
     ids, mask = folder.prompt_tokenizer()(["rock"])
     states = np.array(folder.load("text_encoder", dtype=mx.float32)(ids, mask)[0])
-    np.testing.assert_allclose(found["text"], states, atol=2e-3, rtol=1e-3)
-    assert found["lyrics"] is not None
-    assert found["lyrics"].tolist() == LyricTokenizer(folder.lyric_vocab()).tokenize("[verse]\nla la la")
-    assert cache.read(b, 0)["lyrics"].shape == (0,)  # type: ignore[union-attr]
-    assert (cache.lyric_length(a), cache.lyric_length(b)) == (len(found["lyrics"]), 0)
+    np.testing.assert_allclose(found["states"], states, atol=2e-3, rtol=1e-3)
+    assert found["ids"] is not None
+    assert found["ids"].tolist() == LyricTokenizer(folder.lyric_vocab()).tokenize("[verse]\nla la la")
+    assert cache.read(b, 0)["ids"].shape == (0,)  # type: ignore[union-attr]
+    assert (cache.lyric_length(a), cache.lyric_length(b)) == (len(found["ids"]), 0)
 
 
 def test_a_second_start_computes_nothing(root: Path, tiny_model: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_cache_file_under_anothers_name_is_computed_again_and_counted(
     watch.take()
     pairs = [("latents", cache.latent_key(a), cache.latent_key(b))]
     if keyed:
-        pairs.append(("text", cache.text_key(a.captions[0]), cache.text_key(b.captions[0])))
+        pairs.append(("text", cache.key("text", a), cache.key("text", b)))
     for kind, own, other in pairs:
         folder = cache._store(a, kind)
         folder.path(own).write_bytes(folder.path(other).read_bytes())
@@ -256,7 +256,7 @@ def test_without_disk(root: Path, tiny_model: Path) -> None:
         made = cache.make(sample, 0)
         assert cache.read(sample, 0)["latents"] is not None
     # after the last song the codec is freed
-    assert cache._codec is None and cache.complete and not (root / "cache").exists()
+    assert cache._encoders["latents"]._loaded is None and cache.complete and not (root / "cache").exists()
     assert made["latents"].dtype == np.float16 and len(on_disk.samples) == 2
 
 
@@ -281,7 +281,7 @@ def test_caches_that_vanish_during_a_run_are_made_again(root: Path, tiny_model: 
     assert cache.read(sample, 0)["latents"] is None
     for name, array in cache.make(sample, 0).items():
         np.testing.assert_array_equal(array, before[name])
-    assert cache._codec is None
+    assert cache._encoders["latents"]._loaded is None
 
 
 def test_a_song_that_changes_or_vanishes_is_skipped_and_named(root: Path, tiny_model: Path) -> None:
@@ -401,7 +401,7 @@ def test_entries_of_wrong_sound_are_encoded_again_and_counted(
     index = root / "cache" / "audio_index.json"
     index.write_text(json.dumps({"version": 1, "facts": facts}))
     fresh = Cache(manifest, config(root), ModelFolder.open(tiny_model))
-    old = fresh._latent_key(guessed.content, (0.0, guessed.seconds if xing else 1.5))
+    old = fresh._latent_key(guessed, (0.0, guessed.seconds if xing else 1.5))
     fresh._store(guessed, "latents").put(old, {"latents": np.zeros((8, 16, 17), np.float16)})
     watch.take()
 
@@ -429,7 +429,7 @@ def test_a_guess_that_gave_the_same_part_is_encoded_again_too(root: Path, tiny_m
     entry = {"audio": {"max_duration_seconds": 3}}
     cache = encode(root, tiny_model, None, entry)
     guessed = next(s for s in cache.samples if s.id == "set/guessed.mp3")
-    assert cache.latent_key(guessed) != cache._latent_key(guessed.content, (guessed.start, guessed.seconds))
+    assert cache.latent_key(guessed) != cache._latent_key(guessed, (guessed.start, guessed.seconds))
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ import pytest
 import soundfile as sf
 
 from acestep_mlx.config.datasets import TABLES
-from acestep_mlx.data import backends, encode
+from acestep_mlx.data import backends
 from acestep_mlx.data.backends import check_block
 from acestep_mlx.data.batches import songs_per_epoch
 from acestep_mlx.data.encode import Cache, encode_dataset
 from acestep_mlx.data.manifest import Manifest, Sample, build_manifest
 from acestep_mlx.errors import ConfigError, DataError
 from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1 import songs
 
 from ..reach import Check, Walk
 from . import songs as made
@@ -46,7 +47,7 @@ class QuickCodec:
 
     def __init__(self, *components: Any) -> None: ...
 
-    def encode(self, sound: np.ndarray, rate: int) -> mx.array:
+    def encode(self, sound: np.ndarray) -> mx.array:
         return mx.full((1, 8, 16, -(-len(sound) // 4096)), float(np.abs(sound).mean()))
 
 
@@ -90,8 +91,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Lab]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "Codec", QuickCodec)
-        patch.setattr(encode, "_free", lambda: None)
+        patch.setattr(songs, "Codec", QuickCodec)
         yield Lab(tmp_path_factory.mktemp("keys"), tiny_model)
 
 
@@ -397,7 +397,7 @@ def _(lab: Lab) -> None:
     def ids(**block: Any) -> list[int]:
         _, cache = lab.cached({"audio": block})
         sample = next(s for s in cache.samples if s.lyrics)
-        return cache.read(sample, 0)["lyrics"].tolist()  # type: ignore[union-attr]
+        return cache.read(sample, 0)["ids"].tolist()  # type: ignore[union-attr]
 
     assert ids(lyrics_language="German") == ids(lyrics_language="de") != ids()
 
@@ -561,12 +561,7 @@ def _keys(lab: Lab, *entries: dict[str, Any], model: Path | None = None, **optio
     settings = lab.config(*entries, **options)
     cache = Cache(build_manifest(settings), settings, ModelFolder.open(model or lab.model))
     sample = next(s for s in cache.samples if s.lyrics)
-    assert sample.lyrics is not None
-    return {
-        "latents": cache.latent_key(sample),
-        "text": cache.text_key(sample.captions[0]),
-        "lyrics": cache.lyric_key(sample.lyrics),
-    }
+    return {kind: str(cache.key(kind, sample)) for kind in KINDS}
 
 
 def _changed(lab: Lab, *entries: dict[str, Any], **more: Any) -> set[str]:
@@ -650,9 +645,9 @@ def test_another_part_of_the_model_changes_the_keys_of_what_it_makes(
 @pytest.mark.parametrize(
     ("place", "name", "kinds"),
     [
-        (encode, "VERSION", {"latents", "text", "lyrics"}),
-        (encode, "MAX_TEXT_TOKENS", {"text"}),
-        (encode.lyric_text, "RULES_VERSION", {"lyrics"}),
+        (songs, "VERSION", {"latents", "text", "lyrics"}),
+        (songs, "MAX_LENGTH", {"text"}),
+        (songs.lyric_text, "RULES_VERSION", {"lyrics"}),
     ],
     ids=["version", "tokens", "rules"],
 )

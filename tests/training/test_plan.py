@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx.config.read import load_config
 from acestep_mlx.config.run import OPTIMIZERS
-from acestep_mlx.data.batches import Shape
+from acestep_mlx.families.songs import Shape
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..protocol import Component, Family, LatentSpec, LoRANames, Objective, StepMemory, Variant
+from ..songs import Padding
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
     from ...config.run import RunConfig
+    from ..folder import ModelFolder
     from ..protocol import Prepare
+    from ..songs import Arrays, CachedSong, Shape, SongEncoders
 
 
 class ACEStepV1:
@@ -26,6 +29,9 @@ class ACEStepV1:
     latents = LatentSpec(
         sample_rate=44100, samples_per_frame=512 * 8, shape=(8, 16, None), min_seconds=3.0, max_seconds=240.0
     )
+
+    padding = Padding(text=32, lyrics=64)
+    key_mark: Mapping[str, Any] = {}
 
     @cached_property
     def components(self) -> Mapping[str, Component]:
@@ -63,6 +69,18 @@ class ACEStepV1:
         from . import memory
 
         return memory.StepMemory(self.latents.frame_rate)
+
+    def encoders(self, folder: ModelFolder) -> SongEncoders:
+        """Autoencoder, text encoder, lyric tokenizer."""
+        from .songs import encoders
+
+        return encoders(folder)
+
+    def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
+        """See `songs.collate`."""
+        from .songs import collate
+
+        return collate(songs, shape)
 
     def objective(self, config: RunConfig) -> Objective:
         """Flow matching on a shifted, logit-normal schedule."""

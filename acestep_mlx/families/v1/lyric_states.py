@@ -43,7 +43,7 @@ class LyricStates:
     def __call__(self, batch: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The batch with lyric_states (B, M, H) in the compute dtype, zeros at the padding.
 
-        Tokens that count come first in lyric_ids and lyric_mask (B, M), as data.batches puts them. Reads
+        Tokens that count come first in lyric_ids and lyric_mask (B, M), as `songs.collate` puts them. Reads
         arrays that came from the host, so that nothing waits for the device.
         """
         ids, mask = np.array(batch["lyric_ids"]), np.array(batch["lyric_mask"])

@@ -1,0 +1,104 @@
+"""What is kept of a song, and how songs become a batch: the types that families and caches share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Arrays = dict[str, "np.ndarray"]
+Given = TypeVar("Given")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is written of a song, with one of its captions. lyrics: None without. seconds: of its sound."""
+
+    caption: str
+    lyrics: str | None
+    seconds: float
+
+
+class Encoded(NamedTuple):
+    """What is kept of one part of a song: arrays by name, floating ones float32 and finite, and remarks."""
+
+    arrays: Arrays
+    notes: Sequence[str] | None = None
+
+
+class PartEncoder(ABC, Generic[Given]):
+    """Encodes one part of a song, from its sound (samples, 2) float32 or from its words.
+
+    names: of the arrays that it gives; no other part's has them. Texts have their tokens on the first axis.
+    """
+
+    names: tuple[str, ...]
+    _loaded: Any = None
+
+    @abstractmethod
+    def key(self, words: Words) -> Mapping[str, Any] | None:
+        """JSON values that change when the result may change, the sound aside. They are part of the caches'
+        keys. None: such a song has no such part; its arrays are empty, (0,)."""
+
+    @abstractmethod
+    def load(self) -> Any:
+        """The networks and tokenizers that `encode` takes."""
+
+    @abstractmethod
+    def encode(self, given: Given) -> Encoded:
+        """One song's part."""
+
+    @property
+    def loaded(self) -> Any:
+        """What `load` gives, loaded when it is first asked for."""
+        if self._loaded is None:
+            self._loaded = self.load()
+        return self._loaded
+
+    def release(self) -> None:
+        """Free what is loaded."""
+        import gc
+
+        import mlx.core as mx
+
+        if self._loaded is not None:
+            self._loaded = None
+            gc.collect()
+            mx.clear_cache()
+
+
+class SongEncoders(NamedTuple):
+    """The parts of a song, each kept by itself; `text` once for each caption."""
+
+    latents: PartEncoder[np.ndarray]
+    text: PartEncoder[Words]
+    lyrics: PartEncoder[Words]
+
+
+@dataclass(frozen=True)
+class CachedSong:
+    """A song of a batch: the arrays of its parts, and what it goes without this time."""
+
+    arrays: Arrays
+    drop_text: bool
+    drop_lyrics: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Padded lengths of a batch: latent frames, text tokens, lyric tokens."""
+
+    frames: int
+    text: int
+    lyrics: int
+
+
+class Padding(NamedTuple):
+    """Lengths of texts are rounded up to multiples of these, so that there are few shapes."""
+
+    text: int
+    lyrics: int

@@ -1,0 +1,136 @@
+"""What a song of ACE-Step v1 is encoded to, and how songs become a batch.
+
+The keys are those of version 0.1, so that its caches stay in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...io.hashes import cache_key, hash_file
+from ..folder import TOKENIZER, ModelFolder
+from ..songs import Arrays, CachedSong, Encoded, PartEncoder, Shape, SongEncoders, Words
+from .codec import Codec
+from .lyrics import tokenizer as lyric_text
+from .lyrics.report import summary
+from .prompt import MAX_LENGTH
+
+VERSION = 1  # of what is kept; raise it when the computation changes
+
+
+def encoders(folder: ModelFolder) -> SongEncoders:
+    """Of the sound, the captions and the lyrics."""
+    return SongEncoders(SoundEncoder(folder), CaptionEncoder(folder), LyricsTokens(folder))
+
+
+class SoundEncoder(PartEncoder[np.ndarray]):
+    """Sound → `latents` (8, 16, T)."""
+
+    names = ("latents",)
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        mel = cache_key(vocoder=folder.config["components"]["vocoder"])
+        self._key = {"version": VERSION, "dcae": folder.fingerprints["dcae"], "mel": mel}
+
+    def key(self, words: Words) -> dict[str, Any]:
+        return self._key
+
+    def load(self) -> Codec:
+        dcae: Any = self._folder.load("dcae", dtype=mx.float32)
+        vocoder: Any = self._folder.load("vocoder", dtype=mx.float32)
+        return Codec(dcae, vocoder)
+
+    def encode(self, given: np.ndarray) -> Encoded:
+        latents = np.array(self.loaded.encode(given)[0].astype(mx.float32))
+        mx.clear_cache()  # each length has buffers of its own
+        return Encoded({"latents": latents})
+
+
+class CaptionEncoder(PartEncoder[Words]):
+    """A caption → `states` (L, 768) of the text encoder, L ≤ 256 tokens."""
+
+    names = ("states",)
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        self._key = {
+            "version": VERSION,
+            "tokens": MAX_LENGTH,
+            "encoder": folder.fingerprints["text_encoder"],
+            "tokenizer": hash_file(folder.path / TOKENIZER),
+        }
+
+    def key(self, words: Words) -> dict[str, Any]:
+        return {**self._key, "caption": words.caption}
+
+    def load(self) -> tuple[Any, Any]:
+        return self._folder.prompt_tokenizer(), self._folder.load("text_encoder", dtype=mx.float32)
+
+    def encode(self, given: Words) -> Encoded:
+        tokenizer, encoder = self.loaded
+        states = np.array(encoder(*tokenizer(given.caption, MAX_LENGTH))[0].astype(mx.float32))  # [L, 768]
+        tokens = tokenizer(given.caption, 1 << 16)[0].shape[1]
+        cut = [f"caption: cut to {MAX_LENGTH} of {tokens} tokens"] if tokens > MAX_LENGTH else None
+        return Encoded({"states": states}, cut)
+
+
+class LyricsTokens(PartEncoder[Words]):
+    """Lyrics → `ids` (M,), with what the tokenizer remarks (cut, dropped or unspeakable lines)."""
+
+    names = ("ids",)
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        version = [VERSION, lyric_text.RULES_VERSION]
+        self._key = {"version": version, "vocab": hash_file(folder.lyric_vocab())}
+
+    def key(self, words: Words) -> dict[str, Any] | None:
+        return None if words.lyrics is None else {**self._key, "lyrics": words.lyrics}
+
+    def load(self) -> lyric_text.LyricTokenizer:
+        return self._folder.lyric_tokenizer()
+
+    def encode(self, given: Words) -> Encoded:
+        report = self.loaded.report(str(given.lyrics))
+        notes = [f"lyrics: {line}" for line in summary(report)[1:]]
+        return Encoded({"ids": np.array(report.ids, np.int32)}, notes)
+
+
+def collate(songs: Sequence[CachedSong], shape: Shape) -> Arrays:
+    """latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask (B, L), lyric_mask (B, M)
+    float32, lyric_ids (B, M) int32; masks with 1 for what counts, M = 0 where no song of the bucket has
+    lyrics.
+    """
+    B = len(songs)
+    width = songs[0].arrays["states"].shape[-1]
+    channels, height = songs[0].arrays["latents"].shape[:2]
+    latents = np.zeros((B, channels, height, shape.frames), np.float32)
+    latent_mask = np.zeros((B, shape.frames), np.float32)
+    text = np.zeros((B, shape.text, width), np.float32)
+    text_mask = np.zeros((B, shape.text), np.float32)
+    lyric_ids = np.zeros((B, shape.lyrics), np.int32)
+    lyric_mask = np.zeros((B, shape.lyrics), np.float32)
+    for b, song in enumerate(songs):
+        own, states, ids = (song.arrays[name] for name in ("latents", "states", "ids"))
+        T, L, M = own.shape[-1], len(states), len(ids)
+        latents[b, :, :, :T] = own
+        latent_mask[b, :T] = 1
+        text_mask[b, :L] = 1
+        if not song.drop_text:  # upstream zeroes the states of a dropped caption and keeps its mask
+            text[b, :L] = states
+        if not song.drop_lyrics:
+            lyric_ids[b, :M] = ids
+            lyric_mask[b, :M] = 1
+    return {
+        "latents": latents,
+        "latent_mask": latent_mask,
+        "text": text,
+        "text_mask": text_mask,
+        "lyric_ids": lyric_ids,
+        "lyric_mask": lyric_mask,
+    }
