@@ -21,8 +21,10 @@ def cause(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def refusal(error: OSError) -> str:
-    """What the system refuses, with its place where that is known."""
+def refusal(error: Exception) -> str:
+    """What the system refuses, with its place where that is known; of another error its own words."""
+    if not isinstance(error, OSError):
+        return str(error)
     what = cause(error)
     return f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, (str, bytes)) else what
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 WIDTH, HEIGHT = 640, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 30
 MAX_POINTS = 800
@@ -24,12 +26,16 @@ class Series:
     faint: bool = False
 
 
-def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `limit` points, evenly chosen, with the first and the last."""
-    points = [p for p in points if math.isfinite(p[1])]
-    if len(points) <= limit:
-        return points
-    return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
+def evenly(items: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` of them, evenly chosen, with the first and the last."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """As many as a chart shows of the points that are finite."""
+    return evenly([p for p in points if math.isfinite(p[1])], MAX_POINTS)
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -76,7 +82,7 @@ def _range(series: Sequence[Series], zero: bool) -> tuple[float, float]:
 
 def line_chart(title: str, series: Sequence[Series], *, unit: str = "", zero: bool = False) -> str:
     """A `<figure>` with the chart and its legend; "" when there is nothing to draw. x is the step."""
-    series = [Series(s.name, thin(s.points), s.css, s.faint) for s in series]
+    series = [replace(s, points=thin(s.points)) for s in series]
     series = [s for s in series if s.points]
     if not series:
         return ""

@@ -19,7 +19,7 @@ from ..config.run import RunConfig
 from ..formatting import brief, rate, size
 from ..io.atomic import write_bytes
 from ..io.audio import log_mel
-from .charts import Series, line_chart, number
+from .charts import Series, evenly, line_chart, number
 from .events import read_metrics
 from .spectrogram import log_mel_png
 
@@ -71,13 +71,8 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: RunConfig
         speed = f"{typical:.2f} steps/s" if typical >= 1 else f"{1 / typical:.1f} s/step" if typical else "–"
         audio = rate(steps[-1]["audio_seconds_per_second"] or 0.0)
         tiles.append(("Speed", speed, f"{audio} s of audio per second"))
-        tiles.append(
-            (
-                "Peak memory",
-                size(max(r["peak_memory"] for r in steps)),
-                "model, LoRA, activations",
-            )
-        )
+        peak = max(r["peak_memory"] for r in steps)
+        tiles.append(("Peak memory", size(peak), "model, LoRA, activations"))
         skipped = sum(bool(r["skipped"]) for r in steps)
         if skipped:
             tiles.append(("Skipped steps", str(skipped), "not finite"))
@@ -143,20 +138,13 @@ def _clips(clips: Sequence[Row]) -> str:
     for name, all_rows in prompts.items():
         latest = list({(r["with_lora"], r["step"]): r for r in all_rows}.values())
         base = [r for r in latest if not r["with_lora"]][-1:]
-        tuned = _spread([r for r in latest if r["with_lora"]], CLIPS_PER_PROMPT)
+        tuned = evenly([r for r in latest if r["with_lora"]], CLIPS_PER_PROMPT)
         caption = escape(all_rows[0]["prompt"])
         cards = "".join(_card(r) for r in [*base, *tuned])
         parts.append(
             f'<h3>{escape(name)}</h3><p class="caption">{caption}</p><div class="grid2">{cards}</div>'
         )
     return f"<section><h2>Clips</h2>{''.join(parts)}</section>" if parts else ""
-
-
-def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """First, last and evenly between."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
 def _card(row: Row) -> str:

@@ -41,10 +41,8 @@ class World:
         """Rank 0's JSON value, on every rank."""
         if self.size == 1:
             return value
-        data = np.frombuffer(json.dumps(value).encode(), np.uint8) if self.first else np.zeros(0, np.uint8)
-        length = _total(data.size)
-        body = mx.array(data.astype(np.int32)) if self.first else mx.zeros((length,), mx.int32)
-        return json.loads(bytes(np.array(mx.distributed.all_sum(body)).astype(np.uint8)))
+        data = json.dumps(value).encode() if self.first else b""
+        return json.loads(self._broadcast(data, _total(len(data)), self.first))
 
     def agree(self, problem: str | None) -> str | None:
         """The problem of the first rank that has one, on every rank; None when none has. Waits for all."""
@@ -56,9 +54,14 @@ class World:
         speaker = next((rank for rank, length in enumerate(found) if length), None)
         if speaker is None:
             return None
-        data = np.frombuffer(text, np.uint8) if speaker == self.rank else np.zeros(found[speaker], np.uint8)
-        body = mx.distributed.all_sum(mx.array(data.astype(np.int32)))
-        return bytes(np.array(body).astype(np.uint8)).decode("utf-8", "surrogateescape")
+        data = self._broadcast(text, found[speaker], speaker == self.rank)
+        return data.decode("utf-8", "surrogateescape")
+
+    def _broadcast(self, data: bytes, length: int, mine: bool) -> bytes:
+        """On every rank the `length` bytes of the one rank where they are `mine`."""
+        numbers = np.frombuffer(data, np.uint8) if mine else np.zeros(length, np.uint8)
+        total = mx.distributed.all_sum(mx.array(numbers.astype(np.int32)))
+        return bytes(np.array(total).astype(np.uint8))
 
     def share_arrays(
         self, arrays: Mapping[str, mx.array], like: Mapping[str, mx.array]

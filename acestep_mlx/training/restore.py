@@ -53,12 +53,12 @@ def _load(job: Job, built: Built, found: checkpoint.Checkpoint | None, where: st
         checkpoint.check_identity(found.path, found.state, built.identity)
         if _kinds(found.adapter) != _kinds(step.parameters()):
             raise ConfigError(f"{found.path} has other trained parameters than this configuration")
-    now = step.arrays()
-    adapter = world.share_arrays(found.adapter if found else {}, step.parameters())
-    optimizer = world.share_arrays(found.optimizer if found else {}, now["optimizer"])
-    sampler = world.share_arrays(found.sampler if found else {}, now["sampler"])
-    step.set_parameters(adapter)
-    problems = step.load_arrays(optimizer, sampler)
+    arrays = {
+        name: world.share_arrays(getattr(found, name) if found else {}, like)
+        for name, like in {"adapter": step.parameters(), **step.arrays()}.items()
+    }
+    step.set_parameters(arrays.pop("adapter"))
+    problems = step.load_arrays(**arrays)
     if problems:
         raise ConfigError(f"{where} does not fit: {listed(problems)}")
 

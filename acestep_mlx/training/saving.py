@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -48,8 +48,7 @@ class Writer:
             )
         state = {
             "tool_version": __version__,
-            "healthy": health.healthy,
-            "evaluation": health.evaluation,
+            **asdict(health),
             "counters": self.counters.to_dict(),
             "batches": built.batches.state(),
             "lora": built.spec.facts,
@@ -89,6 +88,5 @@ class Writer:
         try:
             return write_report(self.job.output, self.job.config)
         except (OSError, AceStepError) as error:
-            what = refusal(error) if isinstance(error, OSError) else error
-            self.job.emit.notice(f"report.html could not be written: {what}", "warning")
+            self.job.emit.notice(f"report.html could not be written: {refusal(error)}", "warning")
             return None

@@ -40,7 +40,7 @@ ADAPTER = "adapter.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
 LYRICS = "lyrics_embedder"
 NAME = re.compile(r"checkpoint-(\d+)")
-REQUIRED = (ADAPTER, "optimizer.safetensors", "sampler.safetensors")
+TENSORS = (ADAPTER, "optimizer.safetensors", "sampler.safetensors")
 MAX_STEPS = 10**9  # of anything that is counted in a run
 
 _count = schema.whole(0, MAX_STEPS)
@@ -150,7 +150,7 @@ def _why(error: Exception, folder: Path) -> str:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and not isinstance(error, OSError):
         return f"{error} (files may not grow above {size(limit)}: ulimit -f)"
-    return refusal(error) if isinstance(error, OSError) else str(error)
+    return refusal(error)
 
 
 def save(
@@ -172,9 +172,8 @@ def save(
     kind = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "step": str(step)}
 
     def fill(folder: Path) -> None:
-        write_tensors(folder / ADAPTER, adapter, kind)
-        write_tensors(folder / "optimizer.safetensors", optimizer, kind)
-        write_tensors(folder / "sampler.safetensors", sampler, kind)
+        for name, tensors in zip(TENSORS, (adapter, optimizer, sampler), strict=True):
+            write_tensors(folder / name, tensors, kind)
         (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
         extra(folder)
         files = {
@@ -203,9 +202,7 @@ def read(path: Path) -> Checkpoint:
         mx.eval(loaded)  # files may be replaced while we train
         return loaded
 
-    return Checkpoint(
-        path, state, tensors(ADAPTER), tensors("optimizer.safetensors"), tensors("sampler.safetensors")
-    )
+    return Checkpoint(path, state, *map(tensors, TENSORS))
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -220,7 +217,7 @@ def verify(path: Path) -> dict[str, Any]:
     state = _read_state(path)
     _check_counters(path, state)
     files = state["files"]
-    for name in REQUIRED:
+    for name in TENSORS:
         if name not in files:
             raise CheckpointError(f"{path / STATE} is damaged: it does not list {name}")
     for name, entry in files.items():

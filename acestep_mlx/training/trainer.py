@@ -249,28 +249,30 @@ class Trainer:
         if self.counters.micro == 0:
             self._round = self.batches.state(), self.step.loss_scale()
         batch: Mapping[str, Any] = {}
-        problem: Exception | None = None
+        error: Exception | None = None
         try:
             batch = self.batches.next()
-        except (AceStepError, OSError) as error:
-            problem = error
-        what = None if problem is None else _told(problem)
-        if (what := self.agree(what)) is None:
-            return batch
+        except (AceStepError, OSError) as caught:
+            error = caught
+        problem = self.agree(refusal(error) if error else None)
+        if problem is not None:
+            raise self._saved_after(problem) from error
+        return batch
+
+    def _saved_after(self, problem: str) -> DataError:
+        """Keep what was trained; the error to raise then."""
         self._drain()
         if self.step.world > 1:
             self._rewind()
-        where = f"training stopped at step {self.counters.step}: {what}"
+        where = f"training stopped at step {self.counters.step}: {problem}"
         unsaved, path = None, None
         try:
             path = self._checkpoint()
         except CheckpointError as failed:
             unsaved = str(failed)
         if (unsaved := self.agree(unsaved)) is not None:  # no rank ends before the first has saved
-            raise DataError(f"{where}; then {unsaved}") from problem
-        raise DataError(
-            f"{where}. {path} is complete; go on with --resume_from_checkpoint=latest"
-        ) from problem
+            return DataError(f"{where}; then {unsaved}")
+        return DataError(f"{where}. {path} is complete; go on with --resume_from_checkpoint=latest")
 
     def _rewind(self) -> None:
         """Back to the last update: what was accumulated since is each rank's own."""
@@ -364,10 +366,6 @@ class Trainer:
                 f"training stopped at step {p.step}: {MAX_SKIPPED} steps in a row had a loss or gradient "
                 f"that is not finite. {self.way_on()}".rstrip()
             )
-
-
-def _told(problem: Exception) -> str:
-    return refusal(problem) if isinstance(problem, OSError) else str(problem)
 
 
 def _rate_name(group: str) -> str:

@@ -159,7 +159,7 @@ def test_a_checkpoint_of_which_any_file_is_not_what_was_written_is_damaged(
     change: str, saved: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
     names = json.loads((saved[1] / checkpoint.STATE).read_text())["files"]
-    assert {*checkpoint.REQUIRED, checkpoint.LORA, "config.json"} <= set(names)
+    assert {*checkpoint.TENSORS, checkpoint.LORA, "config.json"} <= set(names)
     for name in names:
         folder = shutil.copytree(saved[1], tmp_path / name / "checkpoint-1")
         checkpoint.verify(folder)
