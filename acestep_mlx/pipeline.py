@@ -16,7 +16,7 @@ from .config.request import FRAME, MAX_SECONDS, Request
 from .errors import CheckpointError, ConfigError, DataError
 from .families.folder import ModelFolder
 from .families.v1.codec import SAMPLE_RATE, Codec
-from .families.v1.conditions import TAU, TEXT_BLOCKS, Prompt
+from .families.v1.conditions import TAU, TEXT_BLOCKS, Conditioned, Conditions, Prompt
 from .families.v1.dcae import AutoencoderDC
 from .families.v1.dit import ACEStepTransformer
 from .families.v1.lyrics.tokenizer import LyricTokenizer
@@ -35,14 +35,6 @@ class LoadedLoRA:
     path: Path
     scale: float
     weights: Any = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What the encoders make of a request: its prompt and, for an edit, the prompt it leads to."""
-
-    prompt: Prompt
-    target: Prompt | None = None
 
 
 class ACEStepPipeline:
@@ -229,11 +221,9 @@ class ACEStepPipeline:
     ) -> mx.array:
         """Latents (songs, 8, 16, T) float32; `source` are the source's latents (1, 8, 16, T)."""
         return sample(
-            self.transformer,
-            conditions.prompt,
+            Conditioned(self.transformer, conditions, request),
             request,
             source=source,
-            target=conditions.target,
             progress=as_stage(progress, "denoising"),
         )
 

@@ -141,14 +141,18 @@ def test_conditions_are_computed_once_a_song(pipe: ACEStepPipeline, monkeypatch:
 
 def test_memory_of_a_big_batch_is_bounded(pipe: ACEStepPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """More songs than fit are made group by group, and come out the same."""
-    from acestep_mlx.sampling import sample as module
+    from acestep_mlx.families.v1 import conditions as module
 
     request = replace(FAST, seeds=(1, 2, 3))
     together = latents(pipe, request)
-    monkeypatch.setattr(module, "MAX_TOKENS", 2 * 21)  # one song of 21 frames with its unconditional pass
+    monkeypatch.setattr(
+        module.Conditioned, "frames_at_once", 2 * 21
+    )  # one song of 21 frames with its unconditional pass
     rows: list[int] = []
-    velocity = module.Velocity
-    monkeypatch.setattr(module, "Velocity", lambda t, r, *a: rows.append(len(r)) or velocity(t, r, *a))
+    made = module.Velocity.__init__
+    monkeypatch.setattr(
+        module.Velocity, "__init__", lambda self, t, r, *a: rows.append(len(r)) or made(self, t, r, *a)
+    )
     assert np.allclose(latents(pipe, request), together, atol=1e-4)
     assert rows == [2, 2, 2]
 

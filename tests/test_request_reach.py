@@ -24,8 +24,7 @@ from acestep_mlx.config.request import GUIDANCE, SCHEDULERS, TASKS, Request
 from acestep_mlx.families.v1 import conditions as conditioning
 from acestep_mlx.families.v1.conditions import Encoded, Velocity
 from acestep_mlx.io import audio
-from acestep_mlx.sampling import record, tasks
-from acestep_mlx.sampling import sample as sample_module
+from acestep_mlx.sampling import record
 
 from .reach import Walk
 from .small import small_model
@@ -35,6 +34,7 @@ BASE = Request(
     erg_tag=False, erg_lyric=False, erg_diffusion=False,
 )  # fmt: skip
 SOURCE_FRAMES = 14
+LATENTS = conditioning.Conditioned.latents
 
 
 class Lab:
@@ -148,7 +148,10 @@ def _(lab: Lab) -> None:
 
 @reaches("duration")
 def _(lab: Lab) -> None:
-    assert [lab(duration=s).shape[-1] for s in (1.0, 2.5)] == [tasks.frames_of(1.0), tasks.frames_of(2.5)]
+    assert [lab(duration=s).shape[-1] for s in (1.0, 2.5)] == [
+        LATENTS.whole_frames(1.0),
+        LATENTS.whole_frames(2.5),
+    ]
 
 
 @reaches("seeds")
@@ -306,7 +309,7 @@ def _(lab: Lab) -> None:
 @reaches("repaint_start", "repaint_end")
 def _(lab: Lab) -> None:
     source = np.array(lab.source)
-    first, last = tasks.frames_of(0.3), tasks.frames_of(0.7)
+    first, last = LATENTS.whole_frames(0.3), LATENTS.whole_frames(0.7)
     made = lab(task="repaint", repaint_start=0.3, repaint_end=0.7)
     kept = [i for i in range(SOURCE_FRAMES) if np.array_equal(made[..., i], source[..., i])]
     assert kept == [i for i in range(SOURCE_FRAMES) if not first <= i < last]
@@ -315,7 +318,7 @@ def _(lab: Lab) -> None:
 @reaches("extend_left", "extend_right")
 def _(lab: Lab) -> None:
     source = np.array(lab.source)
-    left, right = tasks.frames_of(1.0), tasks.frames_of(2.0)
+    left, right = LATENTS.whole_frames(1.0), LATENTS.whole_frames(2.0)
     made = lab(task="extend", extend_left=1.0, extend_right=2.0)
     assert made.shape[-1] == left + SOURCE_FRAMES + right
     np.testing.assert_array_equal(made[..., left:-right], source)
@@ -408,7 +411,7 @@ def test_each_song_is_the_same_in_groups_of_any_size(
     monkeypatch.setattr(Velocity, "__call__", counted)
     for songs in (1, 2):
         seen.clear()
-        monkeypatch.setattr(sample_module, "MAX_TOKENS", frames * rows * songs)
+        monkeypatch.setattr(conditioning.Conditioned, "frames_at_once", frames * rows * songs)
         grouped = lab.make(request)
         assert np.linalg.norm(grouped - together) < 1e-4 * np.linalg.norm(together), songs
         assert max(seen) == frames * rows * songs  # frames of one evaluation: as many as fit, and no more

@@ -6,16 +6,29 @@ arXiv 2412.08629.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
-from ..families.v1.conditions import Velocity
 from ..io.progress import Advance, Progress, silent
-from .guidance import Guidance, apg
-from .noise import NoiseSource
-from .schedulers import move, omega_gain, pingpong, stages
+from .guidance import Guidance
+from .schedulers import Stage, move, omega_gain, pingpong, stages
+
+Noise = Callable[[str, int], mx.array]  # noise(purpose, index), as large as the latents
+
+
+class Velocity(Protocol):
+    """A model's velocity under fixed conditions, one for each row of a batch."""
+
+    def __call__(self, latents: mx.array, sigma: float) -> mx.array:
+        """Of latents (rows, …) at noise level sigma; the same shape, float32."""
+        ...
+
+    def part(self, start: int, stop: int) -> Velocity:
+        """The same conditions for rows start … stop - 1 only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,6 @@ class Guided:
         self, velocity: Velocity, guidance: Guidance, songs: int, steps: int, evaluations: int
     ) -> None:
         self.guidance, self.songs, self.steps = guidance, songs, steps
-        self._branches = 3 if guidance.double else 2
         self._start, self._end = guidance.window(steps)
         self._all = velocity if self._end > self._start else None
         outside = self._start > 0 or self._end < evaluations
@@ -55,15 +67,20 @@ class Guided:
         self._average: mx.array | None = None
 
     def __call__(self, latents: mx.array, sigma: float, index: int) -> mx.array:
-        """Velocity (B, 8, 16, T) of evaluation number `index`."""
+        """Velocity (B, …) of evaluation number `index`."""
         if not self._start <= index < self._end:
             assert self._plain is not None
             return self._plain(latents, sigma)
         assert self._all is not None
-        parts = list(mx.split(self._all(mx.concatenate([latents] * self._branches), sigma), self._branches))
+        parts = _branches(self._all, [latents] * self.guidance.branches, sigma)
         scale = self.guidance.scale_at(index, self.steps)
         combined, self._average = self.guidance.combine(parts, scale, index, self._average)
         return combined
+
+
+def _branches(velocity: Velocity, latents: list[mx.array], sigma: float) -> list[mx.array]:
+    """The velocity of each of `latents`, all of them rows of one evaluation."""
+    return list(mx.split(velocity(mx.concatenate(latents), sigma), len(latents)))
 
 
 def denoise(
@@ -71,7 +88,7 @@ def denoise(
     latents: mx.array,
     sigmas: Sequence[float],
     guidance: Guidance,
-    noise: NoiseSource,
+    noise: Noise,
     *,
     scheduler: str = "euler",
     omega: float = 10.0,
@@ -79,7 +96,7 @@ def denoise(
     first_step: int = 0,
     progress: Progress = silent,
 ) -> mx.array:
-    """From latents (B, 8, 16, T) at sigmas[first_step] to clean latents, in float32.
+    """From latents (B, …) at sigmas[first_step] to clean latents, in float32.
 
     With `known`, the song starts from its given part at that level, and the part is put back after every
     evaluation; omega is then not used and pingpong adds no noise (both as in the reference).
@@ -89,24 +106,44 @@ def denoise(
     if not todo:
         return latents if known is None else known.clean
     guided = Guided(velocity, guidance, latents.shape[0], len(sigmas), len(line))
-    gain = omega_gain(omega) if known is None else None
     if known is not None:
         latents = known.at(todo[0][1].sigma)
-    origin = slope = latents
+    return _walk(
+        guided,
+        latents,
+        todo,
+        noise if scheduler == "pingpong" and known is None else None,
+        gain=omega_gain(omega) if known is None else None,
+        known=known,
+        report=_report(progress, 0, len(todo)),
+    )
+
+
+def _walk(
+    guided: Callable[[mx.array, float, int], mx.array],
+    latents: mx.array,
+    todo: Sequence[tuple[int, Stage]],
+    fresh: Noise | None,
+    *,
+    gain: float | None = None,
+    known: Known | None = None,
+    report: Callable[[int], None],
+) -> mx.array:
+    """The numbered stages one after the other; with `fresh` noise in each (pingpong), or without."""
+    origin, slope, begun = latents, latents, 1.0
     for done, (index, stage) in enumerate(todo, start=1):
         v = guided(latents, stage.sigma, index)
-        if scheduler == "pingpong" and known is None:
-            latents = pingpong(latents, v, stage, noise("step", latents.shape[-1], stage.step))
+        if fresh is not None:
+            latents = pingpong(latents, v, stage, fresh("step", stage.step))
         elif stage.corrector:
-            started = line[index - 1].sigma
-            latents = move(origin, (slope + v) / 2, stage.after - started, gain)
+            latents = move(origin, (slope + v) / 2, stage.after - begun, gain)
         else:
-            origin, slope = latents, v
+            origin, slope, begun = latents, v, stage.sigma
             latents = move(latents, v, stage.after - stage.sigma, gain)
         if known is not None:
             latents = known.keep(latents, stage.after)
         mx.eval(latents)
-        progress(Advance(done=done, total=len(todo)))
+        report(done)
     return latents
 
 
@@ -115,7 +152,7 @@ def edit(
     source: mx.array,
     sigmas: Sequence[float],
     guidance: Guidance,
-    noise: NoiseSource,
+    noise: Noise,
     *,
     scheduler: str = "euler",
     begin: float = 0.0,
@@ -123,55 +160,73 @@ def edit(
     samples: int = 1,
     progress: Progress = silent,
 ) -> mx.array:
-    """Flow-edit: carry `source` (B, 8, 16, T) over from what it is to what is wanted.
+    """Flow-edit: carry `source` (B, …) over from what it is to what is wanted.
 
     velocity rows: [source × B, its null × B, target × B, its null × B], without guidance [source × B,
     target × B]. Steps before `begin` (a share of them) are left out; up to `end` the difference of both
     velocities, averaged over `samples` noises, moves the song; after it the target is sampled as usual.
-    Guidance is APG or CFG at its full scale throughout. As in the reference, only the source's velocity
-    has APG's momentum in the first part and only the target's in the second. In the first part pingpong
-    moves like Euler: there is no noise in what moves (the reference's song does not move at all there).
+    Guidance is at its full scale throughout. As in the reference, only the source's velocity has APG's
+    momentum in the first part and only the target's in the second. In the first part pingpong moves like
+    Euler: there is no noise in what moves (the reference's song does not move at all there).
     """
-    B, frames = source.shape[0], source.shape[-1]
-    branches = 2 if guidance.enabled else 1
     first, last = int(len(sigmas) * begin), int(len(sigmas) * end)
-    target_only = velocity.part(B * branches, 2 * B * branches) if last < len(sigmas) else None
-    source_average: mx.array | None = None
-    target_average: mx.array | None = None
+    todo = list(enumerate(stages("euler", sigmas)))[first:]
+    carrying, sampling = todo[: last - first], todo[last - first :]
+    song = _carry(
+        velocity, source, carrying, guidance, noise, samples, report=_report(progress, 0, len(todo))
+    )
+    if not sampling:
+        return song
+    rows, sigma = guidance.branches * len(source), sampling[0][1].sigma
+    return _walk(
+        _FullScale(velocity.part(rows, 2 * rows), guidance),
+        song + (sigma * noise("edit-start", 0) + (1 - sigma) * source) - source,
+        sampling,
+        noise if scheduler == "pingpong" else None,
+        report=_report(progress, len(carrying), len(todo)),
+    )
 
-    def combine(parts: list[mx.array], average: mx.array | None) -> tuple[mx.array, mx.array | None]:
-        if branches == 1:
-            return parts[0], None
-        if guidance.kind == "apg":
-            return apg(parts[0], parts[1], guidance.scale, average)
-        return guidance.combine(parts, guidance.scale, guidance.zero_steps + 1, average)
 
-    song, sampled = source, None
-    for step in range(first, len(sigmas)):
-        sigma = sigmas[step]
-        after = sigmas[step + 1] if step + 1 < len(sigmas) else 0.0
-        if step < last:
-            change = mx.zeros_like(source)
-            for k in range(samples):
-                noisy = (1 - sigma) * source + sigma * noise("edit", frames, step * samples + k)
-                moved = song + noisy - source
-                rows = mx.concatenate([noisy] * branches + [moved] * branches)
-                parts = list(mx.split(velocity(rows, sigma), 2 * branches))
-                from_source, source_average = combine(parts[:branches], source_average)
-                to_target, _ = combine(parts[branches:], None)
-                change = change + (to_target - from_source) / samples
-            song = song + (after - sigma) * change
-        else:
-            if sampled is None:
-                start = noise("edit-start", frames, 0)
-                sampled = song + (sigma * start + (1 - sigma) * source) - source
-            assert target_only is not None
-            parts = list(mx.split(target_only(mx.concatenate([sampled] * branches), sigma), branches))
-            v, target_average = combine(parts, target_average)
-            if scheduler == "pingpong":
-                sampled = (1 - after) * (sampled - sigma * v) + after * noise("step", frames, step)
-            else:
-                sampled = sampled + (after - sigma) * v
-        mx.eval(song, sampled) if sampled is not None else mx.eval(song)
-        progress(Advance(done=step - first + 1, total=len(sigmas) - first))
-    return song if sampled is None else sampled
+def _carry(
+    velocity: Velocity,
+    source: mx.array,
+    todo: Sequence[tuple[int, Stage]],
+    guidance: Guidance,
+    noise: Noise,
+    samples: int,
+    *,
+    report: Callable[[int], None],
+) -> mx.array:
+    """The source moved by the difference between the target's velocity and its own."""
+    branches, song, average = guidance.branches, source, None
+    for done, (index, stage) in enumerate(todo, start=1):
+        change = mx.zeros_like(source)
+        for k in range(samples):
+            noisy = (1 - stage.sigma) * source + stage.sigma * noise("edit", index * samples + k)
+            moved = song + noisy - source
+            parts = _branches(velocity, [noisy] * branches + [moved] * branches, stage.sigma)
+            from_source, average = guidance.full(parts[:branches], average)
+            to_target, _ = guidance.full(parts[branches:], None)
+            change = change + (to_target - from_source) / samples
+        song = move(song, change, stage.after - stage.sigma)
+        mx.eval(song)
+        report(done)
+    return song
+
+
+class _FullScale:
+    """Velocity guided at the full scale in every evaluation; holds APG's running average."""
+
+    def __init__(self, velocity: Velocity, guidance: Guidance) -> None:
+        self._velocity, self._guidance = velocity, guidance
+        self._average: mx.array | None = None
+
+    def __call__(self, latents: mx.array, sigma: float, index: int) -> mx.array:
+        parts = _branches(self._velocity, [latents] * self._guidance.branches, sigma)
+        combined, self._average = self._guidance.full(parts, self._average)
+        return combined
+
+
+def _report(progress: Progress, before: int, total: int) -> Callable[[int], None]:
+    """Tells `progress` of evaluations that follow `before` others."""
+    return lambda done: progress(Advance(done=before + done, total=total))

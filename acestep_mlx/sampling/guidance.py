@@ -1,6 +1,6 @@
 """How conditional and unconditional velocities become one.
 
-All functions are pure; arrays are (B, 8, 16, T) in float32. Sources: ACE-Step's `apg_guidance.py`;
+All functions are pure; arrays are (B, …) in float32, one song a row. Sources: ACE-Step's `apg_guidance.py`;
 adaptive projected guidance: arXiv 2410.02416; CFG-Zero*: arXiv 2503.18886.
 """
 
@@ -23,7 +23,7 @@ class Guidance:
 
     `interval` is the share of the run's steps, in its middle, that is guided. Within it the scale
     falls from `scale` towards `minimum` by `decay` (0 keeps it, 1 goes all the way). `text_scale` and
-    `lyric_scale` above 1, both of them, replace `kind` by double-condition guidance.
+    `lyric_scale` above 1, both of them, replace `kind` by double-condition guidance. `axes`: of APG's norms.
     """
 
     kind: str = "apg"
@@ -35,14 +35,15 @@ class Guidance:
     lyric_scale: float = 0.0
     zero_steps: int = 1
     zero_init: bool = True
+    axes: tuple[int, ...] = (-2, -1)
 
     def __post_init__(self) -> None:
         if self.kind not in GUIDANCE:
             raise ConfigError(f"unknown guidance {self.kind!r}: one of {', '.join(GUIDANCE)}")
 
     @classmethod
-    def of(cls, request: Request) -> Guidance:
-        """The guidance that a request asks for."""
+    def of(cls, request: Request, axes: tuple[int, ...]) -> Guidance:
+        """The guidance that a request asks for, of a model whose APG has its norms over `axes`."""
         return cls(
             kind=request.guidance,
             scale=request.guidance_scale,
@@ -53,6 +54,7 @@ class Guidance:
             lyric_scale=request.guidance_scale_lyric,
             zero_steps=request.zero_steps,
             zero_init=request.zero_init,
+            axes=axes,
         )
 
     @property
@@ -64,6 +66,11 @@ class Guidance:
     def double(self) -> bool:
         """Text and lyrics guided by scales of their own."""
         return self.enabled and self.text_scale > 1.0 and self.lyric_scale > 1.0
+
+    @property
+    def branches(self) -> int:
+        """Conditions under which the model is evaluated: [conditional(, unconditional(, text alone))]."""
+        return 3 if self.double else 2 if self.enabled else 1
 
     def window(self, steps: int) -> tuple[int, int]:
         """First and one-past-last number that is guided, out of `steps`."""
@@ -81,17 +88,23 @@ class Guidance:
     def combine(
         self, branches: list[mx.array], scale: mx.array | float, index: int, average: mx.array | None
     ) -> tuple[mx.array, mx.array | None]:
-        """One velocity out of [conditional, unconditional(, text alone)], and APG's running average."""
-        cond, uncond = branches[0], branches[1]
-        if self.double:
-            return double_condition(cond, uncond, branches[2], self.text_scale, self.lyric_scale), average
+        """One velocity out of those of `branches`, and APG's running average."""
+        if len(branches) == 1:
+            return branches[0], average
+        cond, uncond, *text = branches
+        if text:
+            return double_condition(cond, uncond, text[0], self.text_scale, self.lyric_scale), average
         if self.kind == "cfg":
             return cfg(cond, uncond, scale), average
         if self.kind == "cfg_star":
             if self.zero_init and index <= self.zero_steps:
                 return mx.zeros_like(cond), average
             return cfg_star(cond, uncond, scale), average
-        return apg(cond, uncond, scale, average)
+        return apg(cond, uncond, scale, average, axes=self.axes)
+
+    def full(self, branches: list[mx.array], average: mx.array | None) -> tuple[mx.array, mx.array | None]:
+        """`combine` at the full scale, after all zero steps."""
+        return self.combine(branches, self.scale, self.zero_steps + 1, average)
 
 
 def cfg(cond: mx.array, uncond: mx.array, scale: mx.array | float) -> mx.array:
@@ -108,7 +121,7 @@ def double_condition(
 
 def cfg_star(cond: mx.array, uncond: mx.array, scale: mx.array | float) -> mx.array:
     """CFG-Zero*: the unconditional velocity is first scaled to fit the conditional one best, song by song."""
-    axes = (1, 2, 3)
+    axes = tuple(range(1, cond.ndim))
     fit = (cond * uncond).sum(axes, keepdims=True) / (mx.square(uncond).sum(axes, keepdims=True) + 1e-8)
     return cfg(cond, fit * uncond, scale)
 
@@ -119,15 +132,15 @@ def apg(
     scale: mx.array | float,
     average: mx.array | None = None,
     *,
+    axes: tuple[int, ...] = (-2, -1),
     momentum: float = MOMENTUM,
     norm_threshold: float = NORM_THRESHOLD,
 ) -> tuple[mx.array, mx.array]:
     """Adaptive projected guidance; returns the velocity and the new running average of differences.
 
     The difference is averaged with (negative) momentum, limited in norm, and only its part orthogonal to
-    the conditional velocity is used; norms and projection over the last two axes, channel by channel.
+    the conditional velocity is used; norms and projection over `axes`, so that channels stay apart.
     """
-    axes = (-2, -1)
     difference = cond - uncond
     if average is not None:
         difference = difference + momentum * average

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-CHANNELS, BINS = 8, 16
+from ..families.protocol import LatentSpec
 
-# noise(purpose, frames, index) -> (B, 8, 16, frames) float32
+# noise(purpose, frames, index) -> (B, *latents.of(frames)) float32
 NoiseSource = Callable[[str, int, int], mx.array]
 
 
-def seeded(seeds: Sequence[int]) -> NoiseSource:
+def seeded(seeds: Sequence[int], latents: LatentSpec) -> NoiseSource:
     """Normal noise for one song per seed.
 
     The key of a draw is taken from SHA-256 of "seed:purpose:index", so that draws of different purposes
@@ -28,7 +28,7 @@ def seeded(seeds: Sequence[int]) -> NoiseSource:
         for seed in seeds:
             digest = hashlib.sha256(f"{seed}:{purpose}:{index}".encode()).digest()
             key = mx.random.key(int.from_bytes(digest[:8], "big"))
-            songs.append(mx.random.normal((CHANNELS, BINS, frames), key=key))
+            songs.append(mx.random.normal(latents.of(frames), key=key))
         return mx.stack(songs)
 
     return draw

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from acestep_mlx.config.request import Request
-from acestep_mlx.families.v1.conditions import Prompt
+from acestep_mlx.families import family
+from acestep_mlx.families.v1.conditions import Conditioned, Conditions, Prompt
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.sampling.sample import sample
-from acestep_mlx.sampling.tasks import MAX_FRAMES, frames_of
 
 from ..later import Later
 from . import reference
@@ -28,6 +28,8 @@ torch = Later("torch")
 
 TOLERANCE = 1e-3
 STEPS = 8
+frames_of = family("v1").latents.whole_frames
+MAX_FRAMES = frames_of(240)
 SECONDS = 2.0  # 21 frames
 CONFIG = TransformerConfig(
     num_layers=20,  # ERG weakens blocks 15 to 19
@@ -163,15 +165,9 @@ def run_ours(
         assert found.shape[-1] == frames
         return mx.array(found)
 
-    latents = sample(
-        pair.transformer,
-        pair.prompt(null=request.erg_tag),
-        request,
-        source=None if source is None else mx.array(source),
-        target=pair.prompt("target_"),
-        noise=noise,
-    )
-    return np.array(latents)
+    conditions = Conditions(pair.prompt(null=request.erg_tag), pair.prompt("target_"))
+    model = Conditioned(pair.transformer, conditions, request)
+    return np.array(sample(model, request, source=None if source is None else mx.array(source), noise=noise))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -66,3 +66,23 @@ def test_double_condition_needs_both_scales() -> None:
     assert not g.Guidance(text_scale=5.0, lyric_scale=2.0, scale=1.0).double
     with pytest.raises(ConfigError, match="apg, cfg, cfg_star"):
         g.Guidance(kind="agp")
+
+
+def test_axes_may_stand_elsewhere() -> None:
+    """A model with time before channels gets the same guidance, if APG is told where its channels are."""
+
+    def turned(x: mx.array) -> mx.array:
+        return mx.moveaxis(x, 1, -1)  # (B, 16, 6, 8)
+
+    for kind in ("apg", "cfg_star"):
+        one = g.Guidance(kind=kind).combine([C, U], 9.0, 5, None)[0]
+        two = g.Guidance(kind=kind, axes=(-3, -2)).combine([turned(C), turned(U)], 9.0, 5, None)[0]
+        assert close(turned(one), two), kind
+    wrong = g.Guidance().combine([turned(C), turned(U)], 9.0, 5, None)[0]
+    assert not close(turned(g.Guidance().combine([C, U], 9.0, 5, None)[0]), wrong)
+
+
+def test_guidance_counts_its_branches() -> None:
+    assert g.Guidance(scale=1.0).branches == 1 and g.Guidance().branches == 2
+    assert g.Guidance(text_scale=5.0, lyric_scale=2.0).branches == 3
+    assert g.Guidance(scale=0.0).combine([C], 9.0, 5, None) == (C, None)

@@ -9,34 +9,35 @@ import numpy as np
 import pytest
 
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.families.v1.schedule import custom_timetable, shifted, timetable
 from acestep_mlx.sampling import schedulers as s
 
 
 def test_timetable_falls_from_one_and_counts_its_steps() -> None:
-    table = s.timetable(60)
+    table = timetable(60)
     assert len(table) == 60 and table[0] == 1.0
     assert all(a > b > 0 for a, b in pairwise(table))
-    assert s.timetable(1) == [1.0]
+    assert timetable(1) == [1.0]
 
 
 def test_shift_moves_levels_towards_one() -> None:
-    assert s.shifted(0.5, 1.0) == 0.5
-    assert s.shifted(0.5, 3.0) == 0.75
-    assert s.timetable(9, shift=5.0)[4] > s.timetable(9, shift=2.0)[4]
+    assert shifted(0.5, 1.0) == 0.5
+    assert shifted(0.5, 3.0) == 0.75
+    assert timetable(9, shift=5.0)[4] > timetable(9, shift=2.0)[4]
 
 
 def test_custom_timetable_picks_levels() -> None:
-    full = s.timetable(20)
-    picked = s.custom_timetable([1, 7, 20])
-    assert picked == pytest.approx([s.shifted(full[i]) for i in (0, 6, 19)], rel=1e-6)
+    full = timetable(20)
+    picked = custom_timetable([1, 7, 20])
+    assert picked == pytest.approx([shifted(full[i]) for i in (0, 6, 19)], rel=1e-6)
     for wrong in ([], [3, 3], [5, 2], [0, 4]):
         with pytest.raises(ConfigError, match="oss_steps"):
-            s.custom_timetable(wrong)
+            custom_timetable(wrong)
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])
 def test_stages_lead_to_zero(scheduler: str) -> None:
-    line = s.stages(scheduler, s.timetable(5))
+    line = s.stages(scheduler, timetable(5))
     assert len(line) == (9 if scheduler == "heun" else 5)
     assert line[-1].after == 0.0 and line[-1].step == 4
     assert [stage.step for stage in line] == sorted(stage.step for stage in line)

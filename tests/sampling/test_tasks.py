@@ -7,21 +7,26 @@ import numpy as np
 import pytest
 
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.families import family
+from acestep_mlx.families.protocol import LatentSpec
+from acestep_mlx.families.v1 import schedule
 from acestep_mlx.sampling import tasks
 from acestep_mlx.sampling.noise import seeded
 
+V1 = family("v1").latents
+TIME_FIRST = LatentSpec(48000, 1920, (None, 64), 1.0, 240.0)
+
 
 def draw(frames: int, seed: int) -> mx.array:
-    return seeded([seed])("initial", frames, 0)
+    return seeded([seed], V1)("initial", frames, 0)
 
 
 def test_frames_are_counted_as_upstream_counts_them() -> None:
-    assert [tasks.frames_of(s) for s in (1, 60, 240)] == [10, 645, 2583]
-    assert tasks.MAX_FRAMES == 2583
+    assert [V1.whole_frames(s) for s in (1, 60, 240)] == [10, 645, 2583]
 
 
 def test_noise_belongs_to_its_seed_alone() -> None:
-    both, one = seeded([3, 4]), seeded([4])
+    both, one = seeded([3, 4], V1), seeded([4], V1)
     assert mx.array_equal(both("initial", 9, 0)[1:], one("initial", 9, 0))
     assert not mx.array_equal(one("initial", 9, 0), one("retake", 9, 0))
     assert not mx.array_equal(one("step", 9, 0), one("step", 9, 1))
@@ -39,40 +44,62 @@ def test_retake_keeps_the_power_of_noise() -> None:
 
 def test_repaint_is_free_in_its_section_only() -> None:
     source = draw(20, 1)
-    known = tasks.repaint(source, draw(20, 2), draw(20, 3), 5, 9, 0.5)
+    known = tasks.repaint(source, draw(20, 2), draw(20, 3), 5, 9, 0.5, V1)
     kept = known.keep(mx.zeros(source.shape), 0.0)
     assert mx.array_equal(kept[..., :5], source[..., :5]) and mx.array_equal(kept[..., 9:], source[..., 9:])
     assert not kept[..., 5:9].any()
     assert mx.array_equal(known.at(1.0), known.noise)
     for start, end in ((-1, 4), (4, 4), (3, 21)):
         with pytest.raises(ConfigError, match="section to repaint"):
-            tasks.repaint(source, source, source, start, end, 0.5)
+            tasks.repaint(source, source, source, start, end, 0.5, V1)
 
 
 def test_extend_puts_far_frames_back() -> None:
     source, empty = draw(20, 1), draw(0, 1)
-    made = tasks.extend(source, draw(20, 2), draw(6, 3), empty, longest=22)
+    made = tasks.extend(source, draw(20, 2), draw(6, 3), empty, V1, longest=22)
     assert made.known.clean.shape[-1] == 22 and made.before is None
     assert mx.array_equal(made.whole(made.known.clean)[..., 6:], source)
-    made = tasks.extend(source, draw(20, 2), empty, draw(6, 3), longest=22)
+    made = tasks.extend(source, draw(20, 2), empty, draw(6, 3), V1, longest=22)
     assert mx.array_equal(made.whole(made.known.clean)[..., :20], source) and made.after is None
-    made = tasks.extend(source, draw(20, 2), draw(30, 3), draw(25, 4))  # more than the source has
+    made = tasks.extend(
+        source, draw(20, 2), draw(30, 3), draw(25, 4), V1, longest=2583
+    )  # more than the source has
     assert made.known.clean.shape[-1] == 75
     assert mx.array_equal(made.known.clean[..., 30:50], source)
     with pytest.raises(ConfigError, match="one side at a time"):
-        tasks.extend(source, draw(20, 2), draw(6, 3), draw(6, 3), longest=22)
+        tasks.extend(source, draw(20, 2), draw(6, 3), draw(6, 3), V1, longest=22)
     with pytest.raises(ConfigError, match="a length on the left"):
-        tasks.extend(source, draw(20, 2), empty, empty)
+        tasks.extend(source, draw(20, 2), empty, empty, V1, longest=2583)
 
 
 def test_audio2audio_stays_nearer_with_more_strength() -> None:
     source, noise = draw(20, 1), draw(20, 2)
 
     def away(strength: float) -> float:
-        start, sigmas = tasks.audio2audio(source, noise, 40, strength)
+        start, sigmas = tasks.audio2audio(source, noise, 40, strength, 3.0, schedule)
         assert len(sigmas) == int((1 - strength) * 40)
         return float(mx.linalg.norm(start - source).item())
 
     assert away(0.9) < away(0.5) < away(0.1)
     with pytest.raises(ConfigError, match="leaves nothing to change"):
-        tasks.audio2audio(source, noise, 40, 1.0)
+        tasks.audio2audio(source, noise, 40, 1.0, 3.0, schedule)
+
+
+def test_a_model_with_time_first_gets_the_same_songs() -> None:
+    """Repaint and extend where time is another axis: the same frames, only laid out otherwise."""
+    spec = LatentSpec(V1.sample_rate, V1.samples_per_frame, (None, 8, 16), 1.0, 240.0)
+    source, noise, other, left, empty = draw(20, 1), draw(20, 2), draw(20, 3), draw(6, 4), draw(0, 5)
+
+    def turned(x: mx.array) -> mx.array:
+        return mx.moveaxis(x, -1, 1)
+
+    one = tasks.repaint(source, noise, other, 5, 9, 0.5, V1)
+    two = tasks.repaint(*map(turned, (source, noise, other)), 5, 9, 0.5, spec)
+    for name in ("clean", "noise", "free"):
+        assert mx.array_equal(turned(getattr(one, name)), getattr(two, name)), name
+    for sides in ((left, empty), (empty, left)):
+        first = tasks.extend(source, noise, *sides, V1, longest=22)
+        second = tasks.extend(turned(source), turned(noise), *map(turned, sides), spec, longest=22)
+        assert mx.array_equal(turned(first.known.free), second.known.free)
+        assert mx.array_equal(turned(first.whole(first.known.noise)), second.whole(second.known.noise))
+    assert seeded([3, 4], TIME_FIRST)("initial", 9, 0).shape == (2, 9, 64)

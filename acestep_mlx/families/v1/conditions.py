@@ -17,6 +17,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...config.request import Request
+from . import FAMILY
+from . import schedule as levels
+
 TAU = 0.01
 TEXT_BLOCKS = (8, 10)  # of UMT5
 LYRIC_LAYERS = (4, 6)  # of the lyric encoder
@@ -38,6 +42,14 @@ class Prompt:
     lyric_mask: mx.array
     null_text: mx.array | None = None
     null_mask: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the encoders make of a request: its prompt and, for an edit, the prompt it leads to."""
+
+    prompt: Prompt
+    target: Prompt | None = None
 
 
 class Encoded(NamedTuple):
@@ -146,3 +158,36 @@ def _padded(array: mx.array, length: int) -> mx.array:
     """A block's keys or values (B, heads, L, head_dim) with zeros up to `length` tokens."""
     missing = length - array.shape[2]
     return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else array
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """The transformer with what a request asks for: see `sampling.sample.Model`."""
+
+    transformer: nn.Module
+    conditions: Conditions
+    request: Request
+
+    latents = FAMILY.latents
+    schedule = levels
+    norm_axes = (-2, -1)  # channel by channel
+    # Three branches of 240 s, or ten songs of 30 s with two.
+    frames_at_once = 8192
+
+    def velocity(self, branches: int, songs: int) -> Velocity:
+        """Rows of the prompt, or for an edit of the prompt and of the target."""
+        if self.request.task == "edit":
+            assert self.conditions.target is not None
+            prompts = (self.conditions.prompt, self.conditions.target)
+            encoded = [one for p in prompts for one in encode_plain(self.transformer, p)[:branches]]
+            weaken = [False] * len(encoded)
+        else:
+            encoded = encode_branches(
+                self.transformer,
+                self.conditions.prompt,
+                weaken_lyrics=self.request.erg_lyric,
+                text_alone=branches == 3,
+            )[:branches]
+            weaken = [i == 1 and self.request.erg_diffusion for i in range(branches)]
+        rows = [branch for branch in encoded for _ in range(songs)]
+        return Velocity(self.transformer, rows, [weak for weak in weaken for _ in range(songs)])
