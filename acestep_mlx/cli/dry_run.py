@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.run import GROUPS
 from ..formatting import count
-from .events import nothing_left
+from .events import past_the_end
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
@@ -59,7 +59,7 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
 def start_line(config: RunConfig, found: Preflight, total: int) -> str:
     """Where the run begins; `total` is the step at which it ends."""
     if found.resume is not None:
-        nothing = f"; {nothing_left(found.step, total)}" if found.step >= total else ""
+        nothing = f"; {past_the_end(found.step, total)}" if found.step >= total else ""
         return f"goes on from {found.resume}, step {found.step}{nothing}"
     if config.init_lora:
         return f"starts at step 0 from the LoRA {config.init_lora}"

@@ -22,7 +22,7 @@ def _steps(first: int, last: int) -> str:
     return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
-def nothing_left(step: int, total: int) -> str:
+def past_the_end(step: int, total: int) -> str:
     """That a run which goes on at `step` is past its end, and what would make it longer."""
     if step == total:
         return f"nothing left to train: step {step} is the last one (more with max_train_steps)"
@@ -52,7 +52,7 @@ class TrainDisplay:
         self._display.close()
         self._total_steps = event.total_steps
         if event.step >= event.total_steps:
-            self._say(f"{nothing_left(event.step, event.total_steps)}, in {event.output_dir}")
+            self._say(f"{past_the_end(event.step, event.total_steps)}, in {event.output_dir}")
             return
         self._say(
             f"training {event.trainable_parameters:,} parameters on {count(event.samples, 'song')}, "

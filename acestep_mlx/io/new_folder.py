@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import CheckpointError, not_utf8
 from ..formatting import size
 from .atomic import sync
+from .disk import free_space
 from .progress import Advance, Progress, silent
 from .schema import is_utf8
 
@@ -62,13 +63,6 @@ def exclusive(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def free_space(folder: Path) -> int:
-    """Bytes that can be written to the disk of `folder`, which need not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def new_path(dst: str | Path, option: str) -> Path:

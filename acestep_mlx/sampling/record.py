@@ -7,9 +7,7 @@ import io
 import json
 import os
 import re
-import resource
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from ..formatting import count, size
 from ..io import schema
 from ..io.atomic import write_bytes
 from ..io.audio import WRITABLE, resample, write_audio
+from ..io.disk import free_space, largest_file
 from ..io.quiet import without_noise
 
 KEY = "acestep_mlx"
@@ -106,15 +105,15 @@ def check_writable(paths: Sequence[Path], *, force: bool, largest: int = 0) -> N
 
 
 def _check_room(paths: Sequence[Path], largest: int) -> None:
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY and limit < largest:
+    limit = largest_file()
+    if limit is not None and limit < largest:
         raise DataError(
             f"a song takes up to {size(largest)}, and this process may write files of at most "
             f"{size(limit)} (ulimit -f); raise that limit"
         )
     for folder in {path.parent for path in paths}:
         songs = sum(path.parent == folder for path in paths)
-        free, needed = shutil.disk_usage(folder).free, songs * largest
+        free, needed = free_space(folder), songs * largest
         if free < needed:
             raise DataError(
                 f"{folder}: {count(songs, 'song')} may take {size(needed)}, and "

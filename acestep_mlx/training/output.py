@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import resource
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, cause
 from ..formatting import count, size
+from ..io.disk import free_space, largest_file
 from ..report.events import read_metrics
 from .state import LORA, LYRICS, checkpoints
 
@@ -111,8 +111,8 @@ def check_room(folder: Path, files: Sequence[int], kept: int, notify: Callable[[
 
     files: bytes of each file of a checkpoint.
     """
-    limit, free = resource.getrlimit(resource.RLIMIT_FSIZE)[0], shutil.disk_usage(folder).free
-    if limit != resource.RLIM_INFINITY and limit < max(files):
+    limit, free = largest_file(), free_space(folder)
+    if limit is not None and limit < max(files):
         raise ConfigError(
             f"a checkpoint has files of {size(max(files))}, and this process may write files of at most "
             f"{size(limit)} (ulimit -f); raise that limit"

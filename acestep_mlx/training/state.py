@@ -18,7 +18,6 @@ import contextlib
 import json
 import math
 import re
-import resource
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ import mlx.core as mx
 from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError, refusal
 from ..formatting import size
 from ..io import schema
+from ..io.disk import free_space, largest_file
 from ..io.hashes import hash_file
 from ..io.new_folder import OLD, PARTIAL, replaced_folder
 from ..io.safetensors import inside, read_header
@@ -144,11 +144,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 def _why(error: Exception, folder: Path) -> str:
     """MLX says only that a write failed; the disk's free space and the limits of this process say more."""
     with contextlib.suppress(OSError):  # the disk itself is gone
-        free = shutil.disk_usage(folder).free
+        free = free_space(folder)
         if (isinstance(error, OSError) and error.errno in NO_SPACE) or free < 16 << 20:
             return f"the disk is full ({size(free)} left); free some space"
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY and not isinstance(error, OSError):
+    limit = largest_file()
+    if limit is not None and not isinstance(error, OSError):
         return f"{error} (files may not grow above {size(limit)}: ulimit -f)"
     return refusal(error)
 

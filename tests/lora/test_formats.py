@@ -472,7 +472,7 @@ def test_where_no_alpha_is_stored_the_scale_is_unknown(tmp_path):
     ],
 )  # fmt: skip
 def test_our_own_facts_have_a_schema(fact, value, tmp_path):
-    from acestep_mlx.lora.formats.facts import SCHEMA
+    from acestep_mlx.lora.formats.metadata import SCHEMA
 
     facts = {"baked": True, "rank": 4, "alpha": 4.0, fact: value, "of a newer version": [1]}
     path = tmp_path / "x.safetensors"

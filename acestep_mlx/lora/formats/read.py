@@ -19,8 +19,8 @@ from ...io.safetensors import FLOATS, PICKLES, read_header
 from ..lyrics_embedder import FOLDER as EMBEDDER_FOLDER
 from ..lyrics_embedder import read_lyrics_embedder
 from ..weights import LoRAModule, LoRAWeights
-from .facts import METADATA_KEY, read_facts
 from .keys import Key, describe_unknown, parse
+from .metadata import METADATA_KEY, read_facts
 from .recognise import is_embedder_parameter, recognise
 from .scales import PeftSettings, check_scale, read_settings
 

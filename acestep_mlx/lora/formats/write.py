@@ -24,8 +24,8 @@ from ...io.tensors import save_tensors
 from ..layers import base_linears, row_norms_squared
 from ..lyrics_embedder import for_format
 from ..weights import LoRAWeights, relative_difference
-from .facts import METADATA_KEY, VERSION
 from .keys import describe_unknown
+from .metadata import METADATA_KEY, VERSION
 from .read import FILE_NAME, find_file, read_lora
 
 __all__ = [
