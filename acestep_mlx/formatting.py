@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .errors import CheckpointError
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
@@ -30,6 +33,22 @@ def listed(items: Sequence[str], limit: int = 3, between: str = "; ") -> str:
     """The first `limit` items and how many more there are: `a; b; c … and 12 more`."""
     more = len(items) - limit
     return between.join(items[:limit]) + (f" … and {more:,} more" if more > 0 else "")
+
+
+NAMED_PROBLEMS = 3  # of each kind; an error line counts the rest
+
+
+def problem_report(where: str, problems: Sequence[str]) -> CheckpointError:
+    """One line that names the first problems of each kind and counts the rest."""
+    shown: list[str] = []
+    rest: list[str] = []
+    kinds: Counter[str] = Counter()
+    for problem in problems:
+        kind = re.sub(r"'[^']*'|\([^)]*\)|\d+", "", problem)
+        kinds[kind] += 1
+        (shown if kinds[kind] <= NAMED_PROBLEMS else rest).append(problem)
+    text = listed([*shown, *rest], len(shown))
+    return CheckpointError(f"{where}: {count(len(problems), 'problem')}: {text}")
 
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+(?=@)")

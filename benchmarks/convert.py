@@ -22,7 +22,7 @@ from typing import Any
 CHILD = """
 import json, resource, sys, time
 import mlx.core as mx
-from acestep_mlx.convert.checkpoint import convert
+from acestep_mlx.convert.folder import convert
 flags = json.loads(sys.argv[3])
 start = time.perf_counter()
 report = convert(sys.argv[1], sys.argv[2], **flags)
@@ -35,7 +35,7 @@ print(json.dumps({
     "read_gb": round(sum(c.bytes_read for c in report.components.values()) / 1e9, 3),
     "written_gb": round(sum(c.bytes_written for c in report.components.values()) / 1e9, 3),
     "parameters_m": {n: round(c.parameters / 1e6, 1) for n, c in report.components.items()},
-    "dropped": {n: len(c.account.dropped) for n, c in report.components.items()},
+    "dropped": {n: len(c.plan.dropped) for n, c in report.components.items()},
 }))
 """
 

@@ -30,10 +30,11 @@ from mlx.utils import tree_flatten, tree_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from acestep_mlx.convert.translate import translate
+from acestep_mlx.convert.plan import translate
 from acestep_mlx.families.v1.codec import Codec
 from acestep_mlx.families.v1.dcae import AutoencoderDC, DCAEConfig
 from acestep_mlx.families.v1.geometry import SIZES
+from acestep_mlx.families.v1.keymap import KEYMAPS
 from acestep_mlx.families.v1.vocoder import Vocoder, VocoderConfig
 
 RATE = 44100
@@ -105,7 +106,7 @@ def theirs(size: str, codec: Codec) -> types.SimpleNamespace | None:
     their.decode = lambda z: pipeline.MusicDCAE.decode(their, torch.from_numpy(np.array(z)))[1][0].T[None]
     for name, model in (("dcae", codec.dcae), ("vocoder", codec.vocoder)):
         state = {k: mx.array(v.numpy()) for k, v in getattr(their, name).state_dict().items()}
-        model.load_weights(list(translate(name, model, state)[0].items()), strict=True)
+        model.load_weights(list(translate(name, KEYMAPS[name], model, state).items()), strict=True)
         mx.eval(model.parameters())
     return their
 

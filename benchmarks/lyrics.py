@@ -11,7 +11,7 @@ import random
 import time
 from pathlib import Path
 
-from acestep_mlx.convert.lyric_vocab import find
+from acestep_mlx.families.v1.lyrics.vocabulary import find
 from acestep_mlx.text.languages import LANGUAGES
 
 DATA = Path(__file__).parents[1] / "tests" / "text" / "data"

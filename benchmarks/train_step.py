@@ -32,9 +32,10 @@ from mlx.utils import tree_flatten
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from acestep_mlx.convert.translate import translate
+from acestep_mlx.convert.plan import translate
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.keymap import KEYMAPS
 from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, inject
@@ -96,7 +97,7 @@ def our_model(case: Case, theirs: torch.nn.Module) -> ACEStepTransformer:
     """Our transformer with the same weights."""
     model = ACEStepTransformer(case.config)
     state = {k: mx.array(v.numpy()) for k, v in theirs.state_dict().items()}
-    weights, _ = translate("transformer", model, state)
+    weights = translate("transformer", KEYMAPS["transformer"], model, state)
     model.load_weights(list(weights.items()), strict=True)
     mx.eval(model.parameters())
     return model

@@ -10,17 +10,14 @@ from typing import Any
 
 from .. import __version__
 from ..errors import CheckpointError
-from ..families.folder import LYRIC_VOCAB, ModelFolder, Quantization
-from ..io.atomic import write_bytes
+from ..families.folder import ModelFolder, Quantization
 from ..io.hashes import hash_text
-from ..io.new_folder import exclusive
+from ..io.new_folder import exclusive, new_path
 from ..io.progress import Advance, Progress, silent
-from . import lyric_vocab as vocabulary
-from .checkpoint import convert
+from .folder import Settings, write_folder
 from .source import Source, hub_commit, is_repo, resolve
 
 ENVIRONMENT = "ACESTEP_MLX_CACHE"
-LYRIC_IDS = 6693  # of the released model
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
@@ -55,62 +52,60 @@ def ensure_model(
         return path
     if isinstance(quantize, Mapping):
         quantize = Quantization.of(**quantize)
+    settings = Settings(quantize, ("transformer",), dtype)
     models = cache_folder(cache_dir) / "models"
+    source = None
+    found = _converted(models, path_or_repo, revision, settings)
+    if found is None:
+        source = resolve(path_or_repo, revision, progress)
+        found = _place(models, path_or_repo, source.identity(), settings)
+    if source is None or (found / "config.json").is_file():
+        progress(Advance(f"using the conversion of {path_or_repo} in {found}"))
+    else:
+        _convert(source, found, settings, progress)
+    return found
 
-    def place(identity: str) -> Path:
-        return _place(models, path_or_repo, identity, dtype, quantize)
 
-    if is_repo(path_or_repo):
-        # The download may have been deleted since, and the hub may be out of reach: look here first.
-        commit = hub_commit(str(path_or_repo), revision)
-        known = [commit] if commit else _commits(models, str(path_or_repo)) if revision is None else []
-        for folder in map(place, (f"commit {c}" for c in known)):
-            if (folder / "config.json").is_file():
-                progress(Advance(f"using the conversion of {path_or_repo} in {folder}"))
-                return folder
-    source = resolve(path_or_repo, revision, progress)
-    folder = place(source.identity())
-    if (folder / "config.json").is_file():
-        progress(Advance(f"using the conversion of {path_or_repo} in {folder}"))
-        return folder
+def _converted(models: Path, given: str | Path, revision: str | None, settings: Settings) -> Path | None:
+    """The conversion of a hub repository that was made before.
+
+    The download may have been deleted since, and the hub may be out of reach.
+    """
+    if not is_repo(given):
+        return None
+    commit = hub_commit(str(given), revision)
+    known = [commit] if commit else _commits(models, str(given)) if revision is None else []
+    places = (_place(models, given, f"commit {one}", settings) for one in known)
+    return next((folder for folder in places if (folder / "config.json").is_file()), None)
+
+
+def _convert(source: Source, folder: Path, settings: Settings, progress: Progress) -> None:
+    """Write `folder`, unless another process does."""
     with exclusive(folder, lambda: progress(Advance(f"waiting for another process to write {folder}"))):
         if not (folder / "config.json").is_file():
-            kind = f"{quantize.bits} bits" if quantize else dtype or "the checkpoint's own precision"
+            bits = settings.quantization and f"{settings.quantization.bits} bits"
+            kind = bits or settings.dtype or "the checkpoint's own precision"
             progress(Advance(f"converting {source.path_or_repo} once, {kind}, into {folder}"))
-            convert(
-                source.path,
-                folder,
-                quantize=quantize is not None,
-                q_bits=quantize.bits if quantize else None,
-                q_group_size=quantize.group_size if quantize else None,
-                q_mode=quantize.mode if quantize else "affine",
-                q_components=("transformer",),
-                dtype=dtype,
-                named=(source.path_or_repo, source.revision),
-                progress=progress,
-            )
-    return folder
+            write_folder(source, new_path(folder, ENVIRONMENT), settings, progress)
 
 
-def _place(
-    models: Path, given: str | Path, identity: str, dtype: str | None, quantize: Quantization | None
-) -> Path:
+def _place(models: Path, given: str | Path, identity: str, settings: Settings) -> Path:
     """The folder of one conversion."""
     path = Path(given).expanduser()
-    settings = {
+    facts = {
         "converter": __version__,
         "source": identity,
-        "dtype": dtype,
-        "quantization": quantize.as_dict() if quantize else None,
+        "dtype": settings.dtype,
+        "quantization": settings.quantization.as_dict() if settings.quantization else None,
     }
-    key = hash_text(json.dumps(settings, sort_keys=True))
+    key = hash_text(json.dumps(facts, sort_keys=True))
     return models / f"{(path if is_repo(given) else path.resolve()).name or 'model'}-{key[:16]}"
 
 
 def conversion_folder(source: Source, quantize: Mapping[str, Any] | None) -> Path:
     """Where `ensure_model` puts the conversion of `source` (or has put it)."""
-    wanted = Quantization.of(**quantize) if quantize else None
-    return _place(cache_folder() / "models", source.path_or_repo, source.identity(), None, wanted)
+    wanted = Settings(Quantization.of(**quantize) if quantize else None)
+    return _place(cache_folder() / "models", source.path_or_repo, source.identity(), wanted)
 
 
 def _commits(models: Path, repo: str) -> list[str]:
@@ -129,20 +124,3 @@ def _commits(models: Path, repo: str) -> list[str]:
 def is_mlx_folder(path: Path) -> bool:
     """Whether `path` looks like what `convert` writes (`ModelFolder.open` then checks it)."""
     return (path / "config.json").is_file() and (path / "transformer.safetensors").is_file()
-
-
-def lyric_vocabulary(progress: Progress = silent, cache_dir: str | Path | None = None) -> Path:
-    """Upstream's lyric vocabulary for work without a model; found as `convert` finds it, then cached."""
-    kept = cache_folder(cache_dir) / LYRIC_VOCAB
-    if kept.is_file():
-        return kept
-    for converted in sorted(kept.parent.glob(f"models/*/{LYRIC_VOCAB}")):
-        if vocabulary.is_upstreams(converted):
-            return converted
-    found = vocabulary.find(None, kept.parent, LYRIC_IDS, progress)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(kept, found.data)
-    except OSError as error:
-        raise CheckpointError(f"{kept}: {error.strerror or error}") from None
-    return kept

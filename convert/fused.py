@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, ConfigError
-from ..families.folder import COMPONENTS, ModelFolder
+from ..families.folder import ModelFolder
 from ..formatting import listed
 from ..io.hashes import hash_file
 from ..io.new_folder import new_folder, new_path
@@ -110,7 +110,7 @@ def _entry(path: str | Path, strength: float) -> dict[str, Any]:
 
 def _skeleton(folder: ModelFolder, header: Header) -> nn.Module:
     """The transformer's shapes; its random weights are never computed."""
-    skeleton: nn.Module = COMPONENTS["transformer"][1](folder.component_config("transformer"))
+    skeleton = folder.skeleton("transformer")
     if folder.quantization is not None:
         nn.quantize(
             skeleton,

@@ -1,68 +1,25 @@
-"""Where a checkpoint is and what is in it: folder or hub, one file or shards; reads headers only."""
+"""Where a checkpoint is and what is in it: a folder, a file or a hub repository. Reads headers only."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..errors import NO_SPACE, CheckpointError
+from ..families import layouts, released
+from ..families.layout import ComponentSource, Layout
+from ..families.protocol import Family
 from ..formatting import brief
 from ..io.progress import Advance, Progress, silent
-from ..io.safetensors import PICKLES, TensorInfo, inside, read_header
-from ..io.schema import read_json
-from . import single
-from .translate import problem_report
-
-DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
-# The commit that is taken where the user names none: the same model today and next year.
-PINNED = {DEFAULT_REPO: "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c"}
-FOLDERS = {
-    "transformer": "ace_step_transformer",
-    "text_encoder": "umt5-base",
-    "dcae": "music_dcae_f8c8",
-    "vocoder": "music_vocoder",
-}
-STEMS = ("diffusion_pytorch_model", "model")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-# Where a checkpoint may carry the lyric vocabulary.
-VOCAB_FILES = (
-    "lyric_vocab.json",
-    "vocab.json",
-    "lyrics_utils/vocab.json",
-    "acestep/models/lyrics_utils/vocab.json",
-)
-PATTERNS = [
-    *(
-        f"{folder}/{name}"
-        for folder in FOLDERS.values()
-        for name in ("config.json", "*.safetensors", "*.index.json")
-    ),
-    *(f"{FOLDERS['text_encoder']}/{name}" for name in TOKENIZER_FILES),
-    *VOCAB_FILES,
-]
-
-
-@dataclass(frozen=True)
-class ComponentSource:
-    """One component's config.json and its tensors, wherever their bytes are."""
-
-    folder: Path  # or the one file that holds all components
-    config: dict[str, Any]  # without the bookkeeping keys that begin with `_`
-    tensors: dict[str, TensorInfo]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor shapes by upstream name."""
-        return {name: info.shape for name, info in self.tensors.items()}
+from ..io.safetensors import PICKLES, read_header
 
 
 @dataclass(frozen=True)
 class Source:
-    """A whole upstream checkpoint on this machine: a folder, or ComfyUI's all-in-one file."""
+    """A whole upstream checkpoint on this machine."""
 
     path: Path
     path_or_repo: str  # as the user gave it
@@ -70,45 +27,42 @@ class Source:
     without: frozenset[str] = frozenset()  # keys of config.json files that are not read
 
     @property
-    def is_file(self) -> bool:
-        """Whether it is ComfyUI's all-in-one file."""
-        return self.path.is_file()
+    def family(self) -> Family:
+        """Whose checkpoint it is."""
+        return self._known[0]
+
+    @property
+    def layout(self) -> Layout:
+        """How it is laid out."""
+        return self._known[1]
+
+    @cached_property
+    def _known(self) -> tuple[Family, Layout]:
+        """CheckpointError when it is laid out as none that is known."""
+        return _one_file(self) if self.path.is_file() else _folder(self)
 
     def component(self, name: str) -> ComponentSource:
-        """Config and checked headers of one component; reads no tensor."""
-        if self.is_file:
-            parts = single.split(read_header(self.path).tensors, self.path)
-            sizes = single.geometry(parts["transformer"], self.path)
-            return ComponentSource(self.path, self._read_keys(single.config_of(name, sizes)), parts[name])
-        folder = self.path / FOLDERS[name]
-        config = read_json(folder / "config.json")
-        return ComponentSource(folder, self._read_keys(config), _tensors(folder))
-
-    def _read_keys(self, config: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in config.items() if not k.startswith("_") and k not in self.without}
-
-    def spiece(self) -> bytes | None:
-        """The SentencePiece model inside an all-in-one file, or None."""
-        return single.tokenizer_bytes(read_header(self.path).tensors)
+        """Config (without the bookkeeping keys that begin with `_`) and checked headers of one component."""
+        found = self.layout.component(self.path, name)
+        kept = {k: v for k, v in found.config.items() if not k.startswith("_") and k not in self.without}
+        return replace(found, config=kept)
 
     def identity(self) -> str:
         """Changes with the content: the hub's commit, or a hash of all files' names, sizes, times and heads.
 
-        The weights themselves (7.7 GB) are not read for it.
+        The weights themselves (gigabytes) are not read for it.
         """
         if self.revision is not None:
             return f"commit {self.revision}"
         whole = hashlib.sha256()
-        files = [p for name in FOLDERS.values() for p in self._entries(name) if p.is_file()]
-        for path in sorted(set(files)):
+        folders = [self.path / folder for folder in self.layout.folders]
+        entries = [self.path] if self.layout.one_file else [p for f in folders for p in f.iterdir()]
+        for path in sorted({path for path in entries if path.is_file()}):
             stat = path.stat()
             whole.update(f"{path.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
             with path.open("rb") as file:
                 whole.update(file.read(1 << 16))
         return f"content {whole.hexdigest()}"
-
-    def _entries(self, name: str) -> Iterable[Path]:
-        return [self.path] if self.is_file else (self.path / name).iterdir()
 
 
 def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Progress = silent) -> Source:
@@ -116,9 +70,9 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Pro
 
     Raises CheckpointError when it is neither, cannot be reached, or is not this kind of checkpoint.
     """
-    text = str(path_or_repo)
+    text, example = str(path_or_repo), released().repository
     if not text.strip():
-        raise CheckpointError(f"no checkpoint named; give a folder or a hub repository like {DEFAULT_REPO}")
+        raise CheckpointError(f"no checkpoint named; give a folder or a hub repository like {example}")
     path = Path(text).expanduser()
     if path.is_dir() or path.is_file():
         source = Source(path, text, None)
@@ -128,10 +82,11 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Pro
     elif path.exists():
         raise CheckpointError(f"{text} is no file; give the checkpoint's folder or a hub repository")
     elif is_repo(text):
-        source = _download(text, revision or PINNED.get(text), progress)
+        source = _download(text, revision or pinned(text), progress)
     else:
-        raise CheckpointError(f"{text}: no such folder (and not a hub repository like {DEFAULT_REPO})")
-    _check_layout(source)
+        raise CheckpointError(f"{text}: no such folder (and not a hub repository like {example})")
+    if source.layout.one_file:
+        source.component("transformer")  # whether every component is in it
     return source
 
 
@@ -139,6 +94,12 @@ def is_repo(path_or_repo: str | Path) -> bool:
     """Whether it can only be a hub repository: `owner/name`, and no such path here."""
     text = str(path_or_repo)
     return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
+
+
+def pinned(repo: str) -> str | None:
+    """The commit that is taken where the user names none: the same model today and next year."""
+    known = released(repo)
+    return known.revision if known.repository == repo else None
 
 
 def hub_commit(repo: str, revision: str | None) -> str | None:
@@ -149,7 +110,7 @@ def hub_commit(repo: str, revision: str | None) -> str | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    revision = revision or PINNED.get(repo)
+    revision = revision or pinned(repo)
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     try:
@@ -158,35 +119,43 @@ def hub_commit(repo: str, revision: str | None) -> str | None:
         return None  # `resolve` finds out why, and says so
 
 
-def _check_layout(source: Source) -> None:
-    if source.is_file:
-        if source.path.suffix not in (".safetensors", *PICKLES) or not single.is_all_in_one(
-            read_header(source.path).tensors
-        ):
-            raise CheckpointError(
-                f"{source.path_or_repo} is a file, and not ComfyUI's all-in-one checkpoint of ACE-Step v1; "
-                "give that, the checkpoint's folder or a hub repository"
-            )
-        source.component("transformer")
-        return
-    missing = [name for name in FOLDERS.values() if not (source.path / name).is_dir()]
+def _one_file(source: Source) -> tuple[Family, Layout]:
+    known = [(family, layout) for family, layout in layouts() if layout.one_file]
+    if source.path.suffix in (".safetensors", *PICKLES):
+        names = read_header(source.path).tensors
+        for family, layout in known:
+            if layout.marked(names):
+                return family, layout
+    titles = " or ".join(layout.title for _, layout in known)
+    raise CheckpointError(
+        f"{source.path_or_repo} is a file, and not {titles}; give that, the checkpoint's folder or a hub "
+        "repository"
+    )
+
+
+def _folder(source: Source) -> tuple[Family, Layout]:
+    known = [(family, layout) for family, layout in layouts() if not layout.one_file]
+    family, nearest = min(known, key=lambda one: len(one[1].missing(source.path)) / len(one[1].folders))
+    missing = nearest.missing(source.path)
     if not missing:
-        return
+        return family, nearest
     where = source.path_or_repo
-    if source.path.name in FOLDERS.values():
+    if any(source.path.name in layout.folders for _, layout in known):
         raise CheckpointError(f"{where} is one component of a checkpoint; give its parent folder")
     if (source.path / "transformer.safetensors").is_file() and (source.path / "config.json").is_file():
         raise CheckpointError(f"{where} is an MLX folder already; nothing to convert")
-    raise CheckpointError(f"{where} is not an ACE-Step v1 checkpoint: it has no {', '.join(missing)}")
+    raise CheckpointError(f"{where} is not an {family.title} checkpoint: it has no {', '.join(missing)}")
 
 
 def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    progress(Advance(f"fetching {repo} from the hub (about 7.7 GB, kept in the hub's cache)"))
+    gigabytes = released(repo).gigabytes
+    progress(Advance(f"fetching {repo} from the hub (about {gigabytes} GB, kept in the hub's cache)"))
+    patterns = [pattern for _, layout in layouts() if not layout.one_file for pattern in layout.patterns]
     try:
-        path = snapshot_download(repo, revision=revision, allow_patterns=PATTERNS)
+        path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
     except GatedRepoError:
         raise CheckpointError(f"{repo}: access must be granted first; log in with `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -227,48 +196,3 @@ def _disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     return "no space left on device" in str(error).lower()
-
-
-def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a component's folder, from one file or from the shards of an index."""
-    try:
-        names = {path.name for path in folder.iterdir() if path.is_file()}
-    except OSError as error:
-        raise CheckpointError(f"{folder}: {error.strerror or error}") from None
-    for stem in STEMS:
-        if f"{stem}.safetensors" in names:
-            return read_header(folder / f"{stem}.safetensors").tensors
-    indices = sorted(name for name in names if name.endswith(".safetensors.index.json"))
-    files = sorted(name for name in names if name.endswith(".safetensors"))
-    if len(indices) == 1:
-        return _sharded(folder, indices[0])
-    if len(indices) > 1 or len(files) > 1:
-        raise CheckpointError(f"{folder}: several weight files ({', '.join(indices or files)}); keep one set")
-    if files:
-        return read_header(folder / files[0]).tensors
-    pickles = sorted(name for name in names if name.endswith(PICKLES))
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: only {pickles[0]}, a pickle, which can run code and is not opened; "
-            "download or save the .safetensors weights instead"
-        )
-    raise CheckpointError(f"{folder}: no .safetensors weights in it")
-
-
-def _sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
-    weight_map = read_json(folder / index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"{folder / index}: no weight_map of file names in it")
-    headers = {name: read_header(inside(folder, name)).tensors for name in sorted(set(weight_map.values()))}
-    problems = [
-        f"{tensor!r} is not in {name}" for tensor, name in weight_map.items() if tensor not in headers[name]
-    ]
-    problems += [
-        f"{tensor!r} of {name} is not in the index"
-        for name, tensors in headers.items()
-        for tensor in tensors
-        if weight_map.get(tensor) != name
-    ]
-    if problems:
-        raise problem_report(str(folder / index), problems)
-    return {tensor: headers[name][tensor] for tensor, name in weight_map.items()}

@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_says_what_is_wrong(
 def test_mlx_folder(
     tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from acestep_mlx.convert.checkpoint import convert
+    from acestep_mlx.convert.folder import convert
 
     out = info(capsys, tiny_model)
     assert "precision: float32" in out and "1.75 M parameters" in out

@@ -198,7 +198,7 @@ def test_the_demo_keeps_to_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_miniatures_vocabulary_is_no_warning(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from acestep_mlx.convert.lyric_vocab import find
+    from acestep_mlx.families.v1.lyrics.vocabulary import find
 
     said: list[str] = []
     find(None, tiny_checkpoint, 6693, lambda advance: said.append(advance.stage))
@@ -208,7 +208,7 @@ def test_the_miniatures_vocabulary_is_no_warning(tiny_checkpoint: Path, tmp_path
 def test_lyrics_without_a_network(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from acestep_mlx.convert import lyric_vocab
+    from acestep_mlx.families.v1.lyrics import vocabulary as lyric_vocab
 
     (tmp_path / "song.lyrics").write_text("[verse]\nHarbour lights\n")
     monkeypatch.setenv("ACESTEP_MLX_CACHE", str(tmp_path / "cache"))

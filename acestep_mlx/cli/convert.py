@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import CheckpointError
+from ..families import released
 from ..formatting import brief, count, size
 from .paths import NamedPath
 
 if TYPE_CHECKING:
-    from ..convert.checkpoint import Report
-
-DEFAULT_REPO = "ACE-Step/ACE-Step-v1-3.5B"
+    from ..convert.folder import Report
 
 
 @click.command("convert")
 @click.option(
     "--hf-path",
-    default=DEFAULT_REPO,
+    default=released().repository,
     show_default=True,
     metavar="REPO_OR_PATH",
     help="Hub repository or folder of the PyTorch checkpoint, or ComfyUI's all-in-one file of it.",
@@ -96,7 +95,7 @@ def command(
         raise click.UsageError("--q-bits, --q-group-size and --q-mode need -q")
     if not hf_path.strip():
         raise click.UsageError("--hf-path is empty; name a hub repository or a folder")
-    from ..convert.checkpoint import convert
+    from ..convert.folder import convert
     from .progress import Display
 
     with Display() as progress:
@@ -127,13 +126,13 @@ def summary(report: Report) -> list[str]:
         quantized = f", {count(len(part.quantized), 'layer')} quantised" if part.quantized else ""
         lines.append(
             f"{name:13} {part.parameters / 1e6:9.2f} M parameters  {size(part.bytes_read):>10} → "
-            f"{size(part.bytes_written):>10}  {count(len(part.account.converted), 'tensor')} converted, "
-            f"{len(part.account.dropped)} dropped{quantized}"
+            f"{size(part.bytes_written):>10}  {count(len(part.plan.converted), 'tensor')} converted, "
+            f"{len(part.plan.dropped)} dropped{quantized}"
         )
-        lines += [f"{'':13} {n} dropped: {reason}" for reason, n in part.account.reasons().items()]
+        lines += [f"{'':13} {n} dropped: {reason}" for reason, n in part.plan.reasons().items()]
     read = sum(part.bytes_read for part in report.components.values())
     written = sum(part.bytes_written for part in report.components.values())
-    lines.append(f"lyric vocabulary: {report.lyric_vocab}")
+    lines += [f"{what}: {origin}" for what, origin in report.origins.items()]
     lines.append(f"{report.path}: {size(read)} → {size(written)} in {report.seconds:.0f} s")
     return lines
 

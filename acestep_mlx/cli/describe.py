@@ -48,32 +48,26 @@ def _dtypes(tensors: Iterable[TensorInfo]) -> str:
 
 def pytorch_checkpoint(path: Path) -> list[str]:
     """An upstream checkpoint: its components, and whether it would convert."""
-    from ..convert.checkpoint import plan_component
-    from ..convert.source import FOLDERS, resolve
-    from ..families.v1.dit import TransformerConfig
+    from ..convert.source import resolve
+    from ..convert.stream import plan_component
 
     source = resolve(path)
-    kind = (
-        "ComfyUI's all-in-one checkpoint of ACE-Step v1"
-        if source.is_file
-        else "ACE-Step checkpoint for PyTorch"
-    )
-    lines, problems, bytes_total = [f"{path}: {kind}"], [], 0
+    lines, problems, bytes_total = [f"{path}: {source.layout.title}"], [], 0
     model: TransformerConfig | None = None
-    for name in FOLDERS:
+    for name, place in source.layout.places.items():
         try:
             part = source.component(name)
             tensors = part.tensors.values()
             stored = sum(info.stop - info.start for info in tensors)
             bytes_total += stored
             lines.append(
-                f"  {FOLDERS[name]:22} {number(sum(info.size for info in tensors)):>10} parameters, "
+                f"  {place.folder or name:22} {number(sum(info.size for info in tensors)):>10} parameters, "
                 f"{_dtypes(tensors)}, {size(stored)}"
             )
-            planned = plan_component(source, name, None, None)
+            planned = plan_component(source, name)
             if name == "transformer":
-                model = TransformerConfig.from_dict(planned.config)
-            unused = sum(part.tensors[tensor].size for tensor in planned.account.dropped)
+                model = planned.config
+            unused = sum(part.tensors[tensor].size for tensor in planned.plan.dropped)
             if unused:
                 lines.append(f"  {'':22} {number(unused):>10} of them are dropped by the conversion")
         except CheckpointError as error:
@@ -82,16 +76,18 @@ def pytorch_checkpoint(path: Path) -> list[str]:
     if problems or model is None:
         return [*lines, "it does not convert:", *(f"  {problem}" for problem in problems)]
     lines += training_memory(model, None)
-    flag = " --tokenizer PATH" if source.is_file and source.spiece() is None else ""
-    if flag:
-        lines.append("  it carries no tokenizer; convert needs umt5-base's")
-    return [*lines, f"to use it: acestep-mlx convert --hf-path {shlex.quote(str(path))} --mlx-path OUT{flag}"]
+    lacking = source.family.texts.lacking(source.path, source.layout)
+    lines += [f"  {line}" for line in lacking.values()]
+    flags = "".join(f" --{name.replace('_', '-')} PATH" for name in lacking)
+    return [
+        *lines,
+        f"to use it: acestep-mlx convert --hf-path {shlex.quote(str(path))} --mlx-path OUT{flags}",
+    ]
 
 
 def mlx_folder(path: Path) -> list[str]:
     """An MLX folder: precision, components, source, and what fits this machine."""
-    from ..convert.lyric_vocab import SHA256
-    from ..families.folder import COMPONENTS, ModelFolder
+    from ..families.folder import ModelFolder
 
     folder = ModelFolder.open(path)
     config = folder.config
@@ -101,7 +97,7 @@ def mlx_folder(path: Path) -> list[str]:
         f"  source: {source['path_or_repo']}{' at ' + source['revision'] if source.get('revision') else ''}",
         f"  precision: {precision(folder)}",
     ]
-    for name in COMPONENTS:
+    for name in folder.family.components:
         parameters, stored, quantized = component_size(folder, name)
         layers = f", {count(quantized, 'layer')} quantised" if quantized else ""
         lines.append(
@@ -109,9 +105,7 @@ def mlx_folder(path: Path) -> list[str]:
             f"fingerprint {folder.fingerprints[name][:16]}"
         )
         folder.component_config(name)  # refuses what it does not understand
-    vocab = config.get("lyric_vocab") or {}
-    whose = "upstream's" if vocab.get("sha256") == SHA256 else "another than upstream's"
-    lines.append(f"  lyric vocabulary: {whose}, from {vocab.get('source', 'unknown')}")
+    lines += [f"  {line}" for line in folder.family.texts.describe(config)]
     for one in config.get("fused", ()):
         digest = f", SHA-256 {one['sha256'][:16]}" if "sha256" in one else ""
         lines.append(f"  fused LoRA: {_quoted(one['lora'])} at {one['scale']:g}{digest}")
@@ -268,11 +262,8 @@ def _target(name: str) -> str:
 
 
 def _fits(weights: LoRAWeights, folder: ModelFolder) -> tuple[bool, list[str]]:
-    from ..families.folder import COMPONENTS
-
-    skeleton = COMPONENTS["transformer"][1](folder.component_config("transformer"))  # lazy: takes no memory
     try:
-        weights.check_against(skeleton)
+        weights.check_against(folder.skeleton("transformer"))
     except CheckpointError as error:
         return False, [f"does not fit {folder.path}: {error}"]
     recorded = weights.metadata.get("base_fingerprint")

@@ -60,7 +60,7 @@ def _describe(
 
 
 def _folder(path: Path, model: ModelFolder | None) -> list[str]:
-    from ..convert.source import FOLDERS
+    from ..families import layouts
     from ..training.state import checkpoints
     from . import describe, describe_training
 
@@ -69,9 +69,10 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     names = {entry.name for entry in path.iterdir()}
     if "config.json" in names and "transformer.safetensors" in names:
         return describe.mlx_folder(path)
-    if names & set(FOLDERS.values()):
+    components = {folder for _, layout in layouts() for folder in layout.folders}
+    if names & components:
         return describe.pytorch_checkpoint(path)
-    if path.name in FOLDERS.values() and "config.json" in names:
+    if path.name in components and "config.json" in names:
         return [f"{path}: one component of a PyTorch checkpoint; give its parent folder"]
     if "training_state.json" in names:
         return describe_training.training_checkpoint(path, model)
@@ -128,7 +129,7 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
 
 
 def _weights(path: Path, model: ModelFolder | None) -> list[str]:
-    from ..convert.single import is_all_in_one
+    from ..families import layouts
     from ..io.safetensors import read_header
     from ..lora.formats.recognise import recognise
     from . import describe
@@ -136,7 +137,7 @@ def _weights(path: Path, model: ModelFolder | None) -> list[str]:
     names = read_header(path).tensors
     if recognise(names) is not None:
         return describe.lora(path, model)
-    if is_all_in_one(names):
+    if any(layout.marked(names) for _, layout in layouts()):
         return describe.pytorch_checkpoint(path)
     return describe.weights_file(path)
 
@@ -177,10 +178,11 @@ def _vocabulary(model: ModelFolder | None, given: Path | None) -> Path:
         return given
     if model is not None:
         return model.lyric_vocab()
-    from ..convert.cache import lyric_vocabulary
+    from ..convert.cache import cache_folder
+    from ..families.v1.lyrics.vocabulary import without_model
     from .progress import Display
 
     try:
-        return lyric_vocabulary(Display())
+        return without_model(cache_folder(), Display())
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or name the model they are for: --model MLX_FOLDER") from None

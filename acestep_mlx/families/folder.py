@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,40 +15,20 @@ from mlx.utils import tree_flatten, tree_map
 from ..errors import CheckpointError, ConfigError, nearest
 from ..formatting import count, listed
 from ..io import schema
-from ..io.hashes import content_hash
 from ..io.safetensors import FLOATS, Header, read_header
+from ..io.schema import show
 from ..nn.config import check_repeats
-from . import family
-from .protocol import Family
-from .v1.dcae import AutoencoderDC, DCAEConfig
-from .v1.dit import ACEStepTransformer, TransformerConfig
-from .v1.umt5 import UMT5Config, UMT5Encoder
-from .v1.vocoder import Vocoder, VocoderConfig
-
-if TYPE_CHECKING:
-    from .v1.lyrics.tokenizer import LyricTokenizer
-    from .v1.prompt import PromptTokenizer
+from . import REGISTRY, family, layouts
+from .protocol import Component, Family
 
 FORMAT, FORMAT_VERSION = "acestep-mlx", 1
-COMPONENTS: dict[str, tuple[Any, Any]] = {
-    "transformer": (TransformerConfig, ACEStepTransformer),
-    "text_encoder": (UMT5Config, UMT5Encoder),
-    "dcae": (DCAEConfig, AutoencoderDC),
-    "vocoder": (VocoderConfig, Vocoder),
-}
+FIRST_FAMILY = "v1"  # of folders that name none
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
-TOKENIZER, LYRIC_VOCAB = "tokenizer.json", "lyric_vocab.json"
 CONFIG_KEYS = {
-    "format", "format_version", "converter_version", "source", "dtype", "quantization", "components",
-    "fingerprints", "lyric_vocab", "fused",
+    "format", "format_version", "family", "converter_version", "source", "dtype", "quantization",
+    "components", "fingerprints", "fused",
 }  # fmt: skip
 
-QUANTIZED_COMPONENTS = ("transformer", "text_encoder")
-# Linear layers that stay in full precision: small, or everything that follows depends on them.
-FULL_PRECISION = (
-    "timestep_embedder", "t_block", "proj_in", "final_layer",
-    "speaker_embedder", "genre_embedder", "lyric_proj",
-)  # fmt: skip
 MODES = {  # mode → (bits allowed, group sizes allowed); the first of each is the default
     "affine": ((4, 2, 3, 5, 6, 8), (64, 32, 128)),
     "mxfp4": ((4,), (32,)),
@@ -88,17 +68,18 @@ def parameters_of(module: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(module.parameters()))
 
 
-def quantizable(path: str, module: nn.Module, group_size: int = 64) -> bool:
-    """Whether the layer at `path` of the transformer or text encoder is one that may be quantised.
+def quantizable(component: Component, path: str, layer: nn.Module, group_size: int = 64) -> bool:
+    """Whether the layer at `path` of the component is one that may be quantised.
 
-    Those are the linear layers of the blocks (1×1 convolutions among them) whose input is a multiple of the
-    group size. Norms, tables, embeddings, the time embedding and the final layer are not.
+    Those are the linear layers (1×1 convolutions among them) whose input is a multiple of the group size, but
+    for what the component keeps in full precision. Norms, tables and embeddings are not.
     """
     return (
-        isinstance(module, nn.Linear)
-        and path.split(".", 1)[0] not in FULL_PRECISION
-        and module.weight.ndim == 2
-        and module.weight.shape[-1] % group_size == 0
+        component.quantized
+        and isinstance(layer, nn.Linear)
+        and path.split(".", 1)[0] not in component.full_precision
+        and layer.weight.ndim == 2
+        and layer.weight.shape[-1] % group_size == 0
     )
 
 
@@ -118,7 +99,7 @@ class ModelFolder:
                 f"{path}: {'not a folder' if path.exists() else 'no such folder'}; "
                 "give the MLX folder that `acestep-mlx convert` wrote"
             )
-        if (path / "ace_step_transformer").is_dir():
+        if any((path / folder).is_dir() for folder in _transformers()):
             raise CheckpointError(
                 f"{path} is the PyTorch checkpoint; "
                 f"run `acestep-mlx convert --hf-path {shlex.quote(str(path))} --mlx-path OUT` first"
@@ -126,12 +107,13 @@ class ModelFolder:
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is not an MLX folder: it has no config.json")
         config = _read_config(path / "config.json")
-        wanted = [f"{name}.safetensors" for name in COMPONENTS] + [TOKENIZER, LYRIC_VOCAB]
+        folder = cls(path, config)
+        components = folder.family.components
+        wanted = [*(f"{name}.safetensors" for name in components), *folder.family.texts.files.values()]
         missing = [name for name in wanted if not (path / name).is_file()]
         if missing:
             raise CheckpointError(f"{path} is incomplete: {', '.join(missing)} missing; convert again")
-        folder = cls(path, config)
-        headers = {name: read_header(folder.file(name)) for name in QUANTIZED_COMPONENTS}
+        headers = {name: read_header(folder.file(name)) for name, one in components.items() if one.quantized}
         for name, header in headers.items():
             _check_quantization(folder.file(name), header, folder.quantization)
         if folder.quantization and not any(
@@ -156,8 +138,8 @@ class ModelFolder:
 
     @property
     def family(self) -> Family:
-        """The model's family; folders that do not say are of the first one."""
-        return family(self.config.get("family", "v1"))
+        """The model's family."""
+        return family(self.config["family"])
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -180,10 +162,15 @@ class ModelFolder:
         return self._build(component, read_header(self.file(component)))[0]
 
     def _build(self, component: str, header: Header) -> tuple[Any, nn.Module]:
+        made, values = self.family.components[component], self.config["components"][component]
         try:
-            return component_module(component, self.config["components"][component], len(header.tensors))
+            return component_module(component, made, values, len(header.tensors))
         except CheckpointError as error:
             raise CheckpointError(f"{self.path / 'config.json'}: {error}") from None
+
+    def skeleton(self, component: str) -> nn.Module:
+        """The component's module, not quantised, whose arrays are never computed."""
+        return self._build(component, read_header(self.file(component)))[1]
 
     def file(self, component: str) -> Path:
         """Where a component's weights are."""
@@ -197,12 +184,12 @@ class ModelFolder:
     ) -> nn.Module:
         """One component, frozen and in evaluation mode, its weights evaluated.
 
-        component: a key of COMPONENTS. dtype: of everything that is not quantised (default: the folder's).
+        component: one of the family's. dtype: of everything that is not quantised (default: the folder's).
         quantize: quantise the large linear layers while loading, one at a time; a folder that is quantised
         already is taken as it is when the bits agree, and refused when they do not. Raises
         CheckpointError that names every tensor which is missing, unknown or of the wrong shape.
         """
-        if component not in COMPONENTS:
+        if component not in self.family.components:
             raise ValueError(f"unknown component {component!r}")
         if isinstance(quantize, Mapping):
             quantize = Quantization.of(**quantize)
@@ -221,62 +208,39 @@ class ModelFolder:
         del weights
         if dtype is not None:
             module.update(tree_map(lambda x: _cast(x, dtype), module.parameters()))
-        if quantize is not None and component in QUANTIZED_COMPONENTS:
-            quantize_layers(module, quantize)
+        if quantize is not None:
+            quantize_layers(self.family.components[component], module, quantize)
         for value in parameters_of(module).values():
             mx.eval(value)  # one at a time, so that a cast never holds two whole models
         module.freeze()
         module.eval()
         return module
 
-    def prompt_tokenizer(self) -> PromptTokenizer:
-        """The tokenizer of the text encoder. CheckpointError when it is another model's."""
-        from .v1.prompt import PromptTokenizer
+    def prompt_tokenizer(self) -> Any:
+        """The tokenizer of prompts. CheckpointError when it is another model's."""
+        return self.family.texts.prompt_tokenizer(self)
 
-        tokenizer = PromptTokenizer(self.path / TOKENIZER)
-        self._check_ids(TOKENIZER, tokenizer.largest_id, self.component_config("text_encoder").vocab_size)
-        return tokenizer
-
-    def lyric_tokenizer(self) -> LyricTokenizer:
+    def lyric_tokenizer(self) -> Any:
         """The tokenizer of lyrics. CheckpointError when its vocabulary is another model's."""
-        from .v1.lyrics.tokenizer import LyricTokenizer
-
-        tokenizer = LyricTokenizer(self.path / LYRIC_VOCAB)
-        known = self.component_config("transformer").lyric_encoder_vocab_size
-        self._check_ids(LYRIC_VOCAB, tokenizer.largest_id, known)
-        self.lyric_vocab()  # refuses another than was converted
-        return tokenizer
-
-    def _check_ids(self, name: str, largest: int, known: int) -> None:
-        if largest >= known:
-            raise CheckpointError(
-                f"{self.path / name}: has ids up to {largest}, and the model knows {known}: it is another "
-                "model's; convert again"
-            )
+        return self.family.texts.lyric_tokenizer(self)
 
     def lyric_vocab(self) -> Path:
-        """The vocabulary file for `families.v1.lyrics.tokenizer.LyricTokenizer`.
-
-        CheckpointError when its content is not what config.json recorded.
-        """
-        path = self.path / LYRIC_VOCAB
-        recorded = (self.config.get("lyric_vocab") or {}).get("sha256")
-        if recorded is not None and content_hash(schema.read_json(path)) != recorded:
-            raise CheckpointError(
-                f"{path}: not the vocabulary that this model was converted with (its SHA-256 is another than "
-                "config.json has); copy the folder again, or convert again"
-            )
-        return path
+        """What `lyric_tokenizer` reads. CheckpointError when it is not the file that was converted."""
+        return self.family.texts.lyric_vocab(self)
 
 
-def quantize_layers(module: nn.Module, quantization: Quantization) -> list[str]:
+def _transformers() -> list[str]:
+    """The folders in which other programs keep the transformer."""
+    return [folder for _, layout in layouts() if (folder := layout.places["transformer"].folder)]
+
+
+def quantize_layers(component: Component, module: nn.Module, quantization: Quantization) -> list[str]:
     """Quantise every quantisable layer in place, evaluating one after the other; returns their paths.
 
     A layer's full-precision weight is released before the next one is read.
     """
-    names = [
-        name for name, layer in module.named_modules() if quantizable(name, layer, quantization.group_size)
-    ]
+    size = quantization.group_size
+    names = [path for path, layer in module.named_modules() if quantizable(component, path, layer, size)]
     for name in names:
         parent: Any = module
         *path, leaf = name.split(".")
@@ -304,10 +268,10 @@ CONFIG_SCHEMA = schema.record(
         "fingerprints": _names,
     },
     {
+        "family": schema.text,
         "quantization": schema.optional(
             schema.record({}, {"bits": schema.whole(), "group_size": schema.whole(), "mode": schema.text})
         ),
-        "lyric_vocab": schema.optional(schema.record({}, {"source": schema.text, "sha256": schema.text})),
         "fused": schema.items(
             schema.record({"lora": schema.text, "scale": schema.number()}, {"sha256": schema.text})
         ),
@@ -325,12 +289,25 @@ def _read_config(path: Path) -> dict[str, Any]:
         kind=FORMAT,
         writer="acestep-mlx convert",
     )
+    name = config.setdefault("family", FIRST_FAMILY)
+    if name not in REGISTRY:
+        raise CheckpointError(
+            f"{path}: a model of the family {show(name)}, and this acestep-mlx knows {', '.join(REGISTRY)}; "
+            "a newer version may have written it: update acestep-mlx"
+        )
+    own = family(name)
+    try:
+        config = schema.record({}, own.texts.config_keys)(config, "")
+    except schema.Mismatch as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    known = CONFIG_KEYS | own.texts.config_keys.keys()
     for key in config:
-        if key not in CONFIG_KEYS:
-            raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, CONFIG_KEYS)}")
+        if key not in known:
+            raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, known)}")
     for key in ("components", "fingerprints"):
-        if set(config[key]) != set(COMPONENTS):
-            raise CheckpointError(f"{path}: {key!r} must have exactly {', '.join(COMPONENTS)}; convert again")
+        if set(config[key]) != set(own.components):
+            names = ", ".join(own.components)
+            raise CheckpointError(f"{path}: {key!r} must have exactly {names}; convert again")
     if config["dtype"] not in DTYPES:
         raise CheckpointError(f"{path}: dtype must be one of {', '.join(DTYPES)}, got {config['dtype']!r}")
     quantization = config.setdefault("quantization", None)
@@ -342,19 +319,20 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def component_module(component: str, values: Mapping[str, Any], tensors: int) -> tuple[Any, nn.Module]:
+def component_module(
+    name: str, component: Component, values: Mapping[str, Any], tensors: int
+) -> tuple[Any, nn.Module]:
     """The config of a component and its module, whose arrays stay lazy.
 
     values: of its config.json. tensors: how many the weights have. CheckpointError for values that are not
     understood or that no such weights can have.
     """
-    config_class, module_class = COMPONENTS[component]
-    config = config_class.from_dict(values)
-    check_repeats(component, config, config_class.REPEATED, tensors)
+    config = component.config.from_dict(values)
+    check_repeats(name, config, config.REPEATED, tensors)
     try:
-        return config, module_class(config)
+        return config, component.module(config)
     except (ValueError, ArithmeticError) as error:  # MLX refuses shapes beyond its range
-        raise CheckpointError(f"{component} config: its sizes make no model: {error}") from None
+        raise CheckpointError(f"{name} config: its sizes make no model: {error}") from None
 
 
 def _check_quantization(path: Path, header: Header, stored: Mapping[str, Any] | None) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
     from ..config.run import RunConfig
+    from ..io.progress import Progress
+    from ..io.schema import Check
     from .folder import ModelFolder
+    from .keymap import KeyMap
+    from .layout import Layout
     from .songs import Arrays, CachedSong, Padding, Shape, SongEncoders
 
 Batch = Mapping[str, "mx.array"]
@@ -72,27 +77,92 @@ class LatentSpec:
 
 @dataclass(frozen=True)
 class Variant:
-    """One released model: its hub repository, and the commit that is taken unless another is named."""
+    """One released model: its hub repository, how much is fetched from there, in GB, and the commit that is
+    taken unless another is named.
+    """
 
     repository: str
+    gigabytes: float
     revision: str | None = None
 
 
+# ── where a model comes from ──────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Component:
     """One network of a model.
 
-    config: a dataclass on `nn.config.ComponentConfig`. module: built
-    from a config. quantized: whether its large linear layers may be quantised, but for those whose path
-    begins with one of `full_precision`: small ones, or such that everything after them depends on.
+    config: a dataclass on `nn.config.ComponentConfig`. module: built from a config. keymap: from the names of
+    other programs' tensors to the module's. quantized: whether its large linear layers may be quantised, but
+    for those whose path begins with one of `full_precision`: small ones, or such that everything after them
+    depends on.
     """
 
     config: Any
     module: Callable[[Any], nn.Module]
+    keymap: KeyMap
     quantized: bool = False
     full_precision: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class FoundTexts:
+    """What a conversion found beside the weights: files for the MLX folder, by name; what config.json keeps
+    of them; and for people, of what was looked for: where it was.
+    """
+
+    files: Mapping[str, bytes]
+    config: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+
+class Texts(Protocol):
+    """The files of a model that are no weights: tokenizers and vocabularies."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """What an MLX folder must have: name, as the option of `convert` that gives one → file."""
+        ...
+
+    @property
+    def config_keys(self) -> Mapping[str, Check]:
+        """What an MLX folder's config.json may have of them."""
+        ...
+
+    def find(
+        self,
+        root: Path,
+        layout: Layout,
+        configs: Mapping[str, Any],
+        given: Mapping[str, str | Path],
+        progress: Progress,
+    ) -> FoundTexts:
+        """For the checkpoint `root`, or as `given` by name. configs: of the components, whose sizes they must
+        fit. CheckpointError says what to give.
+        """
+        ...
+
+    def lacking(self, root: Path, layout: Layout) -> Mapping[str, str]:
+        """What the checkpoint should carry and does not: name → a line that says so."""
+        ...
+
+    def describe(self, config: Mapping[str, Any]) -> list[str]:
+        """Lines about what an MLX folder's config.json keeps of them."""
+        ...
+
+    def prompt_tokenizer(self, folder: ModelFolder) -> Any:
+        """Of prompts; CheckpointError for another model's."""
+        ...
+
+    def lyric_tokenizer(self, folder: ModelFolder) -> Any:
+        """Of lyrics; CheckpointError for another model's."""
+        ...
+
+    def lyric_vocab(self, folder: ModelFolder) -> Path:
+        """The file that `lyric_tokenizer` reads; CheckpointError for another than was converted."""
+        ...
+
+
+# ── what a model does ─────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Load:
     """One training step: a batch of songs of so many frames, text and lyric tokens each."""
@@ -226,8 +296,20 @@ class Family(Protocol):
 
     @property
     def components(self) -> Mapping[str, Component]:
-        """By name; `transformer` is the one that is trained. Its config has `blocks`, the number of blocks
-        that can be checkpointed, and its module `checkpoint_blocks`, how many are."""
+        """By name, in the order in which they are converted; `transformer` is the one that is trained. Its
+        config has `blocks`, the number of blocks that can be checkpointed, and its module
+        `checkpoint_blocks`, how many are.
+        """
+        ...
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        """Of the checkpoints that `convert` reads, folders first."""
+        ...
+
+    @property
+    def texts(self) -> Texts:
+        """Its tokenizers and vocabularies."""
         ...
 
     @property

@@ -6,8 +6,8 @@ layers would be minutes of work before the first error.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import CheckpointError
@@ -60,11 +60,25 @@ class ComponentConfig:
         return []
 
     @classmethod
+    def fields(cls) -> dict[str, str]:
+        """Name → type of every size."""
+        return {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    @classmethod
+    def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """Sizes that another program's config.json leaves out, from its tensors' shapes."""
+        return {}
+
+    def stored(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What an MLX folder keeps of another program's config.json."""
+        return dict(given)
+
+    @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         """From the config.json of another program, or ours. CheckpointError (UnknownKeys for a key that may
         change the computation) names what is unknown, missing or out of range.
         """
-        known = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
+        known = cls.fields()
         unknown = [key for key in values if not (key in known or key.startswith("_") or key in cls.IGNORED)]
         if unknown:
             raise UnknownKeys(cls.NAME, unknown, known)

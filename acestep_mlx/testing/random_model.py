@@ -13,12 +13,13 @@ from ..families.protocol import Family
 
 def quantised_model(family: Family, config: Any, bits: int | None, dtype: mx.Dtype) -> Any:
     """A transformer with random weights in the given precision, made layer by layer."""
-    model: nn.Module = family.components["transformer"].module(config)
+    transformer = family.components["transformer"]
+    model: nn.Module = transformer.module(config)
     for path, module in model.named_modules():
         own = {k: v for k, v in module.items() if isinstance(v, mx.array) and not k.startswith("_")}
         for name, value in own.items():
             module[name] = (mx.random.normal(value.shape) * 0.02).astype(dtype)
-        if bits is not None and quantizable(path, module):
+        if bits is not None and quantizable(transformer, path, module):
             parent: Any = model
             *outer, leaf = path.split(".")
             for part in outer:

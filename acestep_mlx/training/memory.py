@@ -50,11 +50,12 @@ class Estimate:
 @lru_cache(maxsize=16)
 def weight_bytes(family: Family, config: Any, bits: int | None, group: int, size: int) -> float:
     """Bytes of the frozen transformer, `bits` per weight (and scale and bias per group) where quantised."""
-    model = family.components["transformer"].module(config)  # its arrays stay lazy: only shapes are read
+    transformer = family.components["transformer"]
+    model = transformer.module(config)  # its arrays stay lazy: only shapes are read
     quantised = {
         f"{path}.weight"
         for path, module in model.named_modules()
-        if bits is not None and quantizable(path, module, group)
+        if bits is not None and quantizable(transformer, path, module, group)
     }
     total = 0.0
     for path, value in dict(tree_flatten(model.parameters())).items():

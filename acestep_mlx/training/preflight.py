@@ -17,10 +17,10 @@ import mlx.nn as nn
 
 from ..config.run import RunConfig
 from ..convert.cache import conversion_folder, is_mlx_folder
-from ..convert.checkpoint import plan_component
+from ..convert.folder import plan_folder
 from ..convert.source import is_repo, resolve
 from ..errors import CheckpointError, ConfigError, cause, not_utf8
-from ..families.folder import COMPONENTS, ModelFolder
+from ..families.folder import ModelFolder
 from ..families.v1.dit import ACEStepTransformer, TransformerConfig
 from ..io.schema import is_utf8
 from ..lora.formats.write import read_lora
@@ -123,14 +123,14 @@ def base_model(config: RunConfig) -> BaseModel:
         return BaseModel(f"{path}, MLX folder, {_precision(folder)}", folder, _sizes(folder))
     if path.exists():
         source = resolve(path, config.revision)
-        plans = {name: plan_component(source, name, None, None) for name in COMPONENTS}
+        sizes = plan_folder(source)["transformer"].config
         target = conversion_folder(source, config.quantization)
         if (target / "config.json").is_file():
             folder = ModelFolder.open(target)
             text = f"{path}, PyTorch checkpoint, converted already in {target}, {_precision(folder)}"
             return BaseModel(text, folder, _sizes(folder))
         text = f"{path}, PyTorch checkpoint, will be converted once into {target}"
-        return BaseModel(text, None, TransformerConfig.from_dict(plans["transformer"].config))
+        return BaseModel(text, None, sizes)
     if is_repo(given):
         return BaseModel(
             f"{given}, downloaded and converted once if that has not been done yet; taken for the released "

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import main
-from acestep_mlx.convert.checkpoint import convert
+from acestep_mlx.convert.folder import convert
 from acestep_mlx.errors import CheckpointError, ConfigError
 
 TRANSFORMER = Path("ace_step_transformer") / "diffusion_pytorch_model.safetensors"
@@ -390,7 +390,7 @@ def test_a_full_disk(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from acestep_mlx.convert.checkpoint import convert
+from acestep_mlx.convert.folder import convert
 share = float(sys.argv[3])
 def progress(advance):
     if advance.total and advance.done >= share * advance.total:

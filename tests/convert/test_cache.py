@@ -13,6 +13,7 @@ import pytest
 
 from acestep_mlx.convert import cache
 from acestep_mlx.convert.cache import cache_folder, ensure_model
+from acestep_mlx.convert.folder import Settings
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.folder import ModelFolder, Quantization
 from acestep_mlx.io.progress import Advance
@@ -68,7 +69,7 @@ def test_every_part_of_the_key_counts(tmp_path: Path, monkeypatch: pytest.Monkey
         dtype: str | None = "float32",
         quantize: Quantization | None = QUANTIZED,
     ) -> Path:
-        return cache._place(tmp_path, source, content, dtype, quantize)
+        return cache._place(tmp_path, source, content, Settings(quantize, None, dtype))
 
     assert place() == place()
     places = [
@@ -87,12 +88,10 @@ def test_every_part_of_the_key_counts(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_all_of_the_quantisation_reaches_the_conversion(
     wanted: Quantization, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, object] = {}
-    monkeypatch.setattr(cache, "convert", lambda source, folder, **options: asked.update(options))
+    asked: list[Settings] = []
+    monkeypatch.setattr(cache, "write_folder", lambda source, folder, how, progress: asked.append(how))
     ensure_model(tiny_checkpoint, quantize=wanted.as_dict(), dtype="float16", cache_dir=tmp_path / "c")
-    got = Quantization.of(asked["q_bits"], asked["q_group_size"], asked["q_mode"])
-    assert asked["quantize"] is True and got == wanted
-    assert asked["q_components"] == ("transformer",) and asked["dtype"] == "float16"
+    assert asked == [Settings(wanted, ("transformer",), "float16")]
 
 
 def test_an_mlx_folder_is_taken_as_it_is(tiny_model: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.cli import convert, main
-from acestep_mlx.convert import checkpoint
-from acestep_mlx.convert.checkpoint import Report
-from acestep_mlx.convert.source import FOLDERS
+from acestep_mlx.convert import folder as converter
+from acestep_mlx.convert.folder import Report
 from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1.layouts import FOLDERS
 from acestep_mlx.formatting import size
 from acestep_mlx.io.safetensors import read_header
 
@@ -165,9 +165,9 @@ def test_every_flag_reaches_the_converter(monkeypatch: pytest.MonkeyPatch) -> No
 
     def fake(src: str, dst: Path, **options: object) -> Report:
         asked.update(options, src=src, dst=dst)
-        return Report(dst, {}, "", 0.0)
+        return Report(dst, {}, {}, 0.0)
 
-    monkeypatch.setattr(checkpoint, "convert", fake)
+    monkeypatch.setattr(converter, "convert", fake)
     monkeypatch.setattr(convert, "_upload", lambda folder, repo: asked.update(uploaded=repo))
     assert run() == 0
     plain = {**asked, "progress": None, "uploaded": None}
@@ -189,10 +189,10 @@ def test_the_summary_is_the_files(
     assert run("--hf-path", tiny_checkpoint, "--mlx-path", out, *flags) == 0
     lines = capsys.readouterr().out.splitlines()
     read = written = 0
-    for name, folder in FOLDERS.items():
+    for name, place in FOLDERS.places.items():
         (line,) = [line for line in lines if line.startswith(f"{name} ")]
         tensors = [
-            info for file in (tiny_checkpoint / folder).glob("*.safetensors")
+            info for file in (tiny_checkpoint / place.folder).glob("*.safetensors")
             for info in read_header(file).tensors.values()
         ]  # fmt: skip
         made = read_header(out / f"{name}.safetensors").tensors

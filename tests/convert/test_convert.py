@@ -18,13 +18,15 @@ from safetensors.numpy import load_file, save_file
 
 import acestep_mlx
 from acestep_mlx.convert import source as sources
-from acestep_mlx.convert.checkpoint import convert
+from acestep_mlx.convert.folder import convert
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.families.folder import COMPONENTS, MODES, ModelFolder, quantizable
+from acestep_mlx.families import family, released
+from acestep_mlx.families.folder import MODES, ModelFolder, quantizable
 from acestep_mlx.families.v1.miniature import write_checkpoint
 from acestep_mlx.io.progress import Advance
 from acestep_mlx.io.safetensors import read_header
 
+COMPONENTS = family("v1").components
 AFFINE = [(bits, group) for bits in MODES["affine"][0] for group in (32, 64, 128)]
 
 
@@ -58,11 +60,11 @@ def test_every_tensor_is_accounted_for(tiny_checkpoint: Path, tmp_path: Path) ->
     report = convert(tiny_checkpoint, tmp_path / "model")
     for name, part in report.components.items():
         upstream = sources.resolve(tiny_checkpoint).component(name).tensors
-        assert set(part.account.converted) | set(part.account.dropped) == set(upstream)
-        assert not set(part.account.converted) & set(part.account.dropped)
+        assert set(part.plan.converted) | set(part.plan.dropped) == set(upstream)
+        assert not set(part.plan.converted) & set(part.plan.dropped)
         written = set(read_header(report.path / f"{name}.safetensors").tensors)
-        assert set(part.account.converted.values()) == written
-    dropped = report.components["transformer"].account.dropped
+        assert set(part.plan.converted.values()) == written
+    dropped = report.components["transformer"].plan.dropped
     assert len(dropped) == 2 * 8 + 2 * 6
     assert all("add_" in name or name.startswith("projectors.") for name in dropped)
 
@@ -167,9 +169,9 @@ def test_quantisable_layers_at_the_true_size() -> None:
     """All ten of every block, the lyric encoder's, and nothing that the house keeps in full precision."""
     from acestep_mlx.families.v1.geometry import TRUE
 
-    config, module = COMPONENTS["transformer"]
-    model = module(config.from_dict(TRUE.transformer))  # lazy: no weight is made
-    names = {name for name, layer in model.named_modules() if quantizable(name, layer, 128)}
+    transformer = COMPONENTS["transformer"]
+    model = transformer.module(transformer.config.from_dict(TRUE.transformer))  # lazy: no weight is made
+    names = {name for name, layer in model.named_modules() if quantizable(transformer, name, layer, 128)}
     assert {f"transformer_blocks.{i}.{n}" for i in range(24) for n in _block_layers()} <= names
     assert sum(name.startswith("lyric_encoder.") for name in names) == 6 * 7 + 1
     rest = {name.split(".")[0] for name in names}
@@ -212,7 +214,7 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "source", size=replace(TINY, text_encoder=wide))
     code = (
         "import resource, sys\n"
-        "from acestep_mlx.convert.checkpoint import convert\n"
+        "from acestep_mlx.convert.folder import convert\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "convert(sys.argv[1], sys.argv[2], dtype='bfloat16')\n"
         "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -253,8 +255,8 @@ def test_hub_repository_from_the_hubs_cache(
 @pytest.mark.parametrize(
     ("repo", "given", "fetched"),
     [
-        (sources.DEFAULT_REPO, None, sources.PINNED[sources.DEFAULT_REPO]),
-        (sources.DEFAULT_REPO, "main", "main"),
+        (released().repository, None, released().revision),
+        (released().repository, "main", "main"),
         ("someone/songs", None, None),
         ("someone/songs", "v2", "v2"),
     ],

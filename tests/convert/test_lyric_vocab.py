@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from acestep_mlx.convert import lyric_vocab
-from acestep_mlx.convert.lyric_vocab import content_hash, find
 from acestep_mlx.errors import CheckpointError
+from acestep_mlx.families.v1.lyrics import vocabulary as lyric_vocab
+from acestep_mlx.families.v1.lyrics.vocabulary import content_hash, find
 from acestep_mlx.families.v1.miniature_text import miniature_vocabulary
 
 SIZE = 6693

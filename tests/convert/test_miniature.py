@@ -42,7 +42,7 @@ def test_same_seed_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_true_geometry_is_the_released_one() -> None:
-    from acestep_mlx.families.v1 import upstream as specs
+    from acestep_mlx.families.v1 import miniature_tensors as specs
 
     sizes = {
         "transformer": sum(int(np.prod(s.shape)) for s in specs.transformer(TRUE)),
@@ -73,7 +73,7 @@ def test_lyric_vocabulary_has_the_ids_the_model_relies_on(tiny_model: Path) -> N
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_weights_make_sane_sound(seed: int, tmp_path: Path) -> None:
     """Latents near unit variance, a wav that is finite, audible and not clipped."""
-    from acestep_mlx.convert.checkpoint import convert
+    from acestep_mlx.convert.folder import convert
 
     write_checkpoint(tmp_path / "checkpoint", seed=seed)
     convert(tmp_path / "checkpoint", tmp_path / "model")

@@ -15,13 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import main
 from acestep_mlx.convert.cache import ensure_model
-from acestep_mlx.convert.checkpoint import convert
-from acestep_mlx.convert.single import PREFIXES
-from acestep_mlx.convert.source import FOLDERS
-from acestep_mlx.convert.spiece import tokenizer_json
+from acestep_mlx.convert.folder import convert
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1.layouts import ALL_IN_ONE, FOLDERS
 from acestep_mlx.families.v1.miniature_text import TEXT, WORDS
+from acestep_mlx.families.v1.spiece import tokenizer_json
+
+PREFIXES = {name: place.names[0][0] for name, place in ALL_IN_ONE.places.items()}
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -47,7 +48,7 @@ def tensors_of(checkpoint: Path) -> dict[str, np.ndarray]:
     """The checkpoint's tensors under ComfyUI's names, and the number that it keeps beside a text encoder."""
     found = {}
     for component, prefix in PREFIXES.items():
-        for file in (checkpoint / FOLDERS[component]).glob("*.safetensors"):
+        for file in (checkpoint / FOLDERS.places[component].folder).glob("*.safetensors"):
             found |= {prefix + name: value for name, value in load_file(file).items()}
     return found | {"text_encoders.umt5base.logit_scale": np.array(4.6, np.float32)}
 
@@ -85,7 +86,7 @@ def test_the_same_folder_as_from_upstreams_checkpoint(
     assert ours.fingerprints == theirs.fingerprints
     assert ours.config["components"] == theirs.config["components"]
     assert ours.config["source"] == {"path_or_repo": str(single), "revision": None}
-    told = {n for p in report.components.values() for n in [*p.account.converted, *p.account.dropped]}
+    told = {n for p in report.components.values() for n in [*p.plan.converted, *p.plan.dropped]}
     names = load_file(single).keys()
     stripped = {n.removeprefix(next((p for p in PREFIXES.values() if n.startswith(p)), "")) for n in names}
     left = {n.rpartition(".")[2] for n in stripped - told}
@@ -208,7 +209,7 @@ def test_info_and_train_take_it(single, tiny_checkpoint, tmp_path, capsys, monke
     out = capsys.readouterr().out
     assert "ComfyUI's all-in-one checkpoint of ACE-Step v1" in out and "2.09 M parameters" in out
     assert f"acestep-mlx convert --hf-path {single} --mlx-path OUT" in out and "--tokenizer" not in out
-    from acestep_mlx.convert import lyric_vocab
+    from acestep_mlx.families.v1.lyrics import vocabulary as lyric_vocab
 
     found = lyric_vocab.find(tiny_checkpoint / "lyric_vocab.json", tiny_checkpoint, 6693)
     monkeypatch.setattr(lyric_vocab, "find", lambda *a, **k: found)
@@ -296,13 +297,12 @@ def test_a_model_of_byte_pairs_is_refused() -> None:
 
 
 def test_a_tokenizer_beyond_all_measure_is_not_read(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from acestep_mlx.convert import single as module
-    from acestep_mlx.convert.source import resolve
+    from acestep_mlx.families.v1 import prompt_files
 
-    assert resolve(single).spiece()
-    monkeypatch.setattr(module, "MAX_BYTES", 10)
+    assert prompt_files.spiece_in(single)
+    monkeypatch.setattr(prompt_files, "MAX_BYTES", 10)
     with pytest.raises(CheckpointError, match="'spiece_model' is too large for a tokenizer"):
-        resolve(single).spiece()
+        prompt_files.spiece_in(single)
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(single, tiny_checkpoint, tmp_path):

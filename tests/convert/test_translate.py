@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.convert.translate import plan, problem_report, translate
+from acestep_mlx.convert.plan import Plan, plan, translate
 from acestep_mlx.errors import CheckpointError
+from acestep_mlx.families.keymap import KeyMap
+from acestep_mlx.families.v1.keymap import KEYMAPS
+from acestep_mlx.formatting import problem_report
 
 
 class Toy(nn.Module):
@@ -41,12 +44,16 @@ def tensors(**extra: tuple[int, ...]) -> dict[str, mx.array]:
     return {name: mx.random.normal(shape) for name, shape in (UPSTREAM | extra).items()}
 
 
+def plan_of(module: nn.Module, source: dict[str, mx.array]) -> Plan:
+    return plan("toy", KeyMap(), module, {name: value.shape for name, value in source.items()})
+
+
 def test_layout_follows_the_module_not_the_name() -> None:
     source = tensors()
     module = Toy()
-    ours, account = translate("dcae", module, source)
+    ours, done = translate("toy", KeyMap(), module, source), plan_of(module, source)
     module.load_weights(list(ours.items()), strict=True)
-    assert account.converted == {name: name for name in UPSTREAM} and not account.dropped
+    assert done.converted == {name: name for name in UPSTREAM} and not done.dropped
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in tree_flatten(Toy().parameters())}
     for name, axes in {
         "conv.0.weight": (0, 2, 1),
@@ -71,14 +78,14 @@ def test_weight_normalisation_is_folded_as_pytorch_does(spelling: str, layer: st
         normed.parametrizations.weight.original0.data.mul_(1.7)
     source = {k: v for k, v in tensors().items() if not k.startswith(layer + ".")}
     source |= {f"{layer}.{k}": mx.array(v.detach().numpy()) for k, v in normed.state_dict().items()}
-    ours, account = translate("dcae", Toy(), source)
+    ours, done = translate("toy", KeyMap(), Toy(), source), plan_of(Toy(), source)
     x = torch.randn(2, 4, 20)
     expected = normed(x).detach().numpy().transpose(0, 2, 1)
     module = Toy()
     module.load_weights(list(ours.items()), strict=True)
     target = module.conv[0] if layer == "conv.0" else module.up
     np.testing.assert_allclose(target(mx.array(x.numpy()).transpose(0, 2, 1)), expected, rtol=1e-4, atol=1e-5)
-    assert sum(name == f"{layer}.weight" for name in account.converted.values()) == 2
+    assert sum(name == f"{layer}.weight" for name in done.converted.values()) == 2
 
 
 def test_all_problems_are_named_at_once() -> None:
@@ -87,7 +94,7 @@ def test_all_problems_are_named_at_once() -> None:
     source["dense.weight"] = mx.zeros((4, 6))
     source["conv.0.weight"] = mx.zeros((6, 4))  # the wrong number of axes
     with pytest.raises(CheckpointError) as caught:
-        translate("dcae", Toy(), source)
+        translate("dcae", KeyMap(), Toy(), source)
     line = str(caught.value)
     assert "\n" not in line and line.startswith("dcae: 5 problems")
     assert "unknown tensor 'tabel'; did you mean 'table'?" in line and "unknown tensor 'mystery'" in line
@@ -114,7 +121,7 @@ def test_a_magnitude_that_does_not_fit_its_direction_is_named() -> None:
     del source["conv.0.weight"]
     source |= {"conv.0.weight_g": mx.ones((5, 1, 1)), "conv.0.weight_v": mx.ones((6, 4, 3))}
     with pytest.raises(CheckpointError, match=r"weight normalisation of 'conv\.0\.weight'"):
-        translate("dcae", Toy(), source)
+        translate("dcae", KeyMap(), Toy(), source)
 
 
 def test_half_a_weight_norm_pair_is_an_unknown_tensor() -> None:
@@ -122,7 +129,7 @@ def test_half_a_weight_norm_pair_is_an_unknown_tensor() -> None:
     del source["conv.0.weight"]
     source["conv.0.weight_v"] = mx.ones((6, 4, 3))
     with pytest.raises(CheckpointError, match=r"unknown tensor 'conv\.0\.weight_v'.*missing tensor"):
-        translate("dcae", Toy(), source)
+        translate("dcae", KeyMap(), Toy(), source)
 
 
 def test_drops_say_why_and_aliases_only_drop_a_second_copy() -> None:
@@ -132,9 +139,9 @@ def test_drops_say_why_and_aliases_only_drop_a_second_copy() -> None:
             self.shared = nn.Embedding(5, 2)
 
     one = {"shared.weight": (5, 2), "encoder.embed_tokens.weight": (5, 2), "lm_head.weight": (5, 2)}
-    _, account = plan("text_encoder", Encoder(), one)
-    assert account.converted == {"shared.weight": "shared.weight"}
-    assert account.dropped["encoder.embed_tokens.weight"] == "the same tensor as shared.weight"
-    assert set(account.dropped) == {"encoder.embed_tokens.weight", "lm_head.weight"}
-    _, account = plan("text_encoder", Encoder(), {"encoder.embed_tokens.weight": (5, 2)})
-    assert account.converted == {"encoder.embed_tokens.weight": "shared.weight"}
+    done = plan("text_encoder", KEYMAPS["text_encoder"], Encoder(), one)
+    assert done.converted == {"shared.weight": "shared.weight"}
+    assert done.dropped["encoder.embed_tokens.weight"] == "the same tensor as shared.weight"
+    assert set(done.dropped) == {"encoder.embed_tokens.weight", "lm_head.weight"}
+    done = plan("text_encoder", KEYMAPS["text_encoder"], Encoder(), {"encoder.embed_tokens.weight": (5, 2)})
+    assert done.converted == {"encoder.embed_tokens.weight": "shared.weight"}

@@ -14,9 +14,12 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
-from acestep_mlx.convert.checkpoint import convert
+from acestep_mlx.convert.folder import convert
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.families.folder import COMPONENTS, ModelFolder, quantizable, quantize_layers
+from acestep_mlx.families import family
+from acestep_mlx.families.folder import ModelFolder, quantizable, quantize_layers
+
+COMPONENTS = family("v1").components
 
 
 @pytest.fixture
@@ -91,18 +94,19 @@ def test_quantised_layers_compute(tiny_checkpoint: Path, tiny_model: Path) -> No
 
 
 def test_quantisable_looks_at_type_place_and_size() -> None:
-    assert quantizable("transformer_blocks.0.attn.to_q", nn.Linear(64, 8))
-    assert not quantizable("transformer_blocks.0.attn.to_q", nn.Linear(48, 8))
-    assert quantizable("transformer_blocks.0.attn.to_q", nn.Linear(96, 8), group_size=32)
-    assert not quantizable("t_block.1", nn.Linear(64, 8))
-    assert not quantizable("shared", nn.Embedding(64, 64))
+    transformer = COMPONENTS["transformer"]
+    assert quantizable(transformer, "transformer_blocks.0.attn.to_q", nn.Linear(64, 8))
+    assert not quantizable(transformer, "transformer_blocks.0.attn.to_q", nn.Linear(48, 8))
+    assert quantizable(transformer, "transformer_blocks.0.attn.to_q", nn.Linear(96, 8), group_size=32)
+    assert not quantizable(transformer, "t_block.1", nn.Linear(64, 8))
+    assert not quantizable(transformer, "shared", nn.Embedding(64, 64))
 
 
 def test_quantize_layers_names_what_it_did(tiny_model: Path) -> None:
     from acestep_mlx.families.folder import Quantization
 
     model = ModelFolder.open(tiny_model).load("transformer")
-    names = quantize_layers(model, Quantization.of(4, 32))
+    names = quantize_layers(COMPONENTS["transformer"], model, Quantization.of(4, 32))
     found = {name for name, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)}
     assert set(names) == found and "transformer_blocks.1.ff.point_conv.conv" in found
 

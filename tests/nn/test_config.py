@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from acestep_mlx.convert.checkpoint import plan_component
-from acestep_mlx.convert.source import FOLDERS, resolve
+from acestep_mlx.convert.source import resolve
+from acestep_mlx.convert.stream import plan_component
 from acestep_mlx.errors import CheckpointError, NewerVersionError
-from acestep_mlx.families.folder import COMPONENTS, ModelFolder
+from acestep_mlx.families import family
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.v1.layouts import FOLDERS
 from acestep_mlx.io import safetensors as files
 
+COMPONENTS = family("v1").components
 ODD: list[Any] = [
     None, True, "x", "", -1, 0, 2.5, 1e9, 10**9, 131072, 65536, 10**400, float("nan"), [], {}, [[]],
     [10**9], [131072] * 4, [0, 0, 0, 0], [-1], ["x"], [1] * 100_000,
@@ -52,7 +55,7 @@ def test_every_size_with_every_kind_of_nonsense(
     """Nothing but CheckpointError, and no module of more layers than the weights have is ever begun."""
     path = model / "config.json"
     content = json.loads(path.read_text())
-    config_class, module_class = COMPONENTS[component]
+    made = COMPONENTS[component]
     good = asdict(ModelFolder.open(model).component_config(component))
     built: list[Any] = []
 
@@ -61,9 +64,9 @@ def test_every_size_with_every_kind_of_nonsense(
         for field in config.REPEATED:
             value = getattr(config, field)
             assert (value if isinstance(value, int) else sum(value)) < 1000
-        return module_class(config)
+        return made.module(config)
 
-    monkeypatch.setitem(COMPONENTS, component, (config_class, build))
+    monkeypatch.setitem(COMPONENTS, component, replace(made, module=build))
     header = files.read_header(model / f"{component}.safetensors")
     monkeypatch.setattr("acestep_mlx.families.folder.read_header", lambda path: header)
     refused = 0
@@ -115,7 +118,7 @@ def test_the_same_before_a_conversion(
     component: str, field: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
-    path = source / FOLDERS[component] / "config.json"
+    path = source / FOLDERS.places[component].folder / "config.json"
     content = json.loads(path.read_text())
     content[field] = 100_000 if isinstance(content[field], int) else [100_000] * len(content[field])
     path.write_text(json.dumps(content))

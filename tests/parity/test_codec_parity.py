@@ -10,9 +10,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from acestep_mlx.convert.translate import translate
+from acestep_mlx.convert.plan import translate
 from acestep_mlx.families.v1.codec import Codec
 from acestep_mlx.families.v1.dcae import AutoencoderDC, DCAEConfig
+from acestep_mlx.families.v1.keymap import KEYMAPS
 from acestep_mlx.families.v1.vocoder import Vocoder, VocoderConfig
 from acestep_mlx.io.audio import log_mel
 from tests.later import Later
@@ -102,7 +103,7 @@ def shake(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def take_over(component: str, ours: nn.Module, theirs: torch.nn.Module) -> nn.Module:
     state = {k: mx.array(v.numpy()) for k, v in theirs.state_dict().items()}
-    tensors, _ = translate(component, ours, state)
+    tensors = translate(component, KEYMAPS[component], ours, state)
     ours.load_weights(list(tensors.items()), strict=True)
     return ours
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.convert.checkpoint import convert
+from acestep_mlx.convert.folder import convert
 from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.families.v1.geometry import TINY
 from acestep_mlx.families.v1.miniature import write_checkpoint

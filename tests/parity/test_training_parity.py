@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from acestep_mlx.families import family
 from acestep_mlx.families.folder import Quantization, quantize_layers
 from acestep_mlx.families.protocol import Draw
 from acestep_mlx.families.v1 import objective as flow
@@ -94,7 +95,7 @@ def adapted_pair(monkeypatch, *, quantize: int | None = None):
     ours = make_ours(CONFIG, theirs)
     ours.freeze()
     if quantize:
-        names = quantize_layers(ours, Quantization.of(quantize, 32))
+        names = quantize_layers(family("v1").components["transformer"], ours, Quantization.of(quantize, 32))
         modules, parameters = dict(ours.named_modules()), dict(theirs.named_parameters())
         with torch.no_grad():
             for name in names:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.convert.translate import translate
+from acestep_mlx.convert.plan import plan, translate
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
+from acestep_mlx.families.v1.keymap import KEYMAPS
 
 from ..later import Later
 from . import reference
@@ -100,10 +101,11 @@ def make_reference(
 
 def make_ours(config: TransformerConfig, model: torch.nn.Module) -> ACEStepTransformer:
     ours = ACEStepTransformer(config)
-    tensors, account = translate(
-        "transformer", ours, {k: mx.array(v.numpy()) for k, v in model.state_dict().items()}
-    )
-    assert all("add_" in k or "projectors" in k for k in account.dropped)
+    state = {k: mx.array(v.numpy()) for k, v in model.state_dict().items()}
+    keymap = KEYMAPS["transformer"]
+    tensors = translate("transformer", keymap, ours, state)
+    dropped = plan("transformer", keymap, ours, {k: v.shape for k, v in state.items()}).dropped
+    assert all("add_" in k or "projectors" in k for k in dropped)
     ours.load_weights(list(tensors.items()), strict=True)
     ours.eval()
     return ours

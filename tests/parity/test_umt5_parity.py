@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.convert.translate import translate
+from acestep_mlx.convert.plan import translate
+from acestep_mlx.families.v1.keymap import KEYMAPS
 from acestep_mlx.families.v1.umt5 import UMT5Config, UMT5Encoder, distance_buckets
 
 from ..later import Later
@@ -42,8 +43,11 @@ def theirs() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def ours(theirs: torch.nn.Module) -> UMT5Encoder:
     model = UMT5Encoder(UMT5Config.from_dict(theirs.config.to_dict()))
-    tensors, _ = translate(
-        "text_encoder", model, {k: mx.array(v.numpy()) for k, v in theirs.state_dict().items()}
+    tensors = translate(
+        "text_encoder",
+        KEYMAPS["text_encoder"],
+        model,
+        {k: mx.array(v.numpy()) for k, v in theirs.state_dict().items()},
     )
     model.load_weights(list(tensors.items()), strict=True)
     return model

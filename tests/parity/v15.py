@@ -8,7 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from acestep_mlx.families.v15.keymap import translate
+from acestep_mlx.convert.plan import translate
+from acestep_mlx.families.v15.keymap import KEYMAPS
 
 from ..later import Later
 
@@ -44,7 +45,7 @@ def randomise(module: Any, seed: int = 0) -> Any:
 def same_weights(component: str, ours: nn.Module, theirs: Any) -> Any:
     """`ours` with the tensors of the reference module, through the key map and strictly."""
     tensors = {name: mx.array(value.numpy()) for name, value in theirs.state_dict().items()}
-    ours.load_weights(list(translate(component, ours, tensors).items()), strict=True)
+    ours.load_weights(list(translate(component, KEYMAPS[component], ours, tensors).items()), strict=True)
     return ours.eval()
 
 

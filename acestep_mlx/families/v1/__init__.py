@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..protocol import Component, Family, LatentSpec, LoRANames, Objective, StepMemory, Variant
+from ..protocol import Component, Family, LatentSpec, LoRANames, Objective, StepMemory, Texts, Variant
 from ..songs import Padding
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ...config.run import RunConfig
     from ..folder import ModelFolder
+    from ..layout import Layout
     from ..protocol import Prepare
     from ..songs import Arrays, CachedSong, Shape, SongEncoders
 
@@ -24,7 +25,7 @@ class ACEStepV1:
     name = "v1"
     title = "ACE-Step v1"
     variants: Mapping[str, Variant] = {
-        "base": Variant("ACE-Step/ACE-Step-v1-3.5B", "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c")
+        "base": Variant("ACE-Step/ACE-Step-v1-3.5B", 7.7, "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c")
     }
     latents = LatentSpec(
         sample_rate=44100, samples_per_frame=512 * 8, shape=(8, 16, None), min_seconds=3.0, max_seconds=240.0
@@ -38,6 +39,7 @@ class ACEStepV1:
         """Transformer, text encoder, and the two halves of the codec."""
         from .dcae import AutoencoderDC, DCAEConfig
         from .dit import ACEStepTransformer, TransformerConfig
+        from .keymap import KEYMAPS
         from .umt5 import UMT5Config, UMT5Encoder
         from .vocoder import Vocoder, VocoderConfig
 
@@ -45,15 +47,16 @@ class ACEStepV1:
             "transformer": Component(
                 TransformerConfig,
                 ACEStepTransformer,
+                KEYMAPS["transformer"],
                 quantized=True,
                 full_precision=(
                     "timestep_embedder", "t_block", "proj_in", "final_layer",
                     "speaker_embedder", "genre_embedder", "lyric_proj",
                 ),
             ),
-            "text_encoder": Component(UMT5Config, UMT5Encoder, quantized=True),
-            "dcae": Component(DCAEConfig, AutoencoderDC),
-            "vocoder": Component(VocoderConfig, Vocoder),
+            "text_encoder": Component(UMT5Config, UMT5Encoder, KEYMAPS["text_encoder"], quantized=True),
+            "dcae": Component(DCAEConfig, AutoencoderDC, KEYMAPS["dcae"]),
+            "vocoder": Component(VocoderConfig, Vocoder, KEYMAPS["vocoder"]),
         }  # fmt: skip
 
     @cached_property
@@ -81,6 +84,20 @@ class ACEStepV1:
         from .songs import collate
 
         return collate(songs, shape)
+
+    @cached_property
+    def layouts(self) -> Sequence[Layout]:
+        """Upstream's folders, and ComfyUI's file."""
+        from .layouts import ALL_IN_ONE, FOLDERS
+
+        return FOLDERS, ALL_IN_ONE
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The text encoder's tokenizer, and the lyric vocabulary."""
+        from .texts import V1Texts
+
+        return V1Texts()
 
     def objective(self, config: RunConfig) -> Objective:
         """Flow matching on a shifted, logit-normal schedule."""

@@ -9,13 +9,14 @@ upstream's, so that LoRA paths mean the same here and there. Arrays at the edge 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...errors import CheckpointError
 from ...io.schema import number
 from ...nn.activations import gated_conv
 from ...nn.config import MANY, ComponentConfig
@@ -76,6 +77,19 @@ class TransformerConfig(ComponentConfig):
     def ff_dim(self) -> int:
         """Width of the feed-forward after its gate."""
         return int(self.dim * self.mlp_ratio)
+
+    @classmethod
+    def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The lyric encoder's."""
+        layer, inner = "lyric_encoder.encoders.", "lyric_encoder.encoders.0."
+        try:
+            return {
+                "lyric_encoder_layers": len({n.split(".")[2] for n in shapes if n.startswith(layer)}),
+                "lyric_encoder_heads": shapes[f"{inner}self_attn.pos_bias_u"][0],
+                "lyric_encoder_ff": shapes[f"{inner}feed_forward.w_1.weight"][0],
+            }
+        except (KeyError, IndexError):
+            raise CheckpointError("not ACE-Step's transformer: it has no lyric encoder") from None
 
     def problems(self) -> list[str]:
         """Sizes that do not go together."""

@@ -16,10 +16,10 @@ import mlx.core as mx
 import numpy as np
 
 from ...io.tensors import SafetensorsWriter, dtype_name
-from . import upstream as tensors_of
+from . import miniature_tensors as tensors_of
 from .geometry import SIZES, Geometry
+from .miniature_tensors import Spec
 from .miniature_text import miniature_vocabulary, write_prompt_tokenizer
-from .upstream import Spec
 
 FILES = {
     "ace_step_transformer": "diffusion_pytorch_model",

@@ -12,12 +12,13 @@ import mlx.core as mx
 import numpy as np
 
 from ...io.hashes import cache_key, hash_file
-from ..folder import TOKENIZER, ModelFolder
+from ..folder import ModelFolder
 from ..songs import Arrays, CachedSong, Encoded, PartEncoder, Shape, SongEncoders, Words
 from .codec import Codec
 from .lyrics import tokenizer as lyric_text
 from .lyrics.report import summary
 from .prompt import MAX_LENGTH
+from .prompt_files import TOKENIZER
 
 VERSION = 1  # of what is kept; raise it when the computation changes
 

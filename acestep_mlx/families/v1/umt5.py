@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -73,7 +73,7 @@ class UMT5Config(ComponentConfig):
         Keys that our tables leave over are judged by the installed transformers' `UMT5Config`; a size that
         the file leaves out has that class's default.
         """
-        known = [f.name for f in fields(cls)]
+        known = list(cls.fields())
         sizes: dict[str, Any] = {}
         leftover: dict[str, Any] = {}
         for key, value in values.items():
@@ -97,6 +97,10 @@ class UMT5Config(ComponentConfig):
             _, defaults, _ = transformers_defaults("UMT5Config")
             sizes.update((name, defaults[name]) for name in missing)
         return super().from_dict(sizes)
+
+    def stored(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The sizes: what transformers' class has judged need not be judged again."""
+        return asdict(self)
 
     def problems(self) -> list[str]:
         """Buckets that would be the same."""

@@ -1,48 +1,61 @@
-"""The text encoder's tokenizer: where it is found, and how it is checked."""
+"""The text encoder's tokenizer in a checkpoint: where it is found, and how it is checked."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from ..errors import CheckpointError
-from ..families.folder import TOKENIZER
-from ..families.v1.prompt import EOS as END
-from ..io import schema
-from .source import TOKENIZER_FILES, Source
+from ...errors import CheckpointError
+from ...io import schema
+from ...io.safetensors import read_header
+from .prompt import EOS as END
 from .spiece import EOS, MAX_BYTES, PAD, tokenizer_json
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER = TOKENIZER_FILES[0]
 SPIECE_FILES = ("spiece.model", "sentencepiece.model")
+SPIECE = "spiece_model"  # the last part of the key that holds the tokenizer's bytes in ComfyUI's file
 ADVICE = (
     "give the tokenizer with --tokenizer (tokenizer.json or spiece.model of umt5-base, or a folder with one)"
 )
 
 
-def find(given: str | Path | None, source: Source, folder: Path, size: int) -> dict[str, bytes]:
+def find(given: str | Path | None, where: Path, size: int) -> dict[str, bytes]:
     """The tokenizer's files by name: from `given`, else from the checkpoint.
 
-    folder: of the text encoder. size: how many ids it has. Raises CheckpointError when there is none, or it
-    does not fit.
+    where: the text encoder's folder, or ComfyUI's file. size: how many ids it has. Raises CheckpointError
+    when there is none, or it does not fit.
     """
-    where = folder if source.is_file else folder / TOKENIZER
     if given is not None:
-        where = Path(given).expanduser()
-        files = _at(where)
+        place = Path(given).expanduser()
+        files = _at(place)
         if files is None:
             raise CheckpointError(f"{given} holds no {TOKENIZER} or {SPIECE_FILES[0]}")
-    elif source.is_file:
-        data = source.spiece()
+    elif where.is_file():
+        place, data = where, spiece_in(where)
         if data is None:
-            raise CheckpointError(f"{source.path} carries no tokenizer; {ADVICE}")
-        files = _from_spiece(data, f"the tokenizer in {source.path}")
+            raise CheckpointError(f"{where} carries no tokenizer; {ADVICE}")
+        files = _from_spiece(data, f"the tokenizer in {where}")
     else:
-        files = _at(folder)
+        place, files = where / TOKENIZER, _at(where)
         if files is None:
             raise CheckpointError(
-                f"{folder / TOKENIZER} is missing; download the checkpoint's {TOKENIZER} too, or {ADVICE}"
+                f"{place} is missing; download the checkpoint's {TOKENIZER} too, or {ADVICE}"
             )
-    _check(files[TOKENIZER], where, size)
+    _check(files[TOKENIZER], place, size)
     return files
+
+
+def spiece_in(path: Path) -> bytes | None:
+    """The SentencePiece model in ComfyUI's file, or None. CheckpointError for one that is too large."""
+    for name, info in read_header(path).tensors.items():
+        if name.rpartition(".")[2] == SPIECE:
+            if info.stop - info.start > MAX_BYTES:
+                raise CheckpointError(f"{path}: {name!r} is too large for a tokenizer")
+            with path.open("rb") as file:
+                file.seek(info.start)
+                return file.read(info.stop - info.start)
+    return None
 
 
 def _at(path: Path) -> dict[str, bytes] | None:

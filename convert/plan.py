@@ -5,7 +5,6 @@ The plan knows shapes only, so it costs nothing at the true size; `Entry.make` t
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +12,16 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, nearest
+from ..errors import nearest
 from ..families.folder import parameters_of
-from ..families.v1.keymap import KEYMAPS, keeps_rows, to_layout
-from ..formatting import count, listed
+from ..families.keymap import KeyMap, keeps_rows, to_layout
+from ..formatting import problem_report
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).
 WEIGHT_NORM = (
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
     (".weight_g", ".weight_v"),
 )
-NAMED_PROBLEMS = 3  # of each kind; an error line counts the rest
 
 
 @dataclass(frozen=True)
@@ -49,18 +47,16 @@ class Entry:
 
 
 @dataclass
-class Account:
-    """Where every upstream tensor of a component went."""
+class Plan:
+    """Of one component: every tensor of ours, in the module's order, and where each of upstream's went."""
 
+    entries: list[Entry] = field(default_factory=list)
     converted: dict[str, str] = field(default_factory=dict)  # upstream name → ours
     dropped: dict[str, str] = field(default_factory=dict)  # upstream name → reason
 
     def reasons(self) -> dict[str, int]:
         """How many tensors were dropped for each reason."""
-        counts: dict[str, int] = {}
-        for reason in self.dropped.values():
-            counts[reason] = counts.get(reason, 0) + 1
-        return counts
+        return dict(Counter(self.dropped.values()))
 
 
 def fold_weight_norm(g: mx.array, v: mx.array) -> mx.array:
@@ -104,25 +100,23 @@ def _layout_shape(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple
         return shape
 
 
-def plan(
-    component: str, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[list[Entry], Account]:
+def plan(component: str, keymap: KeyMap, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     """Which upstream tensor becomes which of ours, from names and shapes alone.
 
-    `shapes` maps upstream names to upstream shapes. Raises `CheckpointError` that lists every unknown,
-    missing, doubled or wrongly shaped tensor.
+    component: its name, for messages. module: the target, built from the same config. shapes: upstream's, by
+    upstream's names. Raises `CheckpointError` that lists every unknown, missing, doubled or wrongly shaped
+    tensor.
     """
-    keymap = KEYMAPS[component]
     wanted = {name: value.shape for name, value in parameters_of(module).items()}
     modules = dict(module.named_modules())
     entries: dict[str, Entry] = {}
-    account = Account()
+    done = Plan()
     problems: list[str] = []
     pairs = _pairs(list(shapes))
     for name, sources in pairs.items():
         reason = keymap.dropped(name, pairs)
         if reason is not None:
-            account.dropped.update(dict.fromkeys(sources, reason))
+            done.dropped.update(dict.fromkeys(sources, reason))
             continue
         target = keymap.rename(name)
         if target not in wanted:
@@ -134,12 +128,11 @@ def plan(
         parent, _, leaf = target.rpartition(".")
         owner = modules.get(parent, module)
         entries[target] = Entry(target, sources, owner, leaf, tuple(wanted[target]))
-        account.converted.update(dict.fromkeys(sources, target))
+        done.converted.update(dict.fromkeys(sources, target))
         shape = shapes[sources[-1]]
         if len(sources) == 2 and not _scales(shapes[sources[0]], shape):
-            problems.append(
-                f"weight normalisation of {name!r}: magnitude {shapes[sources[0]]} cannot scale {shape}"
-            )
+            g = f"{sources[0]!r} of shape {shapes[sources[0]]}"
+            problems.append(f"weight normalisation of {name!r}: {g} cannot scale {shape}")
             continue
         got = _layout_shape(owner, leaf, shape)
         if got != wanted[target]:
@@ -147,29 +140,16 @@ def plan(
     problems += [f"missing tensor {name!r}" for name in wanted if name not in entries]
     if problems:
         raise problem_report(component, problems)
-    return [entries[name] for name in wanted], account
-
-
-def problem_report(where: str, problems: Sequence[str]) -> CheckpointError:
-    """One line that names the first problems of each kind and counts the rest."""
-    shown: list[str] = []
-    rest: list[str] = []
-    kinds: Counter[str] = Counter()
-    for problem in problems:
-        kind = re.sub(r"'[^']*'|\([^)]*\)|\d+", "", problem)
-        kinds[kind] += 1
-        (shown if kinds[kind] <= NAMED_PROBLEMS else rest).append(problem)
-    text = listed([*shown, *rest], len(shown))
-    return CheckpointError(f"{where}: {count(len(problems), 'problem')}: {text}")
+    done.entries = [entries[name] for name in wanted]
+    return done
 
 
 def translate(
-    component: str, module: nn.Module, tensors: Mapping[str, mx.array]
-) -> tuple[dict[str, mx.array], Account]:
+    component: str, keymap: KeyMap, module: nn.Module, tensors: Mapping[str, mx.array]
+) -> dict[str, mx.array]:
     """Upstream tensors of one component as ours, ready for `module.load_weights(list(...), strict=True)`.
 
-    component: a key of KEYMAPS. module: the target, built from the same config. tensors: upstream names and
-    layout, any float dtype (kept). Raises `CheckpointError` as `plan` does.
+    tensors: upstream's names and layout, any float dtype (kept). Raises `CheckpointError` as `plan` does.
     """
-    entries, account = plan(component, module, {name: tuple(t.shape) for name, t in tensors.items()})
-    return {entry.target: entry.make(tensors.__getitem__) for entry in entries}, account
+    done = plan(component, keymap, module, {name: tuple(t.shape) for name, t in tensors.items()})
+    return {entry.target: entry.make(tensors.__getitem__) for entry in done.entries}

@@ -9,12 +9,22 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
-from ..families.v1.lyrics.tokenizer import FIXED_IDS
-from ..io.hashes import content_hash
-from ..io.progress import Advance, Progress, silent
-from ..io.schema import parse_json, read_file
-from .source import VOCAB_FILES
+from ....errors import CheckpointError
+from ....io.atomic import write_bytes
+from ....io.hashes import content_hash
+from ....io.progress import Advance, Progress, silent
+from ....io.schema import parse_json, read_file
+from .tokenizer import FIXED_IDS
+
+LYRIC_VOCAB = "lyric_vocab.json"
+# Where a checkpoint may carry it.
+VOCABULARIES = (
+    LYRIC_VOCAB,
+    "vocab.json",
+    "lyrics_utils/vocab.json",
+    "acestep/models/lyrics_utils/vocab.json",
+)
+RELEASED_IDS = 6693  # of the released model
 
 UPSTREAM = "ace-step/ACE-Step"
 COMMIT = "d612523f50e252c0e138e68ae75b06223f96e934"
@@ -46,10 +56,10 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
     """The vocabulary from `given`, else the checkpoint's folder, an installed package, or the network.
 
     size: how many ids the model's lyric embedding has. A file that was given or lies in the checkpoint may
-    differ from upstream's (progress says so); one from a package or the network may not. Raises
+    differ from upstream's (`progress` says so); one from a package or the network may not. Raises
     CheckpointError when there is none, or when it does not fit the model.
     """
-    here = [checkpoint / name for name in VOCAB_FILES if (checkpoint / name).is_file()]
+    here = [checkpoint / name for name in VOCABULARIES if (checkpoint / name).is_file()]
     for path in [Path(given).expanduser()] if given is not None else here[:1]:
         found = _checked(_read(path), str(path), size)
         if not found.known and _of_the_miniature(found):
@@ -69,6 +79,23 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
     return _download(size, progress)
 
 
+def without_model(caches: Path, progress: Progress = silent) -> Path:
+    """Upstream's vocabulary for work without a model; found as `convert` finds it, then kept in `caches`."""
+    kept = caches / LYRIC_VOCAB
+    if kept.is_file():
+        return kept
+    for converted in sorted(caches.glob(f"models/*/{LYRIC_VOCAB}")):
+        if is_upstreams(converted):
+            return converted
+    found = find(None, caches, RELEASED_IDS, progress)
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+        write_bytes(kept, found.data)
+    except OSError as error:
+        raise CheckpointError(f"{kept}: {error.strerror or error}") from None
+    return kept
+
+
 def is_upstreams(path: Path) -> bool:
     """Whether a file is the vocabulary that the released model was trained with."""
     try:
@@ -79,7 +106,7 @@ def is_upstreams(path: Path) -> bool:
 
 def _of_the_miniature(found: LyricVocab) -> bool:
     """Whether it is the one that `demo` makes, for which nothing is wrong."""
-    from ..families.v1.miniature_text import miniature_vocabulary
+    from ..miniature_text import miniature_vocabulary
 
     return found.sha256 == content_hash(miniature_vocabulary())
 
