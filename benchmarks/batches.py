@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from acestep_mlx.config.read import load_config
-from acestep_mlx.data.backends import read_backends
+from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.data.batches import Batches
 from acestep_mlx.data.encode import Cache
 from acestep_mlx.data.facts import FileAudio
@@ -42,7 +42,7 @@ def made_up(root: Path, songs: int, seconds: float, batch: int) -> tuple[Any, Ca
     config = load_config(
         {"cache_dir": str(root / "cache"), "data_backend_config": [entry], "train_batch_size": batch}
     )
-    backends = read_backends(config)
+    backends = read_datasets(config)
     samples = [
         Sample(f"made-up/{i}", backends.audio[0], FileAudio(root / f"{i}.wav"), f"{i:064d}",
                (f"caption {i}",), f"lyrics {i}", 0.0, seconds, False, V1.latents)

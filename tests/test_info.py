@@ -489,9 +489,9 @@ def test_settings_that_name_a_pipe(option: str, tmp_path: Path, tiny_model: Path
     with pytest.raises(AceStepError, match=r"p\.json"):
         config = load_config(values)
         preflight(config, lambda text, level: None)
-        from acestep_mlx.data.backends import read_backends
+        from acestep_mlx.config.read_datasets import read_datasets
 
-        read_backends(config)
+        read_datasets(config)
 
 
 def test_training_config_that_is_a_pipe(tmp_path: Path) -> None:

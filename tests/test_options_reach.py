@@ -19,8 +19,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.config.read import load_config
-from acestep_mlx.config.run import LR_SCHEDULERS, OPTIMIZERS, OPTIONS, PRECISION_BITS, SUPPORTED, RunConfig
+from acestep_mlx.config.run import LR_SCHEDULERS, OPTIONS, PRECISION_BITS, SUPPORTED, RunConfig
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.families.v1 import songs
 from acestep_mlx.families.v1.objective import FlowMatching
@@ -224,15 +225,13 @@ def test_the_walk_notices_an_option_that_is_lost(
     name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The same walk with this one option always at its default."""
-    read = RunConfig.__getattr__
+    read = RunConfig.__getattribute__
 
     def lost(self: RunConfig, asked: str) -> Any:
         return default if asked == name else read(self, asked)
 
-    default = load_config({})._values[name]
-    if name in ONLY:
-        default = "another"
-    monkeypatch.setattr(RunConfig, "__getattr__", lost)
+    default = "another" if name in ONLY else getattr(load_config({}), name)
+    monkeypatch.setattr(RunConfig, "__getattribute__", lost)
     monkeypatch.setattr(lab, "kept", {})
     monkeypatch.chdir(tmp_path)  # a lost folder is one in the working directory
     with pytest.raises((Exception, pytest.fail.Exception)) as error:  # whatever it is that then goes wrong

@@ -12,7 +12,7 @@ import pytest
 from acestep_mlx.cli import main
 from acestep_mlx.cli.events import TrainDisplay
 from acestep_mlx.config.read import load_config
-from acestep_mlx.data.backends import read_backends
+from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.data.manifest import own_folders
 from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.families.v1 import FAMILY as V1
@@ -193,7 +193,7 @@ def test_the_demo_keeps_to_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     (folder / "songs").mkdir(parents=True)
     config = load_config(write_configs(folder, model=folder / "model", songs=folder / "songs"))
-    places = [*own_folders(config, read_backends(config)), config.output_path.resolve()]
+    places = [*own_folders(config, read_datasets(config)), config.output_path.resolve()]
     assert len(places) > 3 and all(place.is_relative_to(folder.resolve()) for place in places)
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from acestep_mlx.cli import main
 from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.config.run import OPTIONS
-from acestep_mlx.data.backends import read_backends
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.training.preflight import preflight
@@ -62,7 +62,7 @@ def test_every_setting_of_a_data_set_with_half_a_character(key: str, tmp_path: P
     (tmp_path / "b.json").write_text(json.dumps([entry]))
     for source in ([entry], str(tmp_path / "b.json")):
         with pytest.raises(ConfigError, match=key):
-            read_backends(load_config({"data_backend_config": source}))
+            read_datasets(load_config({"data_backend_config": source}))
 
 
 def command(*arguments: object) -> int:

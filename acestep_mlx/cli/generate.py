@@ -7,13 +7,14 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config.request import FRAME, Request
+from ..config.option import Option
+from ..config.request import FRAME, REQUEST, Request
 from ..errors import ConfigError, DataError
 from ..io.filenames import as_stored
 from ..io.hashes import hash_file
@@ -24,7 +25,7 @@ from .progress import Display
 if TYPE_CHECKING:
     from ..pipeline import ACEStepPipeline
 
-NUMBERS = {"float": float, "int": int, "float | None": float}
+NUMBERS = {"float": float, "int": int}
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:\.\d*)?)")  # 3:30, 1:02:03.5
 COMMON = ("prompt", "lyrics", "duration", "steps", "guidance_scale", "seeds")  # at the top of --help
 
@@ -66,37 +67,29 @@ def _flag(name: str) -> str:
     return "--" + {"seeds": "seed", "retake_seeds": "retake-seed"}.get(name, name.replace("_", "-"))
 
 
-def _option(name: str, kind: str, help: str, facts: Any, default: Any) -> Callable[..., Any]:
-    flag = _flag(name)
-    if facts["choices"]:
-        help += f" One of {', '.join(facts['choices'])}."
-    if default not in (None, "", ()) and not isinstance(default, bool) and name != "seeds":
-        help += f" [default: {default}{facts['unit'] and ' ' + facts['unit']}]"
-    if kind == "bool":
-        return click.option(
-            f"{flag}/--no-{flag[2:]}",
-            name,
-            default=None,
-            help=f"{help} [default: {'on' if default else 'off'}]",
-        )
-    if kind.startswith("tuple"):
-        return click.option(flag, name, type=Whole(), metavar="N[,N…]", help=help)
-    kinds: Any = Seconds() if facts["unit"] == "s" else NUMBERS.get(kind, str)
-    return click.option(flag, name, type=kinds, metavar=_metavar(kind, facts), help=help)
-
-
-def _metavar(kind: str, facts: Any) -> str:
-    return facts["unit"].upper() or ("NUMBER" if kind in NUMBERS else "TEXT")
+def _option(option: Option) -> Callable[..., Any]:
+    """An option of Request as a flag; None where it is not given."""
+    flag, help = _flag(option.name), option.help
+    if option.choices:
+        help += f" One of {', '.join(option.choices)}."
+    if option.kind == "bool":
+        help += f" [default: {'on' if option.default else 'off'}]"
+        return click.option(f"{flag}/--no-{flag[2:]}", option.name, default=None, help=help)
+    if option.kind == "numbers":
+        return click.option(flag, option.name, type=Whole(), metavar="N[,N…]", help=help)
+    if option.default not in (None, ""):
+        help += f" [default: {option.default}{option.unit and ' ' + option.unit}]"
+    kind: Any = Seconds() if option.unit == "s" else NUMBERS.get(option.kind, str)
+    metavar = option.unit.upper() or ("NUMBER" if option.kind in NUMBERS else "TEXT")
+    return click.option(flag, option.name, type=kind, metavar=metavar, help=help)
 
 
 def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Fields of Request as options, those of every day or the rest; what is not given is None."""
+    """Fields of Request as flags, those of every day or the rest."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for f in reversed(fields(Request)):
-            assert f.default is not MISSING
-            if (f.name in COMMON) == common:
-                command = _option(f.name, str(f.type), f.metadata["help"], f.metadata, f.default)(command)
+        for name, option in reversed(REQUEST.items()):
+            command = _option(option)(command) if (name in COMMON) == common else command
         return command
 
     return add

@@ -154,10 +154,10 @@ def _json(path: Path) -> list[str]:
         raise AceStepError(f"{path}: not JSON: {error}") from None
     if isinstance(content, list):
         from ..config.read import load_config
-        from ..data.backends import read_backends
+        from ..config.read_datasets import read_datasets
 
-        backends = read_backends(load_config({"data_backend_config": str(path.resolve())}))
-        sets = [f"  {one.id}: {one.type}, {one.folder or one.dataset_name}" for one in backends.audio]
+        found = read_datasets(load_config({"data_backend_config": str(path.resolve())}))
+        sets = [f"  {one.id}: {one.type}, {one.place}" for one in found.audio]
         return [f"{path}: data sets for training", *sets]
     if isinstance(content, dict) and content.get("format") == "acestep-mlx":
         return describe.mlx_folder(path.parent)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from ..config.datasets import TABLES
 from ..config.foreign import IGNORED_PREFIXES
-from ..config.run import GROUPS, OPTIONS, Option
+from ..config.option import Option
+from ..config.run import GROUPS, OPTIONS
 
 _BLOCKS = {
     "entry": "A data set, or the `text_embeds` entry",
@@ -64,7 +65,7 @@ def _values(option: Option) -> str:
     if option.choices:
         return ", ".join(f"`{choice}`" for choice in option.choices)
     kind = {"bool": "true, false", "int": "whole number", "float": "number", "str": "text", "path": "path",
-            "list": "list of names", "mapping": "settings", "any": ""}[option.kind]  # fmt: skip
+            "list": "list of names", "mapping": "settings"}.get(option.kind, "")  # fmt: skip
     low = f"≥ {option.low:g}" if option.low is not None else ""
     low = f"> {option.above:g}" if option.above is not None else low
     high = f"≤ {option.high:g}" if option.high is not None and option.high < 1e6 else ""

@@ -1,176 +1,269 @@
-"""The keys of multidatabackend.json, each declared once: data sets, their blocks, the caches of texts."""
+"""Every key of multidatabackend.json, declared once (see `option.Option`), and the data sets they make."""
 
 from __future__ import annotations
 
-from .run import Option
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
-STRATEGIES = ("textfile", "filename", "instanceprompt", "csv", "huggingface")
-_PARQUET = "load parquet files with type=huggingface and caption_strategy=huggingface"
+from ..errors import ConfigError
+from .foreign import DATA_IGNORED, DATA_REFUSED, PARQUET, SCHEDULED
+from .option import Options, PathText, declared, foreign, option
+from .run import STRATEGIES
+
+_TOKENS = re.compile(r"\{(\w*)\}")
 _CLOUD = "only local folders, CSV lists and Hugging Face data sets are here; copy the files to a local folder"
-_SCHEDULED = "data sets cannot join or leave during a run; train in two runs with resume_from_checkpoint"
-
-ENTRY = (
-    Option("id", "str", None, "Name of the data set; part of cache paths."),
-    Option(
-        "type",
-        "str",
-        "local",
-        "Where the files are.",
-        choices=("local", "huggingface", "csv"),
-        refused_values=dict.fromkeys(("aws", "memory", "webshart", "parquet"), _CLOUD),
-    ),
-    Option(
-        "dataset_type",
-        "str",
-        "audio",
-        "What it holds.",
-        choices=("audio", "text_embeds"),
-        refused_values=dict.fromkeys(
-            ("image", "video", "conditioning", "eval", "caption", "distillation_cache"),
-            "ACE-Step trains on sound; set dataset_type=audio or remove the entry",
-        ),
-    ),
-    Option("instance_data_dir", "path", None, "Folder with the songs.", aliases=("instance_data_root",)),
-    Option("dataset_name", "path", None, "Hugging Face data set, or a local folder that holds one."),
-    Option("split", "str", None, "Split of a Hugging Face data set; train where it has splits."),
-    Option("revision", "str", None, "Revision of a Hugging Face data set."),
-    Option(
-        "caption_strategy",
-        "str",
-        None,
-        "Where captions come from.",
-        choices=STRATEGIES,
-        refused_values={"parquet": _PARQUET},
-    ),
-    Option("default", "bool", False, "Of a text_embeds entry: use it where a data set names none."),
-    Option("disabled", "bool", False, "Leave this data set out.", aliases=("disable",)),
-    Option("repeats", "int", 0, "Further times each song is seen per epoch.", low=0, high=10**6),
-    Option("probability", "float", 1.0, "Share of the songs seen per epoch.", above=0, high=1000),
-    Option("max_num_samples", "int", None, "Use a fixed random subset of this size.", low=1, high=10**9),
-    Option("caption_shuffle", "any", None, "Shuffled variants of tag captions."),
-    Option("instance_prompt", "str", None, "Trigger words."),
-    Option("prepend_instance_prompt", "bool", None, "Put instance_prompt before every caption."),
-    Option("only_instance_prompt", "bool", None, "Use instance_prompt instead of every caption."),
-    Option("disable_multiline_split", "bool", None, "A caption file is one caption."),
-    Option("cache_dir_vae", "path", None, "Latent caches."),
-    Option("cache_dir", "path", None, "Folder of a text_embeds entry's caches."),
-    Option("text_embeds", "str", None, "id of the text_embeds entry to use."),
-    Option("vae_cache_disable", "bool", None, "Write no latents of this set to disk."),
-    Option("vae_cache_ondemand", "bool", None, "Encode latents of this set when first needed."),
-    Option("csv_file", "path", None, "CSV list of songs, in or below instance_data_dir."),
-    Option("csv_filename_column", "str", None, "Column with the file name.", aliases=("csv_url_column",)),
-    Option("csv_caption_column", "str", None, "Column with the caption."),
-    Option("csv_lyrics_column", "str", None, "Column with the lyrics."),
-    Option("audio", "any", None, "Durations and lyrics files."),
-    Option("config", "any", None, "Columns of a Hugging Face data set."),
-    Option("huggingface", "any", None, "Columns of a Hugging Face data set."),
-    Option("caption_column", "any", None, "Column or columns with captions."),
-    Option("audio_column", "str", None, "Column with the sound."),
-    Option("lyrics_column", "str", None, "Column with the lyrics."),
-)
-
-AUDIO = (
-    Option("max_duration_seconds", "float", None, "Longer songs are cut.", low=3, high=240,
-           aliases=("audio_max_duration_seconds", "max_duration")),
-    Option("min_duration_seconds", "float", None, "Shorter songs are skipped.", low=0, high=240,
-           aliases=("audio_min_duration_seconds", "min_duration")),
-    Option("duration_interval", "float", None, "Bucket width.", low=0.1, high=240,
-           aliases=("audio_duration_interval", "audio_duration_interval_seconds", "audio_bucket_interval")),
-    Option("truncation_mode", "str", None, "Which part of a long song is kept.",
-           choices=("beginning", "end", "random"), aliases=("audio_truncation_mode",)),
-    Option("bucket_strategy", "str", "duration", "How songs are grouped.", choices=("duration",)),
-    Option("lyrics_filename_format", "str", None, "Name of a lyrics file; tokens {filename}, {ext}, ..."),
-    Option("lyrics_extension", "str", None, "Ending of a lyrics file's name."),
-    Option("lyrics_suffix", "str", None, "What follows the stem in a lyrics file's name."),
-    Option("lyrics_language", "str", None, "Language of all lyrics (ja, Japanese); default: found by line."),
-    Option("lyrics_unsupported", "str", "warn", "Lyrics in a script without tokens are counted, or an error.",
-           choices=("warn", "error")),
-)  # fmt: skip
-
-COLUMNS = (
-    Option("audio_caption_fields", "any", None, "Columns of the caption.", aliases=("caption_column",)),
-    Option("fallback_caption_column", "str", None, "Column used where the caption is empty."),
-    Option("lyrics_column", "str", None, "Column with the lyrics."),
-    Option("audio_column", "str", None, "Column with the sound."),
-    Option("split", "str", None, "Split."),
-    Option("revision", "str", None, "Revision."),
-    Option("cache_dir", "path", None, "Where downloads are kept."),
-    Option("streaming", "bool", None, "Download only the first max_num_samples rows."),
-)
-
-SHUFFLE = (
-    Option("enable", "bool", False, "Make shuffled variants."),
-    Option("count", "int", 1, "Variants per caption.", low=1, high=64),
-    Option("seed", "int", None, "Seed of the shuffles.", low=0, high=2**32 - 1),
-    Option("split_on", "str", "comma", "What separates tags.", choices=("comma", "space", "period")),
-    Option("position_start", "int", 0, "Tags at the beginning that stay in place.", low=0, high=1000),
-    Option("include_original", "bool", True, "Keep the unshuffled caption too."),
-)
-
-_IGNORED: dict[str, dict[str, str]] = {
-    "entry": {
-        "data sets are scanned at every start, and caches are checked by content": """
-            metadata_backend skip_file_discovery preserve_data_backend_cache scan_for_errors
-            vae_cache_clear_each_epoch vae_cache_scan_behaviour metadata_update_interval
-            hash_filenames shorten_filenames cache_file_suffix text_cache_ondemand
-            text_cache_disable compress_cache csv_cache_dir text_embed_cache
-            delete_problematic_images delete_unwanted_images delete_nsfw_images vaecache subfolder
-            disable_validation huggingface_cache_dir huggingface_streaming huggingface_num_proc
-            huggingface_auto_load file_extension caption_file_extensions""",
-        "it concerns images or video": """
-            resolution resolution_type crop crop_style crop_aspect crop_aspect_buckets
-            minimum_image_size maximum_image_size target_downsample_size minimum_aspect_ratio
-            maximum_aspect_ratio image_column video_column image_embeds conditioning_image_embeds
-            video max_upscale_threshold conditioning_data cache_dir_conditioning_image_embeds
-            width_column height_column""",
-        "songs are encoded one by one": """
-            vae_batch_size write_batch_size read_batch_size text_encoder_batch_size
-            image_processing_batch_size max_workers shuffle aws_max_pool_connections""",
-    },
-    "audio": {
-        "sound is resampled to 44.1 kHz stereo": "channels sample_rate audio_channels allow_zero_audio",
-        "it concerns video": "auto_split source_from_video audio_only target_resolution",
-    },
-    "columns": {
-        "the sound itself says how long it is": """
-            duration_column audio_duration_column audio_sample_rate_column audio_num_samples_column
-            audio_channels_column width_column height_column num_frames_column fps_column
-            description_column quality_column image_column video_column""",
-        "downloads follow the Hugging Face library's own settings": "num_proc auto_load shuffle",
-        "it concerns images": "composite_image_config bbox_column",
-    },
-    "shuffle": {},
-}
-
-_REFUSED: dict[str, dict[str, str]] = {
-    "entry": {
-        _SCHEDULED: "start_epoch start_step end_epoch end_step",
-        "regularisation against the base model is not here; remove the key": """
-            is_regularisation_data is_regularization_data slider_strength""",
-        "one batch size holds for all data sets: set train_batch_size in config.json": "train_batch_size",
-        "timesteps are the same for all data sets: set logit_mean in config.json": "timestep_sampling_offset",
-        "it is for other models; remove the key": "conditioning s2v_datasets grounding_data",
-        _PARQUET: "parquet",
-    },
-    "audio": {},
-    "columns": {"filter the data set before training; remove the key": "filter_func"},
-    "shuffle": {},
-}
-OFF_VALUES = {"start_epoch": (1, 0), "start_step": (0, 1)}
 
 
-def _table(name: str, options: tuple[Option, ...]) -> dict[str, Option]:
-    table = {option.name: option for option in options}
-    for status, groups in (("ignored", _IGNORED[name]), ("refused", _REFUSED[name])):
-        for reason, names in groups.items():
-            for key in names.split():
-                table[key] = Option(key, "any", None, "", status=status, reason=reason)  # type: ignore[arg-type]
-    return table
+# fmt: off
+@dataclass(frozen=True)
+class Entry:
+    """A data set, or the folder of text caches."""
+
+    id: str = option(None, "Name of the data set; part of cache paths.")
+    type: str = option("local", "Where the files are.", choices="local huggingface csv",
+        refused={"aws memory webshart parquet": _CLOUD})
+    dataset_type: str = option("audio", "What it holds.", choices="audio text_embeds",
+        refused={"image video conditioning eval caption distillation_cache":
+            "ACE-Step trains on sound; set dataset_type=audio or remove the entry"})
+    instance_data_dir: PathText | None = option(None, "Folder with the songs.", aliases="instance_data_root")
+    dataset_name: PathText | None = option(None, "Hugging Face data set, or a local folder that holds one.")
+    split: str | None = option(None, "Split of a Hugging Face data set; train where it has splits.")
+    revision: str | None = option(None, "Revision of a Hugging Face data set.")
+    caption_strategy: str | None = option(None, "Where captions come from.", choices=STRATEGIES,
+        refused={"parquet": PARQUET})
+    default: bool = option(False, "Of a text_embeds entry: use it where a data set names none.")
+    disabled: bool = option(False, "Leave this data set out.", aliases="disable")
+    repeats: int = option(0, "Further times each song is seen per epoch.", low=0, high=10**6)
+    probability: float = option(1.0, "Share of the songs seen per epoch.", above=0, high=1000)
+    max_num_samples: int | None = option(None, "Use a fixed random subset of this size.", low=1, high=10**9)
+    caption_shuffle: Any = option(None, "Shuffled variants of tag captions.")
+    instance_prompt: str | None = option(None, "Trigger words.", follows="instance_prompt")
+    prepend_instance_prompt: bool = option(None, "Put instance_prompt before every caption.",
+        follows="prepend_instance_prompt")
+    only_instance_prompt: bool = option(None, "Use instance_prompt instead of every caption.",
+        follows="only_instance_prompt")
+    disable_multiline_split: bool = option(None, "A caption file is one caption.",
+        follows="disable_multiline_split")
+    cache_dir_vae: PathText | None = option(None, "Latent caches.")
+    cache_dir: PathText | None = option(None, "Folder of a text_embeds entry's caches.")
+    text_embeds: str | None = option(None, "id of the text_embeds entry to use.")
+    vae_cache_disable: bool | None = option(None, "Write no latents of this set to disk.")
+    vae_cache_ondemand: bool | None = option(None, "Encode latents of this set when first needed.")
+    csv_file: PathText | None = option(None, "CSV list of songs, in or below instance_data_dir.")
+    csv_filename_column: str | None = option(None, "Column with the file name.", aliases="csv_url_column")
+    csv_caption_column: str | None = option(None, "Column with the caption.")
+    csv_lyrics_column: str | None = option(None, "Column with the lyrics.")
+    audio: Any = option(None, "Durations and lyrics files.")
+    config: Any = option(None, "Columns of a Hugging Face data set.")
+    huggingface: Any = option(None, "Columns of a Hugging Face data set.")
+    caption_column: tuple[str, ...] | None = option(None, "Column or columns with captions.")
+    audio_column: str | None = option(None, "Column with the sound.")
+    lyrics_column: str | None = option(None, "Column with the lyrics.")
 
 
+@dataclass(frozen=True)
+class Audio:
+    """The `audio` block of an entry."""
+
+    max_duration_seconds: float = option(None, "Longer songs are cut.", low=3, high=240,
+        aliases="audio_max_duration_seconds max_duration", follows="audio_max_duration_seconds")
+    min_duration_seconds: float = option(None, "Shorter songs are skipped.", low=0, high=240,
+        aliases="audio_min_duration_seconds min_duration", follows="audio_min_duration_seconds")
+    duration_interval: float = option(None, "Bucket width.", low=0.1, high=240,
+        aliases="audio_duration_interval audio_duration_interval_seconds audio_bucket_interval",
+        follows="audio_duration_interval")
+    truncation_mode: str = option(None, "Which part of a long song is kept.", choices="beginning end random",
+        aliases="audio_truncation_mode", follows="audio_truncation_mode")
+    bucket_strategy: str = option("duration", "How songs are grouped.", choices="duration")
+    lyrics_filename_format: str | None = option(None, "Name of a lyrics file; tokens {filename}, {ext}, ...")
+    lyrics_extension: str | None = option(None, "Ending of a lyrics file's name.")
+    lyrics_suffix: str | None = option(None, "What follows the stem in a lyrics file's name.")
+    lyrics_language: str | None = option(None,
+        "Language of all lyrics (ja, Japanese); default: found by line.")
+    lyrics_unsupported: str = option("warn", "Lyrics in a script without tokens are counted, or an error.",
+        choices="warn error")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The `config` or `huggingface` block of an entry."""
+
+    audio_caption_fields: tuple[str, ...] | None = option(None, "Columns of the caption.",
+        aliases="caption_column")
+    fallback_caption_column: str | None = option(None, "Column used where the caption is empty.")
+    lyrics_column: str | None = option(None, "Column with the lyrics.")
+    audio_column: str | None = option(None, "Column with the sound.")
+    split: str | None = option(None, "Split.")
+    revision: str | None = option(None, "Revision.")
+    cache_dir: PathText | None = option(None, "Where downloads are kept.")
+    streaming: bool | None = option(None, "Download only the first max_num_samples rows.")
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """The `caption_shuffle` block of an entry."""
+
+    enable: bool = option(False, "Make shuffled variants.")
+    count: int = option(1, "Variants per caption.", low=1, high=64)
+    seed: int = option(None, "Seed of the shuffles.", low=0, high=2**32 - 1, follows="seed")
+    split_on: str = option("comma", "What separates tags.", choices="comma space period")
+    position_start: int = option(0, "Tags at the beginning that stay in place.", low=0, high=1000)
+    include_original: bool = option(True, "Keep the unshuffled caption too.")
+# fmt: on
+
+
+BLOCKS: dict[str, type] = {"entry": Entry, "audio": Audio, "columns": Columns, "shuffle": Shuffle}
+_START = {SCHEDULED: "start_epoch start_step"}  # the first epoch and step are 1
 TABLES = {
-    "entry": _table("entry", ENTRY),
-    "audio": _table("audio", AUDIO),
-    "columns": _table("columns", COLUMNS),
-    "shuffle": _table("shuffle", SHUFFLE),
+    name: Options(
+        declared(block),
+        foreign("ignored", DATA_IGNORED[name]),
+        foreign("refused", _START if name == "entry" else {}, off=(1,)),
+        foreign("refused", DATA_REFUSED[name], off=(-1,)),
+    )
+    for name, block in BLOCKS.items()
 }
+
+
+# ── data sets ─────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class SongSet:
+    """What every enabled data set has. Durations in seconds; paths absolute.
+
+    type: as the entry has it.
+    """
+
+    type: ClassVar[str] = ""
+    id: str
+    caption_strategy: str
+    repeats: int
+    probability: float
+    max_num_samples: int | None
+    shuffle: Shuffle | None
+    instance_prompt: str | None
+    prepend_instance_prompt: bool
+    only_instance_prompt: bool
+    latent_dir: Path
+    text_dir: Path
+    cache_latents: bool
+    ondemand: bool
+    max_duration: float
+    min_duration: float
+    interval: float
+    truncation: str
+    lyrics_language: str | None
+    lyrics_unsupported: str
+
+
+@dataclass(frozen=True)
+class SongList:
+    """A CSV file, as it was named, and its columns as the user named them."""
+
+    file: Path
+    filename: str | None
+    caption: str | None
+    lyrics: str | None
+
+
+@dataclass(frozen=True)
+class _Files(SongSet):
+    """Songs in a folder. lyrics_format: name of a song's lyrics file with tokens; None: the usual names."""
+
+    folder: Path
+    multiline: bool
+    lyrics_format: str | None
+
+    @property
+    def place(self) -> str:
+        return str(self.folder)
+
+
+@dataclass(frozen=True)
+class FolderSet(_Files):
+    """All songs in a folder; a list may describe them."""
+
+    type = "local"
+    listed: SongList | None
+
+
+@dataclass(frozen=True)
+class CsvSet(_Files):
+    """The songs of a folder that a list names."""
+
+    type = "csv"
+    listed: SongList
+
+
+@dataclass(frozen=True)
+class HubSet(SongSet):
+    """A Hugging Face data set, by name or in a folder. folder: where else its files may lie."""
+
+    type = "huggingface"
+    dataset_name: str
+    folder: Path | None
+    split: str | None
+    revision: str | None
+    caption_fields: tuple[str, ...] | None
+    fallback_caption: str | None
+    lyrics_column: str | None
+    audio_column: str | None
+    download_dir: Path | None
+    streaming: bool
+
+    @property
+    def place(self) -> str:
+        return str(self.folder or self.dataset_name)
+
+
+LocalSet = FolderSet | CsvSet
+DataSet = LocalSet | HubSet
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Enabled data sets, in file order.
+
+    ignored: (data set, key, reason). text_dir: text caches of validation.
+    """
+
+    audio: tuple[DataSet, ...]
+    text_dir: Path
+    ignored: tuple[tuple[str, str, str], ...]
+    disabled: tuple[str, ...]
+
+
+def lyrics_name(template: str, song: Path, where: str = "") -> str:
+    """A song's lyrics file relative to the song's folder. Tokens: filename, stem, name, ext, parent.
+
+    Raises ConfigError for other tokens and for names that leave the song's folder.
+    """
+    values = {
+        "filename": song.stem,
+        "stem": song.stem,
+        "name": song.name,
+        "ext": song.suffix.lstrip("."),
+        "suffix": song.suffix,
+        "parent": song.parent.name,
+    }
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            known = ", ".join("{" + token + "}" for token in ("filename", "stem", "name", "ext", "parent"))
+            raise ConfigError(
+                f"lyrics_filename_format: unknown token {match[0]}; there are {known} ({where})"
+            )
+        return values[match[1]]
+
+    if "{" in (rest := _TOKENS.sub("", template)) or "}" in rest:
+        raise ConfigError(
+            f"lyrics_filename_format={template!r}: a brace that belongs to no token; tokens look like "
+            f"{{stem}} ({where})"
+        )
+    name = _TOKENS.sub(fill, template)
+    if not name.strip() or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise ConfigError(
+            f"lyrics_filename_format={template!r} must stay inside the data set's folder ({where})"
+        )
+    return name

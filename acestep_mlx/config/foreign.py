@@ -1,6 +1,7 @@
 """Keys that configurations written for other trainers carry, and what becomes of them here.
 
-Three tables, read by `run.py`; each maps a reason (shown to the user) to the names it holds for.
+Of config.json (see `run.py`) and of multidatabackend.json (see `datasets.py`). Each table maps a reason, for
+the user, to the names that it holds for.
 """
 
 from __future__ import annotations
@@ -150,4 +151,58 @@ IGNORED_PREFIXES: dict[str, str] = {
         hunyuan_ hunyuanvideo_ ideogram_ infinitetalk_ kandinsky5_ kandinsky_ kolors_ krea2_ longcat_ ltx_
         ltx2_ ltxvideo_ ltxvideo2_ lumina2_ mageflow_ minimax_ omnigen_ pixart_ qwen_ sana_ sanavideo_ sd1x_
         sd3_ sdxl_ stable_cascade_ wan_ z_image_ zlab_""",
+}
+
+PARQUET = "load parquet files with type=huggingface and caption_strategy=huggingface"
+SCHEDULED = "data sets cannot join or leave during a run; train in two runs with resume_from_checkpoint"
+
+# The same of multidatabackend.json, for an entry and each of its blocks.
+DATA_IGNORED: dict[str, dict[str, str]] = {
+    "entry": {
+        "data sets are scanned at every start, and caches are checked by content": """
+            metadata_backend skip_file_discovery preserve_data_backend_cache scan_for_errors
+            vae_cache_clear_each_epoch vae_cache_scan_behaviour metadata_update_interval
+            hash_filenames shorten_filenames cache_file_suffix text_cache_ondemand
+            text_cache_disable compress_cache csv_cache_dir text_embed_cache
+            delete_problematic_images delete_unwanted_images delete_nsfw_images vaecache subfolder
+            disable_validation huggingface_cache_dir huggingface_streaming huggingface_num_proc
+            huggingface_auto_load file_extension caption_file_extensions""",
+        "it concerns images or video": """
+            resolution resolution_type crop crop_style crop_aspect crop_aspect_buckets
+            minimum_image_size maximum_image_size target_downsample_size minimum_aspect_ratio
+            maximum_aspect_ratio image_column video_column image_embeds conditioning_image_embeds
+            video max_upscale_threshold conditioning_data cache_dir_conditioning_image_embeds
+            width_column height_column""",
+        "songs are encoded one by one": """
+            vae_batch_size write_batch_size read_batch_size text_encoder_batch_size
+            image_processing_batch_size max_workers shuffle aws_max_pool_connections""",
+    },
+    "audio": {
+        "sound is resampled to 44.1 kHz stereo": "channels sample_rate audio_channels allow_zero_audio",
+        "it concerns video": "auto_split source_from_video audio_only target_resolution",
+    },
+    "columns": {
+        "the sound itself says how long it is": """
+            duration_column audio_duration_column audio_sample_rate_column audio_num_samples_column
+            audio_channels_column width_column height_column num_frames_column fps_column
+            description_column quality_column image_column video_column""",
+        "downloads follow the Hugging Face library's own settings": "num_proc auto_load shuffle",
+        "it concerns images": "composite_image_config bbox_column",
+    },
+    "shuffle": {},
+}
+
+DATA_REFUSED: dict[str, dict[str, str]] = {
+    "entry": {
+        SCHEDULED: "end_epoch end_step",
+        "regularisation against the base model is not here; remove the key": """
+            is_regularisation_data is_regularization_data slider_strength""",
+        "one batch size holds for all data sets: set train_batch_size in config.json": "train_batch_size",
+        "timesteps are the same for all data sets: set logit_mean in config.json": "timestep_sampling_offset",
+        "it is for other models; remove the key": "conditioning s2v_datasets grounding_data",
+        PARQUET: "parquet",
+    },
+    "audio": {},
+    "columns": {"filter the data set before training; remove the key": "filter_func"},
+    "shuffle": {},
 }

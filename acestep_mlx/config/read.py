@@ -7,18 +7,17 @@ the value and the place it came from.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, nearest
-from ..formatting import brief
 from ..io.filenames import as_stored
-from .foreign import IGNORED_PREFIXES
-from .option import Option, is_off, kind_of, parse_value, read_json, show
-from .run import ALIASES, EXAMPLES, OPTIONS, SUPPORTED, RunConfig, finish
-
-_PREFIXES = {prefix: why for why, names in IGNORED_PREFIXES.items() for prefix in names.split()}
+from ..io.schema import parse_whole, read_file
+from .option import Option
+from .parsing import kind_of
+from .run import EXAMPLES, OPTIONS, RunConfig, finish
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
@@ -34,7 +33,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     else:
         path = _find(str(source))
         where, folder = path.name, path.parent.absolute()
-        content = read_json(path)
+        content = read_config_json(path)
         if not isinstance(content, dict):
             raise ConfigError(f"{path} must hold a JSON object {{...}}, not {kind_of(content)}")
         if isinstance(content.get("config"), dict) and "_metadata" in content:
@@ -47,47 +46,62 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     return finish(given, ignored, folder, path)
 
 
-def canonical(key: str) -> str:
-    """The option's own name for a key as users spell it: `--save-total-limit` → `checkpoints_total_limit`."""
-    name = key.strip().removeprefix("--").replace("-", "_")
-    return ALIASES.get(name, name)
+def read_config_json(path: Path) -> Any:
+    """Parse a JSON file (UTF-8, a byte order mark is tolerated); ConfigError in one line when it is not."""
+    try:
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen and seen[key] != value:
+                raise ConfigError(f"{path}: {key!r} is given twice, as {seen[key]!r} and {value!r}; keep one")
+            seen[key] = value
+        return seen
+
+    def refuse_constant(name: str) -> Any:
+        raise ConfigError(f"{path}: {name} is not a JSON number")
+
+    try:
+        hooks: dict[str, Any] = {"parse_constant": refuse_constant, "parse_int": parse_whole}
+        return json.loads(text, object_pairs_hook=unique, **hooks)
+    except json.JSONDecodeError as error:
+        hint = (
+            "; is a comma too many or missing?" if "delimiter" in error.msg or "property" in error.msg else ""
+        )
+        raise ConfigError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}){hint}"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply to be a configuration") from None
+    except ValueError as error:  # e.g. an integer of thousands of digits
+        raise ConfigError(f"{path}: not valid JSON ({error})") from None
 
 
 def _collect(
-    entries: Iterable[tuple[str, Any]], where: str, ignored: list[tuple[str, str]], *, contradictions: bool
+    entries: Iterable[tuple[Any, Any]], where: str, ignored: list[tuple[str, str]], *, contradictions: bool
 ) -> dict[str, tuple[Any, str]]:
     """Checked `{option name: (value, where)}`; a None value means that the key was dropped."""
     given: dict[str, tuple[Any, str]] = {}
     spelled: dict[str, str] = {}
-    for key, raw in entries:
-        if not isinstance(key, str) or key.startswith("_"):
-            continue  # editors' bookkeeping, e.g. "_metadata"
-        name = canonical(key)
-        shown = brief(key.strip().removeprefix("--"), 60)
-        if name == "epochs":  # the original trainer's spelling, where -1 means "for ever"
-            name, raw = "num_train_epochs", 0 if raw in (-1, "-1") else raw
-        option = OPTIONS.get(name)
-        if option is None:
-            reason = next((why for prefix, why in _PREFIXES.items() if name.startswith(prefix)), None)
-            if reason is None:
-                raise ConfigError(
-                    f"unknown option {shown!r} ({where}){nearest(name, [*SUPPORTED, *ALIASES])}"
-                )
-            option = Option(name, "any", None, "", status="ignored", reason=reason)
-        value = parse_value(option, raw, shown, where)
+    # the original trainer's spelling, where -1 means "for ever"
+    entries = [(key, 0 if key == "epochs" and raw in (-1, "-1") else raw) for key, raw in entries]
+    for option, shown, value in OPTIONS.read(entries, where):
+        name = option.name
         if contradictions and name in given and given[name][0] != value:
             raise ConfigError(
                 f"{spelled[name]} and {shown} are the same option but say "
                 f"{given[name][0]!r} and {value!r} ({where})"
             )
         spelled[name] = shown
-        if option.status == "refused" and not is_off(value):
-            raise ConfigError(f"{shown}={show(value)} is not supported: {option.reason} ({where})")
         if option.status != "supported" and value is not None and (shown, option.reason) not in ignored:
             ignored.append((shown, option.reason))
-        if name in OPTIONS:
-            plain = shown.replace("-", "_") == name
-            given[name] = (value, where if plain else f"{where}, as {shown}")
+        plain = shown.replace("-", "_") == name
+        given[name] = (value, where if plain else f"{where}, as {shown}")
     return given
 
 
@@ -104,7 +118,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             if tokens and not tokens[0].startswith("--"):
                 value = tokens.pop(0)
             else:
-                option = OPTIONS.get(canonical(key))
+                option = OPTIONS.find(key)
                 if option is not None and option.kind not in ("bool", "any"):
                     raise ConfigError(f"{token} needs a value, e.g. {token}={_example(option)}")
                 value = "true"

@@ -7,14 +7,15 @@ The command line makes its options from these fields, the JSON beside an audio f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, nearest
-from ..io.schema import Check, Mismatch, anything, flag, items, number, optional, path_text, show, text, whole
+from ..io.schema import Mismatch
 from ..text.languages import forced_language
+from .option import PathText, declared, option
 
 TASKS = ("text2music", "retake", "repaint", "extend", "edit", "audio2audio")
 NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio")
@@ -23,131 +24,84 @@ GUIDANCE = ("apg", "cfg", "cfg_star")
 SHIFT = 3.0
 MAX_SECONDS = 240.0
 MAX_SEED = 2**63 - 1
-MAX_SONGS = 1000  # of one request
 FRAME = 4096 / 44100  # seconds of a latent frame
 ANEW = ("text2music", "retake")  # tasks without a source
 SAMPLED = tuple(task for task in TASKS if task != "edit")  # an edit has a loop of its own
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    unit: str = "",
-    tasks: tuple[str, ...] = (),
-) -> Any:
-    """A field with what the command line and the checks need to know about it. tasks: that use it (all)."""
-    facts = {"help": help, "low": low, "high": high, "choices": choices, "unit": unit, "tasks": tasks}
-    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
 class Request:
     """One song or, with several seeds, several. Raises ConfigError when it makes no sense."""
 
+    # fmt: off
     prompt: str = option("", "What the music is like: genre, instruments, mood, tempo, voice.")
     lyrics: str = option("", "Lyrics, with [verse]-like marks on lines of their own.")
     lyrics_language: str = option("auto", "Language of the lyrics (ja, Japanese, ...); auto: found by line.")
-    negative_prompt: str = option(
-        "", "What the music should not be like; in place of an empty prompt.", tasks=SAMPLED
-    )
+    negative_prompt: str = option("", "What the music should not be like; in place of an empty prompt.",
+        tasks=SAMPLED)
     task: str = option("text2music", "What to make.", choices=TASKS)
-    duration: float = option(
-        30.0, "Length; with a source, the source's length.", low=1, high=MAX_SECONDS, unit="s", tasks=ANEW
-    )
+    duration: float = option(30.0, "Length; with a source, the source's length.", low=1, high=MAX_SECONDS,
+        unit="s", tasks=ANEW)
     seeds: tuple[int, ...] = option((0,), "One song for each seed.", low=0, high=MAX_SEED)
     steps: int = option(60, "Denoising steps.", low=1, high=1000)
-    scheduler: str = option(
-        "euler", "How steps are taken (heun evaluates the model twice).", choices=SCHEDULERS
-    )
+    scheduler: str = option("euler", "How steps are taken (heun evaluates the model twice).",
+        choices=SCHEDULERS)
     shift: float = option(SHIFT, "Shift of the noise levels towards 1.", low=0.01, high=100)
-    oss_steps: tuple[int, ...] = option(
-        (),
-        "Take only these steps (rising numbers from 1) of as many as the last says.",
-        low=1,
-        high=1000,
-        tasks=tuple(task for task in SAMPLED if task != "audio2audio"),
-    )
+    oss_steps: tuple[int, ...] = option((),
+        "Take only these steps (rising numbers from 1) of as many as the last says.", low=1, high=1000,
+        tasks=tuple(task for task in SAMPLED if task != "audio2audio"))
     guidance: str = option("apg", "How guidance is computed.", choices=GUIDANCE)
     guidance_scale: float = option(15.0, "Strength of guidance; 0 or 1 switches it off.", low=0, high=100)
-    guidance_interval: float = option(
-        0.5, "Share of the run, in its middle, that is guided.", low=0, high=1, tasks=SAMPLED
-    )
-    guidance_decay: float = option(
-        0.0, "How far the scale falls within the interval.", low=0, high=1, tasks=SAMPLED
-    )
-    min_guidance_scale: float = option(
-        3.0, "The scale that decay falls towards.", low=0, high=100, tasks=SAMPLED
-    )
-    guidance_scale_text: float = option(
-        0.0,
-        "With the next one above 1 too: guide text and lyrics each by its own scale.",
-        low=0,
-        high=100,
-        tasks=SAMPLED,
-    )
+    guidance_interval: float = option(0.5, "Share of the run, in its middle, that is guided.", low=0, high=1,
+        tasks=SAMPLED)
+    guidance_decay: float = option(0.0, "How far the scale falls within the interval.", low=0, high=1,
+        tasks=SAMPLED)
+    min_guidance_scale: float = option(3.0, "The scale that decay falls towards.", low=0, high=100,
+        tasks=SAMPLED)
+    guidance_scale_text: float = option(0.0,
+        "With the next one above 1 too: guide text and lyrics each by its own scale.", low=0, high=100,
+        tasks=SAMPLED)
     guidance_scale_lyric: float = option(0.0, "The lyrics' own scale.", low=0, high=100, tasks=SAMPLED)
     zero_steps: int = option(1, "cfg_star: guided steps up to this one move nothing.", low=0, high=1000)
     zero_init: bool = option(True, "cfg_star: use zero steps at all.")
-    omega: float = option(
-        10.0, "Granularity: gain on what departs from a step's mean.", low=-100, high=100, tasks=SAMPLED
-    )
-    erg_tag: bool = option(
-        True, "ERG: guide away from a weakened prompt instead of from nothing.", tasks=SAMPLED
-    )
-    erg_lyric: bool = option(
-        True, "ERG: guide away from weakened lyrics instead of from nothing.", tasks=SAMPLED
-    )
-    erg_diffusion: bool = option(
-        True, "ERG: weaken the model itself for the unconditional pass.", tasks=SAMPLED
-    )
-    source: str | None = option(None, "The song to repaint, extend, edit or start from (an audio file).")
-    variance: float | None = option(
-        None,
-        "retake, repaint, extend: how much may change (default 0.5; extend: 1).",
-        low=0,
-        high=1,
-        tasks=("retake", "repaint", "extend"),
-    )
-    retake_seeds: tuple[int, ...] = option(
-        (),
-        "Seeds of the changed part (default: seed + 1).",
-        low=0,
-        high=MAX_SEED,
-        tasks=("retake", "repaint", "extend", "edit"),
-    )
-    repaint_start: float = option(
-        0.0, "Start of the section to repaint.", low=0, high=MAX_SECONDS, unit="s", tasks=("repaint",)
-    )
-    repaint_end: float | None = option(
-        None, "Its end (default: the song's).", low=0, high=MAX_SECONDS, unit="s", tasks=("repaint",)
-    )
-    extend_left: float = option(
-        0.0, "Add this much before the song.", low=0, high=MAX_SECONDS, unit="s", tasks=("extend",)
-    )
-    extend_right: float = option(
-        0.0, "Add this much after the song.", low=0, high=MAX_SECONDS, unit="s", tasks=("extend",)
-    )
+    omega: float = option(10.0, "Granularity: gain on what departs from a step's mean.", low=-100, high=100,
+        tasks=SAMPLED)
+    erg_tag: bool = option(True, "ERG: guide away from a weakened prompt instead of from nothing.",
+        tasks=SAMPLED)
+    erg_lyric: bool = option(True, "ERG: guide away from weakened lyrics instead of from nothing.",
+        tasks=SAMPLED)
+    erg_diffusion: bool = option(True, "ERG: weaken the model itself for the unconditional pass.",
+        tasks=SAMPLED)
+    source: PathText | None = option(None,
+        "The song to repaint, extend, edit or start from (an audio file).")
+    variance: float | None = option(None,
+        "retake, repaint, extend: how much may change (default 0.5; extend: 1).", low=0, high=1,
+        tasks=("retake", "repaint", "extend"))
+    retake_seeds: tuple[int, ...] = option((), "Seeds of the changed part (default: seed + 1).",
+        low=0, high=MAX_SEED, tasks=("retake", "repaint", "extend", "edit"))
+    repaint_start: float = option(0.0, "Start of the section to repaint.", low=0, high=MAX_SECONDS, unit="s",
+        tasks=("repaint",))
+    repaint_end: float | None = option(None, "Its end (default: the song's).", low=0, high=MAX_SECONDS,
+        unit="s", tasks=("repaint",))
+    extend_left: float = option(0.0, "Add this much before the song.", low=0, high=MAX_SECONDS, unit="s",
+        tasks=("extend",))
+    extend_right: float = option(0.0, "Add this much after the song.", low=0, high=MAX_SECONDS, unit="s",
+        tasks=("extend",))
     edit_prompt: str | None = option(None, "edit: the new prompt (default: the same).", tasks=("edit",))
     edit_lyrics: str | None = option(None, "edit: the new lyrics (default: the same).", tasks=("edit",))
-    edit_begin: float = option(
-        0.0, "edit: leave out this share of the steps at first.", low=0, high=1, tasks=("edit",)
-    )
+    edit_begin: float = option(0.0, "edit: leave out this share of the steps at first.", low=0, high=1,
+        tasks=("edit",))
     edit_end: float = option(1.0, "edit: after this share sample freely.", low=0, high=1, tasks=("edit",))
-    edit_samples: int = option(
-        1, "edit: noises to average over in each step.", low=1, high=64, tasks=("edit",)
-    )
-    reference_strength: float = option(
-        0.5, "audio2audio: how much of the source stays.", low=0, high=1, tasks=("audio2audio",)
-    )
+    edit_samples: int = option(1, "edit: noises to average over in each step.", low=1, high=64,
+        tasks=("edit",))
+    reference_strength: float = option(0.5, "audio2audio: how much of the source stays.", low=0, high=1,
+        tasks=("audio2audio",))
+    # fmt: on
 
     def __post_init__(self) -> None:
-        for name, check in CHECKS.items():
+        for name, one in REQUEST.items():
             try:
-                object.__setattr__(self, name, check(getattr(self, name), name))
+                object.__setattr__(self, name, one.check(getattr(self, name), name))
             except Mismatch as error:
                 raise ConfigError(str(error)) from None
         forced_language(self.lyrics_language, "lyrics_language")
@@ -225,10 +179,9 @@ class Request:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "") -> Request:
         """The reverse; ConfigError names a key that is not known."""
-        known = {f.name: f for f in fields(cls)}
         for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}{where and f' ({where})'}")
+            if key not in REQUEST:
+                raise ConfigError(f"unknown setting {key!r}{nearest(key, REQUEST)}{where and f' ({where})'}")
         try:
             return cls(**values)
         except ConfigError as error:
@@ -236,11 +189,10 @@ class Request:
 
     def idle(self, given: Iterable[str]) -> dict[str, str]:
         """Which of the settings that somebody has `given` change nothing here, and why."""
-        tasks = {f.name: f.metadata["tasks"] for f in fields(self)}
         reasons = {
             name: f"{self.task} does not use it"
-            for name, users in tasks.items()
-            if users and self.task not in users
+            for name, one in REQUEST.items()
+            if one.tasks and self.task not in one.tasks
         }
         if self.needs_source:
             more = ", plus what is added" if self.task == "extend" else ""
@@ -260,45 +212,5 @@ class Request:
         return {name: reasons[name] for name in given if name in reasons}
 
 
-def _checks() -> dict[str, Check]:
-    """What each field takes, from its type, range and choices."""
-    checks: dict[str, Check] = {}
-    for f in fields(Request):
-        facts, kind = f.metadata, str(f.type).removesuffix(" | None")
-        low, high = facts["low"], facts["high"]
-        check: Check
-        if facts["choices"]:
-            check = _choice(facts["choices"])
-        elif kind == "float":
-            check = number(low, high, facts["unit"])
-        elif kind == "int":
-            check = whole(low, high)
-        elif kind == "bool":
-            check = flag
-        elif kind == "tuple[int, ...]":
-            check = _numbers(whole(low, high))
-        else:
-            check = path_text if f.name == "source" else text
-        checks[f.name] = optional(check) if str(f.type).endswith("None") else check
-    return checks
-
-
-def _choice(known: tuple[str, ...]) -> Check:
-    def check(value: Any, where: str) -> str:
-        if not isinstance(value, str) or value not in known:
-            hint = nearest(value, known) if isinstance(value, str) else ""
-            raise Mismatch(f"unknown {where} {show(value)}: one of {', '.join(known)}{hint}")
-        return value
-
-    return check
-
-
-def _numbers(one: Check) -> Check:
-    def check(value: Any, where: str) -> tuple[int, ...]:
-        numbers = items(anything, 0, MAX_SONGS)(value, where)
-        return tuple(one(number, where) for number in numbers)
-
-    return check
-
-
-CHECKS = _checks()
+#: every field of a request by name
+REQUEST = declared(Request)

@@ -53,11 +53,11 @@ def shares(samples: Sequence[Sample]) -> list[Share]:
     """What repeats and probability make of each data set; indices into `samples`."""
     groups: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
-        groups.setdefault(sample.backend.id, []).append(i)
+        groups.setdefault(sample.dataset.id, []).append(i)
     out = []
     for members in groups.values():
-        backend = samples[members[0]].backend
-        weight = (1 + backend.repeats) * backend.probability
+        dataset = samples[members[0]].dataset
+        weight = (1 + dataset.repeats) * dataset.probability
         whole = math.floor(weight + 1e-9)
         out.append(Share(members, whole, round((weight - whole) * len(members))))
     return out
@@ -95,7 +95,7 @@ class Batches:
         self.dropout = config.caption_dropout_probability if dropout is None else dropout
         self.signature = cache_key(
             songs=[sample.key for sample in self.samples],
-            weights=[[s.backend.repeats, s.backend.probability] for s in self.samples],
+            weights=[[s.dataset.repeats, s.dataset.probability] for s in self.samples],
             dropout=self.dropout,
             batch=self.batch_size * world,
         )

@@ -79,9 +79,9 @@ class Cache:
         return {key: words for key, words in found.items() if key is not None}
 
     def _store(self, sample: Sample, kind: str) -> Store:
-        backend = sample.backend
-        folder = backend.latent_dir if kind == "latents" else backend.text_dir
-        on_disk = backend.cache_latents if kind == "latents" else self._write_text
+        dataset = sample.dataset
+        folder = dataset.latent_dir if kind == "latents" else dataset.text_dir
+        on_disk = dataset.cache_latents if kind == "latents" else self._write_text
         place = (folder if on_disk else None, folder)
         if place not in self._stores:
             self._stores[place] = Store(place[0], self._compress)
@@ -178,8 +178,8 @@ class Cache:
         """Compute what is missing; latents of on-demand data sets only with `everything`."""
         for kind in STAGES:
             self._encode_words(kind, self.samples, progress)
-        lazy = [] if everything else [s for s in self.samples if s.backend.ondemand]
-        self._encode_latents([s for s in self.samples if everything or not s.backend.ondemand], progress)
+        lazy = [] if everything else [s for s in self.samples if s.dataset.ondemand]
+        self._encode_latents([s for s in self.samples if everything or not s.dataset.ondemand], progress)
         self._awaited = {self.latent_key(sample) for sample in lazy if self._lacks("latents", sample)}
         if not self.samples:
             raise nothing_left(self.skipped)
@@ -223,7 +223,7 @@ class Cache:
         self._lengths[key] = len(stored[self._encoders[kind].names[0]])
         notes = stored.get("notes")
         for one in self.report.sets:
-            if notes is not None and one.id == sample.backend.id:
+            if notes is not None and one.id == sample.dataset.id:
                 name = sample.id.removeprefix(f"{one.id}/")
                 fresh = [(name, note) for note in json.loads(notes.tobytes())]
                 one.notes += [note for note in fresh if note not in one.notes]
@@ -254,7 +254,7 @@ class Cache:
     def _count_damaged(self, sample: Sample, store: Store, key: str) -> None:
         """Report a song that has a file in the cache which cannot be used. Before it is written again."""
         for one in self.report.sets:
-            if store.occupied(key) and one.id == sample.backend.id:
+            if store.occupied(key) and one.id == sample.dataset.id:
                 found = (sample.id.removeprefix(f"{one.id}/"), "a cache file was damaged or another entry's")
                 one.again += [found] if found not in one.again else []
 
@@ -266,7 +266,7 @@ class Cache:
         if not self._store(sample, "latents").has(self._latent_key(sample, sample.former)):
             return
         for one in self.report.sets:
-            if one.id == sample.backend.id:
+            if one.id == sample.dataset.id:
                 same = sample.former == (sample.start, sample.seconds)
                 detail = f"{sample.former[1]:.2f} s were taken, {sample.seconds:.2f} s are there"
                 detail = "some blocks were damaged" if same else detail

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config.datasets import DataSet, DataSets, HubSet
+from ..config.read_datasets import read_datasets
 from ..config.run import RunConfig
 from ..errors import DataError
 from ..families import of_flavour
@@ -19,7 +21,6 @@ from ..io.hashes import cache_key, hash_text
 from ..io.progress import Progress, silent
 from ..text.lines import foreign_lines, in_language
 from ..text.sheet import read_sheet
-from .backends import Backend, Backends, read_backends
 from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex
 from .sources import folder as local
@@ -38,7 +39,7 @@ class Sample:
     """
 
     id: str
-    backend: Backend
+    dataset: DataSet
     audio: AudioRef
     content: str
     captions: tuple[str, ...]
@@ -63,7 +64,7 @@ class Sample:
     @property
     def bucket(self) -> int:
         """Latent frames of the bucket: the length rounded up to the data set's duration interval."""
-        interval, latents = self.backend.interval, self.latents
+        interval, latents = self.dataset.interval, self.latents
         steps = math.ceil(max(self.seconds, latents.min_seconds) / interval - 1e-6)
         return max(self.frames, latents.covering(round(steps * interval * latents.sample_rate)))
 
@@ -92,7 +93,7 @@ class Manifest:
     samples: list[Sample]
     skipped: list[tuple[str, str]]
     report: DatasetReport
-    backends: Backends
+    datasets: DataSets
     family: Family
 
     @property
@@ -114,33 +115,33 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
     ConfigError for a wrong data set file, DataError when a folder is missing or nothing is left to train
     on (its `details` name every song and why).
     """
-    backends, family = read_backends(config), of_flavour(config.model_flavour)
+    datasets, family = read_datasets(config), of_flavour(config.model_flavour)
     index = FactsIndex(index_path(config), remember)
 
     samples: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     reports: list[SetReport] = []
-    own = own_folders(config, backends)
-    for backend in backends.audio:
-        found = _songs(backend, config, own)
+    own = own_folders(config, datasets)
+    for dataset in datasets.audio:
+        found = _songs(dataset, config, own)
         songs = found.songs
-        report = SetReport(backend.id, len(songs), backend.interval, family.latents, no_songs=found.left_out)
-        report.listed = backend.caption_strategy in ("csv", "huggingface")
-        for song, facts in _chosen(backend, songs, index, progress):
-            reason = song.problem or _reason(backend, facts)
+        report = SetReport(dataset.id, len(songs), dataset.interval, family.latents, no_songs=found.left_out)
+        report.listed = dataset.caption_strategy in ("csv", "huggingface")
+        for song, facts in _chosen(dataset, songs, index, progress):
+            reason = song.problem or _reason(dataset, facts)
             if reason is not None or facts is None:
-                skipped.append((f"{backend.id}/{song.name}", str(reason)))
+                skipped.append((f"{dataset.id}/{song.name}", str(reason)))
                 report.skipped.append((song.name, str(reason)))
                 continue
-            sample = _sample(backend, song, facts, config, family, report)
+            sample = _sample(dataset, song, facts, config, family, report)
             samples.append(sample)
             report.add(sample)
         report.left_out = report.files - report.songs - len(report.skipped)
         reports.append(report)
-    full = DatasetReport(reports, backends.ignored, backends.disabled)
+    full = DatasetReport(reports, datasets.ignored, datasets.disabled)
     if not samples:
         raise nothing_left(skipped)
-    return Manifest(samples, skipped, full, backends, family)
+    return Manifest(samples, skipped, full, datasets, family)
 
 
 def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:
@@ -154,26 +155,26 @@ def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:
     )
 
 
-def own_folders(config: RunConfig, backends: Backends) -> dict[Path, str]:
+def own_folders(config: RunConfig, datasets: DataSets) -> dict[Path, str]:
     """Where this run writes, resolved → what is there: nothing in these folders is a song."""
-    caches = [config.resolve(config.cache_dir), backends.text_dir]
-    for backend in backends.audio:
-        caches += [backend.latent_dir, backend.text_dir]
-        caches += [backend.download_dir] if backend.download_dir else []
+    caches = [config.resolve(config.cache_dir), datasets.text_dir]
+    for dataset in datasets.audio:
+        caches += [dataset.latent_dir, dataset.text_dir]
+        caches += [dataset.download_dir] if isinstance(dataset, HubSet) and dataset.download_dir else []
     own = {Path(os.path.realpath(folder)): "a cache of this run" for folder in caches}
     return own | {Path(os.path.realpath(config.output_path)): "output_dir of this run"}
 
 
-def _songs(backend: Backend, config: RunConfig, own: Mapping[Path, str]) -> local.Found:
-    if backend.type == "huggingface":
+def _songs(dataset: DataSet, config: RunConfig, own: Mapping[Path, str]) -> local.Found:
+    if isinstance(dataset, HubSet):
         from .sources import hub as huggingface
 
-        return local.Found(huggingface.scan(backend, config))
-    return local.scan(backend, own)
+        return local.Found(huggingface.scan(dataset, config))
+    return local.scan(dataset, own)
 
 
 def _chosen(
-    backend: Backend, songs: list[local.Song], index: FactsIndex, progress: Progress
+    dataset: DataSet, songs: list[local.Song], index: FactsIndex, progress: Progress
 ) -> list[tuple[local.Song, AudioFacts | None]]:
     """Songs with the facts about their sound, in their order; unusable ones included.
 
@@ -181,9 +182,9 @@ def _chosen(
     """
     order = list(range(len(songs)))
     limit = len(songs)
-    if backend.max_num_samples is not None and backend.max_num_samples < len(songs):
-        random.Random(backend.id).shuffle(order)
-        limit = backend.max_num_samples
+    if dataset.max_num_samples is not None and dataset.max_num_samples < len(songs):
+        random.Random(dataset.id).shuffle(order)
+        limit = dataset.max_num_samples
     chosen: dict[int, AudioFacts | None] = {}
     good = 0
     while order and good < limit:
@@ -191,54 +192,54 @@ def _chosen(
         readable = [i for i in part if songs[i].problem is None]
         facts = dict(zip(readable, index.look_up([songs[i].audio for i in readable], progress), strict=True))
         chosen.update({i: facts.get(i) for i in part})
-        good += sum(_reason(backend, one) is None for one in facts.values())
+        good += sum(_reason(dataset, one) is None for one in facts.values())
     return [(songs[i], chosen[i]) for i in sorted(chosen)]
 
 
-def _reason(backend: Backend, facts: AudioFacts | None) -> str | None:
+def _reason(dataset: DataSet, facts: AudioFacts | None) -> str | None:
     """Why a decoded song is left out, or None."""
     if facts is None:
         return "unknown"
     if facts.problem is not None:
         return facts.problem
-    if facts.duration < backend.min_duration:
-        return f"{facts.duration:.1f} s is shorter than min_duration_seconds={backend.min_duration:g}"
+    if facts.duration < dataset.min_duration:
+        return f"{facts.duration:.1f} s is shorter than min_duration_seconds={dataset.min_duration:g}"
     return None
 
 
 def _sample(
-    backend: Backend,
+    dataset: DataSet,
     song: local.Song,
     facts: AudioFacts,
     config: RunConfig,
     family: Family,
     report: SetReport,
 ) -> Sample:
-    captions = _caption_variants(backend, song)
-    if not song.captions and not backend.only_instance_prompt:
+    captions = _caption_variants(dataset, song)
+    if not song.captions and not dataset.only_instance_prompt:
         report.no_caption.append(song.name)
     report.notes += [(song.name, note) for note in song.notes]
-    start, seconds = _part(backend, facts, config.seed)
+    start, seconds = _part(dataset, facts, config.seed)
     former = None if facts.former is None else replace(facts, duration=facts.former)
     if facts.counted is not None:
         report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
     return Sample(
-        id=f"{backend.id}/{song.name}",
-        backend=backend,
+        id=f"{dataset.id}/{song.name}",
+        dataset=dataset,
         audio=song.audio,
         content=facts.content,
         captions=tuple(captions),
-        lyrics=_lyrics(backend, song, report),
+        lyrics=_lyrics(dataset, song, report),
         start=start,
         seconds=seconds,
         cut=facts.duration > seconds + 1e-3,
         latents=family.latents,
         misread=facts.misread,
-        former=None if former is None else _part(backend, former, config.seed),
+        former=None if former is None else _part(dataset, former, config.seed),
     )
 
 
-def _lyrics(backend: Backend, song: local.Song, report: SetReport) -> str | None:
+def _lyrics(dataset: DataSet, song: local.Song, report: SetReport) -> str | None:
     """The song's lyrics as the model reads them, marked with the data set's language where it has one.
 
     Both are so in every key. None without lyrics, and where only time stamps were left.
@@ -250,31 +251,31 @@ def _lyrics(backend: Backend, song: local.Song, report: SetReport) -> str | None
         return None
     for number, script in foreign_lines(sheet.text):
         problem = f"lyrics line {number} is in {script} script, which the model has no tokens for"
-        if backend.lyrics_unsupported == "error":
+        if dataset.lyrics_unsupported == "error":
             raise DataError(f"{song.name}: {problem} (lyrics_unsupported=error)")
         report.notes.append((song.name, problem))
-    return in_language(sheet.text, backend.lyrics_language) if backend.lyrics_language else sheet.text
+    return in_language(sheet.text, dataset.lyrics_language) if dataset.lyrics_language else sheet.text
 
 
-def _caption_variants(backend: Backend, song: local.Song) -> list[str]:
+def _caption_variants(dataset: DataSet, song: local.Song) -> list[str]:
     """Trigger words, then shuffles, applied to the song's captions; [""] when there is nothing."""
-    trigger = backend.instance_prompt or ""
-    if backend.only_instance_prompt:
+    trigger = dataset.instance_prompt or ""
+    if dataset.only_instance_prompt:
         return [trigger]
     captions = song.captions or [""]
-    if backend.shuffle is not None:
-        captions = [variant for caption in captions for variant in shuffled(caption, backend.shuffle)]
-    if backend.prepend_instance_prompt:
+    if dataset.shuffle is not None:
+        captions = [variant for caption in captions for variant in shuffled(caption, dataset.shuffle)]
+    if dataset.prepend_instance_prompt:
         captions = [f"{trigger} {caption}".strip() for caption in captions]
     return unique(captions)
 
 
-def _part(backend: Backend, facts: AudioFacts, seed: int) -> tuple[float, float]:
+def _part(dataset: DataSet, facts: AudioFacts, seed: int) -> tuple[float, float]:
     """(start, seconds) of the part that is kept. `random` is fixed by the song's content and the seed."""
-    spare = facts.duration - backend.max_duration
+    spare = facts.duration - dataset.max_duration
     if spare <= 0:
         return 0.0, round(facts.duration, 6)
-    start = {"beginning": 0.0, "end": spare}.get(backend.truncation)
+    start = {"beginning": 0.0, "end": spare}.get(dataset.truncation)
     if start is None:
         start = random.Random(f"{seed}:{facts.content}").uniform(0.0, spare)
-    return round(start, 3), backend.max_duration
+    return round(start, 3), dataset.max_duration

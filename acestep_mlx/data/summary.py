@@ -56,8 +56,8 @@ class SetReport:
         self.songs += 1
         self.seconds += sample.seconds
         self.captions += len(sample.captions)
-        self.trigger = sample.backend.prepend_instance_prompt
-        self.passes = (1 + sample.backend.repeats) * sample.backend.probability
+        self.trigger = sample.dataset.prepend_instance_prompt
+        self.passes = (1 + sample.dataset.repeats) * sample.dataset.probability
         self.buckets[sample.bucket] += 1
         if sample.seconds < (least := self.latents.min_seconds):
             self.padded.append((name, f"{sample.seconds:.1f} s, padded with silence to {least:g} s"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -29,7 +28,14 @@ KINDS = {
 
 
 class Mismatch(Exception):
-    """A value that is not what its schema says; the text is `place must be …, got …`."""
+    """A value that is not what its schema says; the text is `place must be …, got …`.
+
+    hint: what may follow it in a message, behind the name of the file.
+    """
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.hint = hint
 
 
 def show(value: Any, width: int = 60) -> str:
@@ -48,14 +54,27 @@ def _wrong(where: str, wanted: str, got: Any) -> Mismatch:
     return Mismatch(f"{where} must be {wanted}, got {show(got)}")
 
 
-def _span(low: float, high: float, unit: str = "") -> str:
-    def plain(n: float) -> str:
-        return str(n) if isinstance(n, int) else f"{n:g}"
+def outside(
+    value: float, low: float | None, high: float | None, above: float | None = None, unit: str = ""
+) -> str | None:
+    """Where a number should lie ("between 0 and 9") that does not; None for one that lies there.
 
-    return f"between {plain(low)} and {plain(high)}{unit and ' ' + unit}"
+    above: a bound that it must not touch, in place of `low`.
+    """
+
+    def plain(n: float | None) -> str:
+        return f"{n:g}" if isinstance(n, float) and (abs(n) > 1e9 or not n.is_integer()) else str(int(n or 0))
+
+    enough = (low is None or value >= low) and (above is None or value > above)
+    if enough and (high is None or value <= high):
+        return None
+    if low is not None and low == high:
+        return plain(low)
+    span = f"between {plain(low)} and" if above is None else f"above {plain(above)} and at most"
+    return f"{span} {plain(high)}{unit and ' ' + unit}"
 
 
-def whole(low: int = 0, high: int = MAX_WHOLE) -> Check:
+def whole(low: float | None = 0, high: float | None = MAX_WHOLE) -> Check:
     """A whole number of `low` to `high` (`3.0` counts as one); returned as int."""
 
     def check(value: Any, where: str) -> int:
@@ -63,21 +82,21 @@ def whole(low: int = 0, high: int = MAX_WHOLE) -> Check:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong(where, "a whole number", value)
-        if not low <= value <= high:
-            raise _wrong(where, _span(low, high), value)
+        if wanted := outside(value, low, high):
+            raise _wrong(where, wanted, value)
         return value
 
     return check
 
 
-def number(low: float = -1e300, high: float = 1e300, unit: str = "") -> Check:
+def number(low: float | None = -1e300, high: float | None = 1e300, unit: str = "") -> Check:
     """A finite number of `low` to `high`; returned as it is, int or float. unit: for the message."""
 
     def check(value: Any, where: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise _wrong(where, "a number", value)
-        if (isinstance(value, float) and not math.isfinite(value)) or not low <= value <= high:
-            raise _wrong(where, _span(low, high, unit), value)
+        if wanted := outside(value, low, high, unit=unit):
+            raise _wrong(where, wanted, value)
         return value
 
     return check
@@ -159,8 +178,7 @@ def items(inner: Check, low: int = 0, high: int = 1_000_000) -> Check:
     def check(value: Any, where: str) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)):
             raise _wrong(where, "a list", value)
-        if not low <= len(value) <= high:
-            wanted = f"{low}" if low == high else _span(low, high)
+        if wanted := outside(len(value), low, high):
             raise Mismatch(f"{where} must have {wanted} entries, got {len(value)}")
         return tuple(inner(one, f"{where}[{i}]") for i, one in enumerate(value))
 

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .. import formatting as words
+from ..config.optimizers import OPTIMIZERS
 from ..config.run import RunConfig
 from ..families import of_flavour
 from ..families.folder import ModelFolder, quantizable
@@ -26,8 +27,6 @@ from .settings import COMPUTE_DTYPES, lora_spec
 
 GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
-#: what an optimizer keeps beside each parameter; adafactor's row and column are 1/rank of a LoRA matrix
-SLOTS = {"adamw": 2.0, "adam": 2.0, "lion": 1.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.0}
 COUNTED, COUNTED_LETTERS = 3, 40_000  # lyrics of a bucket whose tokens are counted, and how much of each
 
 
@@ -108,7 +107,8 @@ def estimate(
     paths += family.lora.full if config.lyrics_embedder_train else ()
     accumulates = 1 if config.gradient_accumulation_steps > 1 else 0
     trained = 4.0 * (lora + embedder)  # in float32
-    moments = 4.0 * (lora * _slots(config, spec.rank) + embedder * SLOTS[config.lyrics_embedder_optimizer])
+    kept = OPTIMIZERS[config.optimizer].kept(config.optimizer_config, spec.rank)
+    moments = 4.0 * (lora * kept + embedder * OPTIMIZERS[config.lyrics_embedder_optimizer].slots)
     found = family.memory.activations(model, load, size, checkpointed)
     return Estimate(
         {
@@ -122,13 +122,6 @@ def estimate(
             "program": FIXED,
         }
     )
-
-
-def _slots(config: RunConfig, rank: int) -> float:
-    """Numbers that the LoRA's optimizer keeps for each of its parameters."""
-    if config.optimizer == "adafactor":
-        return 1 / rank + bool((config.optimizer_config or {}).get("beta_1"))
-    return SLOTS[config.optimizer]
 
 
 def machine_memory() -> int:

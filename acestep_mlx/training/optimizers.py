@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
+from ..config.optimizers import OPTIMIZERS
 from ..errors import ConfigError, nearest
 
 
@@ -110,18 +111,6 @@ class Schedule:
         return self.base * factor
 
 
-#: name (config/ resolves other spellings) → class, defaults that differ from MLX's, and which of the
-#: adam_* options it takes. PyTorch corrects Adam's moments for their bias; MLX does so only when asked.
-OPTIMIZERS: dict[str, tuple[Callable[..., optim.Optimizer], dict[str, Any], tuple[str, ...]]] = {
-    "adamw": (optim.AdamW, {"bias_correction": True}, ("betas", "eps", "weight_decay")),
-    "adam": (optim.Adam, {"bias_correction": True}, ("betas", "eps")),
-    "adafactor": (optim.Adafactor, {"relative_step": False, "scale_parameter": False}, ("weight_decay",)),
-    "lion": (optim.Lion, {}, ("weight_decay",)),
-    "sgd": (optim.SGD, {}, ("weight_decay",)),
-    "muon": (optim.Muon, {}, ("weight_decay",)),
-}
-
-
 def make_optimizer(
     name: str,
     lr: float,
@@ -145,10 +134,11 @@ def make_optimizer(
             f"optimizer {name!r} is not available here{nearest(name, OPTIMIZERS)}; "
             f"use one of {', '.join(OPTIMIZERS)}"
         )
-    build, defaults, takes = OPTIMIZERS[name]
+    one = OPTIMIZERS[name]
+    build = getattr(optim, one.mlx)
     common = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
     given = dict(options or {})
-    chosen = {**defaults, **{k: v for k, v in common.items() if k in takes}}
+    chosen = {**one.defaults, **{k: common[k] for k in one.takes.split()}}
     if "beta1" in given or "beta2" in given:
         own = (
             given.get("betas") or chosen.get("betas") or inspect.signature(build).parameters["betas"].default
@@ -156,7 +146,8 @@ def make_optimizer(
         given["betas"] = (given.pop("beta1", own[0]), given.pop("beta2", own[1]))
     chosen.update(given)
     try:
-        return build(lr, **chosen)
+        made: optim.Optimizer = build(lr, **chosen)
+        return made
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer {name}, optimizer_config {dict(options or {})}: {error}") from error
 

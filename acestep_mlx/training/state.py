@@ -26,6 +26,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..config.run import OPTIONS
 from ..errors import NO_SPACE, CheckpointError, ConfigError, NewerVersionError, refusal
 from ..formatting import size
 from ..io import schema
@@ -345,23 +346,10 @@ def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
     return surplus
 
 
-#: options that a resumed run may change: they say where, how long and how often, not what is computed so far
-FREE = {
-    "output_dir", "resume_from_checkpoint", "init_lora", "max_train_steps", "num_train_epochs",
-    "learning_rate", "lyrics_embedder_lr", "lr_scheduler", "lyrics_embedder_lr_scheduler",
-    "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm", "gradient_checkpointing",
-    "checkpoint_step_interval", "checkpoint_epoch_interval", "checkpoints_total_limit", "report_to",
-    "logging_dir", "tracker_project_name", "tracker_run_name", "data_backend_config",
-    "pretrained_model_name_or_path", "revision", "cache_dir", "cache_dir_text", "cache_dir_vae",
-    "compress_disk_cache", "vae_cache_disable", "vae_cache_ondemand", "eval_steps_interval",
-    "num_eval_images", "eval_loss_disable", "lora_format",
-}  # fmt: skip
-
-
 def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run that resumes must agree on: options outside FREE and validation, and `facts` (the model's
-    fingerprint, the data)."""
-    options = {k: v for k, v in config.items() if k not in FREE and not k.startswith("validation_")}
+    """What a run that resumes must agree on: options that must stay the same, and `facts` (the model's
+    fingerprint, the data). config: as `RunConfig.to_dict` gives it."""
+    options = {name: value for name, value in config.items() if OPTIONS[name].resume == "same"}
     return json.loads(json.dumps({**options, **facts}, default=str))
 
 
@@ -383,25 +371,19 @@ def check_identity(path: Path, state: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
-#: options among the FREE that change how the training goes on
-STEERING = (
-    "max_train_steps", "num_train_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps",
-    "lr_num_cycles", "lr_power", "lr_end", "max_grad_norm",
-)  # fmt: skip
-STEERING_EMBEDDER = ("lyrics_embedder_lr", "lyrics_embedder_lr_scheduler")
-
-
 def changed_settings(path: Path, now: Mapping[str, Any]) -> list[str]:
     """`learning_rate 0.0001 → 0.0002`: settings that a checkpoint's run had otherwise, and that may change.
 
     `now`: the configuration that goes on from it.
     """
     then = schema.read_json(path / "config.json")
-    names = STEERING + (STEERING_EMBEDDER if now.get("lyrics_embedder_train") else ())
+    names = [name for name, option in OPTIONS.items() if option.resume == "steers" and name in then]
+    if not now.get("lyrics_embedder_train"):
+        names = [name for name in names if not name.startswith("lyrics_embedder_")]
     return [
         f"{name} {_short(then[name])} → {_short(now[name])}"
         for name in names
-        if name in then and name in now and then[name] != now[name]
+        if name in now and then[name] != now[name]
     ]
 
 

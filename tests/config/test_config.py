@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acestep_mlx.config.optimizers import OPTIMIZERS, SETTINGS
+from acestep_mlx.config.parsing import PARSERS
 from acestep_mlx.config.read import examples, load_config
-from acestep_mlx.config.run import ALIASES, EXAMPLES, OPTIMIZER_CONFIG, OPTIMIZER_SETTINGS, OPTIONS, SUPPORTED
-from acestep_mlx.data.backends import read_backends
+from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.run import ALIASES, EXAMPLES, GROUPS, OPTIONS, SUPPORTED, RunConfig
 from acestep_mlx.errors import ConfigError
 
 BACKENDS = [{"id": "songs", "instance_data_dir": "."}]
@@ -126,7 +128,7 @@ CASES: dict[str, Case] = {
     "lr_end": Case(**numbers(0, 1, -1, 11)),
     # length
     "max_train_steps": Case(**numbers(1, 10**9, -1, whole=True), aliases=("max_steps",)),
-    "num_train_epochs": Case(**numbers(1, 1000, -1, whole=True)),
+    "num_train_epochs": Case(**numbers(1, 1000, -1, whole=True), aliases=("epochs",)),
     "train_batch_size": Case(**numbers(1, 64, 0, -1, whole=True)),
     "gradient_accumulation_steps": Case(
         **numbers(1, 64, 0, -1, whole=True), aliases=("accumulate_grad_batches",)
@@ -319,6 +321,44 @@ def test_refused_keys(name: str) -> None:
         assert name in message and OPTIONS[name].reason in message
 
 
+# ── the configuration as an object ───────────────────────────────────────────────────────────────────
+def test_every_option_is_a_field_with_a_type_and_nothing_else_is_one() -> None:
+    config = load_config({})
+    kinds = {"bool": bool, "int": int, "float": float, "str": str, "path": str, "list": list, "mapping": dict}
+    for name in SUPPORTED:
+        option, value = OPTIONS[name], getattr(config, name)
+        assert value is None or isinstance(value, kinds.get(option.kind, object)), name
+    assert {name for name in SUPPORTED if OPTIONS[name].kind == "any"} == {
+        "data_backend_config", "validation_prompt_library",
+    }  # fmt: skip
+    with pytest.raises(AttributeError):
+        config.lora_ranc  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(FrozenInstanceError):
+        config.lora_rank = 4  # type: ignore[misc]
+
+
+def test_every_group_of_options_is_part_of_the_configuration() -> None:
+    grouped = {option.name for options in GROUPS.values() for option in options}
+    assert grouped == {f.name for f in fields(RunConfig) if "option" in f.metadata}
+    assert grouped >= set(SUPPORTED)
+
+
+def test_each_value_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Any] = []
+    for kind, parse in list(PARSERS.items()):
+
+        def watched(option: Any, value: Any, name: str, parse: Any = parse) -> Any:
+            parsed.append((name, value))
+            return parse(option, value, name)
+
+        monkeypatch.setitem(PARSERS, kind, watched)
+    config = load_config({"rank": "8", "output_dir": "o"}, ["--seed=3"])
+    assert parsed == [("rank", "8"), ("output_dir", "o"), ("seed", "3")]
+    assert config.replace(lora_rank="4").lora_alpha == 4.0 and parsed[3:] == [("lora_rank", "4")]
+    read_datasets(load_config({"data_backend_config": [{"id": "s", "instance_data_dir": ".", "repeats": 2}]}))
+    assert [value for name, value in parsed if name == "repeats"] == [2]
+
+
 # ── rules between options ────────────────────────────────────────────────────────────────────────────
 def test_unset_options_follow_others() -> None:
     config = load_config(
@@ -376,7 +416,7 @@ def test_each_optimizer_setting_is_checked_before_the_run(
 
 
 def test_every_optimizer_setting_has_its_check() -> None:
-    assert {key for keys in OPTIMIZER_CONFIG.values() for key in keys} == set(OPTIMIZER_SETTINGS)
+    assert {key for one in OPTIMIZERS.values() for key in one.settings.split()} == set(SETTINGS)
 
 
 @pytest.mark.parametrize("settings", ["eps=1e-6,eps=1e-8", '{"eps": 1e-6, "eps": 1e-8}'])
@@ -499,12 +539,12 @@ def test_examples_are_valid(name: str) -> None:
     config = load_config(f"example={name}")
     assert config.resolve(config.data_backend_config).parent == EXAMPLES / name
     assert not config.ignored
-    assert len(read_backends(config).audio) == 1
+    assert len(read_datasets(config).audio) == 1
 
 
 def test_data_files_of_simpletuners_examples_are_found() -> None:
     config = load_config({"data_backend_config": "config/examples/acestep-audio.json"})
-    assert read_backends(config).audio[0].dataset_name == "Yi3852/ACEStep-Songs"
+    assert read_datasets(config).audio[0].dataset_name == "Yi3852/ACEStep-Songs"
 
 
 def test_paths_may_be_path_objects(tmp_path: Path) -> None:

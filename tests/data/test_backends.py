@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.config.datasets import TABLES
+from acestep_mlx.config.datasets import TABLES, CsvSet, DataSet, DataSets, FolderSet, HubSet
 from acestep_mlx.config.read import load_config
-from acestep_mlx.data.backends import Backend, Backends, read_backends
+from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.errors import ConfigError
 
 SPEC = """[{"id": "my-audio-dataset", "type": "local", "dataset_type": "audio",
@@ -24,12 +24,12 @@ SPEC_HUB = """[{"id": "acestep-demo-data", "type": "huggingface", "dataset_type"
 COLUMNS = '{"audio_caption_fields": ["tags"], "lyrics_column": "norm_lyrics"}'
 
 
-def read(*entries: dict[str, Any], **options: Any) -> Backends:
+def read(*entries: dict[str, Any], **options: Any) -> DataSets:
     full = [{"id": "set", "instance_data_dir": "songs", **entry} for entry in entries]
-    return read_backends(load_config({"data_backend_config": full, **options}))
+    return read_datasets(load_config({"data_backend_config": full, **options}))
 
 
-def one(entry: dict[str, Any], **options: Any) -> Backend:
+def one(entry: dict[str, Any], **options: Any) -> DataSet:
     return read(entry, **options).audio[0]
 
 
@@ -37,7 +37,7 @@ def test_spec_local_file_word_for_word(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "multidatabackend.json").write_text(SPEC)
     (tmp_path / "config.json").write_text("{}")
-    found = read_backends(load_config("config.json"))
+    found = read_datasets(load_config("config.json"))
     backend = found.audio[0]
     assert backend.folder == tmp_path / "datasets" / "my_audio_files"
     assert backend.caption_strategy == "textfile" and backend.interval == 3.0 and backend.max_duration == 240
@@ -49,7 +49,7 @@ def test_spec_local_file_word_for_word(tmp_path: Path, monkeypatch: pytest.Monke
 def test_spec_hub_file_word_for_word(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "multidatabackend.json").write_text(SPEC_HUB % block)
-    backend = read_backends(load_config({})).audio[0]
+    backend = read_datasets(load_config({})).audio[0]
     assert (
         backend.dataset_name == "Yi3852/ACEStep-Songs" and backend.split is None
     )  # train, where it has splits
@@ -87,6 +87,24 @@ GOOD: list[tuple[dict[str, Any], str, Any]] = [
 def test_keys_that_are_understood(entry: dict[str, Any], name: str, value: Any) -> None:
     found = getattr(one(entry), name)
     assert found == value if value is not None else found
+
+
+def test_a_data_set_is_what_it_is_and_holds_nothing_of_the_others() -> None:
+    columns = {"csv_file": "songs.csv", "csv_caption_column": "says"}
+    for entry, kind, place in (
+        ({}, FolderSet, "songs"),
+        ({"type": "csv", **columns}, CsvSet, "songs"),
+        ({"type": "huggingface", "dataset_name": "a/b", "instance_data_dir": None}, HubSet, "a/b"),
+    ):
+        found = one(entry)
+        assert type(found) is kind and found.type == {**entry, "id": ""}.get("type", "local")
+        assert found.place.endswith(place)
+        assert hasattr(found, "dataset_name") is (kind is HubSet) and hasattr(found, "listed") is (
+            kind is not HubSet
+        )
+    described = one(columns)
+    assert isinstance(described, FolderSet) and described.listed is not None
+    assert (str(described.listed.file), described.listed.caption) == ("songs.csv", "says")
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -155,15 +173,15 @@ def test_malformed_files_are_one_line(content: str, tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text(content)
     with pytest.raises(ConfigError) as error:
-        read_backends(load_config({"data_backend_config": str(file)}))
+        read_datasets(load_config({"data_backend_config": str(file)}))
     assert "data.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder; name the file in it"):
-        read_backends(load_config({"data_backend_config": str(tmp_path)}))
+        read_datasets(load_config({"data_backend_config": str(tmp_path)}))
     with pytest.raises(ConfigError, match="no data set file"):
-        read_backends(load_config({"data_backend_config": str(tmp_path / "absent.json")}))
+        read_datasets(load_config({"data_backend_config": str(tmp_path / "absent.json")}))
 
 
 @pytest.mark.parametrize("name", [n for n, o in TABLES["entry"].items() if o.status == "ignored"])
@@ -201,4 +219,4 @@ def test_several_sets_defaults_and_disabled() -> None:
 def test_a_single_entry_without_a_list(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text(json.dumps({"id": "x", "instance_data_dir": "songs"}))
-    assert read_backends(load_config({"data_backend_config": str(file)})).audio[0].id == "x"
+    assert read_datasets(load_config({"data_backend_config": str(file)})).audio[0].id == "x"

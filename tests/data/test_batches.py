@@ -119,11 +119,11 @@ def test_repeats_and_probability(root: Path, tiny_model: Path) -> None:
     n = len(LENGTHS)
     for epoch in range(4):
         items = [item for group in batches.plan(epoch) for item in group]
-        sets = Counter(batches.samples[item.sample].backend.id for item in items)
+        sets = Counter(batches.samples[item.sample].dataset.id for item in items)
         assert sets == {"often": 3 * n, "half": round(n / 2), "mixed": n + round(n / 2)}
-        half = [i.sample for i in items if batches.samples[i.sample].backend.id == "half"]
+        half = [i.sample for i in items if batches.samples[i.sample].dataset.id == "half"]
         assert len(set(half)) == len(half)
-    chosen = [{i.sample for g in batches.plan(e) for i in g if batches.samples[i.sample].backend.id == "half"}
+    chosen = [{i.sample for g in batches.plan(e) for i in g if batches.samples[i.sample].dataset.id == "half"}
               for e in range(6)]  # fmt: skip
     assert len({frozenset(c) for c in chosen}) > 1
     assert batches.songs_per_epoch == songs_per_epoch(batches.samples) == sum(sets.values())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from acestep_mlx.data.captions import caption_lines, clean_lyrics, lyrics_name, read_text, shuffled
+from acestep_mlx.config.datasets import Shuffle, lyrics_name
+from acestep_mlx.data.captions import caption_lines, clean_lyrics, read_text, shuffled
 from acestep_mlx.errors import ConfigError, DataError
 
 TEXT = "Grüße, naïve café"
@@ -140,13 +142,13 @@ def test_lyrics_names_that_lead_elsewhere(template: str) -> None:
 
 
 def test_shuffles_are_deterministic_and_keep_the_head() -> None:
-    settings = {"split_on": "comma", "count": 4, "seed": 1, "position_start": 1, "include_original": True}
+    settings = Shuffle(split_on="comma", count=4, seed=1, position_start=1, include_original=True)
     caption = "trigger, a, b, c, d"
     variants = shuffled(caption, settings)
     assert variants == shuffled(caption, settings) and variants[0] == caption and len(variants) > 2
     for variant in variants:
         tags = variant.split(", ")
         assert tags[0] == "trigger" and sorted(tags) == sorted(caption.split(", "))
-    assert variants != shuffled(caption, {**settings, "seed": 2})
-    assert caption not in shuffled(caption, {**settings, "include_original": False, "count": 1})
+    assert variants != shuffled(caption, replace(settings, seed=2))
+    assert caption not in shuffled(caption, replace(settings, include_original=False, count=1))
     assert shuffled("one, two", settings) == ["one, two"]

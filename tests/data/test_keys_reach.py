@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from acestep_mlx.config.datasets import TABLES
-from acestep_mlx.data import backends
-from acestep_mlx.data.backends import check_block
+from acestep_mlx.config import read_datasets
+from acestep_mlx.config.datasets import BLOCKS, TABLES, Audio
+from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_datasets import read_block
+from acestep_mlx.config.run import RunConfig
 from acestep_mlx.data.batches import songs_per_epoch
 from acestep_mlx.data.encode import Cache, encode_dataset
 from acestep_mlx.data.manifest import Manifest, Sample, build_manifest
@@ -120,24 +123,21 @@ def test_the_walk_notices_a_key_that_is_lost(
     """The same walk with this one key always at its default."""
     table, name = key
 
-    def lost(asked: str, *arguments: Any) -> dict[str, Any]:
-        values = check_block(asked, *arguments)
-        if asked == table:
-            values[name] = "another" if key in ONLY else TABLES[table][name].default
-        return values
+    option, entry = TABLES[table][name], read_datasets._entry
 
-    monkeypatch.setattr(backends, "check_block", lost)
+    def lost(block: type[Any], raw: Any, where: str, label: str, config: RunConfig, ignored: Any) -> Any:
+        found = read_block(block, raw, where, label, config, ignored)
+        if block is not BLOCKS[table]:
+            return found
+        default = getattr(config, option.follows) if option.follows else option.default
+        return replace(found, **{name: "another" if key in ONLY else default})
+
+    monkeypatch.setattr(read_datasets, "read_block", lost)
     if key == ("entry", "id"):  # it is read before the rest
-        monkeypatch.setattr(
-            backends, "_entry", lambda *a: {**lost("entry", *_entry_arguments(*a)), "id": "set"}
-        )
+        monkeypatch.setattr(read_datasets, "_entry", lambda *arguments: replace(entry(*arguments), id="set"))
     with pytest.raises((Exception, pytest.fail.Exception)) as error:  # whatever it is that then goes wrong
         WALK(key, lab)
     assert not isinstance(error.value, AttributeError)
-
-
-def _entry_arguments(raw: Any, where: str, ignored: Any) -> tuple[Any, ...]:
-    return raw, where, "set", ignored
 
 
 #: Keys with one value.
@@ -146,14 +146,12 @@ ONLY = {("audio", "bucket_strategy"): "duration"}
 
 @reaches("audio", "bucket_strategy")
 def _(lab: Lab) -> None:
-    assert check_block_of("audio", bucket_strategy="duration")["bucket_strategy"] == "duration"
+    given = {"bucket_strategy": "duration"}
+    found = read_block(Audio, given, "here", "set", load_config({}), [])
+    assert found.bucket_strategy == "duration"
     assert TABLES["audio"]["bucket_strategy"].choices == ("duration",), "show here what the choice does"
     with pytest.raises(ConfigError, match="bucket_strategy"):
         lab.samples({"audio": {"bucket_strategy": "pitch"}})
-
-
-def check_block_of(table: str, **raw: Any) -> dict[str, Any]:
-    return backends.check_block(table, raw, "here", "set", [])
 
 
 # ── which songs ──────────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +208,7 @@ def _(lab: Lab) -> None:
 @reaches("entry", "disabled")
 def _(lab: Lab) -> None:
     found = lab.manifest({"id": "on"}, {"id": "off", "disabled": True})
-    assert {s.id.split("/")[0] for s in found.samples} == {"on"} and found.backends.disabled == ("off",)
+    assert {s.id.split("/")[0] for s in found.samples} == {"on"} and found.datasets.disabled == ("off",)
 
 
 @reaches("entry", "max_num_samples")

@@ -9,8 +9,8 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.config.read import load_config
-from acestep_mlx.config.run import OPTIMIZERS
 from acestep_mlx.families.songs import Shape
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig

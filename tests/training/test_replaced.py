@@ -242,7 +242,7 @@ def test_may_not_change(name: str, saved: tuple[dict[str, Any], Path]) -> None:
         _resumed(saved, **{name: now})
     assert f"{name}: checkpoint {json.dumps(then)}, now {json.dumps(now)}" in str(error.value)
     assert "init_lora" in str(error.value) and "\n" not in str(error.value)
-    assert OPTIONS[name].status == "supported"
+    assert (OPTIONS[name].status, OPTIONS[name].resume) == ("supported", "same")
 
 
 def test_an_alpha_that_follows_the_rank_is_the_alpha_that_is_written_out(

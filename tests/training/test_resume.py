@@ -217,8 +217,8 @@ def test_dry_run_says_where_a_run_goes_on_and_what_contradicts(root, tiny_model)
     change = {"learning_rate": 2e-3, "lr_scheduler": "cosine", "max_grad_norm": 0.5, "max_train_steps": 9}
     preflight(load_config({**again, **change}), lambda text, level: said.append(text))
     assert said == [
-        "changed since checkpoint-2: max_train_steps 2 → 9, learning_rate 0.001 → 0.002, "
-        'lr_scheduler "constant" → "cosine", max_grad_norm 1.0 → 0.5'
+        "changed since checkpoint-2: learning_rate 0.001 → 0.002, max_grad_norm 1.0 → 0.5, "
+        'lr_scheduler "constant" → "cosine", max_train_steps 2 → 9'
     ]
     for change in ({"lora_rank": 3}, {"seed": 7}, {"mixed_precision": "bf16"}):
         with pytest.raises(ConfigError, match=next(iter(change))):

@@ -17,13 +17,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.families.protocol import Draw
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules
 from acestep_mlx.report.events import Listeners, StepDone
 from acestep_mlx.training import trainer as trainer_module
 from acestep_mlx.training.evaluation import Evaluation
-from acestep_mlx.training.optimizers import OPTIMIZERS, Group, Schedule, make_optimizer
+from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from acestep_mlx.training.trainer import Counters, Intervals, Trainer
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...config.datasets import CsvSet, LocalSet, SongList, lyrics_name
 from ...errors import ConfigError, DataError, nearest
 from ...formatting import listed
 from ...io.audio import SUFFIXES
@@ -17,14 +18,12 @@ from ...io.filenames import Folders, as_stored, composed, is_file, is_folder, sh
 from ...sampling.record import made_here
 from ...text.languages import is_language_code
 from .. import sidecars
-from ..backends import Backend
 from ..captions import (
     CAPTION_NAMES,
     LYRICS_ENDINGS,
     LYRICS_NAMES,
     caption_lines,
     clean_lyrics,
-    lyrics_name,
     read_text,
 )
 from ..facts import AudioRef, FileAudio
@@ -56,33 +55,31 @@ class Found:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
-def scan(backend: Backend, own: Mapping[Path, str] | None = None) -> Found:
+def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
     """The songs of a local or CSV data set, sorted by name.
 
     own: output and cache folders of the run, resolved, with what each is. DataError when the folder is not
     there or holds no songs.
     """
-    folder = backend.folder
-    assert folder is not None
+    folder = dataset.folder
     if not is_folder(folder):
         what = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise DataError(f"data set {backend.id!r}: {folder} {what}; set instance_data_dir")
-    rows = _read_csv(backend, folder) if backend.csv_file is not None else None
-    reader = _Reader(backend, folder, rows)
-    if backend.type == "csv":
-        assert rows is not None
+        raise DataError(f"data set {dataset.id!r}: {folder} {what}; set instance_data_dir")
+    rows = _read_csv(dataset.id, folder, dataset.listed) if dataset.listed is not None else None
+    reader = _Reader(dataset, rows)
+    if isinstance(dataset, CsvSet) and rows is not None:
         return reader.listed(rows)
     found = sound_files(folder, own or {})
     songs = [reader.song(path) for path in found.files]
     found.left_out += [(shown(name), "in the list, not in the folder") for name in sorted(reader.unused)]
-    if backend.caption_strategy == "textfile":
+    if dataset.caption_strategy == "textfile":
         found.left_out += reader.unread_lists({folder, *(path.parent for path in found.files)})
     songs += [Song(name, FileAudio(folder / name), [], None, problem=why) for name, why in found.unreadable]
     if not songs:
         kinds = ", ".join(sorted(s.lstrip(".") for s in SUFFIXES))
         others = [f"{name}: {reason}" for name, reason in found.left_out]
         besides = f"; left out: {listed(others)}" if others else ""
-        raise DataError(f"data set {backend.id!r}: no audio files in {folder} (known: {kinds}){besides}")
+        raise DataError(f"data set {dataset.id!r}: no audio files in {folder} (known: {kinds}){besides}")
     return Found(songs, found.left_out)
 
 
@@ -119,8 +116,8 @@ def path_problem(folder: Path, name: str) -> str | None:
 class _Reader:
     """Songs with their captions and lyrics; a text that cannot be used makes the song a problem."""
 
-    def __init__(self, backend: Backend, folder: Path, rows: Mapping[str, dict[str, str]] | None) -> None:
-        self.backend, self.folder, self.rows = backend, folder, rows or {}
+    def __init__(self, dataset: LocalSet, rows: Mapping[str, dict[str, str]] | None) -> None:
+        self.dataset, self.folder, self.rows = dataset, dataset.folder, rows or {}
         self.unused = set(self.rows)  # rows whose song was not met
         self.folders = Folders()
         self.lists = sidecars.Lists(self.folders.names)
@@ -138,7 +135,7 @@ class _Reader:
                 found.songs.append(self._described(song, path, row))
         if not found.songs:
             others = [f"{name}: {reason}" for name, reason in found.left_out]
-            raise DataError(f"data set {self.backend.id!r}: no songs in the list; left out: {listed(others)}")
+            raise DataError(f"data set {self.dataset.id!r}: no songs in the list; left out: {listed(others)}")
         return found
 
     def song(self, path: Path) -> Song:
@@ -180,16 +177,16 @@ class _Reader:
         return text
 
     def _captions(self, path: Path, song: Song, row: dict[str, str] | None) -> list[str]:
-        backend = self.backend
-        if backend.only_instance_prompt:
+        dataset = self.dataset
+        if dataset.only_instance_prompt:
             return []
-        match backend.caption_strategy:
+        match dataset.caption_strategy:
             case "filename":
                 return [" ".join(path.stem.replace("_", " ").split())]
             case "csv":
                 text = row["caption"].replace("\r", "\n") if row else ""
                 sidecars.check_caption(text, "the caption in the list", listed=True)
-                return caption_lines(text, backend.multiline)
+                return caption_lines(text, dataset.multiline)
             case "textfile":
                 return self._caption_file(path, song)
         return []
@@ -203,7 +200,7 @@ class _Reader:
         if files:
             name, text = shown(files[0].name), self._text(files[0], song)
             sidecars.check_caption(text, name, f"put the caption alone into {name}{lyrics}")
-            captions = caption_lines(text, self.backend.multiline)
+            captions = caption_lines(text, self.dataset.multiline)
             if len(files) > 1 and len(caption_lines(text, True)) >= _SHEET_LINES:
                 raise DataError(
                     f"{name} looks like lyrics, and {shown(files[1].name)} like the caption; keep one of "
@@ -240,8 +237,8 @@ class _Reader:
         if row and row.get("lyrics"):
             sidecars.check_lyrics(row["lyrics"], "the lyrics in the list")
             return clean_lyrics(row["lyrics"])
-        if self.backend.lyrics_format is not None:
-            names: tuple[str, ...] = (lyrics_name(self.backend.lyrics_format, path),)
+        if self.dataset.lyrics_format is not None:
+            names: tuple[str, ...] = (lyrics_name(self.dataset.lyrics_format, path),)
         else:
             names = tuple(t.format(stem=path.stem, name=path.name) for t in LYRICS_NAMES)
         for name in names:
@@ -251,7 +248,7 @@ class _Reader:
             if file is not None:
                 break
         else:
-            file = self._lyrics_in_a_language(path) if self.backend.lyrics_format is None else None
+            file = self._lyrics_in_a_language(path) if self.dataset.lyrics_format is None else None
         if file is None:
             return None
         text = self._text(file, song)
@@ -294,14 +291,13 @@ def _why_no_file(path: Path) -> str:
     return "not a regular file"
 
 
-def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
+def _read_csv(label: str, folder: Path, wanted: SongList) -> dict[str, dict[str, str]]:
     """Rows by file name: {"caption", "lyrics"}. DataError or ConfigError when the list cannot be used."""
-    assert backend.csv_file is not None
-    spellings = (backend.csv_file, Path(str(backend.csv_file).replace("\\", "/")))
+    spellings = (wanted.file, Path(str(wanted.file).replace("\\", "/")))
     places = [as_stored(place / name) for name in spellings for place in (folder, Path.cwd())]
     path = next((place for place in places if is_file(place)), None)
     if path is None:
-        raise DataError(f"data set {backend.id!r}: no list {backend.csv_file} in {folder}")
+        raise DataError(f"data set {label!r}: no list {wanted.file} in {folder}")
     text, _ = read_text(path, limit=1 << 28)
     delimiter, text = sidecars.list_head(text)
     reader = csv.DictReader(
@@ -311,9 +307,9 @@ def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
         header = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = header
         columns = {
-            "filename": _column(backend, "filename", header, _FILENAME_COLUMNS, path, required=True),
-            "caption": _column(backend, "caption", header, _CAPTION_COLUMNS, path, required=True),
-            "lyrics": _column(backend, "lyrics", header, _LYRICS_COLUMNS, path, required=False),
+            "filename": _column(wanted.filename, "filename", header, _FILENAME_COLUMNS, path, required=True),
+            "caption": _column(wanted.caption, "caption", header, _CAPTION_COLUMNS, path, required=True),
+            "lyrics": _column(wanted.lyrics, "lyrics", header, _LYRICS_COLUMNS, path, required=False),
         }
         rows: dict[str, dict[str, str]] = {}
         for row in reader:
@@ -340,9 +336,8 @@ def _read_csv(backend: Backend, folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _column(
-    backend: Backend, kind: str, header: list[str], usual: tuple[str, ...], path: Path, required: bool
+    wanted: str | None, kind: str, header: list[str], usual: tuple[str, ...], path: Path, required: bool
 ) -> str | None:
-    wanted = backend.csv_columns[kind]
     if wanted is not None:
         if wanted not in header:
             raise ConfigError(f"{path} has no column {wanted!r} (csv_{kind}_column){nearest(wanted, header)}")

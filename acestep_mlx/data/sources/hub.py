@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ...config.datasets import HubSet
 from ...config.run import RunConfig
 from ...errors import ConfigError, DataError, nearest
 from ...formatting import brief
@@ -26,7 +27,6 @@ from ...io.audio import SUFFIXES
 from ...io.schema import parse_json, read_file
 from ...text.sheet import unescape_breaks
 from .. import sidecars
-from ..backends import Backend
 from ..captions import clean_lyrics
 from ..facts import BytesAudio, FileAudio, hash_blocks
 from .folder import Song, find_file
@@ -43,22 +43,21 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Where = Callable[[str], tuple[Path | None, str | None]]
 
 
-def scan(backend: Backend, config: RunConfig) -> list[Song]:
+def scan(dataset: HubSet, config: RunConfig) -> list[Song]:
     """The songs of a Hugging Face data set, in row order.
 
     DataError: the library is missing, the data set cannot be found, loaded or reached. ConfigError: a
     configured column or split does not exist.
     """
-    assert backend.dataset_name is not None
-    folder = config.resolve(backend.dataset_name)
+    folder = config.resolve(dataset.dataset_name)
     saved = folder.is_dir() and any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
-    table = _load(backend, folder if folder.is_dir() else None, saved)
-    sound = _sound_column(backend, table)
-    fields = _caption_columns(backend, table)
-    lyrics = _lyrics_column(backend, table, fields)
-    variants = _VARIANTS if backend.caption_fields is None and _VARIANTS in table.column_names else None
-    where = _locator(folder if folder.is_dir() else None, saved, config, backend)
-    described = [c for c in {*fields, lyrics, variants, backend.fallback_caption} if c is not None]
+    table = _load(dataset, folder if folder.is_dir() else None, saved)
+    sound = _sound_column(dataset, table)
+    fields = _caption_columns(dataset, table)
+    lyrics = _lyrics_column(dataset, table, fields)
+    variants = _VARIANTS if dataset.caption_fields is None and _VARIANTS in table.column_names else None
+    where = _locator(folder if folder.is_dir() else None, saved, config, dataset)
+    described = [c for c in {*fields, lyrics, variants, dataset.fallback_caption} if c is not None]
     rows: list[dict[str, Any]] = (
         table.select_columns(described).to_list() if described else [{} for _ in range(len(table))]
     )
@@ -68,7 +67,7 @@ def scan(backend: Backend, config: RunConfig) -> list[Song]:
     songs = []
     for number, (name, row, cell) in enumerate(zip(names, rows, cells, strict=True)):
         song = _song(name, sounds, sound, number, cell, where)
-        song.captions = _captions(row, fields, variants, backend.fallback_caption)
+        song.captions = _captions(row, fields, variants, dataset.fallback_caption)
         song.lyrics = _lyrics(row.get(lyrics)) if lyrics else None
         try:
             sidecars.check_caption("\n".join(song.captions), "the caption", listed=True)
@@ -77,11 +76,11 @@ def scan(backend: Backend, config: RunConfig) -> list[Song]:
             song.problem = song.problem or str(error)
         songs.append(song)
     if not songs:
-        raise DataError(f"data set {backend.id!r}: {backend.dataset_name} has no rows")
+        raise DataError(f"data set {dataset.id!r}: {dataset.dataset_name} has no rows")
     return songs
 
 
-def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
+def _load(dataset: HubSet, folder: Path | None, saved: bool) -> Any:
     """The data set's split as a `datasets.Dataset` whose sound is not decoded."""
     try:
         import datasets
@@ -89,50 +88,50 @@ def _load(backend: Backend, folder: Path | None, saved: bool) -> Any:
         raise DataError(
             "type=huggingface needs the datasets library: pip install 'acestep-mlx[datasets]'"
         ) from None
-    name = backend.dataset_name or ""
+    name = dataset.dataset_name
     if folder is None and not _HUB_NAME.fullmatch(name):
-        raise DataError(f"data set {backend.id!r}: there is no folder {name} (dataset_name)")
-    cache = str(backend.download_dir) if backend.download_dir else None
+        raise DataError(f"data set {dataset.id!r}: there is no folder {name} (dataset_name)")
+    cache = str(dataset.download_dir) if dataset.download_dir else None
     try:
         with _quiet(), _sound_as_it_is(datasets.Audio):
             if folder is not None and saved:
-                _stay_inside(backend, folder, _saved_files(folder))
+                _stay_inside(dataset, folder, _saved_files(folder))
                 found = datasets.load_from_disk(str(folder))
             elif folder is not None:
-                found = _from_folder(backend, folder, cache)
-            elif backend.streaming:
+                found = _from_folder(dataset, folder, cache)
+            elif dataset.streaming:
                 found = datasets.Dataset.from_generator(
-                    _first_rows, cache_dir=cache, gen_kwargs=_part(backend)
+                    _first_rows, cache_dir=cache, gen_kwargs=_part(dataset)
                 )
             else:
-                found = datasets.load_dataset(name, revision=backend.revision, cache_dir=cache)
+                found = datasets.load_dataset(name, revision=dataset.revision, cache_dir=cache)
     except DataError:
         raise
     except Exception as error:  # the library raises everything from ValueError to its own and Arrow's errors
-        raise DataError(_why(backend, folder, error)) from None
+        raise DataError(_why(dataset, folder, error)) from None
     if isinstance(found, dict):
-        split = backend.split or _SPLIT
+        split = dataset.split or _SPLIT
         if split not in found:
             raise ConfigError(
-                f"data set {backend.id!r}: no split {split!r} in {name}; there are {', '.join(found)}"
+                f"data set {dataset.id!r}: no split {split!r} in {name}; there are {', '.join(found)}"
             )
         found = found[split]
     elif folder is not None:
-        _check_split(backend, name, found.split)
+        _check_split(dataset, name, found.split)
     for column, feature in found.features.items():
         if isinstance(feature, datasets.Audio):
             found = found.cast_column(column, datasets.Audio(decode=False))
     return found
 
 
-def _check_split(backend: Backend, name: str, saved: Any) -> None:
+def _check_split(dataset: HubSet, name: str, saved: Any) -> None:
     """ConfigError when another split is wanted than the one that was saved alone."""
     own = re.split(r"[\[+]", str(saved))[0] if saved is not None else None
-    if backend.split in (None, own, None if own else _SPLIT):
+    if dataset.split in (None, own, None if own else _SPLIT):
         return
     there = f"only the split {own!r}" if own else "no splits, only one table"
     raise ConfigError(
-        f"data set {backend.id!r}: no split {backend.split!r} in {name}, which was saved with {there}; "
+        f"data set {dataset.id!r}: no split {dataset.split!r} in {name}, which was saved with {there}; "
         "leave out split, or save the data set with its splits"
     )
 
@@ -147,7 +146,7 @@ def _saved_files(folder: Path) -> Iterator[str]:
         yield from (str(folder / name / one["filename"]) for one in state["_data_files"])
 
 
-def _from_folder(backend: Backend, folder: Path, cache: str | None) -> Any:
+def _from_folder(dataset: HubSet, folder: Path, cache: str | None) -> Any:
     """All splits of a folder of parquet, sound or text files."""
     import datasets
     import pyarrow as pa
@@ -158,7 +157,7 @@ def _from_folder(backend: Backend, folder: Path, cache: str | None) -> Any:
         str(split): [str(file) for file in names]
         for split, names in (builder.config.data_files or {}).items()
     }
-    _stay_inside(backend, folder, itertools.chain.from_iterable(files.values()))
+    _stay_inside(dataset, folder, itertools.chain.from_iterable(files.values()))
     # It reads a row group of parquet at once, and Arrow gives no more than 2 GB of sound at once.
     if not any(map(_too_much_at_once, itertools.chain.from_iterable(files.values()))):
         try:
@@ -203,7 +202,7 @@ def _parquet_rows(files: Sequence[str], stamps: Sequence[str]) -> Iterator[dict[
             yield from batch.to_pylist()
 
 
-def _stay_inside(backend: Backend, folder: Path, files: Iterable[str]) -> None:
+def _stay_inside(dataset: HubSet, folder: Path, files: Iterable[str]) -> None:
     """DataError for a data set that reads files outside its folder.
 
     A snapshot in the hub's cache consists of links into the cache.
@@ -219,17 +218,17 @@ def _stay_inside(backend: Backend, folder: Path, files: Iterable[str]) -> None:
         inside = any(named.is_relative_to(root) for root in own)
         if "://" in file or not inside or not any(named.resolve().is_relative_to(r.resolve()) for r in roots):
             raise DataError(
-                f"data set {backend.id!r}: {folder} reads {file}, which lies outside the data set's folder; "
+                f"data set {dataset.id!r}: {folder} reads {file}, which lies outside the data set's folder; "
                 "copy it into the folder and name it there"
             )
 
 
-def _part(backend: Backend) -> dict[str, Any]:
+def _part(dataset: HubSet) -> dict[str, Any]:
     return {
-        "name": backend.dataset_name,
-        "revision": backend.revision,
-        "split": backend.split or _SPLIT,
-        "limit": backend.max_num_samples,
+        "name": dataset.dataset_name,
+        "revision": dataset.revision,
+        "split": dataset.split or _SPLIT,
+        "limit": dataset.max_num_samples,
     }
 
 
@@ -288,40 +287,40 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _why(backend: Backend, folder: Path | None, error: Exception) -> str:
+def _why(dataset: HubSet, folder: Path | None, error: Exception) -> str:
     """One line for whatever the library raised."""
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     kind = type(error).__name__
     text = brief(error) or kind
     if isinstance(error, LookupError):  # a slip of the library, over files that it takes for data
         text = f"the datasets library does not understand its files: {kind}"
-    label = f"data set {backend.id!r}"
+    label = f"data set {dataset.id!r}"
     if kind == "ArrowNotImplementedError" and folder is None:
         return (
-            f"{label}: {backend.dataset_name} cannot be read at once, perhaps for more than 2 GB of sound in "
+            f"{label}: {dataset.dataset_name} cannot be read at once, perhaps for more than 2 GB of sound in "
             f"a row group ({text}); download it and set dataset_name to its folder"
         )
     if folder is not None:
         return f"{label}: {folder} cannot be loaded as a data set ({text})"
     if "NotFound" in kind or "RepositoryNotFound" in text:
-        return f"{label}: there is no folder or Hugging Face data set {backend.dataset_name!r} ({text})"
-    return f"{label}: cannot load {backend.dataset_name!r}; is the network there? ({kind}: {text})"
+        return f"{label}: there is no folder or Hugging Face data set {dataset.dataset_name!r} ({text})"
+    return f"{label}: cannot load {dataset.dataset_name!r}; is the network there? ({kind}: {text})"
 
 
 # ── columns ──────────────────────────────────────────────────────────────────────────────────────────
-def _known(backend: Backend, table: Any, name: str, key: str) -> str:
+def _known(dataset: HubSet, table: Any, name: str, key: str) -> str:
     if name not in table.column_names:
         there = ", ".join(table.column_names)
         raise ConfigError(
-            f"data set {backend.id!r}: no column {name!r} ({key}); there are {there}"
+            f"data set {dataset.id!r}: no column {name!r} ({key}); there are {there}"
             f"{nearest(name, table.column_names)}"
         )
     return name
 
 
-def _sound_column(backend: Backend, table: Any) -> str:
-    if backend.audio_column is not None:
-        return _known(backend, table, backend.audio_column, "audio_column")
+def _sound_column(dataset: HubSet, table: Any) -> str:
+    if dataset.audio_column is not None:
+        return _known(dataset, table, dataset.audio_column, "audio_column")
     found = [
         str(name)
         for name, feature in table.features.items()
@@ -331,7 +330,7 @@ def _sound_column(backend: Backend, table: Any) -> str:
     usual = [name for name in _SOUND_COLUMNS if name in found]
     if len(found) > 1 and not usual:
         raise ConfigError(
-            f"data set {backend.id!r}: sound in {len(found)} columns ({', '.join(found)}); set audio_column"
+            f"data set {dataset.id!r}: sound in {len(found)} columns ({', '.join(found)}); set audio_column"
         )
     if found:
         return (usual or found)[0]
@@ -342,36 +341,36 @@ def _sound_column(backend: Backend, table: Any) -> str:
         if getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view"):
             return str(name)
     raise ConfigError(
-        f"data set {backend.id!r}: no column with sound ({', '.join(table.column_names)}); set audio_column"
+        f"data set {dataset.id!r}: no column with sound ({', '.join(table.column_names)}); set audio_column"
     )
 
 
-def _caption_columns(backend: Backend, table: Any) -> tuple[str, ...]:
-    if backend.fallback_caption is not None:
-        _known(backend, table, backend.fallback_caption, "fallback_caption_column")
-    if backend.only_instance_prompt:
+def _caption_columns(dataset: HubSet, table: Any) -> tuple[str, ...]:
+    if dataset.fallback_caption is not None:
+        _known(dataset, table, dataset.fallback_caption, "fallback_caption_column")
+    if dataset.only_instance_prompt:
         return ()
-    if backend.caption_fields is not None:
-        return tuple(_known(backend, table, name, "audio_caption_fields") for name in backend.caption_fields)
+    if dataset.caption_fields is not None:
+        return tuple(_known(dataset, table, name, "audio_caption_fields") for name in dataset.caption_fields)
     for name in _CAPTION_COLUMNS:
-        if name in table.column_names and name != backend.lyrics_column:
+        if name in table.column_names and name != dataset.lyrics_column:
             return (name,)
-    if _VARIANTS in table.column_names or backend.fallback_caption is not None:
+    if _VARIANTS in table.column_names or dataset.fallback_caption is not None:
         return ()
     raise ConfigError(
-        f"data set {backend.id!r}: no caption column among {', '.join(table.column_names)}; "
+        f"data set {dataset.id!r}: no caption column among {', '.join(table.column_names)}; "
         'set "config": {"audio_caption_fields": [...]}'
     )
 
 
-def _lyrics_column(backend: Backend, table: Any, captions: Sequence[str]) -> str | None:
-    if backend.lyrics_column is not None:
-        column: str | None = _known(backend, table, backend.lyrics_column, "lyrics_column")
+def _lyrics_column(dataset: HubSet, table: Any, captions: Sequence[str]) -> str | None:
+    if dataset.lyrics_column is not None:
+        column: str | None = _known(dataset, table, dataset.lyrics_column, "lyrics_column")
     else:
         column = next((name for name in _LYRICS_COLUMNS if name in table.column_names), None)
     if column is not None and column in captions:
         raise ConfigError(
-            f"data set {backend.id!r}: {column!r} cannot be both the caption and the lyrics; "
+            f"data set {dataset.id!r}: {column!r} cannot be both the caption and the lyrics; "
             "set audio_caption_fields and lyrics_column"
         )
     return column
@@ -505,7 +504,7 @@ def _song(name: str, sounds: Any, column: str, number: int, cell: Cell, where: W
     return Song(name, BytesAudio(name, version, suffix, read), [], None)
 
 
-def _locator(folder: Path | None, saved: bool, config: RunConfig, backend: Backend) -> Where:
+def _locator(folder: Path | None, saved: bool, config: RunConfig, dataset: HubSet) -> Where:
     """Finds the file that a row names: (path, None) or (None, why not).
 
     Rows may only name files inside the data set's folder, or, for a downloaded one, inside the download
@@ -513,13 +512,13 @@ def _locator(folder: Path | None, saved: bool, config: RunConfig, backend: Backe
     absolute, or relative to the working directory, to the config, to the data set, to its parent or to
     `instance_data_dir`.
     """
-    roots = [root for root in (folder, backend.folder) if root is not None]
+    roots = [root for root in (folder, dataset.folder) if root is not None]
     if folder is None:
         from datasets import config as library
         from huggingface_hub import constants
 
         roots += [Path(library.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
-        roots += [backend.download_dir] if backend.download_dir else []
+        roots += [dataset.download_dir] if dataset.download_dir else []
     bases = [Path.cwd(), config.folder, *roots, *([folder.parent] if folder else [])]
 
     def inside(path: str) -> tuple[Path | None, str | None]:

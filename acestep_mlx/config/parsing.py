@@ -1,0 +1,217 @@
+"""Values of options: what people write is parsed, what programs pass on is checked; one function a kind.
+
+All raise `Mismatch` with the option's name, what is wanted and what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import nearest
+from ..io import schema
+from ..io.schema import Check, Mismatch, parse_json
+
+if TYPE_CHECKING:
+    from .option import Option
+
+MAX_NUMBERS = 1000  # in a list of them
+TRUE = frozenset({"true", "1", "yes", "on"})
+FALSE = frozenset({"false", "0", "no", "off"})
+NOTHING = frozenset({"", "null", "none"})
+
+
+# ── what people write ─────────────────────────────────────────────────────────────────────────────────
+def _parse_bool(option: Option, value: Any, name: str) -> bool:
+    if isinstance(value, int) and value in (0, 1):  # true and false are such too
+        return bool(value)
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if text not in TRUE | FALSE:
+        raise Mismatch(f"{name} must be true or false, got {value!r}")
+    return text in TRUE
+
+
+def _parse_int(option: Option, value: Any, name: str) -> int:
+    number = _number(value, name, "a whole number")
+    if isinstance(number, float) and not number.is_integer():
+        raise Mismatch(f"{name} must be a whole number, got {_written(value)}")
+    return int(_in_range(option, int(number), value, name))
+
+
+def _parse_float(option: Option, value: Any, name: str) -> float:
+    number = _number(value, name, "a number")
+    if abs(number) > 1e300:
+        raise Mismatch(f"{name} is far too large: {_written(value)}")
+    return _in_range(option, float(number), value, name)
+
+
+def _number(value: Any, name: str, wanted: str) -> int | float:
+    """A finite number, perhaps written as text."""
+    number = value
+    if isinstance(value, str):
+        whole = value.strip().lstrip("+-").isdecimal() and len(value) < 100
+        try:
+            number = int(value) if whole else float(value)
+        except ValueError:
+            raise Mismatch(f"{name} must be {wanted}, got {value!r}") from None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise Mismatch(f"{name} must be {wanted}, got {show(value)}")
+    if isinstance(number, float) and not math.isfinite(number):
+        raise Mismatch(f"{name} must be a finite number, got {_written(value)}")
+    return number
+
+
+def _in_range(option: Option, number: float, written: Any, name: str) -> float:
+    wanted = schema.outside(number, option.low, option.high, option.above)
+    if wanted is not None:
+        reason = f": {option.reason}" if option.reason else ""
+        raise Mismatch(f"{name} must be {wanted}, got {_written(written)}", reason)
+    return number
+
+
+def _written(value: Any) -> str:
+    """A number as the user wrote it, not as the machine stores it; never a screenful."""
+    text = value.strip() if isinstance(value, str) else repr(value)
+    return text if len(text) <= 40 else f"{text[:20]}…{text[-10:]}"
+
+
+def parse_choice(option: Option, value: Any, name: str) -> str:
+    plain = not isinstance(value, bool) or str(value).lower() in option.spellings
+    if isinstance(value, (int, float)) and plain:
+        value = str(value)  # "precision": 32
+    text = _parse_text(option, value, name).strip()
+    for table in ({choice: choice for choice in option.choices}, option.refused_values, option.spellings):
+        key = next((key for key in table if key.lower() == text.lower()), None)
+        if key is not None and table is option.refused_values:
+            raise Mismatch(f"{name}={text} is not supported: {table[key]}")
+        if key is not None:
+            return table[key]
+    hint = nearest(text, [*option.choices, *option.spellings])
+    if len(option.choices) == 1 and option.refused_values:
+        hint += f": {next(iter(option.refused_values.values()))}"
+    raise Mismatch(f"{name} must be one of {', '.join(option.choices)}, got {text!r}", hint)
+
+
+def _parse_text(option: Option, value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise Mismatch(f"{name} must be a string, got {show(value)}")
+    return value
+
+
+def _parse_path(option: Option, value: Any, name: str) -> str:
+    text = _parse_text(option, value, name).strip()
+    if "\0" in text:
+        raise Mismatch(f"{name} holds a NUL character")
+    if any(len(part.encode(errors="replace")) > 255 for part in text.split("/")):
+        raise Mismatch(f"{name} is too long for a path")
+    if not text:
+        raise Mismatch(f"{name} is empty; give a path or leave it out")
+    return text
+
+
+def _parse_list(option: Option, value: Any, name: str) -> list[str]:
+    names = value
+    if isinstance(value, str):
+        try:
+            listed = value.strip().startswith("[")
+            names = json.loads(value) if listed else value.replace(",", " ").split()
+        except json.JSONDecodeError:
+            raise Mismatch(f"{name} must be a list of names, got {value!r}") from None
+    if names == []:
+        raise Mismatch(f"{name} is an empty list; leave it out")
+    return list(_names(names, names, name, "names"))
+
+
+def _parse_columns(option: Option, value: Any, name: str) -> tuple[str, ...]:
+    return _names([value] if isinstance(value, str) else value, value, name, "column names")
+
+
+def _names(names: Any, written: Any, name: str, what: str) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names):
+        raise Mismatch(f"{name} must be a list of {what}, got {show(written)}")
+    return tuple(n.strip() for n in names)
+
+
+def _parse_mapping(option: Option, value: Any, name: str) -> dict[str, Any]:
+    """`{"eps": 1e-6}`, the same as a JSON string, or "eps=1e-6,weight_decay=0"."""
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            if text.startswith("{"):
+                value = parse_json(text)
+            else:
+                pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
+                value = {pair[0].strip(): _scalar(pair[1].strip()) for pair in pairs}
+                if len(value) < len(pairs):
+                    raise Mismatch(f"{name}: a setting is given twice in {text!r}; keep one")
+        except (ValueError, IndexError):
+            raise Mismatch(f"{name} must be like eps=1e-6,weight_decay=0, got {text!r}") from None
+    if not isinstance(value, dict):
+        raise Mismatch(f"{name} must be an object {{...}}, got {show(value)}")
+    return value
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+PARSERS: dict[str, Callable[[Option, Any, str], Any]] = {
+    "any": lambda option, value, name: value,
+    "bool": _parse_bool,
+    "int": _parse_int,
+    "float": _parse_float,
+    "str": _parse_text,
+    "path": _parse_path,
+    "list": _parse_list,
+    "columns": _parse_columns,
+    "mapping": _parse_mapping,
+}
+
+
+# ── what programs pass on ─────────────────────────────────────────────────────────────────────────────
+def check_choice(known: tuple[str, ...]) -> Check:
+    def check(value: Any, where: str) -> str:
+        if not isinstance(value, str) or value not in known:
+            hint = nearest(value, known) if isinstance(value, str) else ""
+            raise Mismatch(f"unknown {where} {schema.show(value)}: one of {', '.join(known)}{hint}")
+        return value
+
+    return check
+
+
+def _check_numbers(one: Check) -> Check:
+    def check(value: Any, where: str) -> tuple[int, ...]:
+        numbers = schema.items(schema.anything, 0, MAX_NUMBERS)(value, where)
+        return tuple(one(number, where) for number in numbers)
+
+    return check
+
+
+CHECKS: dict[str, Callable[[Option], Check]] = {
+    "bool": lambda option: schema.flag,
+    "int": lambda option: schema.whole(option.low, option.high),
+    "float": lambda option: schema.number(option.low, option.high, option.unit),
+    "str": lambda option: schema.text,
+    "path": lambda option: schema.path_text,
+    "numbers": lambda option: _check_numbers(schema.whole(option.low, option.high)),
+}
+
+
+def show(value: Any) -> str:
+    """A value in a short line, as JSON has it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls such a value."""
+    return {list: "a list", str: "a string", dict: "an object", type(None): "null"}.get(
+        type(value), "a single value"
+    )
