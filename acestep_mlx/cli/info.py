@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import AceStepError, CheckpointError
+from ..errors import AceStepError, CheckpointError, cause
 from ..formatting import count
 from ..io.schema import KINDS, parse_json, read_file
 from .paths import NamedPath
@@ -149,7 +149,7 @@ def _json(path: Path) -> list[str]:
     try:
         content = parse_json(read_file(path))
     except OSError as error:
-        raise AceStepError(f"{path}: {error.strerror or error}") from None
+        raise AceStepError(f"{path}: {cause(error)}") from None
     except ValueError as error:
         raise AceStepError(f"{path}: not JSON: {error}") from None
     if isinstance(content, list):

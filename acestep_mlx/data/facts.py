@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, cause
 from ..io import schema
 from ..io.audio import MPEG, SILENCE, decode, look
 from ..io.hashes import hash_file, hash_text
@@ -67,7 +67,7 @@ class FileAudio:
             with self.path.open("rb") as file:
                 blocks = hash_blocks(status.st_size, lambda at, n: os.pread(file.fileno(), n, at))
         except OSError as error:
-            raise DataError(f"cannot read {self.path}: {error.strerror or error}") from None
+            raise DataError(f"cannot read {self.path}: {cause(error)}") from None
         return f"{self.path}|{status.st_size}|{status.st_mtime_ns}|{blocks}"
 
     @contextlib.contextmanager
@@ -146,7 +146,7 @@ def examine(audio: AudioRef) -> AudioFacts:
     except DataError as error:
         return AudioFacts("", 0.0, str(error))
     except OSError as error:
-        return AudioFacts("", 0.0, f"cannot be read: {error.strerror or error}")
+        return AudioFacts("", 0.0, f"cannot be read: {cause(error)}")
 
 
 def hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import CheckpointError, not_utf8
+from ..errors import CheckpointError, cause, not_utf8
 from ..formatting import size
 from .atomic import sync
 from .disk import free_space
@@ -55,7 +55,7 @@ def exclusive(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot write there: {error.strerror or error}") from None
+        raise CheckpointError(f"{folder}: cannot write there: {cause(error)}") from None
     try:
         if not _lock(handle):
             waiting()
@@ -143,7 +143,7 @@ def new_folder(dst: Path, *, needed: int, progress: Progress = silent) -> Iterat
         _clear(dst, progress)
         free = free_space(dst.parent)
     except OSError as error:
-        raise CheckpointError(f"{dst}: cannot write there: {error.strerror or error}") from None
+        raise CheckpointError(f"{dst}: cannot write there: {cause(error)}") from None
     if free < needed:
         raise CheckpointError(
             f"{dst.parent}: {size(needed)} needed, {size(free)} free; make room or choose another folder"
@@ -159,13 +159,13 @@ def new_folder(dst: Path, *, needed: int, progress: Progress = silent) -> Iterat
             sync(dst.parent)
     except OSError as error:
         if not made:
-            what = f"{dst}: cannot write there: {error.strerror or error}"
+            what = f"{dst}: cannot write there: {cause(error)}"
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = f"{dst.parent}: the disk is full; make room or choose another folder"
         elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             what = f"{dst}: another run made it in the meantime"
         else:
-            what = f"{error.filename or dst}: {error.strerror or error}"
+            what = f"{error.filename or dst}: {cause(error)}"
         raise CheckpointError(what) from None
 
 

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import CheckpointError, not_utf8
+from ..errors import CheckpointError, cause, not_utf8
 from .schema import is_utf8, open_file, parse_json
 
 # Bytes per element. What is missing here (FP8, F4, …) is refused by name.
@@ -77,7 +77,7 @@ def read_header(path: Path) -> Header:
                 )
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+        raise CheckpointError(f"{path}: {cause(error)}") from None
     try:
         content = parse_json(raw)
     except ValueError as error:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import AceStepError, CheckpointError, NewerVersionError
+from ..errors import AceStepError, CheckpointError, NewerVersionError, cause
 
 Check = Callable[[Any, str], Any]
 
@@ -300,7 +300,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(read_file(path))
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+        raise CheckpointError(f"{path}: {cause(error)}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -351,7 +351,7 @@ def read_artifact(
         assert isinstance(checked, dict)
         return checked
     except OSError as failed:
-        raise error(f"{path}: {failed.strerror or failed}") from None
+        raise error(f"{path}: {cause(failed)}") from None
     except ValueError as failed:
         raise error(f"{path} is damaged: not JSON: {failed}") from None
     except NewerVersionError as failed:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, cause
 from .atomic import new_file
 from .safetensors import ITEM_SIZES, TensorInfo
 from .schema import is_utf8
@@ -93,8 +93,8 @@ def save_tensors(
             mx.save_safetensors(str(partial), dict(tensors), dict(metadata))
             check(partial)
     except (OSError, RuntimeError) as error:
-        why = isinstance(error, OSError) and error.strerror
-        raise CheckpointError(f"{path} cannot be written: {why or error}") from None
+        why = cause(error) if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be written: {why}") from None
 
 
 class SafetensorsWriter:

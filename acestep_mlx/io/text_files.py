@@ -8,7 +8,7 @@ import re
 import stat
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, cause
 from ..formatting import size
 
 MAX_TEXT_BYTES = 1 << 20
@@ -42,7 +42,7 @@ def _bytes(path: Path, limit: int) -> bytes:
         finally:
             os.close(handle)
     except OSError as error:
-        raise DataError(f"cannot read {path.name}: {error.strerror or error}") from None
+        raise DataError(f"cannot read {path.name}: {cause(error)}") from None
     if len(data) > limit:
         found = size(max(status.st_size, limit + 1))
         raise DataError(f"{path.name} is {found}, too large for a caption or lyrics")

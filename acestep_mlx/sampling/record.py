@@ -218,7 +218,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if not isinstance(record, dict):
             raise ValueError
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path} cannot be read: {cause(error)}") from None
     except (ValueError, KeyError) as error:
         why = f"not JSON: {error}" if error.args and isinstance(error, ValueError) else f"no {KEY!r} in it"
         raise DataError(f"{path} does not say how a song was made ({why})") from None
