@@ -168,7 +168,7 @@ def test_a_foreign_lora_and_one_for_another_model(
 def test_training_checkpoint_and_output(
     loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from acestep_mlx.training import state as checkpoint
+    from acestep_mlx.training import checkpoint
 
     def extra(folder: Path) -> None:
         shutil.copy(loras / "peft.safetensors", folder / checkpoint.LORA)
@@ -192,7 +192,7 @@ def test_training_checkpoint_and_output(
 
 
 def test_an_output_that_holds_checkpoints_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from acestep_mlx.training import state as checkpoint
+    from acestep_mlx.training import checkpoint
 
     arrays = {"x": mx.zeros((2,))}
     for step in (5, 20):
@@ -290,7 +290,7 @@ def test_every_command_that_is_printed_can_be_pasted(
     name: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A shell takes what `info` advises for the very path that it was given."""
-    from acestep_mlx.training import state as checkpoint
+    from acestep_mlx.training import checkpoint
 
     folder = tmp_path / name
     song = folder / "song.json"
@@ -506,7 +506,7 @@ def test_training_config_that_is_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_run_by_a_newer_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from acestep_mlx.training import state as checkpoint
+    from acestep_mlx.training import checkpoint
 
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()

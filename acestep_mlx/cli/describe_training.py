@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     """A checkpoint of this trainer, verified: step, settings, and the LoRA in it."""
-    from ..training.state import LORA, Health, verify
+    from ..training.checkpoint import LORA, Health, verify
     from .describe import lora
 
     state = verify(path)
@@ -47,7 +47,7 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
 
 def training_output(path: Path) -> list[str]:
     """An output folder of training: its checkpoints and how far it came."""
-    from ..training.state import checkpoints, verify
+    from ..training.checkpoint import checkpoints, verify
 
     found = checkpoints(path)
     lines, whole = [f"{path}: output of training, {count(len(found), 'checkpoint')}"], []

@@ -61,7 +61,7 @@ def _describe(
 
 def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     from ..families import layouts
-    from ..training.state import checkpoints
+    from ..training.checkpoint import checkpoints
     from . import describe, describe_training
 
     if path.resolve().parent == path.resolve():

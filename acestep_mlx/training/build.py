@@ -16,8 +16,7 @@ from ..families.folder import ModelFolder
 from ..lora.formats.write import read_lora
 from ..lora.lyrics_embedder import make_dense, set_embedder, trainable_embedder
 from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, idle_targets, inject, load_adapters
-from . import faults, memory
-from . import state as checkpoint
+from . import checkpoint, faults, memory
 from .optimizers import Group, Schedule, make_optimizer
 from .prepare import Job, Prepared
 from .settings import COMPUTE_DTYPES, lora_spec, step_settings, total_steps

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config.run import RunConfig
 from ..errors import AceStepError, refusal
-from .state import Checkpoint, Health, last_healthy
+from .checkpoint import Checkpoint, Health, last_healthy
 
 # Pieces of what Metal, CUDA and the CPU allocator say. The first two groups are RuntimeErrors of MLX.
 OUT_OF_MEMORY = (

@@ -20,7 +20,7 @@ from ..errors import ConfigError, cause
 from ..formatting import count, size
 from ..io.disk import free_space, largest_file
 from ..report.events import read_metrics
-from .state import LORA, LYRICS, checkpoints
+from .checkpoint import LORA, LYRICS, checkpoints
 
 METRICS, REPORT, CLIPS = "metrics.jsonl", "report.html", "validation"
 LOCK = ".acestep-mlx.lock"

@@ -26,8 +26,7 @@ from ..io.schema import is_utf8
 from ..lora.formats.write import read_lora
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..lora.surgery import check_start, find_targets
-from . import output
-from . import state as checkpoint
+from . import checkpoint, output
 from .settings import lora_spec
 from .validation import requests
 

@@ -12,7 +12,7 @@ from ..data.manifest import build_manifest
 from ..families.folder import ModelFolder
 from ..formatting import count
 from ..report.events import Listeners
-from . import state as checkpoint
+from . import checkpoint
 from .distributed import World
 from .interrupts import StopRequest
 from .preflight import preflight

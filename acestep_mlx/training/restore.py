@@ -11,8 +11,7 @@ import mlx.core as mx
 from ..errors import ConfigError
 from ..formatting import listed
 from ..report.trackers import trackers_folder
-from . import output
-from . import state as checkpoint
+from . import checkpoint, output
 from .build import Built
 from .prepare import Job, Prepared
 from .trainer import Counters, Saved

@@ -13,7 +13,7 @@ from ..lora.formats.write import write_lora
 from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
 from ..lora.surgery import from_model
 from ..report.page import write_report
-from . import state as checkpoint
+from . import checkpoint
 from .build import Built
 from .faults import way_on
 from .prepare import Job, Prepared

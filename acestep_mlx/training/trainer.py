@@ -18,8 +18,8 @@ import mlx.core as mx
 
 from ..errors import AceStepError, CheckpointError, DataError, refusal
 from ..report.events import CheckpointSaved, Listeners, StepDone
+from .checkpoint import Health
 from .interrupts import StopRequest
-from .state import Health
 from .step import StepResult, TrainStep
 
 #: updates in a row without a single finite micro-batch after which training stops

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from acestep_mlx.report.events import Event
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
+from acestep_mlx.training.checkpoint import Checkpoint
 from acestep_mlx.training.run import TrainResult, train
-from acestep_mlx.training.state import Checkpoint
 
 SONGS = {"low": 110.0, "middle": 220.0, "high": 440.0}
 LYRICS = {"low": "[verse]\nDown by the river\n", "high": "[instrumental]\n"}

@@ -9,7 +9,7 @@ import pytest
 
 from acestep_mlx.config.read import load_config
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
 from acestep_mlx.training.validation import prompts
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
 
 from . import runs
 

@@ -14,7 +14,7 @@ import pytest
 from acestep_mlx.config.read import load_config
 from acestep_mlx.errors import AceStepError
 from acestep_mlx.report.events import CheckpointSaved, Notice, StepDone
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
 from acestep_mlx.training.evaluation import Evaluation
 from acestep_mlx.training.run import train
 from acestep_mlx.training.step import TrainStep

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, Notice, StepDone, ValidationClip
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
 from acestep_mlx.training.interrupts import StopRequest
 
 from . import runs

@@ -14,7 +14,7 @@ import pytest
 
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
 from acestep_mlx.report.events import CheckpointSaved, MetricsFile, Notice, StepDone, ValidationClip
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
 
 from ..small import small_model
 from . import runs

@@ -13,8 +13,7 @@ import pytest
 
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.report.events import Notice, StepDone
-from acestep_mlx.training import output
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint, output
 
 from ..small import small_model
 from . import runs

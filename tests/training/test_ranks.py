@@ -19,8 +19,8 @@ import pytest
 from acestep_mlx.data.batches import Batches
 from acestep_mlx.errors import AceStepError, CheckpointError, DataError
 from acestep_mlx.report.events import StepDone
+from acestep_mlx.training import checkpoint
 from acestep_mlx.training import run as loop
-from acestep_mlx.training import state as checkpoint
 from acestep_mlx.training.distributed import World
 from acestep_mlx.training.interrupts import StopRequest
 

@@ -16,7 +16,7 @@ import pytest
 from acestep_mlx.config.read import load_config
 from acestep_mlx.config.run import OPTIONS, SUPPORTED
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
 from acestep_mlx.training.preflight import preflight
 
 from . import runs

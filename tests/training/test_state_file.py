@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 from acestep_mlx.errors import CheckpointError, NewerVersionError
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint
 from acestep_mlx.training.trainer import Counters
 
 from . import runs

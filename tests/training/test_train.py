@@ -12,8 +12,7 @@ import pytest
 
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone, ValidationClip
-from acestep_mlx.training import faults
-from acestep_mlx.training import state as checkpoint
+from acestep_mlx.training import checkpoint, faults
 from acestep_mlx.training.step import TrainStep
 
 from . import runs, tiny
