@@ -2,10 +2,6 @@
 
 The gradients keep only the inputs, so that a checkpointed block does not compute these functions a second
 time, and every array that is held is in the activations' dtype; float32 appears inside fused kernels only.
-
-MLX's CPU back end computes exp one element after the other, some twenty times slower than the arithmetic
-around it. For float32 there, and only there, exp and the sigmoid are made of multiplications and additions
-that a compiler turns into vector code (errors of 2e-6 and 2e-7, for |x| below 1e7).
 """
 
 from __future__ import annotations
@@ -15,31 +11,9 @@ from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 
-from .device import on_cpu
+from . import cpu
 
 Function = TypeVar("Function", bound=Callable[..., mx.array])
-
-# tanh(x) ≈ x·P(x²)/Q(x²) for |x| ≤ 7.905, the usual minimax coefficients (highest power first).
-_TANH_LIMIT = 7.90531110763549805
-_TANH_P = (
-    -2.76076847742355e-16,
-    2.00018790482477e-13,
-    -8.60467152213735e-11,
-    5.12229709037114e-08,
-    1.48572235717979e-05,
-    6.37261928875436e-04,
-    4.89352455891786e-03,
-)
-_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-# 2^f for |f| ≤ 1/2: Taylor's ln(2)^k / k!, highest power first.
-_EXP2 = (1.53527169e-4, 1.33988717e-3, 9.61846724e-3, 5.55035681e-2, 0.240226507, 0.693147182, 1.0)
-
-
-def _polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
-    total = x * coefficients[0] + coefficients[1]
-    for c in coefficients[2:]:
-        total = total * x + c
-    return total
 
 
 def with_gradient(function: Function, vjp: Callable[..., Any]) -> Function:
@@ -53,28 +27,9 @@ def _float(x: mx.array) -> mx.array:
     return x.astype(mx.float32)
 
 
-def _by_arithmetic(x: mx.array) -> bool:
-    return x.dtype == mx.float32 and on_cpu()
-
-
 def _sigmoid(x: mx.array) -> mx.array:
     """In float32."""
-    if not _by_arithmetic(x):
-        return mx.sigmoid(_float(x))
-    half = 0.5 * x
-    # Clipped without a comparison, which would not be vectorised.
-    half = 0.5 * (mx.abs(half + _TANH_LIMIT) - mx.abs(half - _TANH_LIMIT))
-    square = half * half
-    return 0.5 + 0.5 * (half * _polynomial(square, _TANH_P) / _polynomial(square, _TANH_Q))
-
-
-def _exp(x: mx.array) -> mx.array:
-    """Of float32 between −1e6 and 0, by arithmetic alone: 2^(whole + fraction)."""
-    x = x * 1.44269504
-    whole = (x + 12582912.0) - 12582912.0  # rounded: 1.5·2²³ leaves no place for a fraction
-    exponent = 0.5 * (whole - 126.0 + mx.abs(whole + 126.0))  # not below −126
-    power = ((exponent + 127.0).astype(mx.int32) << 23).view(mx.float32)
-    return _polynomial(x - whole, _EXP2) * power
+    return cpu.sigmoid(x) if cpu.by_arithmetic(x) else mx.sigmoid(_float(x))
 
 
 def _silu(x: mx.array) -> mx.array:
@@ -117,10 +72,9 @@ def masked(scores: mx.array, mask: mx.array | None) -> mx.array:
 
 def _softmax(scores: mx.array) -> mx.array:
     """Over the last axis, in scores' dtype, computed in float32."""
-    if not _by_arithmetic(scores):
-        return mx.softmax(scores, axis=-1, precise=True)
-    weights = _exp(scores - mx.max(scores, axis=-1, keepdims=True))
-    return weights / mx.sum(weights, axis=-1, keepdims=True)
+    if cpu.by_arithmetic(scores):
+        return cpu.softmax(scores)
+    return mx.softmax(scores, axis=-1, precise=True)
 
 
 def _softmax_vjp(scores: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
@@ -134,7 +88,7 @@ softmax = with_gradient(_softmax, _softmax_vjp)
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
     """Softmax attention, scale 1/√Dh: q (B, H, T, Dh); k, v (B, H, S, Dh); boolean mask → (B, H, T, Dh)."""
     scale = q.shape[-1] ** -0.5
-    if not _by_arithmetic(q):
+    if not cpu.by_arithmetic(q):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     return softmax(masked((q * scale) @ k.swapaxes(-1, -2), mask)) @ v
 

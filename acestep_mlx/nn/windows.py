@@ -10,7 +10,6 @@ A layer tells what it needs by two attributes: `halo`, the input frames it looks
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
@@ -20,23 +19,17 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 
 from ..io.progress import Advance, Progress, silent
+from . import cpu
 from .device import on_cpu
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_lanes = threading.local()
 
 
 def streams() -> list[mx.Stream]:
-    """Where windows are worked on side by side: two streams on the CPU, whose element-wise work has one
-    thread a stream, and the default stream alone on a GPU. A stream belongs to the thread that made it.
-    """
+    """Where windows are worked on side by side: two streams on the CPU, the default stream alone on a GPU."""
     default = mx.default_stream(mx.default_device())
-    if not on_cpu():
-        return [default]
-    if not hasattr(_lanes, "second"):
-        _lanes.second = mx.new_stream(mx.Device(mx.cpu))
-    return [default, _lanes.second]
+    return [default, cpu.second_stream()] if on_cpu() else [default]
 
 
 def side_by_side(fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[list[Result]]:

@@ -19,9 +19,9 @@ import mlx.nn as nn
 
 from ...errors import DataError
 from ...io.progress import Progress, silent
+from ...nn import cpu
 from ...nn.config import MANY, ComponentConfig
 from ...nn.convolution import Conv1d, UpsamplingConv1d, kept_buffers
-from ...nn.device import on_cpu
 from ...nn.windows import reach, windowed
 
 WINDOW = (
@@ -77,21 +77,8 @@ class OobleckConfig(ComponentConfig):
         )  # fmt: skip
 
 
-# sin(r) ≈ r · P(r²) for |r| ≤ π/2: Taylor's coefficients, highest power first (error below 1e-9).
-_SINE = (1 / 6227020800, -1 / 39916800, 1 / 362880, -1 / 5040, 1 / 120, -1 / 6, 1.0)
-
-
 def _sine_squared(x: mx.array) -> mx.array:
-    """sin²(x). MLX computes sines one by one on the CPU; float32 goes by arithmetic there, for |x| < 1e4."""
-    if x.dtype != mx.float32 or not on_cpu():
-        return mx.square(mx.sin(x))
-    turns = (x * (1 / math.pi) + 12582912.0) - 12582912.0  # rounded: 1.5·2²³ leaves no place for a fraction
-    r = (x - turns * 3.140625) - turns * (math.pi - 3.140625)  # π in two parts
-    square = r * r
-    total = square * _SINE[0] + _SINE[1]
-    for coefficient in _SINE[2:]:
-        total = total * square + coefficient
-    return square * total * total
+    return cpu.sine_squared(x) if cpu.by_arithmetic(x) else mx.square(mx.sin(x))
 
 
 @mx.compile
