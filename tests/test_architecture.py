@@ -131,6 +131,53 @@ def test_imports_inside_the_package_are_relative(path: Path) -> None:
     assert not absolute, f"lines {absolute}"
 
 
+#: Where something of one model still stands outside families/.
+OF_ONE_MODEL = {
+    "cli/demo.py",
+    "cli/describe.py",
+    "cli/generate.py",
+    "cli/info.py",
+    "config/datasets.py",
+    "config/request.py",
+    "config/run.py",
+    "pipeline.py",
+    "sampling/record.py",
+    "training/preflight.py",
+    "training/validation.py",
+}
+FAMILIES = tuple(f"acestep_mlx.families.{p.name}" for p in (ROOT / "families").iterdir() if p.is_dir())
+#: v1's sample rate, longest song and samples in a frame; its batches' fields; its components
+NUMBERS = {"44100", "44100.0", "240", "240.0", "512 * 8", "4096 / 44100", "44100 / 4096"}
+NAMES = {"lyric_ids", "lyric_mask", "lyric_states", "latent_mask", "text_mask", "dcae", "vocoder", "umt5"}
+
+
+def _of_one_model(path: Path) -> list[str]:
+    """What a file outside families/ knows of one model: imports from its folder, its numbers and names."""
+    found = [f"line {line}: imports {name}" for name, line in _imports(path) if name.startswith(FAMILIES)]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.BinOp, ast.Constant)) and ast.unparse(node).strip("'") in NUMBERS | NAMES:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_true_of_one_model_stands_in_its_family(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    if name.split("/")[0] in ("families", "io", "testing", "report"):  # files and pictures have any numbers
+        return
+    found = _of_one_model(path)
+    assert name in OF_ONE_MODEL or not found, "\n".join(found)
+
+
+def test_what_is_true_of_one_model_is_seen() -> None:
+    found = "\n".join(_of_one_model(ROOT / "families" / "v1" / "songs.py"))
+    assert "'lyric_ids'" in found and "44100" not in found
+    found = "\n".join(_of_one_model(ROOT / "families" / "v1" / "__init__.py"))
+    assert all(number in found for number in ("44100", "512 * 8", "240"))
+    found = "\n".join(_of_one_model(ROOT / "families" / "__init__.py"))
+    assert not found
+
+
 def test_the_walls_are_seen() -> None:
     """The reader of imports finds what it is meant to find."""
     names = {name for name, _ in _imports(ROOT / "cli" / "demo.py")}

@@ -209,8 +209,8 @@ class Cache:
         arrays, notes = self._encoders[kind].encode(given)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             if isinstance(given, Words):
-                wrong = f"the {kind} encoder gives no finite values for {given.caption!r}"
-                raise DataError(f"{sample.id}: {wrong}")
+                what = f" for {given.caption!r}" if kind == "text" else ""
+                raise DataError(f"{sample.id}: the {kind} encoder gives no finite values{what}")
             raise NotFinite(f"{sample.id}: the encoder gives values that are not finite")
         stored = {name: as_half(x) if x.dtype.kind == "f" else x for name, x in arrays.items()}
         if notes is not None:

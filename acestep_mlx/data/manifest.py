@@ -19,8 +19,6 @@ from ..families.songs import Words
 from ..formatting import count, listed
 from ..io.hashes import cache_key, hash_text
 from ..io.progress import Progress, silent
-from ..text.lines import foreign_lines, in_language
-from ..text.sheet import read_sheet
 from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex
 from .sources import folder as local
@@ -219,7 +217,8 @@ def _sample(
     if not song.captions and not dataset.only_instance_prompt:
         report.no_caption.append(song.name)
     report.notes += [(song.name, note) for note in song.notes]
-    start, seconds = _part(dataset, facts, config.seed)
+    longest = min(dataset.max_duration, family.latents.max_seconds)
+    start, seconds = _part(dataset, longest, facts, config.seed)
     former = None if facts.former is None else replace(facts, duration=facts.former)
     if facts.counted is not None:
         report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
@@ -229,32 +228,25 @@ def _sample(
         audio=song.audio,
         content=facts.content,
         captions=tuple(captions),
-        lyrics=_lyrics(dataset, song, report),
+        lyrics=_lyrics(dataset, song, family, report),
         start=start,
         seconds=seconds,
         cut=facts.duration > seconds + 1e-3,
         latents=family.latents,
         misread=facts.misread,
-        former=None if former is None else _part(dataset, former, config.seed),
+        former=None if former is None else _part(dataset, longest, former, config.seed),
     )
 
 
-def _lyrics(dataset: DataSet, song: local.Song, report: SetReport) -> str | None:
-    """The song's lyrics as the model reads them, marked with the data set's language where it has one.
-
-    Both are so in every key. None without lyrics, and where only time stamps were left.
-    """
-    sheet = read_sheet(song.lyrics or "")
-    report.notes += [(song.name, f"lyrics: {note}") for note in sheet.notes]
-    report.lyrics_changed += bool(sheet.notes)
-    if not sheet.text:
-        return None
-    for number, script in foreign_lines(sheet.text):
-        problem = f"lyrics line {number} is in {script} script, which the model has no tokens for"
-        if dataset.lyrics_unsupported == "error":
-            raise DataError(f"{song.name}: {problem} (lyrics_unsupported=error)")
-        report.notes.append((song.name, problem))
-    return in_language(sheet.text, dataset.lyrics_language) if dataset.lyrics_language else sheet.text
+def _lyrics(dataset: DataSet, song: local.Song, family: Family, report: SetReport) -> str | None:
+    """The song's lyrics as the model reads them, which is how they stand in every key."""
+    lyrics = family.read_lyrics(song.lyrics or "", dataset.lyrics_language)
+    report.notes += [(song.name, f"lyrics: {note}") for note in lyrics.notes]
+    report.lyrics_changed += bool(lyrics.notes)
+    if lyrics.problems and dataset.lyrics_unsupported == "error":
+        raise DataError(f"{song.name}: {lyrics.problems[0]} (lyrics_unsupported=error)")
+    report.notes += [(song.name, problem) for problem in lyrics.problems]
+    return lyrics.text
 
 
 def _caption_variants(dataset: DataSet, song: local.Song) -> list[str]:
@@ -270,12 +262,12 @@ def _caption_variants(dataset: DataSet, song: local.Song) -> list[str]:
     return unique(captions)
 
 
-def _part(dataset: DataSet, facts: AudioFacts, seed: int) -> tuple[float, float]:
+def _part(dataset: DataSet, longest: float, facts: AudioFacts, seed: int) -> tuple[float, float]:
     """(start, seconds) of the part that is kept. `random` is fixed by the song's content and the seed."""
-    spare = facts.duration - dataset.max_duration
+    spare = facts.duration - longest
     if spare <= 0:
         return 0.0, round(facts.duration, 6)
     start = {"beginning": 0.0, "end": spare}.get(dataset.truncation)
     if start is None:
         start = random.Random(f"{seed}:{facts.content}").uniform(0.0, spare)
-    return round(start, 3), dataset.max_duration
+    return round(start, 3), longest

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .folder import ModelFolder
     from .keymap import KeyMap
     from .layout import Layout
-    from .songs import Arrays, CachedSong, Padding, Shape, SongEncoders
+    from .songs import Arrays, CachedSong, Lyrics, Padding, Shape, SongEncoders
 
 Batch = Mapping[str, "mx.array"]
 Prepare = Callable[[Batch], "dict[str, mx.array]"]
@@ -330,6 +330,10 @@ class Family(Protocol):
     @property
     def key_mark(self) -> Mapping[str, Any]:
         """What the keys of its caches hold and no other family's do; nothing for v1, as in version 0.1."""
+        ...
+
+    def read_lyrics(self, text: str, language: str | None) -> Lyrics:
+        """Lyrics as somebody wrote them in the model's form. language: of all lines, where it is known."""
         ...
 
     def encoders(self, folder: ModelFolder) -> SongEncoders:

@@ -23,6 +23,14 @@ class Words:
     seconds: float
 
 
+class Lyrics(NamedTuple):
+    """Lyrics in a model's form, None where nothing is left; what was changed; lines that it cannot sing."""
+
+    text: str | None
+    notes: Sequence[str]
+    problems: Sequence[str]
+
+
 class Encoded(NamedTuple):
     """What is kept of one part of a song: arrays by name, floating ones float32 and finite, and remarks."""
 

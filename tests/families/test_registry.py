@@ -49,3 +49,8 @@ def test_a_flavour_leads_to_its_family() -> None:
     for name in REGISTRY:
         for flavour in family(name).variants:
             assert of_flavour(flavour) is family(name)
+
+
+def test_no_two_families_have_the_same_mark_in_their_caches_keys() -> None:
+    marks = [sorted(family(name).key_mark.items()) for name in REGISTRY]
+    assert all(mark not in marks[:i] for i, mark in enumerate(marks))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..folder import ModelFolder
     from ..layout import Layout
     from ..protocol import Prepare
-    from ..songs import Arrays, CachedSong, Shape, SongEncoders
+    from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 
 class ACEStepV1:
@@ -72,6 +72,12 @@ class ACEStepV1:
         from . import memory
 
         return memory.StepMemory(self.latents.frame_rate)
+
+    def read_lyrics(self, text: str, language: str | None) -> Lyrics:
+        """See `lyrics.read`."""
+        from .lyrics.read import read_lyrics
+
+        return read_lyrics(text, language)
 
     def encoders(self, folder: ModelFolder) -> SongEncoders:
         """Autoencoder, text encoder, lyric tokenizer."""

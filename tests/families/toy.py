@@ -1,0 +1,138 @@
+"""A made-up model family, as somebody would add one from the outside: see `registered`.
+
+It is unlike v1 wherever a family may be: sound at 8 kHz, 20 frames a second, time before channels, a mean and
+a deviation for each frame; a prompt that says how long the song is; lyrics as embeddings, also where nobody
+sings; everything that is said of a song in one row of conditions, of which nothing is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acestep_mlx import families
+from acestep_mlx.config import run
+from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.protocol import LatentSpec, Variant
+from acestep_mlx.families.songs import (
+    Arrays,
+    CachedSong,
+    Encoded,
+    Lyrics,
+    Padding,
+    PartEncoder,
+    Shape,
+    SongEncoders,
+    Words,
+)
+
+SPEC = LatentSpec(sample_rate=8000, samples_per_frame=400, shape=(None, 3), min_seconds=1.0, max_seconds=6.0)
+WIDTH = 4  # of a token's embedding
+MOST = 24  # letters of a prompt
+
+
+class Ear(PartEncoder[np.ndarray]):
+    """Sound → the mean and the deviation of left, right and their product in each frame, (T, 3)."""
+
+    names = ("mean", "std")
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.prints, self.loads = folder.fingerprints, 0
+
+    def key(self, words: Words) -> Mapping[str, Any]:
+        return {"ear": self.prints["ear"]}
+
+    def load(self) -> str:
+        self.loads += 1
+        return "an ear"
+
+    def encode(self, given: np.ndarray) -> Encoded:
+        assert self.loaded == "an ear"
+        T = SPEC.covering(len(given))
+        padded = np.pad(given, ((0, T * SPEC.samples_per_frame - len(given)), (0, 0)))
+        frames = np.concatenate([padded, padded.prod(axis=1, keepdims=True)], axis=1).reshape(T, -1, 3)
+        return Encoded({"mean": frames.mean(axis=1), "std": frames.std(axis=1)})
+
+
+class Letters(PartEncoder[Words]):
+    """A text → (L, 4), a row for each letter. `text` says what stands in it."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.prints, self.loads = folder.fingerprints, 0
+
+    def text(self, words: Words) -> str:
+        raise NotImplementedError
+
+    def key(self, words: Words) -> Mapping[str, Any]:
+        return {"letters": self.prints["letters"], "text": self.text(words)}
+
+    def load(self) -> np.ndarray:
+        self.loads += 1
+        return np.linspace(0.1, 1, WIDTH, dtype=np.float32)
+
+    def encode(self, given: Words) -> Encoded:
+        text = self.text(given)
+        rows = np.frombuffer(text[:MOST].encode("ascii"), np.uint8)[:, None] * self.loaded
+        cut = [f"{self.names[0]}: cut to {MOST} of {len(text)} letters"] if len(text) > MOST else None
+        return Encoded({self.names[0]: rows.astype(np.float32)}, cut)
+
+
+class Prompt(Letters):
+    names = ("prompt",)
+
+    def text(self, words: Words) -> str:
+        return f"{words.caption}, {words.seconds:.0f} s"
+
+
+class Sung(Letters):
+    names = ("sung",)
+
+    def text(self, words: Words) -> str:
+        return words.lyrics or "nobody sings"
+
+
+class Toy:
+    """See `families.protocol.Family`."""
+
+    name = "toy"
+    title = "Toy"
+    variants: Mapping[str, Variant] = {"toy": Variant("nobody/toy", 0.0)}
+    latents = SPEC
+    padding = Padding(text=1, lyrics=8)
+    key_mark: Mapping[str, Any] = {"family": "toy"}
+
+    def read_lyrics(self, text: str, language: str | None) -> Lyrics:
+        shouted = ["lyrics line 1 is shouted"] if text.isupper() else []
+        return Lyrics(text.strip() or None, [], shouted)
+
+    def encoders(self, folder: ModelFolder) -> SongEncoders:
+        return SongEncoders(Ear(folder), Prompt(folder), Sung(folder))
+
+    def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
+        """mean, std (B, T, 3), frame_mask (B, T); words (B, N, 4) and words_mask (B, N)."""
+        B, N = len(songs), shape.text + shape.lyrics
+        sizes = {"mean": (shape.frames, 3), "std": (shape.frames, 3), "frame_mask": (shape.frames,)}
+        sizes |= {"words": (N, WIDTH), "words_mask": (N,)}
+        batch = {name: np.zeros((B, *size), np.float32) for name, size in sizes.items()}
+        for b, song in enumerate(songs):
+            T = len(song.arrays["mean"])
+            batch["mean"][b, :T], batch["std"][b, :T] = song.arrays["mean"], song.arrays["std"]
+            batch["frame_mask"][b, :T] = 1
+            said = np.concatenate([song.arrays["sung"], song.arrays["prompt"]])
+            batch["words"][b, : len(said)] = said
+            batch["words_mask"][b, : len(said)] = 1
+        return batch
+
+
+FAMILY = Toy()
+
+
+def registered(patch: pytest.MonkeyPatch) -> None:
+    """`model_flavour=toy` leads to this family."""
+    patch.setitem(families.REGISTRY, "toy", __name__)
+    flavour = run.OPTIONS["model_flavour"]
+    patch.setitem(run.OPTIONS, "model_flavour", replace(flavour, choices=(*(flavour.choices or ()), "toy")))
