@@ -38,7 +38,7 @@ class Built:
 def build(job: Job, prepared: Prepared) -> Built:
     """The model, its batches and its step, all at the beginning of the run."""
     config, world = job.config, job.world
-    with faults.explained(config.to_dict(), job.kept):
+    with faults.explained(config, job.kept):
         model, spec = build_model(config, prepared.folder)
     for note in idle_targets(model, spec.targets):
         job.emit.notice(note, "warning")

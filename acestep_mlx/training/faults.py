@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ..config.run import RunConfig
 from ..errors import AceStepError, refusal
@@ -29,34 +28,32 @@ class OutOfMemory(AceStepError):
     """The run does not fit; the message lists what to lower, most effective first."""
 
 
-def memory_advice(config: Mapping[str, Any], longest_seconds: float = 0.0) -> list[str]:
+def memory_advice(config: RunConfig, longest_seconds: float = 0.0) -> list[str]:
     """Settings that would take less memory than `config`, in order of effect."""
     advice = []
-    precision = config.get("base_model_precision", "no_change")
-    if not config.get("gradient_checkpointing", True):
+    precision = config.base_model_precision
+    if not config.gradient_checkpointing:
         advice.append("gradient_checkpointing=true")
     if precision == "no_change":
         advice.append("base_model_precision=int8-quanto (the model takes half) or int4-quanto (a quarter)")
     elif "8" in precision:
         advice.append("base_model_precision=int4-quanto (the model takes half of what it does now)")
-    if config.get("train_batch_size", 1) > 1:
-        advice.append(
-            "train_batch_size=1 with gradient_accumulation_steps=" + str(config["train_batch_size"])
-        )
+    if config.train_batch_size > 1:
+        advice.append(f"train_batch_size=1 with gradient_accumulation_steps={config.train_batch_size}")
     if longest_seconds > 60 or not longest_seconds:
         advice.append("audio.max_duration_seconds=60 in the data set (shorter songs)")
-    if config.get("mixed_precision") == "no":
+    if config.mixed_precision == "no":
         advice.append("mixed_precision=bf16")
-    if config.get("lora_rank", 16) > 16:
+    if config.lora_rank > 16:
         advice.append("lora_rank=16")
-    if config.get("lyrics_embedder_train"):
+    if config.lyrics_embedder_train:
         advice.append("lyrics_embedder_train=false")
     return [*advice, "closing other programs"]
 
 
-def same_again(config: Mapping[str, Any]) -> str:
+def same_again(config: RunConfig) -> str:
     """What goes on with an interrupted run: a flag, unless the configuration has it already."""
-    if config.get("resume_from_checkpoint") == "latest":
+    if config.resume_from_checkpoint == "latest":
         return "the same command"
     return "--resume_from_checkpoint=latest"
 
@@ -87,7 +84,7 @@ def way_on(config: RunConfig, resumed: Checkpoint | None) -> str:
 
 
 @contextmanager
-def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") -> Iterator[None]:
+def explained(config: RunConfig, keeps: str | Callable[[], str] = "") -> Iterator[None]:
     """Turn an error of the disk or a backend into one line that says what to do, where it is a known one.
 
     keeps: says what was saved.
@@ -102,7 +99,7 @@ def explained(config: Mapping[str, Any], keeps: str | Callable[[], str] = "") ->
         raise kind(f"{told} {keeps() if callable(keeps) else keeps}".strip()) from error
 
 
-def _explanation(config: Mapping[str, Any], error: Exception) -> str | None:
+def _explanation(config: RunConfig, error: Exception) -> str | None:
     """What happened and what helps; None where that is not known."""
     said = f"{type(error).__name__} {error}".lower()
     if isinstance(error, OSError):

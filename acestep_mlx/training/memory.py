@@ -212,7 +212,5 @@ def verdict(
     if expected.total > usable(min(here, MACS[-1] * GB)):
         from .faults import memory_advice
 
-        lines.append(
-            "what would help, in order of effect: " + "; ".join(memory_advice(config.to_dict(), seconds)[:-1])
-        )
+        lines.append("what would help, in order of effect: " + "; ".join(memory_advice(config, seconds)[:-1]))
     return lines

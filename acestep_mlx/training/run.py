@@ -85,7 +85,7 @@ def _train(job: Job) -> TrainResult:
     with closing(built.batches), job.stop.deferred():
         start = restore(job, prepared, built)
         writer = Writer(job, prepared, built, start.counters)
-        with recorded(job, start) as metrics, faults.explained(job.config.to_dict(), job.kept):
+        with recorded(job, start) as metrics, faults.explained(job.config, job.kept):
             reason = run(job, prepared, built, start, writer)
             return finish(job, writer, reason, metrics)
 

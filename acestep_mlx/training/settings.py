@@ -41,5 +41,5 @@ def step_settings(config: RunConfig) -> StepSettings:
 def total_steps(config: RunConfig, batches_per_epoch: int) -> int:
     """Updates of the whole run; accumulation runs on across epochs."""
     if config.max_train_steps > 0:
-        return int(config.max_train_steps)
+        return config.max_train_steps
     return max(1, math.ceil(config.num_train_epochs * batches_per_epoch / config.gradient_accumulation_steps))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from acestep_mlx.config.read import load_config
 from acestep_mlx.errors import AceStepError
 from acestep_mlx.training.faults import OutOfMemory, explained, memory_advice, same_again
 
@@ -17,7 +18,7 @@ ERRORS = [
 
 
 def told(error: Exception, config: dict[str, Any], keeps: Any = "") -> str:
-    with pytest.raises(AceStepError) as caught, explained(config, keeps):
+    with pytest.raises(AceStepError) as caught, explained(load_config(config), keeps):
         raise error
     text = str(caught.value)
     assert "\n" not in text and caught.value.__cause__ is error
@@ -32,7 +33,7 @@ def test_the_way_on_is_a_flag_unless_the_configuration_has_it(error: Exception, 
     assert ("--resume_from_checkpoint=latest" in text) == (given != "latest")
     assert text.endswith(" The last is C.")
     assert told(error, {}, "") == told(error, {"resume_from_checkpoint": None}, "").strip()
-    assert same_again({}) == "--resume_from_checkpoint=latest"
+    assert same_again(load_config({})) == "--resume_from_checkpoint=latest"
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,13 @@ def test_the_way_on_is_a_flag_unless_the_configuration_has_it(error: Exception, 
     ],
 )
 def test_too_little_memory_says_what_helps_in_order(error: Exception) -> None:
-    config = {
+    given = {
         "train_batch_size": 4,
         "gradient_checkpointing": False,
         "lora_rank": 64,
         "mixed_precision": "no",
     }
-    text = told(error, config, "C is kept.")
+    text, config = told(error, given, "C is kept."), load_config(given)
     places = [text.index(f"{i}. {advice}") for i, advice in enumerate(memory_advice(config), 1)]
     assert places == sorted(places) and text.endswith(". C is kept.")
     with pytest.raises(OutOfMemory), explained(config):
@@ -88,11 +89,11 @@ def test_too_little_memory_says_what_helps_in_order(error: Exception) -> None:
 def test_only_what_is_not_so_yet_is_advised(
     config: dict[str, Any], seconds: float, wanted: list[str]
 ) -> None:
-    *found, last = memory_advice(config, seconds)
+    *found, last = memory_advice(load_config(config), seconds)
     assert last == "closing other programs" and len(found) == len(wanted)
     assert all(a.startswith(b) for a, b in zip(found, wanted, strict=True)), found
 
 
 def test_what_is_none_of_these_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match=r"shapes \(3\)"), explained({}):
+    with pytest.raises(RuntimeError, match=r"shapes \(3\)"), explained(load_config({})):
         raise RuntimeError("shapes (3) and (4)")

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.config.read import load_config
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone, ValidationClip
 from acestep_mlx.training import checkpoint, faults
@@ -299,9 +300,9 @@ def test_other_errors_are_not_disguised(root, tiny_model, monkeypatch):
 
 def test_watchdog_points_to_the_display():
     lost = "resume_from_checkpoint=latest. The last one is 5"
-    with pytest.raises(AceStepError, match=lost), faults.explained({}, "The last one is 5"):
+    with pytest.raises(AceStepError, match=lost), faults.explained(load_config({}), "The last one is 5"):
         raise RuntimeError("[ring] connection to a peer was reset")
-    with pytest.raises(AceStepError, match="display"), faults.explained({}):
+    with pytest.raises(AceStepError, match="display"), faults.explained(load_config({})):
         raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity")
 
 
