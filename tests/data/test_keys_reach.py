@@ -147,7 +147,7 @@ ONLY = {("audio", "bucket_strategy"): "duration"}
 @reaches("audio", "bucket_strategy")
 def _(lab: Lab) -> None:
     given = {"bucket_strategy": "duration"}
-    found = read_block(Audio, given, "here", "set", load_config({}), [])
+    found = read_datasets.read_block(Audio, given, "here", "set", load_config({}), [])
     assert found.bucket_strategy == "duration"
     assert TABLES["audio"]["bucket_strategy"].choices == ("duration",), "show here what the choice does"
     with pytest.raises(ConfigError, match="bucket_strategy"):
