@@ -42,7 +42,7 @@ def _parameters(n: int) -> str:
 def _dtypes(tensors: Iterable[TensorInfo]) -> str:
     sizes: Counter[str] = Counter()
     for info in tensors:
-        sizes[info.dtype] += info.stop - info.start
+        sizes[info.dtype] += info.nbytes
     return ", ".join(name for name, _ in sizes.most_common())
 
 
@@ -58,7 +58,7 @@ def pytorch_checkpoint(path: Path) -> list[str]:
         try:
             part = source.component(name)
             tensors = part.tensors.values()
-            stored = sum(info.stop - info.start for info in tensors)
+            stored = sum(info.nbytes for info in tensors)
             bytes_total += stored
             lines.append(
                 f"  {place.folder or name:22} {number(sum(info.size for info in tensors)):>10} parameters, "
@@ -127,7 +127,7 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
     from ..io.safetensors import read_header
 
     tensors = read_header(folder.file(name)).tensors
-    stored = sum(info.stop - info.start for info in tensors.values())
+    stored = sum(info.nbytes for info in tensors.values())
     bits = (folder.quantization or {}).get("bits", 0)
     parameters = quantized = 0
     for key, info in tensors.items():
@@ -200,10 +200,7 @@ def _spelling(weights: LoRAWeights, names: set[str]) -> str:
         made = weights.metadata.get("tool_version")
         return f"format {weights.metadata['file_format']!r} of acestep-mlx {made}"
     found = next((what for part, what in SPELLINGS.items() if any(part in n for n in names)), "other")
-    prefix = next(
-        (p for p in PREFIXES if any(n.startswith(p) for n in names)),
-        "",
-    )
+    prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in names)), "")
     return f"{found} keys{f' under {prefix!r}' if prefix else ''}"
 
 
@@ -268,14 +265,8 @@ def _fits(weights: LoRAWeights, folder: ModelFolder) -> tuple[bool, list[str]]:
         return False, [f"does not fit {folder.path}: {error}"]
     recorded = weights.metadata.get("base_fingerprint")
     same = recorded == folder.fingerprints["transformer"]
-    note = (
-        ""
-        if recorded is None
-        else ", the one it was trained on"
-        if same
-        else ", another than it was trained on"
-    )
-    return True, [f"fits {folder.path}{note}"]
+    note = ", the one it was trained on" if same else ", another than it was trained on"
+    return True, [f"fits {folder.path}{'' if recorded is None else note}"]
 
 
 def _sizes_fit(weights: LoRAWeights) -> tuple[bool, list[str]]:
@@ -296,7 +287,7 @@ def weights_file(path: Path) -> list[str]:
 
     header = read_header(path)
     tensors = header.tensors.values()
-    stored = sum(info.stop - info.start for info in tensors)
+    stored = sum(info.nbytes for info in tensors)
     lines = [
         f"{path}: safetensors, {count(len(header.tensors), 'tensor')}, "
         f"{_parameters(sum(info.size for info in tensors))}, {_dtypes(tensors)}, {size(stored)}",
@@ -328,11 +319,12 @@ def data_set(path: Path, kind: str) -> list[str]:
 
 def audio_file(path: Path) -> list[str]:
     """A sound file, and how long it is for the model."""
-    from ..families.v1.codec import latent_frames
+    from ..families import default
     from ..io.audio import WRITABLE, probe
 
     found = probe(path)
-    frames = latent_frames(round(found.duration * 44100))
+    latents = default().latents
+    frames = latents.covering(round(found.duration * latents.sample_rate))
     line = (
         f"{path}: {found.format} audio, {found.duration:.2f} s, {found.sample_rate} Hz, "
         f"{count(found.channels, 'channel')}, {frames} latent frames"
@@ -364,10 +356,7 @@ def song_record(path: Path) -> list[str]:
 
     record = read_record(path)
     model, loras = record.get("model") or {}, record.get("loras") or []
-    lines = [
-        f"  {name}: {_quoted(value)}"
-        for name, value in (("version", record.get("version")), ("model", model.get("path")))
-    ]
+    lines = [f"  version: {_quoted(record.get('version'))}", f"  model: {_quoted(model.get('path'))}"]
     lines += [f"  LoRA: {_quoted(one['path'])} at {one['scale']:g}" for one in loras]
     usual = {k: v for k, v in Request().to_dict().items() if k not in ("task", "prompt", "seeds")}
     chosen = {k: v for k, v in record["request"].items() if k not in usual or usual[k] != v}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config.option import Option
-from ..config.request import FRAME, REQUEST, Request
+from ..config.request import REQUEST, Request
 from ..errors import ConfigError, DataError
 from ..io.filenames import as_stored
 from ..io.hashes import hash_file
@@ -23,6 +23,8 @@ from .paths import NamedPath
 from .progress import Display
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..pipeline import ACEStepPipeline
 
 NUMBERS = {"float": float, "int": int}
@@ -154,22 +156,23 @@ def command(
 
     Each song gets a JSON beside it with everything that made it; --from-json repeats it.
     """
+    from ..sampling import record
+
     if lyrics_file is not None:
         if given["lyrics"] is not None:
             raise click.UsageError("--lyrics and --lyrics-file exclude each other")
         from ..families.v1.lyrics.report import read_lyrics
 
         given["lyrics"] = read_lyrics(Path(lyrics_file).expanduser())
-    from ..sampling import record
 
     if given["prompt"] is None and from_json is None:
         raise click.UsageError("--prompt is needed: what the music is like (or --from-json to repeat a song)")
     earlier = record.read_record(from_json) if from_json else {}
     where = f"from {from_json}" if from_json else ""
     request = _request(earlier.get("request", {}), given, batch, where)
-    sample_rate = sample_rate or earlier.get("sample_rate", 44100)
+    sample_rate = sample_rate or earlier.get("sample_rate", record.RATES[0])
     if sample_rate not in record.RATES:
-        raise ConfigError(f"--sample-rate must be 44100 or 48000, got {sample_rate}")
+        raise ConfigError(f"--sample-rate must be {' or '.join(map(str, record.RATES))}, got {sample_rate}")
     model = model or earlier.get("model", {}).get("path")
     if model is None:
         raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
@@ -182,19 +185,14 @@ def command(
     largest = math.ceil(seconds * sample_rate * 4)  # as 16-bit stereo, uncompressed
     record.check_writable([*paths, *beside], force=force, largest=largest)
 
-    from ..pipeline import ACEStepPipeline
-
-    pipe = ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse_loras)
-    for path, scale in chosen:
-        pipe.load_lora(path, scale)
-    for lora in pipe.loras:
-        for line in lora.weights.left_out:
-            click.echo(f"note: {lora.path}: {line}", err=True)
+    pipe = _open(model, chosen, fuse_loras)
     source = pipe.read_source(request)
     facts = _facts(pipe)
     _compare(earlier, facts)
-    if source is not None and (request.repaint_end or 0) > len(source) / 44100 + FRAME:
-        click.echo(f"note: --repaint-end is the song's end, after {len(source) / 44100:.2f} s", err=True)
+    latents = pipe.folder.family.latents
+    length = 0.0 if source is None else len(source) / latents.sample_rate
+    if source is not None and (request.repaint_end or 0) > length + latents.seconds(1):
+        click.echo(f"note: --repaint-end is the song's end, after {length:.2f} s", err=True)
     for name, why in request.idle(name for name, value in given.items() if value is not None).items():
         click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
     _remark(pipe, request)
@@ -204,25 +202,44 @@ def command(
     seconds = round(time.perf_counter() - started, 2)
 
     lost: list[str] = []
-    for i, (file, song) in enumerate(zip(paths, songs, strict=True)):
+    for i, (path, song) in enumerate(zip(paths, songs, strict=True)):
         made = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
-        heard = {"file": file.name, "duration": round(len(song) / 44100, 3), "seconds_for_all": seconds}
-        saved, problems = record.save_song(file, song, made, sample_rate=sample_rate, facts=heard)
+        length = len(song) / latents.sample_rate
+        heard = {"file": path.name, "duration": round(length, 3), "seconds_for_all": seconds}
+        saved, problems = record.save_song(path, song, made, sample_rate=sample_rate, facts=heard)
         lost += problems
         if saved is None:
             continue
-        picture = ""
-        if plot:
-            from ..report.spectrogram import spectrogram_png
-
-            try:
-                record.write_beside(saved, ".png", spectrogram_png(song, 44100))
-                picture = f", spectrogram {record.beside(saved, '.png')}"
-            except DataError as error:
-                lost.append(str(error))
-        click.echo(f"{saved} ({len(song) / 44100:.1f} s, seed {request.seeds[i]}{picture})")
+        picture = _plot(saved, song, latents.sample_rate, lost) if plot else ""
+        click.echo(f"{saved} ({length:.1f} s, seed {request.seeds[i]}{picture})")
     if lost:
         raise DataError(lost[-1], details=lost[:-1])
+
+
+def _open(model: str, loras: list[tuple[str, float]], fuse: bool) -> ACEStepPipeline:
+    """The pipeline with its LoRAs; what of them cannot be used is said."""
+    from ..pipeline import ACEStepPipeline
+
+    pipe = ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse)
+    for path, scale in loras:
+        pipe.load_lora(path, scale)
+    for lora in pipe.loras:
+        for line in lora.weights.left_out:
+            click.echo(f"note: {lora.path}: {line}", err=True)
+    return pipe
+
+
+def _plot(saved: Path, song: np.ndarray, sample_rate: int, lost: list[str]) -> str:
+    """Write the spectrogram and return what to say of it; what could not be written goes to `lost`."""
+    from ..report.spectrogram import spectrogram_png
+    from ..sampling import record
+
+    try:
+        record.write_beside(saved, ".png", spectrogram_png(song, sample_rate))
+    except DataError as error:
+        lost.append(str(error))
+        return ""
+    return f", spectrogram {record.beside(saved, '.png')}"
 
 
 def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None, where: str) -> Request:

@@ -39,6 +39,11 @@ class TensorInfo:
         """Number of elements."""
         return prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in the file."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True)
 class Header:

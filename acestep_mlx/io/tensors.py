@@ -46,7 +46,7 @@ def read_rows(info: TensorInfo, chunk: int | None = CHUNK) -> Iterator[mx.array]
     if info.dtype not in _NUMPY:
         raise CheckpointError(f"{info.path}: a weight is stored as {info.dtype}; expected floating point")
     rows = info.shape[0] if info.shape else 1
-    row = (info.stop - info.start) // max(rows, 1)
+    row = info.nbytes // max(rows, 1)
     step = rows if chunk is None or not info.shape else max(1, chunk // max(row, 1))
     with info.path.open("rb") as file:
         file.seek(info.start)

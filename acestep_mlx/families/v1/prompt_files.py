@@ -50,11 +50,11 @@ def spiece_in(path: Path) -> bytes | None:
     """The SentencePiece model in ComfyUI's file, or None. CheckpointError for one that is too large."""
     for name, info in read_header(path).tensors.items():
         if name.rpartition(".")[2] == SPIECE:
-            if info.stop - info.start > MAX_BYTES:
+            if info.nbytes > MAX_BYTES:
                 raise CheckpointError(f"{path}: {name!r} is too large for a tokenizer")
             with path.open("rb") as file:
                 file.seek(info.start)
-                return file.read(info.stop - info.start)
+                return file.read(info.nbytes)
     return None
 
 
