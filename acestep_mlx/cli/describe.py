@@ -14,7 +14,6 @@ from ..formatting import count, size
 
 if TYPE_CHECKING:
     from ..families.folder import ModelFolder
-    from ..families.v1.dit import TransformerConfig
     from ..io.safetensors import TensorInfo
     from ..lora.weights import LoRAWeights
 
@@ -53,7 +52,7 @@ def pytorch_checkpoint(path: Path) -> list[str]:
 
     source = resolve(path)
     lines, problems, bytes_total = [f"{path}: {source.layout.title}"], [], 0
-    model: TransformerConfig | None = None
+    model: Any = None
     for name, place in source.layout.places.items():
         try:
             part = source.component(name)
@@ -140,7 +139,7 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
     return parameters, stored, quantized
 
 
-def training_memory(model: TransformerConfig, stored_bits: int | None) -> list[str]:
+def training_memory(model: Any, stored_bits: int | None) -> list[str]:
     """What training takes at each precision of the base, and whether this machine has it."""
     from ..config.read import load_config
     from ..families import of_flavour

@@ -20,8 +20,8 @@ from ..convert.cache import conversion_folder, is_mlx_folder
 from ..convert.folder import plan_folder
 from ..convert.source import is_repo, resolve
 from ..errors import CheckpointError, ConfigError, cause, not_utf8
+from ..families import of_flavour
 from ..families.folder import ModelFolder
-from ..families.v1.dit import ACEStepTransformer, TransformerConfig
 from ..io.schema import is_utf8
 from ..lora.formats.write import read_lora
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
@@ -43,7 +43,7 @@ class BaseModel:
 
     text: str
     folder: ModelFolder | None
-    transformer: TransformerConfig | None
+    transformer: Any
 
     @property
     def line(self) -> str:
@@ -76,7 +76,8 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     _check_trackers(config)
     requests(config)
     model = base_model(config)
-    skeleton = ACEStepTransformer(model.transformer) if model.transformer is not None else None
+    make = of_flavour(config.model_flavour).components["transformer"].module
+    skeleton = make(model.transformer) if model.transformer is not None else None
     _check_lora(config, skeleton, notify)
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
@@ -119,7 +120,9 @@ def base_model(config: RunConfig) -> BaseModel:
     if path.exists() and is_mlx_folder(path):
         folder = ModelFolder.open(path)
         folder.check_bits((config.quantization or {}).get("bits"))
-        return BaseModel(f"{path}, MLX folder, {_precision(folder)}", folder, _sizes(folder))
+        return BaseModel(
+            f"{path}, MLX folder, {_precision(folder)}", folder, folder.component_config("transformer")
+        )
     if path.exists():
         source = resolve(path, config.revision)
         sizes = plan_folder(source)["transformer"].config
@@ -127,7 +130,7 @@ def base_model(config: RunConfig) -> BaseModel:
         if (target / "config.json").is_file():
             folder = ModelFolder.open(target)
             text = f"{path}, PyTorch checkpoint, converted already in {target}, {_precision(folder)}"
-            return BaseModel(text, folder, _sizes(folder))
+            return BaseModel(text, folder, folder.component_config("transformer"))
         text = f"{path}, PyTorch checkpoint, will be converted once into {target}"
         return BaseModel(text, None, sizes)
     if is_repo(given):
@@ -138,12 +141,6 @@ def base_model(config: RunConfig) -> BaseModel:
             None,
         )
     raise CheckpointError(f"pretrained_model_name_or_path: there is no model at {path}")
-
-
-def _sizes(folder: ModelFolder) -> TransformerConfig:
-    sizes = folder.component_config("transformer")
-    assert isinstance(sizes, TransformerConfig)
-    return sizes
 
 
 def _precision(folder: ModelFolder) -> str:

@@ -30,6 +30,8 @@ from acestep_mlx.families.songs import (
     Words,
 )
 
+from .toy_checkpoint import COMPONENTS, LAYOUT, ToyTexts
+
 SPEC = LatentSpec(sample_rate=8000, samples_per_frame=400, shape=(None, 3), min_seconds=1.0, max_seconds=6.0)
 WIDTH = 4  # of a token's embedding
 MOST = 24  # letters of a prompt
@@ -104,6 +106,9 @@ class Toy:
     latents = SPEC
     padding = Padding(text=1, lyrics=8)
     key_mark: Mapping[str, Any] = {"family": "toy"}
+    layouts = (LAYOUT,)
+    texts = ToyTexts()
+    components = COMPONENTS
 
     def read_lyrics(self, text: str, language: str | None) -> Lyrics:
         shouted = ["lyrics line 1 is shouted"] if text.isupper() else []
