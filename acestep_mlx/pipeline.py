@@ -12,20 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .config.request import FRAME, MAX_SECONDS, Request
+from .config.request import Request
 from .errors import CheckpointError, ConfigError, DataError
 from .families.folder import ModelFolder
-from .families.v1.codec import SAMPLE_RATE, Codec
-from .families.v1.conditions import TAU, TEXT_BLOCKS, Conditioned, Conditions, Prompt
-from .families.v1.dcae import AutoencoderDC
-from .families.v1.dit import ACEStepTransformer
-from .families.v1.lyrics.tokenizer import LyricTokenizer
-from .families.v1.prompt import PromptTokenizer
-from .families.v1.vocoder import Vocoder
+from .families.protocol import Codec
 from .io.audio import probe, read_audio
 from .io.progress import Advance, Progress, as_stage, silent
 from .sampling.sample import sample
-from .text.sheet import read_sheet
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,7 @@ class ACEStepPipeline:
         if unknown := set(components) - {"transformer", "text_encoder", "codec"}:
             raise TypeError(f"no such component: {', '.join(sorted(unknown))}")
         self.folder, self.low_memory, self.fuse_loras = folder, low_memory, fuse_loras
+        self.family = folder.family
         self._loaded: dict[str, Any] = dict(components)
         self._given = frozenset(components)
         self._loras: list[LoadedLoRA] = []
@@ -67,7 +61,7 @@ class ACEStepPipeline:
     # ── components ───────────────────────────────────────────────────────────────────────────────────
     @property
     def transformer(self) -> nn.Module:
-        """ACEStepTransformer, with the loaded LoRAs in it."""
+        """With the loaded LoRAs in it."""
         transformer = self._component("transformer", lambda: self.folder.load("transformer"))
         if self._loras and not self._applied:
             from .lora.apply import apply_loras
@@ -79,26 +73,21 @@ class ACEStepPipeline:
 
     @property
     def text_encoder(self) -> nn.Module:
-        """UMT5Encoder."""
+        """Prompts → states."""
         return self._component("text_encoder", lambda: self.folder.load("text_encoder"))
 
     @property
     def codec(self) -> Codec:
         """Waveform ↔ latents."""
-        return self._component("codec", self._load_codec)
-
-    def _load_codec(self) -> Codec:
-        dcae, vocoder = self.folder.load("dcae"), self.folder.load("vocoder")
-        assert isinstance(dcae, AutoencoderDC) and isinstance(vocoder, Vocoder)
-        return Codec(dcae, vocoder)
+        return self._component("codec", lambda: self.family.codec(self.folder.load))
 
     @property
-    def prompt_tokenizer(self) -> PromptTokenizer:
+    def prompt_tokenizer(self) -> Any:
         """The text encoder's tokenizer."""
         return self._component("prompt_tokenizer", self.folder.prompt_tokenizer)
 
     @property
-    def lyric_tokenizer(self) -> LyricTokenizer:
+    def lyric_tokenizer(self) -> Any:
         """Lyrics → ids."""
         return self._component("lyric_tokenizer", self.folder.lyric_tokenizer)
 
@@ -134,7 +123,8 @@ class ACEStepPipeline:
         lora = LoadedLoRA(Path(path), float(scale), read_lora(path))
         transformer = self._loaded.get("transformer")
         if transformer is None:  # shapes are all that matters, and nothing here is computed
-            transformer = ACEStepTransformer(self.folder.component_config("transformer"))
+            component = self.family.components["transformer"]
+            transformer = component.module(self.folder.component_config("transformer"))
         lora.weights.check_against(transformer, str(path))
         self._off()
         self._loras.append(lora)
@@ -157,55 +147,25 @@ class ACEStepPipeline:
         return tuple(self._loras)
 
     # ── the stages of a song ─────────────────────────────────────────────────────────────────────────
-    def embed(self, prompt: str, *, weakened: bool = False) -> tuple[mx.array, mx.array]:
-        """Text states (1, L, 768) and mask (1, L); `weakened`: as ERG weakens them."""
-        ids, mask = self.prompt_tokenizer(prompt)
-        scale = (TAU, *TEXT_BLOCKS) if weakened else None
-        states = self.text_encoder(ids, mask, query_scale=scale)
-        mx.eval(states)
-        return states, mask
-
-    def prepare(self, request: Request) -> Conditions:
-        """Encode the request's texts; afterwards the text encoder may go."""
-        null: tuple[mx.array, mx.array] | tuple[None, None] = (None, None)
-        if request.negative_prompt:
-            null = self.embed(request.negative_prompt)
-        elif request.erg_tag and request.task != "edit":
-            null = self.embed(request.prompt, weakened=True)
-        text = self.embed(request.prompt)
-        prompt = Prompt(*text, *self._lyrics(request.lyrics, request.lyrics_language), *null)
-        target = None
-        if request.task == "edit":
-            new_text = text if request.edit_prompt is None else self.embed(request.edit_prompt)
-            lyrics = request.lyrics if request.edit_lyrics is None else request.edit_lyrics
-            target = Prompt(*new_text, *self._lyrics(lyrics, request.lyrics_language), *null)
-        return Conditions(prompt, target)
-
-    def _lyrics(self, lyrics: str, language: str) -> tuple[mx.array, mx.array]:
-        """Ids and mask (1, M) of lyrics as people write them (`text.sheet`).
-
-        Without lyrics M is 0, where the reference has one token and masks it.
-        """
-        lyrics = read_sheet(lyrics).text
-        if not lyrics:
-            return mx.zeros((1, 0), dtype=mx.int32), mx.zeros((1, 0))
-        ids = mx.array([self.lyric_tokenizer.tokenize(lyrics, language)], dtype=mx.int32)
-        return ids, mx.ones(ids.shape)
+    def prepare(self, request: Request) -> Any:
+        """What the encoders make of the request's texts; afterwards they may go."""
+        return self.family.conditions(request, self)
 
     def read_source(self, request: Request) -> np.ndarray | None:
-        """The request's source (samples, 2) at 44.1 kHz.
+        """The request's source (samples, 2) at the model's sample rate.
 
         Raises DataError when it is missing or too long, ConfigError for a section outside it.
         """
         request.check_source()
         if request.source is None:
             return None
-        path = Path(request.source).expanduser()
-        if (seconds := probe(path).duration) > MAX_SECONDS + 0.1:
-            raise DataError(f"{path} lasts {seconds:.0f} s; a source may have {MAX_SECONDS:g} s at most")
-        sound = read_audio(path)
-        length = len(sound) / SAMPLE_RATE
-        if request.task == "repaint" and request.repaint_start > length - FRAME:
+        path, latents = Path(request.source).expanduser(), self.family.latents
+        longest = latents.max_seconds
+        if (seconds := probe(path).duration) > longest + 0.1:
+            raise DataError(f"{path} lasts {seconds:.0f} s; a source may have {longest:g} s at most")
+        sound = read_audio(path, sample_rate=latents.sample_rate)
+        length = len(sound) / latents.sample_rate
+        if request.task == "repaint" and request.repaint_start > length - latents.seconds(1):
             raise ConfigError(
                 f"repaint_start {request.repaint_start:g} s is not within the song: {path} lasts "
                 f"{length:.2f} s"
@@ -215,13 +175,13 @@ class ACEStepPipeline:
     def sample(
         self,
         request: Request,
-        conditions: Conditions,
+        conditions: Any,
         source: mx.array | None = None,
         progress: Progress = silent,
     ) -> mx.array:
-        """Latents (songs, 8, 16, T) float32; `source` are the source's latents (1, 8, 16, T)."""
+        """Latents (songs, …) float32; `source` are the source's latents (1, …)."""
         return sample(
-            Conditioned(self.transformer, conditions, request),
+            self.family.conditioned(self.transformer, conditions, request),
             request,
             source=source,
             progress=as_stage(progress, "denoising"),
@@ -232,12 +192,12 @@ class ACEStepPipeline:
         request: Request,
         *,
         source_audio: np.ndarray | None = None,
-        conditions: Conditions | None = None,
+        conditions: Any = None,
         progress: Progress = silent,
     ) -> np.ndarray:
-        """Sound (songs, samples, 2) float32 at 44.1 kHz in [-1, 1], one song per seed.
+        """Sound (songs, samples, 2) float32 in [-1, 1] at the model's sample rate, one song per seed.
 
-        `source_audio` (samples, 2) at 44.1 kHz takes the place of the request's file; `conditions` those
+        `source_audio` (samples, 2) at that rate takes the place of the request's file; `conditions` those
         that `prepare` would make.
         """
         source = None
@@ -275,9 +235,9 @@ class ACEStepPipeline:
         progress: Progress = silent,
         **options: Any,
     ) -> np.ndarray:
-        """Make a song: (samples, 2) float32 at 44.1 kHz; with several seeds (songs, samples, 2).
+        """Make a song: (samples, 2) float32 at the model's rate; with several seeds (songs, samples, 2).
 
-        duration in seconds, rounded down to whole latent frames (93 ms). Without a seed one is drawn.
+        duration in seconds, rounded down to whole latent frames. Without a seed one is drawn.
         `options` are the other fields of `config.request.Request`. Raises ConfigError, DataError or
         CheckpointError in one line.
         """

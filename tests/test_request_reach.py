@@ -69,7 +69,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conditioning, "LYRIC_LAYERS", (0, 1))
         patch.setattr(conditioning, "DIFFUSION_BLOCKS", (0, 1))
-        patch.setattr(pipeline, "TEXT_BLOCKS", (0, 2))
+        patch.setattr(conditioning, "TEXT_BLOCKS", (0, 2))
         mx.disable_compile()
         try:
             made = Lab(small_model(tmp_path_factory.mktemp("request")))

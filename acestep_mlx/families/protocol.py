@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
+    import numpy as np
 
+    from ..config.request import Request
     from ..config.run import RunConfig
     from ..io.progress import Progress
     from ..io.schema import Check
@@ -269,6 +271,67 @@ class Objective(Protocol):
         ...
 
 
+class Codec(Protocol):
+    """Sound ↔ latents."""
+
+    def encode(self, wav: np.ndarray | mx.array, *, progress: Progress = ...) -> Any:
+        """Latents (B, …) of sound (samples, 2) or (B, samples, 2) at the family's sample rate."""
+        ...
+
+    def decode(self, latents: mx.array, *, progress: Progress = ...) -> mx.array:
+        """Sound (B, samples, 2) float32."""
+        ...
+
+
+class Models(Protocol):
+    """What reads texts, each loaded when it is first asked for."""
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        """Prompts → states."""
+        ...
+
+    @property
+    def prompt_tokenizer(self) -> Any:
+        """The text encoder's tokenizer."""
+        ...
+
+    @property
+    def lyric_tokenizer(self) -> Any:
+        """Lyrics → ids."""
+        ...
+
+
+class Conditioned(Protocol):
+    """A model that has been told what the song is to be: what `sampling` samples."""
+
+    @property
+    def latents(self) -> LatentSpec:
+        """Shape and rate of its latents."""
+        ...
+
+    @property
+    def schedule(self) -> Any:
+        """Its noise levels: a `sampling.tasks.Schedule`."""
+        ...
+
+    @property
+    def norm_axes(self) -> tuple[int, ...]:
+        """Axes of its latents, from the end, over which APG has its norms."""
+        ...
+
+    @property
+    def frames_at_once(self) -> int:
+        """Of all rows of an evaluation together."""
+        ...
+
+    def velocity(self, branches: int, songs: int) -> Any:
+        """A `sampling.denoise.Velocity` for rows [conditional × songs, unconditional × songs, text alone ×
+        songs], as many as `branches`. For an edit those of the source, then those of the target.
+        """
+        ...
+
+
 class Family(Protocol):
     """A model family."""
 
@@ -346,6 +409,18 @@ class Family(Protocol):
 
     def objective(self, config: RunConfig) -> Objective:
         """What a run minimises."""
+        ...
+
+    def codec(self, load: Callable[[str], nn.Module]) -> Codec:
+        """Sound ↔ latents, of components that `load` gives by name."""
+        ...
+
+    def conditions(self, request: Request, models: Models) -> Any:
+        """What the encoders make of a request's texts."""
+        ...
+
+    def conditioned(self, transformer: nn.Module, conditions: Any, request: Request) -> Conditioned:
+        """The model with what `conditions` gave."""
         ...
 
     def prepare(self, model: nn.Module) -> Prepare | None:

@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
 
 import mlx.core as mx
 
 from ..config.request import Request
-from ..families.protocol import LatentSpec
+from ..families.protocol import Conditioned, LatentSpec
 from ..io.progress import Progress, part, silent
-from .denoise import Velocity, denoise, edit
+from .denoise import denoise, edit
 from .guidance import Guidance
 from .noise import NoiseSource, seeded
-from .tasks import TASKS, Material, Schedule
-
-
-class Model(Protocol):
-    """What is sampled: a model that has been told what the song is to be."""
-
-    @property
-    def latents(self) -> LatentSpec:
-        """Shape and rate of its latents."""
-        ...
-
-    @property
-    def schedule(self) -> Schedule:
-        """Its noise levels."""
-        ...
-
-    @property
-    def norm_axes(self) -> tuple[int, ...]:
-        """Axes of its latents, from the end, over which APG has its norms."""
-        ...
-
-    @property
-    def frames_at_once(self) -> int:
-        """Of all rows of an evaluation together."""
-        ...
-
-    def velocity(self, branches: int, songs: int) -> Velocity:
-        """For rows [conditional × songs, unconditional × songs, text alone × songs], as many as `branches`.
-
-        For an edit those of the source, then those of the target.
-        """
-        ...
+from .tasks import TASKS, Material
 
 
 def sample(
-    model: Model,
+    model: Conditioned,
     request: Request,
     *,
     source: mx.array | None = None,
@@ -103,7 +71,7 @@ def sample(
     return start.whole(made)
 
 
-def _songs_at_once(model: Model, request: Request, guidance: Guidance, source: mx.array | None) -> int:
+def _songs_at_once(model: Conditioned, request: Request, guidance: Guidance, source: mx.array | None) -> int:
     spec = model.latents
     rows = guidance.branches * (2 if request.task == "edit" else 1)
     frames = spec.whole_frames(request.duration) if source is None else source.shape[spec.time_axis]
@@ -112,7 +80,7 @@ def _songs_at_once(model: Model, request: Request, guidance: Guidance, source: m
 
 
 def _in_groups(
-    model: Model, request: Request, group: int, source: mx.array | None, progress: Progress
+    model: Conditioned, request: Request, group: int, source: mx.array | None, progress: Progress
 ) -> mx.array:
     starts = range(0, len(request.seeds), group)
     made = []

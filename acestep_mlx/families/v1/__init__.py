@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from ..songs import Padding
 if TYPE_CHECKING:
     import mlx.nn as nn
 
+    from ...config.request import Request
     from ...config.run import RunConfig
     from ..folder import ModelFolder
     from ..layout import Layout
-    from ..protocol import Prepare
+    from ..protocol import Codec, Conditioned, Models, Prepare
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 
@@ -110,6 +111,24 @@ class ACEStepV1:
         from .objective import FlowMatching
 
         return FlowMatching(config.logit_mean, config.logit_std, config.flow_schedule_shift)
+
+    def codec(self, load: Callable[[str], Any]) -> Codec:
+        """Autoencoder and vocoder."""
+        from .codec import Codec
+
+        return Codec(load("dcae"), load("vocoder"))
+
+    def conditions(self, request: Request, models: Models) -> Any:
+        """See `conditions.read`."""
+        from .conditions import read
+
+        return read(request, models)
+
+    def conditioned(self, transformer: nn.Module, conditions: Any, request: Request) -> Conditioned:
+        """See `conditions.Conditioned`."""
+        from .conditions import Conditioned
+
+        return Conditioned(transformer, conditions, request)
 
     def prepare(self, model: nn.Module) -> Prepare | None:
         """Encoded lyrics, where nothing that encodes them is trained."""

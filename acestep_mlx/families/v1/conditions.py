@@ -18,6 +18,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...config.request import Request
+from ...text.sheet import read_sheet
+from ..protocol import Models
 from . import FAMILY
 from . import schedule as levels
 
@@ -50,6 +52,44 @@ class Conditions:
 
     prompt: Prompt
     target: Prompt | None = None
+
+
+def read(request: Request, models: Models) -> Conditions:
+    """Encode the request's texts."""
+    null: tuple[mx.array, mx.array] | tuple[None, None] = (None, None)
+    if request.negative_prompt:
+        null = embed(request.negative_prompt, models)
+    elif request.erg_tag and request.task != "edit":
+        null = embed(request.prompt, models, weakened=True)
+    text = embed(request.prompt, models)
+    prompt = Prompt(*text, *_lyrics(request.lyrics, request.lyrics_language, models), *null)
+    if request.task != "edit":
+        return Conditions(prompt)
+    new_text = text if request.edit_prompt is None else embed(request.edit_prompt, models)
+    lyrics = request.lyrics if request.edit_lyrics is None else request.edit_lyrics
+    target = Prompt(*new_text, *_lyrics(lyrics, request.lyrics_language, models), *null)
+    return Conditions(prompt, target)
+
+
+def embed(prompt: str, models: Models, *, weakened: bool = False) -> tuple[mx.array, mx.array]:
+    """Text states (1, L, 768) and mask (1, L); `weakened`: as ERG weakens them."""
+    ids, mask = models.prompt_tokenizer(prompt)
+    scale = (TAU, *TEXT_BLOCKS) if weakened else None
+    states = models.text_encoder(ids, mask, query_scale=scale)
+    mx.eval(states)
+    return states, mask
+
+
+def _lyrics(lyrics: str, language: str, models: Models) -> tuple[mx.array, mx.array]:
+    """Ids and mask (1, M) of lyrics as people write them (`text.sheet`).
+
+    Without lyrics M is 0, where the reference has one token and masks it.
+    """
+    lyrics = read_sheet(lyrics).text
+    if not lyrics:
+        return mx.zeros((1, 0), dtype=mx.int32), mx.zeros((1, 0))
+    ids = mx.array([models.lyric_tokenizer.tokenize(lyrics, language)], dtype=mx.int32)
+    return ids, mx.ones(ids.shape)
 
 
 class Encoded(NamedTuple):
