@@ -133,7 +133,7 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
                 continue
             sample = _sample(dataset, song, facts, config, family, report)
             samples.append(sample)
-            report.add(sample)
+            _count(sample, report)
         report.left_out = report.files - report.songs - len(report.skipped)
         reports.append(report)
     full = DatasetReport(reports, datasets.ignored, datasets.disabled)
@@ -236,6 +236,25 @@ def _sample(
         misread=facts.misread,
         former=None if former is None else _part(dataset, longest, former, config.seed),
     )
+
+
+def _count(sample: Sample, report: SetReport) -> None:
+    """Count a song that is trained on."""
+    name = sample.id.removeprefix(f"{report.id}/")
+    report.songs += 1
+    report.seconds += sample.seconds
+    report.captions += len(sample.captions)
+    report.trigger = sample.dataset.prepend_instance_prompt
+    report.passes = (1 + sample.dataset.repeats) * sample.dataset.probability
+    report.buckets[sample.bucket] += 1
+    if sample.seconds < (least := sample.latents.min_seconds):
+        report.padded.append((name, f"{sample.seconds:.1f} s, padded with silence to {least:g} s"))
+    if sample.cut:
+        report.cut.append((name, f"{sample.seconds:g} s kept from {sample.start:g} s"))
+    if sample.lyrics is None:
+        report.no_lyrics.append(name)
+    else:
+        report.lyrics[name] = sample.lyrics
 
 
 def _lyrics(dataset: DataSet, song: local.Song, family: Family, report: SetReport) -> str | None:

@@ -11,7 +11,6 @@ from ..formatting import count, listed
 
 if TYPE_CHECKING:
     from ..families.protocol import LatentSpec
-    from .manifest import Sample
 
 Named = list[tuple[str, str]]
 _MOST = 20  # left-out files and folders that a run names
@@ -50,24 +49,6 @@ class SetReport:
     lyrics: dict[str, str] = field(default_factory=dict)
     passes: float = 1.0
 
-    def add(self, sample: Sample) -> None:
-        """Count a song that is trained on."""
-        name = sample.id.removeprefix(f"{self.id}/")
-        self.songs += 1
-        self.seconds += sample.seconds
-        self.captions += len(sample.captions)
-        self.trigger = sample.dataset.prepend_instance_prompt
-        self.passes = (1 + sample.dataset.repeats) * sample.dataset.probability
-        self.buckets[sample.bucket] += 1
-        if sample.seconds < (least := self.latents.min_seconds):
-            self.padded.append((name, f"{sample.seconds:.1f} s, padded with silence to {least:g} s"))
-        if sample.cut:
-            self.cut.append((name, f"{sample.seconds:g} s kept from {sample.start:g} s"))
-        if sample.lyrics is None:
-            self.no_lyrics.append(name)
-        else:
-            self.lyrics[name] = sample.lyrics
-
     @property
     def without_caption(self) -> str:
         """What it means for a song that it has no caption."""
@@ -82,28 +63,31 @@ class SetReport:
     def remarks(self) -> list[tuple[str, str]]:
         """What a run says of the data before its first step, as (text, "info" or "warning")."""
         out: list[tuple[str, str]] = []
-        songs = f"of {count(self.songs, 'song')} in {self.id}"
-        if n := len(self.no_caption):
-            where = "its column" if self.listed else "a file NAME.txt beside the song"
-            advice = f"put a caption into {where}, or set instance_prompt"
-            have = "has" if n == 1 else "have"
-            out.append((f"{n} {songs} {have} no caption ({listed(self.no_caption)}): {self.without_caption}; "
-                        f"{advice}", "warning"))  # fmt: skip
-        if n := len(self.no_lyrics):
-            where = "their column" if self.listed else "a file NAME.lyrics beside the song"
-            advice = f"put lyrics into {where}, [inst] where nobody sings"
-            have = "has" if n == 1 else "have"
-            out.append((f"{n} {songs} {have} no lyrics ({listed(self.no_lyrics)}): {self.without_lyrics}; "
-                        f"{advice}", "info"))  # fmt: skip
+        captions, lyrics = "a file NAME.txt beside the song", "a file NAME.lyrics beside the song"
+        if self.listed:
+            captions, lyrics = "its column", "their column"
+        if self.no_caption:
+            advice = f"put a caption into {captions}, or set instance_prompt"
+            out.append((self._lacking("caption", self.no_caption, self.without_caption, advice), "warning"))
+        if self.no_lyrics:
+            advice = f"put lyrics into {lyrics}, [inst] where nobody sings"
+            out.append((self._lacking("lyrics", self.no_lyrics, self.without_lyrics, advice), "info"))
         if n := self.lyrics_changed:
-            what = "time stamps left out, marks replaced by those the model knows"
-            out.append(
-                (f"lyrics of {n} {songs} are read in the model's form ({what}); --dry-run lists them", "info")
-            )
+            changes = "time stamps left out, marks replaced by those the model knows"
+            text = f"lyrics of {n} {self._of_all} are read in the model's form ({changes})"
+            out.append((f"{text}; --dry-run lists them", "info"))
         shown = [f"left out, no song: {name} ({reason})" for name, reason in self.no_songs[:_MOST]]
         more = len(self.no_songs) - len(shown)
         shown += [f"left out, no songs: {more} more; --dry-run lists them"] if more else []
         return out + [(line, "info") for line in shown]
+
+    def _lacking(self, what: str, names: list[str], meaning: str, advice: str) -> str:
+        have = "has" if len(names) == 1 else "have"
+        return f"{len(names)} {self._of_all} {have} no {what} ({listed(names)}): {meaning}; {advice}"
+
+    @property
+    def _of_all(self) -> str:
+        return f"of {count(self.songs, 'song')} in {self.id}"
 
     def languages(self) -> dict[str, int]:
         """Language → lines of lyrics in it, most first; structure lines like `[verse]` do not count."""
