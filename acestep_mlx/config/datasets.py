@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from .foreign import DATA_IGNORED, DATA_REFUSED, PARQUET, SCHEDULED
-from .option import Options, PathText, declared, foreign, option
+from .option import PathText, declared, foreign, option
+from .parsing import Options
 from .run import STRATEGIES
 
 _TOKENS = re.compile(r"\{(\w*)\}")

@@ -1,26 +1,23 @@
 """Values of options: what people write is parsed, what programs pass on is checked; one function a kind.
 
-All raise `Mismatch` with the option's name, what is wanted and what was found.
+They raise `Mismatch` with the option's name, what is wanted and what was found. `Options` reads whole places.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
 
-from ..errors import nearest
+from ..errors import ConfigError, nearest
+from ..formatting import brief
 from ..io import schema
-from ..io.schema import Check, Mismatch, parse_json
-
-if TYPE_CHECKING:
-    from .option import Option
+from ..io.schema import Check, Mismatch, parse_json, texts
+from .option import FALSE, NOTHING, TRUE, Option
 
 MAX_NUMBERS = 1000  # in a list of them
-TRUE = frozenset({"true", "1", "yes", "on"})
-FALSE = frozenset({"false", "0", "no", "off"})
-NOTHING = frozenset({"", "null", "none"})
 
 
 # ── what people write ─────────────────────────────────────────────────────────────────────────────────
@@ -77,7 +74,7 @@ def _written(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:20]}…{text[-10:]}"
 
 
-def parse_choice(option: Option, value: Any, name: str) -> str:
+def _parse_choice(option: Option, value: Any, name: str) -> str:
     plain = not isinstance(value, bool) or str(value).lower() in option.spellings
     if isinstance(value, (int, float)) and plain:
         value = str(value)  # "precision": 32
@@ -176,7 +173,7 @@ PARSERS: dict[str, Callable[[Option, Any, str], Any]] = {
 
 
 # ── what programs pass on ─────────────────────────────────────────────────────────────────────────────
-def check_choice(known: tuple[str, ...]) -> Check:
+def _check_choice(known: tuple[str, ...]) -> Check:
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str) or value not in known:
             hint = nearest(value, known) if isinstance(value, str) else ""
@@ -204,6 +201,30 @@ CHECKS: dict[str, Callable[[Option], Check]] = {
 }
 
 
+def parse(option: Option, value: Any, name: str, where: str) -> Any:
+    """What a person wrote, as the option's type, in range, one of its choices; null stays None.
+
+    name: the key as it was spelled; where: the file, for messages. Raises ConfigError.
+    """
+    if value is None or (option.status != "supported" and option.kind == "any"):
+        return value
+    if isinstance(value, PurePath) and option.kind in ("path", "any"):
+        value = str(value)
+    try:
+        texts(value, name)
+        if option.default is None and isinstance(value, str) and value.strip().lower() in NOTHING:
+            return None
+        return (_parse_choice if option.choices else PARSERS[option.kind])(option, value, name)
+    except Mismatch as error:
+        raise ConfigError(f"{error} ({where}){error.hint}") from None
+
+
+def check_of(option: Option) -> Check:
+    """The check of a value that has the option's type already."""
+    check = _check_choice(option.choices) if option.choices else CHECKS[option.kind](option)
+    return schema.optional(check) if option.default is None else check
+
+
 def show(value: Any) -> str:
     """A value in a short line, as JSON has it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -215,3 +236,50 @@ def kind_of(value: Any) -> str:
     return {list: "a list", str: "a string", dict: "an object", type(None): "null"}.get(
         type(value), "a single value"
     )
+
+
+class Options(dict[str, Option]):
+    """The options of one place (config.json, a block of a data set) by name.
+
+    what: what messages call a key there. prefixes: beginning of a key → why all such keys are ignored.
+    """
+
+    def __init__(
+        self, *tables: Mapping[str, Option], what: str = "key", prefixes: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__({name: option for table in tables for name, option in table.items()})
+        self.what = what
+        self.prefixes = {prefix: why for why, names in (prefixes or {}).items() for prefix in names.split()}
+        self.aliases = {alias: option.name for option in self.values() for alias in option.aliases}
+        names = [name for table in tables for name in table] + [a for o in self.values() for a in o.aliases]
+        assert len(set(names)) == len(names), "an option is declared twice"
+
+    @property
+    def supported(self) -> tuple[str, ...]:
+        """Names of the options that have a meaning here."""
+        return tuple(name for name, option in self.items() if option.status == "supported")
+
+    def find(self, key: str) -> Option | None:
+        """The option that a key, as users spell it, means: `--save-total-limit` → checkpoints_total_limit."""
+        name = key.strip().removeprefix("--").replace("-", "_")
+        name = self.aliases.get(name, name)
+        if name in self:
+            return self[name]
+        reason = next((why for prefix, why in self.prefixes.items() if name.startswith(prefix)), None)
+        return Option(None, "", status="ignored", reason=reason, name=name) if reason else None
+
+    def read(self, entries: Iterable[tuple[Any, Any]], where: str) -> Iterator[tuple[Option, str, Any]]:
+        """(option, key as it is shown, parsed value) of each entry. Raises ConfigError for keys that are not
+        known, values that are wrong, and refused options that are on."""
+        for key, raw in entries:
+            if not isinstance(key, str) or key.startswith("_"):
+                continue  # editors' bookkeeping, e.g. "_metadata"
+            shown = brief(key.strip().removeprefix("--"), 60)
+            option = self.find(key)
+            if option is None:
+                guess = nearest(shown.replace("-", "_"), [*self.supported, *self.aliases])
+                raise ConfigError(f"unknown {self.what} {shown!r} ({where}){guess}")
+            value = parse(option, raw, shown, where)
+            if option.status == "refused" and not option.is_off(value):
+                raise ConfigError(f"{shown}={show(value)} is not supported: {option.reason} ({where})")
+            yield option, shown, value

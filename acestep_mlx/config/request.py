@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError, nearest
 from ..io.schema import Mismatch
 from ..text.languages import forced_language
 from .option import PathText, declared, option
+from .parsing import check_of
 
 TASKS = ("text2music", "retake", "repaint", "extend", "edit", "audio2audio")
 NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio")
@@ -99,9 +100,9 @@ class Request:
     # fmt: on
 
     def __post_init__(self) -> None:
-        for name, one in REQUEST.items():
+        for name, check in _CHECKS.items():
             try:
-                object.__setattr__(self, name, one.check(getattr(self, name), name))
+                object.__setattr__(self, name, check(getattr(self, name), name))
             except Mismatch as error:
                 raise ConfigError(str(error)) from None
         forced_language(self.lyrics_language, "lyrics_language")
@@ -214,3 +215,4 @@ class Request:
 
 #: every field of a request by name
 REQUEST = declared(Request)
+_CHECKS = {name: check_of(one) for name, one in REQUEST.items()}

@@ -18,8 +18,8 @@ from ..formatting import without_secrets
 from ..io.filenames import as_stored
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
-from .option import Options, PathText, declared, foreign, option
-from .parsing import show
+from .option import PathText, declared, foreign, option
+from .parsing import Options, parse, show
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STRATEGIES = ("textfile", "filename", "instanceprompt", "csv", "huggingface")
@@ -376,7 +376,7 @@ class RunConfig(
             if origin != "default" and not origin.startswith("as ")
         }
         for name, value in changes.items():
-            given[name] = (OPTIONS[name].parse(value, name, "program"), "program")
+            given[name] = (parse(OPTIONS[name], value, name, "program"), "program")
         return finish(given, list(self.ignored), self.folder, self.source)
 
     def resolve(self, path: str | Path, **fields: str) -> Path:
