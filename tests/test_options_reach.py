@@ -23,6 +23,7 @@ from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.config.read import load_config
 from acestep_mlx.config.run import LR_SCHEDULERS, OPTIONS, PRECISION_BITS, SUPPORTED, RunConfig
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.families import of_flavour
 from acestep_mlx.families.v1 import songs
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.io.safetensors import read_header
@@ -380,7 +381,7 @@ def _(lab: Lab) -> None:
         run = lab.run(lora_format=name)
         for file in (run.result.lora, run.result.checkpoint / run.result.lora.name):
             assert json.loads(read_header(file).metadata["acestep_mlx"])["file_format"] == name
-            prefix, a = FORMATS[name].prefix, FORMATS[name].a
+            prefix, a = of_flavour("base").lora.prefixes.get(name, ""), FORMATS[name].a
             keys = [k for k in read_header(file).tensors if k.endswith(a)]
             assert keys and all(k.startswith(f"{prefix}transformer_blocks.") for k in keys)
 

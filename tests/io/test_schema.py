@@ -36,6 +36,17 @@ def test_numbers() -> None:
         refused(check, value)
 
 
+def test_where_a_number_should_lie() -> None:
+    inside = [(0, 0, 9, None), (9, 0, 9, None), (0.1, None, 1, 0), (1, 1, 1, None), (-5, None, None, None)]
+    assert all(schema.outside(*given) is None for given in inside)
+    assert schema.outside(10, 0, 9) == "between 0 and 9"
+    assert schema.outside(0, 1, 240.0, unit="s") == "between 1 and 240 s"
+    assert schema.outside(0, None, 1e6, above=0) == "above 0 and at most 1000000"
+    assert schema.outside(2, 1, 1) == "1"
+    assert schema.outside(float("nan"), 0, 1) == "between 0 and 1"
+    assert schema.outside(-HUGE, -1e300, 1e300) == "between -1e+300 and 1e+300"
+
+
 def test_texts() -> None:
     assert schema.text("Ü 🎵", "") == "Ü 🎵"
     for value in (None, 3, ["x"], "\ud800", "a\udcff"):
