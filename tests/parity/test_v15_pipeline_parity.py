@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from acestep_mlx.families.v15.prompt import format_prompt, instruction
-from acestep_mlx.families.v15.schedule import apg, cfg, euler, guided, sigmas
+from acestep_mlx.families.v15.schedule import guided, sigmas
+from acestep_mlx.sampling.guidance import apg, cfg
+from acestep_mlx.sampling.schedulers import move
 
 from .v15 import normal, relative_error, torch
 
@@ -101,7 +103,7 @@ def test_guidance_over_several_steps(scale: float, frames: int) -> None:
             use_original_formulation=True,
             norm_dim=(1,),
         )
-        velocity, average = apg(mx.array(cond), mx.array(uncond), scale, average)
+        velocity, average = apg(mx.array(cond), mx.array(uncond), scale, average, axes=(-2,))
         assert relative_error(velocity, expected) <= 1e-6
         assert relative_error(average, buffer.running_average) <= 1e-6
 
@@ -109,9 +111,9 @@ def test_guidance_over_several_steps(scale: float, frames: int) -> None:
 def test_guidance_between_equals_is_nothing() -> None:
     """Where both velocities are the same, and where one is zero, nothing becomes infinite."""
     v = mx.array(normal(1, 5, 8))
-    velocity, _ = apg(v, v, 7.0)
+    velocity, _ = apg(v, v, 7.0, axes=(-2,))
     assert mx.array_equal(velocity, v)
-    assert mx.isfinite(apg(mx.zeros((1, 5, 8)), v, 7.0)[0]).all()
+    assert mx.isfinite(apg(mx.zeros((1, 5, 8)), v, 7.0, axes=(-2,))[0]).all()
     assert relative_error(cfg(v, mx.zeros_like(v), 3.0), 3 * np.array(v)) <= 1e-6
 
 
@@ -126,7 +128,7 @@ def test_a_step() -> None:
     for i, t in enumerate(scheduler.timesteps):
         v = normal(1, 9, 8, seed=20 + i)
         theirs = scheduler.step(torch.from_numpy(v), t, theirs, return_dict=False)[0]
-        ours = euler(ours, mx.array(v), levels[i], levels[i + 1])
+        ours = move(ours, mx.array(v), float(levels[i + 1] - levels[i]))
     assert relative_error(ours, theirs) <= 1e-6
 
 
