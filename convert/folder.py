@@ -6,6 +6,7 @@ time, into a temporary folder that takes its final name when it is whole.
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +20,7 @@ from ..families.folder import DTYPES, FORMAT, FORMAT_VERSION, Quantization
 from ..families.protocol import FoundTexts
 from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent
+from ..io.tensors import SafetensorsWriter
 from .plan import Plan
 from .source import Source, resolve
 from .stream import Job, plan_component
@@ -104,6 +106,7 @@ def convert(
     Memory stays far below 2 GB whatever the size. `dst`, new or empty, appears only when whole.
     Raises ConfigError or CheckpointError in one line.
     """
+    started = time.monotonic()
     settings = Settings.of(**options)
     dst = new_path(dst, "--mlx-path")
     notes: list[str] = []
@@ -114,7 +117,7 @@ def convert(
         progress(advance)
 
     report = write_folder(resolve(src, revision, tell), dst, settings, tell)
-    return replace(report, notes=notes)
+    return replace(report, notes=notes, seconds=time.monotonic() - started)
 
 
 def write_folder(source: Source, dst: Path, settings: Settings, progress: Progress = silent) -> Report:
@@ -124,21 +127,7 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
     texts = _texts(source, settings, jobs, progress)
     needed = sum(job.needed() for job in jobs.values()) + SPARE
     with new_folder(dst, needed=needed, progress=progress) as folder:
-        reports: dict[str, ComponentReport] = {}
-        fingerprints: dict[str, str] = {}
-        total = sum(job.source_bytes(entry) for job in jobs.values() for entry in job.plan.entries)
-        done = 0
-        for name, job in jobs.items():
-
-            def read(size: int, name: str = name) -> None:
-                nonlocal done
-                done += size
-                progress(Advance(f"converting {name}", done, total, "bytes"))
-
-            writer = job.write(folder / f"{name}.safetensors", read)
-            fingerprints[name] = writer.digest()
-            bytes_read = sum(info.stop - info.start for info in job.source.tensors.values())
-            reports[name] = ComponentReport(job.plan, job.quantized, job.parameters, bytes_read, writer.size)
+        written = _write_weights(folder, jobs, progress)
         for name, data in texts.files.items():
             (folder / name).write_bytes(data)
         config = {
@@ -151,11 +140,31 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
             "quantization": settings.quantization.as_dict() if settings.quantization else None,
             **texts.config,
             "components": {name: job.stored for name, job in jobs.items()},
-            "fingerprints": fingerprints,
+            "fingerprints": {name: writer.digest() for name, writer in written.items()},
         }
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    reports = {
+        name: ComponentReport(job.plan, job.quantized, job.parameters, job.bytes_read, written[name].size)
+        for name, job in jobs.items()
+    }
     return Report(dst, reports, texts.origins, time.monotonic() - started)
+
+
+def _write_weights(folder: Path, jobs: Mapping[str, Job], progress: Progress) -> dict[str, SafetensorsWriter]:
+    """One file a component; what is read of all of them is told as one progress."""
+    total = sum(job.source_bytes(entry) for job in jobs.values() for entry in job.plan.entries)
+    done = 0
+    written = {}
+    for name, job in jobs.items():
+
+        def read(size: int, name: str = name) -> None:
+            nonlocal done
+            done += size
+            progress(Advance(f"converting {name}", done, total, "bytes"))
+
+        written[name] = job.write(folder / f"{name}.safetensors", read)
+    return written
 
 
 def plan_folder(source: Source, settings: Settings | None = None) -> dict[str, Job]:
@@ -174,10 +183,11 @@ def plan_folder(source: Source, settings: Settings | None = None) -> dict[str, J
 
 def _texts(source: Source, settings: Settings, jobs: Mapping[str, Job], progress: Progress) -> FoundTexts:
     texts = source.family.texts
+    known = [*inspect.signature(Settings.of).parameters, *texts.files]
     for name in settings.texts:
         if name not in texts.files:
-            hint = nearest(name, texts.files)
-            raise ConfigError(f"{name}: a model of {source.family.title} has no such file{hint}")
+            what = f"{source.family.title} is converted without such an option"
+            raise ConfigError(f"{name}: {what}{nearest(name, known)}")
     configs = {name: job.config for name, job in jobs.items()}
     return texts.find(source.path, source.layout, configs, settings.texts, progress)
 

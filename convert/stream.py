@@ -42,6 +42,11 @@ class Job:
         """How many numbers are converted, as counted upstream."""
         return sum(self.source.tensors[entry.sources[-1]].size for entry in self.plan.entries)
 
+    @property
+    def bytes_read(self) -> int:
+        """Of all tensors that the component has upstream."""
+        return sum(info.stop - info.start for info in self.source.tensors.values())
+
     def outputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name → (dtype, shape) of what is written. Shapes only: nothing is computed."""
         return {

@@ -77,7 +77,9 @@ def test_training_and_info_find_it(
 
 
 def test_what_is_wrong_with_it_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"alphabeth: a model of Toy has no such file; did you mean 'alph"):
+    with pytest.raises(
+        ConfigError, match=r"alphabeth: Toy is converted without such an option; did you mean 'alph"
+    ):
         convert(checkpoint, tmp_path / "model", alphabeth=checkpoint / "alphabet.json")
     (checkpoint / "toy_ear").rename(checkpoint / "elsewhere")
     with pytest.raises(CheckpointError, match="is not an Toy checkpoint: it has no toy_ear"):
