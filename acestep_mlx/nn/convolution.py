@@ -6,8 +6,6 @@ channels-last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 
 import mlx.core as mx
@@ -15,27 +13,6 @@ import mlx.nn as nn
 
 from . import cpu
 from .device import on_cpu
-
-KEPT_BYTES = 1 << 29
-
-
-@contextmanager
-def kept_buffers() -> Iterator[None]:
-    """On the CPU, let MLX keep up to KEPT_BYTES of freed memory for reuse while this lasts.
-
-    By default it keeps 32 MB there, so that every large array comes fresh from the system, page by page:
-    that costs several times as much as adding two of them.
-    """
-    if not on_cpu():
-        yield
-        return
-    before = mx.set_cache_limit(KEPT_BYTES)
-    if before > KEPT_BYTES:
-        mx.set_cache_limit(before)
-    try:
-        yield
-    finally:
-        mx.set_cache_limit(before)
 
 
 class Conv2d(nn.Conv2d):

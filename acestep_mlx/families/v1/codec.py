@@ -15,7 +15,6 @@ import numpy as np
 from ...errors import CheckpointError, DataError
 from ...io.audio import log_mel, resample
 from ...io.progress import Progress, part, silent
-from ...nn.convolution import kept_buffers
 from .dcae import AutoencoderDC
 from .vocoder import Vocoder
 
@@ -66,8 +65,7 @@ class Codec:
             batch = np.stack([resample(item, sample_rate, SAMPLE_RATE) for item in batch])
         missing = latent_frames(batch.shape[1]) * HOP * DOWN - batch.shape[1]
         batch = np.pad(batch, ((0, 0), (0, missing), (0, 0)))
-        with kept_buffers():
-            parts = [self._encode(item, part(progress, i, len(batch))) for i, item in enumerate(batch)]
+        parts = [self._encode(item, part(progress, i, len(batch))) for i, item in enumerate(batch)]
         return mx.concatenate(parts)
 
     def _encode(self, wav: np.ndarray, progress: Progress) -> mx.array:
@@ -98,8 +96,7 @@ class Codec:
         C, H = self.dcae.config.latent_channels, self.vocoder.config.n_mels // DOWN
         if latents.ndim != 4 or latents.shape[1:3] != (C, H) or latents.shape[3] == 0:
             raise DataError(f"latents must be (B, {C}, {H}, T), got {latents.shape}")
-        with kept_buffers():
-            parts = [self._decode(item, part(progress, i, len(latents))) for i, item in enumerate(latents)]
+        parts = [self._decode(item, part(progress, i, len(latents))) for i, item in enumerate(latents)]
         return mx.stack(parts)
 
     def _decode(self, latents: mx.array, progress: Progress) -> mx.array:

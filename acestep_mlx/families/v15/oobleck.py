@@ -21,7 +21,7 @@ from ...errors import DataError
 from ...io.progress import Progress, silent
 from ...nn import cpu
 from ...nn.config import MANY, ComponentConfig
-from ...nn.convolution import Conv1d, UpsamplingConv1d, kept_buffers
+from ...nn.convolution import Conv1d, UpsamplingConv1d
 from ...nn.windows import reach, windowed
 
 WINDOW = (
@@ -258,8 +258,7 @@ class Oobleck(nn.Module):
 
         halo, rate = reach(self.encoder.steps())
         size = None if window is None else window * hop
-        with kept_buffers():
-            y = windowed(piece, length, axis=1, size=size, halo=halo, rate=rate, progress=progress)
+        y = windowed(piece, length, axis=1, size=size, halo=halo, rate=rate, progress=progress)
         mean, scale = mx.split(y.astype(mx.float32), 2, axis=-1)
         return mean, mx.logaddexp(scale, 0.0) + 1e-4  # softplus
 
@@ -274,14 +273,13 @@ class Oobleck(nn.Module):
             raise DataError(f"latents must be (B, T, {C}), got {tuple(latents.shape)}")
         z = latents.astype(self.dtype)
         halo, rate = reach(self.decoder.steps())
-        with kept_buffers():
-            y = windowed(
-                lambda low, high: self.decoder(z[:, low:high]),
-                z.shape[1],
-                axis=1,
-                size=window,
-                halo=halo,
-                rate=rate,
-                progress=progress,
-            )
+        y = windowed(
+            lambda low, high: self.decoder(z[:, low:high]),
+            z.shape[1],
+            axis=1,
+            size=window,
+            halo=halo,
+            rate=rate,
+            progress=progress,
+        )
         return y.astype(mx.float32)
