@@ -28,27 +28,17 @@ LR_SCHEDULERS = (
 )  # fmt: skip
 LR_SPELLINGS = {"cosine_with_warmup": "cosine"}  # SimpleTuner's own example for this model says so
 
-# Spelling of another trainer -> bits of MLX's affine quantisation of the frozen weights.
-PRECISION_BITS: dict[str, int | None] = {
-    "no_change": None,
-    "int8-quanto": 8,
-    "int8-torchao": 8,
-    "int8dq-torchao": 8,
-    "int8-sdnq": 8,
-    "uint8-sdnq": 8,
-    "int6-sdnq": 6,
-    "int5-sdnq": 5,
-    "uint5-sdnq": 5,
-    "int4-quanto": 4,
-    "int4-torchao": 4,
-    "int8dq-int4-torchao": 4,
-    "uint4-sdnq": 4,
-    "nf4-bnb": 4,
-    "fp4-bnb": 4,
-    "uint3-sdnq": 3,
-    "int2-quanto": 2,
-    "uint2-sdnq": 2,
+# Bits of MLX's affine quantisation of the frozen weights → spellings of other trainers.
+_PRECISIONS: dict[int | None, str] = {
+    None: "no_change",
+    8: "int8-quanto int8-torchao int8dq-torchao int8-sdnq uint8-sdnq",
+    6: "int6-sdnq",
+    5: "int5-sdnq uint5-sdnq",
+    4: "int4-quanto int4-torchao int8dq-int4-torchao uint4-sdnq nf4-bnb fp4-bnb",
+    3: "uint3-sdnq",
+    2: "int2-quanto uint2-sdnq",
 }
+PRECISION_BITS = {name: bits for bits, names in _PRECISIONS.items() for name in names.split()}
 _FP8 = "8-bit floats are not computed on Apple GPUs; use int8-quanto, which takes the same memory"
 _WIDE = "16-bit integers gain nothing here; use no_change (16-bit floats) or int8-quanto"
 _FP8_NAMES = (
