@@ -26,7 +26,7 @@ def _parse_bool(option: Option, value: Any, name: str) -> bool:
         return bool(value)
     text = value.strip().lower() if isinstance(value, str) else ""
     if text not in TRUE | FALSE:
-        raise Mismatch(f"{name} must be true or false, got {value!r}")
+        raise Mismatch(f"{name} must be true or false, got {_quoted(value)}")
     return text in TRUE
 
 
@@ -52,7 +52,7 @@ def _number(value: Any, name: str, wanted: str) -> int | float:
         try:
             number = int(value) if whole else float(value)
         except ValueError:
-            raise Mismatch(f"{name} must be {wanted}, got {value!r}") from None
+            raise Mismatch(f"{name} must be {wanted}, got {_quoted(value)}") from None
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise Mismatch(f"{name} must be {wanted}, got {show(value)}")
     if isinstance(number, float) and not math.isfinite(number):
@@ -74,6 +74,12 @@ def _written(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:20]}…{text[-10:]}"
 
 
+def _quoted(value: Any) -> str:
+    """A value as Python writes it; never a screenful."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-10:]}"
+
+
 def _parse_choice(option: Option, value: Any, name: str) -> str:
     plain = not isinstance(value, bool) or str(value).lower() in option.spellings
     if isinstance(value, (int, float)) and plain:
@@ -88,7 +94,7 @@ def _parse_choice(option: Option, value: Any, name: str) -> str:
     hint = nearest(text, [*option.choices, *option.spellings])
     if len(option.choices) == 1 and option.refused_values:
         hint += f": {next(iter(option.refused_values.values()))}"
-    raise Mismatch(f"{name} must be one of {', '.join(option.choices)}, got {text!r}", hint)
+    raise Mismatch(f"{name} must be one of {', '.join(option.choices)}, got {_quoted(text)}", hint)
 
 
 def _parse_text(option: Option, value: Any, name: str) -> str:
@@ -113,9 +119,9 @@ def _parse_list(option: Option, value: Any, name: str) -> list[str]:
     if isinstance(value, str):
         try:
             listed = value.strip().startswith("[")
-            names = json.loads(value) if listed else value.replace(",", " ").split()
-        except json.JSONDecodeError:
-            raise Mismatch(f"{name} must be a list of names, got {value!r}") from None
+            names = parse_json(value) if listed else value.replace(",", " ").split()
+        except ValueError:
+            raise Mismatch(f"{name} must be a list of names, got {_quoted(value)}") from None
     if names == []:
         raise Mismatch(f"{name} is an empty list; leave it out")
     return list(_names(names, names, name, "names"))
@@ -142,9 +148,9 @@ def _parse_mapping(option: Option, value: Any, name: str) -> dict[str, Any]:
                 pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
                 value = {pair[0].strip(): _scalar(pair[1].strip()) for pair in pairs}
                 if len(value) < len(pairs):
-                    raise Mismatch(f"{name}: a setting is given twice in {text!r}; keep one")
+                    raise Mismatch(f"{name}: a setting is given twice in {_quoted(text)}; keep one")
         except (ValueError, IndexError):
-            raise Mismatch(f"{name} must be like eps=1e-6,weight_decay=0, got {text!r}") from None
+            raise Mismatch(f"{name} must be like eps=1e-6,weight_decay=0, got {_quoted(text)}") from None
     if not isinstance(value, dict):
         raise Mismatch(f"{name} must be an object {{...}}, got {show(value)}")
     return value
@@ -154,8 +160,8 @@ def _scalar(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text)
+    except ValueError:
         return text
 
 

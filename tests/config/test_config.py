@@ -656,6 +656,28 @@ def test_numbers_in_errors_are_as_they_were_written(text: str) -> None:
         load_config({}, ["--learning_rate=1e305"])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "peft_lora_target_modules=" + "[" * 100_000,
+        "peft_lora_target_modules=[" + "9" * 5000 + "]",
+        "optimizer_config=eps=" + "[" * 100_000,
+        "optimizer_config=" + '{"eps":' * 100_000,
+        "optimizer_config=eps=" + "9" * 5000,
+        "optimizer_config=eps=1," + "eps=1," * 10_000,
+        "optimizer=" + "adam" * 10_000,
+        "lora_rank=" + "9" * 5000,
+        "lora_rank=" + "x" * 5000,
+        "use_dora=" + "true" * 5000,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_endless_values_are_refused_in_a_short_line(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]) as error:
+        load_config({}, [f"--{override}"])
+    assert len(one_line(error)) < 250
+
+
 def test_no_configuration_named() -> None:
     with pytest.raises(ConfigError, match="no configuration is named"):
         load_config(" ")
