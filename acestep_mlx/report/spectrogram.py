@@ -26,7 +26,8 @@ def log_mel_picture(samples: np.ndarray, sample_rate: int, width: int, height: i
     filters = mel_filters(sample_rate, N_FFT, height, 30.0, min(16000.0, sample_rate / 2))
     columns = [np.abs(np.fft.rfft(mono[s : s + N_FFT] * window)) @ filters for s in starts]
     level = 20 * np.log10(np.maximum(np.stack(columns, axis=1), 1e-9))  # [height, width]
-    return np.clip((level - level.max()) / RANGE_DB + 1, 0, 1)[::-1]
+    picture: np.ndarray = np.clip((level - level.max()) / RANGE_DB + 1, 0, 1)[::-1]
+    return picture
 
 
 def spectrogram_png(samples: np.ndarray, sample_rate: int, width: int = 1000, height: int = 240) -> bytes:

@@ -65,7 +65,7 @@ def _checkpointed_blocks(job: Job, prepared: Prepared, model: nn.Module, batches
     found = prepared.resumed
     kept = job.world.share(found.state.get("checkpointed_blocks") if found else None)
     if kept is not None:
-        return min(int(kept), model.config.blocks)
+        return int(min(kept, model.config.blocks))
     bits = (prepared.folder.quantization or {}).get("bits")
     blocks = memory.checkpointed_blocks(job.config, batches.shapes, model.config, bits)
     return int(job.world.share(blocks))

@@ -350,7 +350,8 @@ def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     """What a run that resumes must agree on: options that must stay the same, and `facts` (the model's
     fingerprint, the data). config: as `RunConfig.to_dict` gives it."""
     options = {name: value for name, value in config.items() if OPTIONS[name].resume == "same"}
-    return json.loads(json.dumps({**options, **facts}, default=str))
+    agreed: dict[str, Any] = json.loads(json.dumps({**options, **facts}, default=str))
+    return agreed
 
 
 def check_identity(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -106,4 +106,4 @@ class World:
 
 def _total(count: int) -> int:
     """The sum of a whole number over all ranks."""
-    return np.array(mx.distributed.all_sum(mx.array(count, mx.int32))).item()
+    return int(np.array(mx.distributed.all_sum(mx.array(count, mx.int32))).item())

@@ -17,10 +17,6 @@ from typing import Any
 INTERRUPTED = 130  # exit code
 
 
-def _silent(line: str) -> None:
-    """Say nothing."""
-
-
 class StopRequest:
     """While active, the first SIGINT, SIGTERM or SIGHUP asks to stop; a second SIGINT stops at once.
 
@@ -37,7 +33,7 @@ class StopRequest:
     def __init__(self, exit_code: int | None = None) -> None:
         self.requested = False
         self.exit_code = exit_code
-        self.say: Callable[[str], None] = _silent
+        self.say: Callable[[str], None] = lambda line: None
         self.kept: Callable[[], str] = str
         self._deferred = False
         self._signalled = False

@@ -144,10 +144,11 @@ def usable(memory: float) -> float:
 
 def choose_blocks(config: RunConfig, load: Load, model: Any, budget: float, stored_bits: int | None) -> int:
     """The fewest checkpointed blocks that keep the estimate within `budget` bytes; all if none do."""
-    for blocks in range(model.blocks + 1):
+    most = int(model.blocks)
+    for blocks in range(most):
         if estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=blocks).total <= budget:
             return blocks
-    return model.blocks
+    return most
 
 
 def checkpointed_blocks(

@@ -55,7 +55,7 @@ def _polynomial(step: int, warmup: int, total: int, *, power: float, end: float,
     if step > total or total <= warmup:
         return end
     remaining = 1 - (step - warmup) / (total - warmup)
-    return (1.0 - end) * remaining**power + end
+    return float((1.0 - end) * remaining**power + end)
 
 
 def _sine(step: int, warmup: int, total: int, *, end: float, **_: float) -> float:

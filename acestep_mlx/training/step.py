@@ -102,8 +102,7 @@ class TrainStep:
             self.carry["scale"], self.carry["good"] = mx.array(2.0**14), mx.array(0.0)
         self.state = [model.state, [g.optimizer.state for g in self.groups], self.carry]
         run = partial(mx.compile, inputs=self.state, outputs=self.state) if compiled else (lambda f: f)
-        self._micro = run(partial(self._run, update=False))
-        self._update = run(partial(self._run, update=True))
+        self._micro, self._update = run(self._accumulate), run(self._accumulate_and_update)
 
     @property
     def scales_loss(self) -> bool:
@@ -125,7 +124,26 @@ class TrainStep:
         arrays = dict(batch) if self.prepare is None else self.prepare(batch)
         return StepResult(*(self._update if update else self._micro)(arrays, mx.array(stop)))
 
-    def _run(self, batch: dict[str, mx.array], stop: mx.array, *, update: bool) -> tuple[mx.array, ...]:
+    def _accumulate(self, batch: dict[str, mx.array], stop: mx.array) -> StepResult:
+        """A micro-step that changes no parameter."""
+        told, norm, weight, gradient = self._gradient(batch, stop)
+        self._keep(gradient, weight)
+        return self._result(self._average(told), norm)
+
+    def _accumulate_and_update(self, batch: dict[str, mx.array], stop: mx.array) -> StepResult:
+        """A micro-step that ends an update; what is accumulated begins at zero again."""
+        told, _, weight, gradient = self._gradient(batch, stop)
+        shared = self._average({**told, "weight": weight, **gradient})
+        norm = self._apply({k: shared[k] for k in gradient}, shared["weight"])
+        self._keep({k: mx.zeros_like(g) for k, g in gradient.items()}, mx.array(0.0))
+        return self._result(shared, norm)
+
+    def _gradient(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[Any, ...]:
+        """(what ranks tell each other, norm, weight, gradient): the last two with what was accumulated.
+
+        The gradient is the sum over the samples, and the weight their number, without those of a micro-batch
+        that is not finite.
+        """
         self.traces += 1
         settings, carry = self.settings, self.carry
         B = batch["latents"].shape[0]
@@ -150,21 +168,24 @@ class TrainStep:
             grads = {k: carry["gradient"][k] + g for k, g in grads.items()}
             weight = carry["weight"] + weight
         told = {"loss": loss, "finite": finite.astype(mx.float32), "stop": stop.astype(mx.float32)}
-        shared = self._average({**told, "weight": weight, **grads} if update else told)
-        loss, everywhere, stop = shared["loss"], shared["finite"] > 1 - 1e-6, shared["stop"] > 0
-        if update:
-            norm = self._apply({k: shared[k] for k in grads}, shared["weight"])
-            grads, weight = {k: mx.zeros_like(g) for k, g in grads.items()}, mx.array(0.0)
-        if settings.accumulate > 1:
-            carry["gradient"].update(grads)
-            carry["weight"] = weight
-        if scale is not None:
-            grow = carry["good"] + 1 >= self.GROW_AFTER
+        return told, norm, weight, grads
+
+    def _keep(self, gradient: dict[str, mx.array], weight: mx.array) -> None:
+        """What is accumulated up to the next micro-step."""
+        if self.settings.accumulate > 1:
+            self.carry["gradient"].update(gradient)
+            self.carry["weight"] = weight
+
+    def _result(self, shared: dict[str, mx.array], norm: mx.array) -> StepResult:
+        """The numbers of all ranks; the loss scale (fp16) follows them."""
+        everywhere, carry = shared["finite"] > 1 - 1e-6, self.carry
+        if self.scales_loss:
+            scale, grow = carry["scale"], carry["good"] + 1 >= self.GROW_AFTER
             carry["scale"] = mx.where(
                 everywhere, mx.where(grow, scale * 2, scale), mx.maximum(scale / 2, 1.0)
             )
             carry["good"] = mx.where(everywhere & ~grow, carry["good"] + 1, 0.0)
-        return loss, norm, everywhere, stop
+        return StepResult(shared["loss"], norm, everywhere, shared["stop"] > 0)
 
     def _average(self, values: dict[str, mx.array]) -> dict[str, mx.array]:
         """Means over the ranks, in one communication: two could run in another order on each rank."""
