@@ -204,7 +204,7 @@ def _spelling(weights: LoRAWeights, names: set[str]) -> str:
 
 
 def _lora_facts(weights: LoRAWeights) -> list[str]:
-    facts = weights.metadata
+    facts = {name: fact for name, fact in weights.metadata.items() if fact is not None}
     ranks = Counter(module.rank for module in weights.modules.values())
     targets = Counter(_target(name) for name in weights.modules)
     lines = [f"  rank: {_counted(ranks)}"]

@@ -22,6 +22,7 @@ from ..convert.source import is_repo, resolve
 from ..errors import CheckpointError, ConfigError, cause, not_utf8
 from ..families import of_flavour
 from ..families.folder import ModelFolder
+from ..families.protocol import Family
 from ..io.schema import is_utf8
 from ..lora.formats.write import read_lora
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
@@ -119,12 +120,14 @@ def base_model(config: RunConfig) -> BaseModel:
     path = config.resolve(given)
     if path.exists() and is_mlx_folder(path):
         folder = ModelFolder.open(path)
+        _check_family(config, folder.family, path)
         folder.check_bits((config.quantization or {}).get("bits"))
         return BaseModel(
             f"{path}, MLX folder, {_precision(folder)}", folder, folder.component_config("transformer")
         )
     if path.exists():
         source = resolve(path, config.revision)
+        _check_family(config, source.family, path)
         sizes = plan_folder(source)["transformer"].config
         target = conversion_folder(source, config.quantization)
         if (target / "config.json").is_file():
@@ -141,6 +144,16 @@ def base_model(config: RunConfig) -> BaseModel:
             None,
         )
     raise CheckpointError(f"pretrained_model_name_or_path: there is no model at {path}")
+
+
+def _check_family(config: RunConfig, found: Family, path: Path) -> None:
+    """ConfigError when the model is not of the family that the configuration names."""
+    wanted = of_flavour(config.model_flavour)
+    if found is not wanted:
+        raise ConfigError(
+            f"model_flavour={config.model_flavour} is {wanted.title}, and {path} is {found.title}; set "
+            f"model_flavour={next(iter(found.variants))}, or name another model"
+        )
 
 
 def _precision(folder: ModelFolder) -> str:

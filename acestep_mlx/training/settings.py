@@ -7,6 +7,7 @@ import math
 import mlx.core as mx
 
 from ..config.run import RunConfig
+from ..errors import ConfigError
 from ..families import of_flavour
 from ..lora.surgery import LoRASpec
 from .step import StepSettings
@@ -16,8 +17,7 @@ COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
 
 def lora_spec(config: RunConfig) -> LoRASpec:
     """The LoRA that a configuration describes; ConfigError for what it cannot be."""
-    presets = of_flavour(config.model_flavour).lora.presets
-    targets = config.peft_lora_target_modules or presets[config.acestep_lora_target]
+    targets = config.peft_lora_target_modules or _preset(config)
     return LoRASpec(
         rank=config.lora_rank,
         alpha=config.lora_alpha,
@@ -27,6 +27,19 @@ def lora_spec(config: RunConfig) -> LoRASpec:
         targets=tuple(targets),
         init_type=config.lora_init_type,
     )
+
+
+def _preset(config: RunConfig) -> tuple[str, ...]:
+    """The targets of `acestep_lora_target`, or the family's own where that is not given."""
+    family, chosen = of_flavour(config.model_flavour), config.acestep_lora_target
+    if config.origin("acestep_lora_target") == "default":
+        return family.lora.default_targets
+    if chosen not in family.lora.presets:
+        raise ConfigError(
+            f"acestep_lora_target={chosen} is not for {family.title}; use one of "
+            f"{', '.join(family.lora.presets)}, or peft_lora_target_modules"
+        )
+    return family.lora.presets[chosen]
 
 
 def step_settings(config: RunConfig) -> StepSettings:

@@ -146,7 +146,7 @@ class TrainStep:
         """
         self.traces += 1
         settings, carry = self.settings, self.carry
-        B = batch["latents"].shape[0]
+        B = batch["keys"].shape[0]
         d = self.objective.draw(batch)
         scale = carry.get("scale", None)
 

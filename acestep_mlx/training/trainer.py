@@ -235,7 +235,7 @@ class Trainer:
         mx.async_eval(result, self.step.state)
         rates = {_rate_name(g.name): g.schedule(counters.step) for g in self.step.groups}
         seconds, epoch = float(batch.get("seconds", 0.0)), int(batch.get("epoch", 0))
-        samples = arrays["latents"].shape[0]
+        samples = arrays["keys"].shape[0]
         pending = _Pending(result, update, counters.step + 1, samples, seconds, rates, epoch)
         self._drain()
         self._pending = pending

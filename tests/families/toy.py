@@ -7,17 +7,19 @@ sings; everything that is said of a song in one row of conditions, of which noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from acestep_mlx import families
 from acestep_mlx.config import run
 from acestep_mlx.families.folder import ModelFolder
-from acestep_mlx.families.protocol import LatentSpec, Variant
+from acestep_mlx.families.protocol import Batch, Draw, LatentSpec, Load, Variant
 from acestep_mlx.families.songs import (
     Arrays,
     CachedSong,
@@ -30,7 +32,7 @@ from acestep_mlx.families.songs import (
     Words,
 )
 
-from .toy_checkpoint import COMPONENTS, LAYOUT, ToyTexts
+from .toy_checkpoint import COMPONENTS, LAYOUT, LORA, NetConfig, ToyTexts
 
 SPEC = LatentSpec(sample_rate=8000, samples_per_frame=400, shape=(None, 3), min_seconds=1.0, max_seconds=6.0)
 WIDTH = 4  # of a token's embedding
@@ -131,6 +133,60 @@ class Toy:
             batch["words"][b, : len(said)] = said
             batch["words_mask"][b, : len(said)] = 1
         return batch
+
+    lora = LORA
+
+    @property
+    def memory(self) -> Memory:
+        return Memory()
+
+    def objective(self, config: run.RunConfig) -> Straight:
+        return Straight()
+
+    def prepare(self, model: nn.Module) -> None:
+        return None
+
+
+class Memory:
+    """Next to nothing."""
+
+    def load(self, seconds: float, batch: int = 1, lyrics: int | None = None) -> Load:
+        return Load(round(seconds * SPEC.frame_rate), batch, MOST, lyrics or 0)
+
+    def activations(self, config: NetConfig, load: Load, size: int, checkpointed: int) -> float:
+        return float(load.batch * load.frames * config.width * (config.layers + 1) * size)
+
+    def kept(self, load: Load, trained: Iterable[str]) -> Mapping[str, float]:
+        return {}
+
+    def lyric_counter(self, folder: ModelFolder | None) -> Callable[[str], int]:
+        return len
+
+
+class Straight:
+    """From sound to noise in a straight line, the sound drawn from its mean and deviation."""
+
+    def draw(self, batch: Batch) -> Draw:
+        shape = batch["mean"].shape[1:]
+        keys = [mx.split(mx.random.split(key, 4), 4) for key in batch["keys"]]
+        noise, near = (mx.stack([mx.random.normal(shape, key=k[i][0]) for k in keys]) for i in (0, 1))
+        sigma = mx.concatenate([mx.random.uniform(shape=(1,), key=k[2][0]) for k in keys])
+        return Draw(noise, sigma, keys[0][3][0], {"near": near})
+
+    def fixed(self, batch: Batch, sigma: mx.array) -> Draw:
+        drawn = self.draw(batch)
+        near = {"near": mx.zeros_like(drawn.more["near"])}
+        return drawn._replace(sigma=mx.broadcast_to(sigma, drawn.sigma.shape), more=near)
+
+    def losses(self, model: nn.Module, batch: Batch, draw: Draw, dtype: mx.Dtype) -> mx.array:
+        sound = batch["mean"] + batch["std"] * draw.more["near"]
+        level = draw.sigma[:, None, None]
+        mixed = level * draw.noise + (1 - level) * sound
+        frames = mx.concatenate([mixed, mx.broadcast_to(level, (*mixed.shape[:2], 1))], axis=-1)
+        said = (batch["words"] * batch["words_mask"][..., None]).sum(axis=1) / 1000
+        found = model(frames.astype(dtype), said.astype(dtype))[..., :3].astype(mx.float32)
+        error = mx.square(found - (draw.noise - sound)).mean(axis=-1) * batch["frame_mask"]
+        return error.sum(axis=1) / batch["frame_mask"].sum(axis=1)
 
 
 FAMILY = Toy()

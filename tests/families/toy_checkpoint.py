@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,7 +19,7 @@ from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.families.keymap import KeyMap
 from acestep_mlx.families.layout import Layout, Parts, Place
-from acestep_mlx.families.protocol import Component, FoundTexts
+from acestep_mlx.families.protocol import Component, FoundTexts, LoRANames
 from acestep_mlx.io import schema
 from acestep_mlx.io.progress import Progress
 from acestep_mlx.nn.config import ComponentConfig
@@ -34,13 +35,37 @@ class NetConfig(ComponentConfig):
     layers: int = 2
     channels: int = 4
 
+    @property
+    def blocks(self) -> int:
+        return self.layers
+
     NAME: ClassVar = "toy net"
     REPEATED: ClassVar = ("layers",)
     REQUIRED: ClassVar = ("width",)
 
 
+LORA = LoRANames(
+    presets={"most": ("layers.0", "layers.1"), "all": ("enter", "layers.0", "layers.1", "leave")},
+    default="most",
+    option="acestep_lora_target",
+    refused={},
+    idle={},
+    full=(),
+    numbered=("layers",),
+    convolutions=(),
+    flat=((r"layers_(\d+)", r"layers.\1"), (r"(enter|leave)", r"\1")),
+    unused=(),
+    others=(),
+    lookalikes={},
+    prefixes={"simpletuner": "net."},
+)
+
+
 class Net(nn.Module):
     """Linear layers over the frames of (B, T, C)."""
+
+    lora = LORA
+    checkpoint_blocks = 0
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
@@ -49,6 +74,13 @@ class Net(nn.Module):
         self.enter = nn.Linear(config.channels, D)
         self.layers = [nn.Linear(D, D) for _ in range(config.layers)]
         self.leave = nn.Linear(D, config.channels)
+
+    def __call__(self, frames: mx.array, said: mx.array) -> mx.array:
+        """frames (B, T, C), said (B, C') → (B, T, C)."""
+        x = self.enter(frames) + mx.mean(said, axis=-1)[:, None, None]
+        for layer in self.layers:
+            x = x + mx.tanh(layer(x))
+        return self.leave(x)
 
 
 @dataclass(frozen=True)
