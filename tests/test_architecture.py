@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -54,19 +55,25 @@ def _own(path: Path) -> str:
 FILES = sorted(p for p in {*ROOT.rglob("*.py"), *ROOT.glob("convert/*.py")} if "__pycache__" not in p.parts)
 
 
-def _imports(path: Path) -> list[tuple[str, int]]:
-    """Every imported module as an absolute dotted name, with its line."""
+def _statements(path: Path) -> Iterator[tuple[str, list[str], int]]:
+    """Of each import: the module as an absolute dotted name, what is taken from it, and its line."""
     package = ["acestep_mlx", *path.relative_to(ROOT).parts[:-1]]
-    found: list[tuple[str, int]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
+            yield from ((alias.name, [], node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            found.append((module, node.lineno))
-            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
-    return found
+            yield module, [alias.name for alias in node.names], node.lineno
+
+
+def _imports(path: Path) -> list[tuple[str, int]]:
+    """Every imported module as an absolute dotted name, with its line; so too what may be one."""
+    return [
+        (name, line)
+        for module, names, line in _statements(path)
+        for name in (module, *(f"{module}.{one}" for one in names))
+    ]
 
 
 def _room(name: str) -> str | None:
@@ -182,7 +189,7 @@ def test_what_is_true_of_one_model_stands_in_its_family(path: Path) -> None:
 def test_what_is_true_of_one_model_is_seen() -> None:
     found = "\n".join(_of_one_model(ROOT / "families" / "v1" / "songs.py"))
     assert "'lyric_ids'" in found and "44100" not in found
-    found = "\n".join(_of_one_model(ROOT / "families" / "v1" / "__init__.py"))
+    found = "\n".join(_of_one_model(ROOT / "families" / "v1" / "latents.py"))
     assert all(number in found for number in ("44100", "512 * 8", "240"))
     found = "\n".join(_of_one_model(ROOT / "families" / "__init__.py"))
     assert not found
@@ -209,6 +216,41 @@ def test_components_and_checkpoints_are_named_in_families_alone(path: Path) -> N
         if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", source)
     }
     assert bool(found) == (where in NAMES_ALLOWED), found or f"{where}: take it off the list"
+
+
+def _circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules each of which leads to every other one of its group by imports."""
+    reached: dict[str, set[str]] = {}
+    for start in imports:
+        found, waiting = set(), [start]
+        while waiting:
+            new = imports[waiting.pop()] - found
+            found |= new
+            waiting += new
+        reached[start] = found
+    within = {one: frozenset(other for other in reached[one] if one in reached[other]) for one in imports}
+    return sorted(sorted(group) for group in set(within.values()) if group)
+
+
+def _module(path: Path) -> str:
+    parts = ("acestep_mlx", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Those inside functions and for the type checker alone included."""
+    modules = {_module(path): path for path in FILES}
+    imports = {}
+    for own, path in modules.items():
+        named = [(module, f"{module}.{n}") for module, names, _ in _statements(path) for n in names or [""]]
+        found = {inner if inner in modules else module for module, inner in named}
+        imports[own] = (found & modules.keys()) - {own}
+    assert not _circles(imports)
+
+
+def test_a_circle_is_seen() -> None:
+    walk = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a"}}
+    assert _circles(walk) == [["b", "c"]]
 
 
 def test_the_walls_are_seen() -> None:

@@ -152,9 +152,12 @@ def test_clips_that_were_made_long_ago_are_not_named_again(tmp_path: Path, tiny_
 
 
 def test_what_goes_on_is_said_as_the_configuration_has_it() -> None:
-    assert same_again({"resume_from_checkpoint": "latest"}) == "the same command"
+    def said(resume: str | None) -> str:
+        return same_again(load_config({"data_backend_config": "sets.json", "resume_from_checkpoint": resume}))
+
+    assert said("latest") == "the same command"
     for other in (None, "checkpoint-5"):
-        assert same_again({"resume_from_checkpoint": other}) == "--resume_from_checkpoint=latest"
+        assert said(other) == "--resume_from_checkpoint=latest"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..io.progress import Progress
     from ..io.schema import Check
-    from .folder import ModelFolder
     from .keymap import KeyMap
     from .layout import Layout
     from .songs import Arrays, CachedSong, Lyrics, Padding, Shape, SongEncoders
@@ -117,6 +116,39 @@ class FoundTexts:
     origins: Mapping[str, str]
 
 
+class Folder(Protocol):
+    """What a family asks of an opened model folder: `families.folder.ModelFolder` is one."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json."""
+        ...
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Component → SHA-256 of its contents."""
+        ...
+
+    def component_config(self, component: str) -> Any:
+        """The component's config dataclass."""
+        ...
+
+    def load(self, component: str, dtype: mx.Dtype | None = None) -> nn.Module:
+        """One component, frozen; dtype: of everything that is not quantised."""
+        ...
+
+    def prompt_tokenizer(self) -> Any:
+        """As `Texts` gives it; so are the next two."""
+        ...
+
+    def lyric_tokenizer(self) -> Any: ...
+
+    def lyric_vocab(self) -> Path: ...
+
+
 class Texts(Protocol):
     """The files of a model that are no weights: tokenizers and vocabularies."""
 
@@ -151,15 +183,15 @@ class Texts(Protocol):
         """Lines about what an MLX folder's config.json keeps of them."""
         ...
 
-    def prompt_tokenizer(self, folder: ModelFolder) -> Any:
+    def prompt_tokenizer(self, folder: Folder) -> Any:
         """Of prompts; CheckpointError for another model's."""
         ...
 
-    def lyric_tokenizer(self, folder: ModelFolder) -> Any:
+    def lyric_tokenizer(self, folder: Folder) -> Any:
         """Of lyrics; CheckpointError for another model's."""
         ...
 
-    def lyric_vocab(self, folder: ModelFolder) -> Path:
+    def lyric_vocab(self, folder: Folder) -> Path:
         """The file that `lyric_tokenizer` reads; CheckpointError for another than was converted."""
         ...
 
@@ -191,7 +223,7 @@ class StepMemory(Protocol):
         """What `Family.prepare` keeps, by name. trained: paths of modules that are trained."""
         ...
 
-    def lyric_counter(self, folder: ModelFolder | None) -> Callable[[str], int]:
+    def lyric_counter(self, folder: Folder | None) -> Callable[[str], int]:
         """Lyrics → tokens, with the model's tokenizer, or guessed without a model."""
         ...
 
@@ -399,7 +431,7 @@ class Family(Protocol):
         """Lyrics as somebody wrote them in the model's form. language: of all lines, where it is known."""
         ...
 
-    def encoders(self, folder: ModelFolder) -> SongEncoders:
+    def encoders(self, folder: Folder) -> SongEncoders:
         """What encodes songs for this model."""
         ...
 

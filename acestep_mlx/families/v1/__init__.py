@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..protocol import Component, Family, LatentSpec, LoRANames, Objective, StepMemory, Texts, Variant
+from ..protocol import Component, Family, LoRANames, Objective, StepMemory, Texts, Variant
 from ..songs import Padding
+from .latents import LATENTS
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
     from ...config.request import Request
     from ...config.run import RunConfig
-    from ..folder import ModelFolder
     from ..layout import Layout
-    from ..protocol import Codec, Conditioned, Models, Prepare
+    from ..protocol import Codec, Conditioned, Folder, Models, Prepare
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 
@@ -28,9 +28,7 @@ class ACEStepV1:
     variants: Mapping[str, Variant] = {
         "base": Variant("ACE-Step/ACE-Step-v1-3.5B", 7.7, "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c")
     }
-    latents = LatentSpec(
-        sample_rate=44100, samples_per_frame=512 * 8, shape=(8, 16, None), min_seconds=3.0, max_seconds=240.0
-    )
+    latents = LATENTS
 
     padding = Padding(text=32, lyrics=64)
     key_mark: Mapping[str, Any] = {}
@@ -80,7 +78,7 @@ class ACEStepV1:
 
         return read_lyrics(text, language)
 
-    def encoders(self, folder: ModelFolder) -> SongEncoders:
+    def encoders(self, folder: Folder) -> SongEncoders:
         """Autoencoder, text encoder, lyric tokenizer."""
         from .songs import encoders
 

@@ -20,8 +20,8 @@ import mlx.nn as nn
 from ...config.request import Request
 from ...text.sheet import read_sheet
 from ..protocol import Models
-from . import FAMILY
 from . import schedule as levels
+from .latents import LATENTS
 
 TAU = 0.01
 TEXT_BLOCKS = (8, 10)  # of UMT5
@@ -208,7 +208,7 @@ class Conditioned:
     conditions: Conditions
     request: Request
 
-    latents = FAMILY.latents
+    latents = LATENTS
     schedule = levels
     norm_axes = (-2, -1)  # channel by channel
     # Three branches of 240 s, or ten songs of 30 s with two.

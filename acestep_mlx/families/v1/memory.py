@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..folder import ModelFolder
-from ..protocol import Load
+from ..protocol import Folder, Load
 from . import lyric_states
 from .dit import TransformerConfig
 from .lyrics.tokenizer import MAX_TOKENS
@@ -99,7 +98,7 @@ class StepMemory:
             return {}
         return {"encoded lyrics, at most": float(lyric_states.MAX_BYTES)}
 
-    def lyric_counter(self, folder: ModelFolder | None) -> Callable[[str], int]:
+    def lyric_counter(self, folder: Folder | None) -> Callable[[str], int]:
         """Tokens of lyrics: counted with the model's vocabulary, guessed without."""
         if folder is None:
             return _guessed_tokens

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...io.hashes import cache_key, hash_file
-from ..folder import ModelFolder
+from ..protocol import Folder
 from ..songs import Arrays, CachedSong, Encoded, PartEncoder, Shape, SongEncoders, Words
 from .codec import Codec
 from .lyrics import tokenizer as lyric_text
@@ -23,7 +23,7 @@ from .prompt_files import TOKENIZER
 VERSION = 1  # of what is kept; raise it when the computation changes
 
 
-def encoders(folder: ModelFolder) -> SongEncoders:
+def encoders(folder: Folder) -> SongEncoders:
     """Of the sound, the captions and the lyrics."""
     return SongEncoders(SoundEncoder(folder), CaptionEncoder(folder), LyricsTokens(folder))
 
@@ -33,7 +33,7 @@ class SoundEncoder(PartEncoder[np.ndarray]):
 
     names = ("latents",)
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: Folder) -> None:
         self._folder = folder
         mel = cache_key(vocoder=folder.config["components"]["vocoder"])
         self._key = {"version": VERSION, "dcae": folder.fingerprints["dcae"], "mel": mel}
@@ -57,7 +57,7 @@ class CaptionEncoder(PartEncoder[Words]):
 
     names = ("states",)
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._key = {
             "version": VERSION,
@@ -85,7 +85,7 @@ class LyricsTokens(PartEncoder[Words]):
 
     names = ("ids",)
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: Folder) -> None:
         self._folder = folder
         version = [VERSION, lyric_text.RULES_VERSION]
         self._key = {"version": version, "vocab": hash_file(folder.lyric_vocab())}

@@ -10,9 +10,8 @@ from ...errors import CheckpointError
 from ...io import schema
 from ...io.hashes import content_hash
 from ...io.progress import Progress
-from ..folder import ModelFolder
 from ..layout import Layout
-from ..protocol import FoundTexts
+from ..protocol import Folder, FoundTexts
 from . import prompt_files
 from .lyrics import vocabulary
 from .lyrics.tokenizer import LyricTokenizer
@@ -59,14 +58,14 @@ class V1Texts:
         whose = "upstream's" if vocab.get("sha256") == vocabulary.SHA256 else "another than upstream's"
         return [f"lyric vocabulary: {whose}, from {vocab.get('source', 'unknown')}"]
 
-    def prompt_tokenizer(self, folder: ModelFolder) -> PromptTokenizer:
+    def prompt_tokenizer(self, folder: Folder) -> PromptTokenizer:
         """Of the text encoder."""
         tokenizer = PromptTokenizer(folder.path / TOKENIZER)
         known = folder.component_config("text_encoder").vocab_size
         self._check_ids(folder.path / TOKENIZER, tokenizer.largest_id, known)
         return tokenizer
 
-    def lyric_tokenizer(self, folder: ModelFolder) -> LyricTokenizer:
+    def lyric_tokenizer(self, folder: Folder) -> LyricTokenizer:
         """With the vocabulary that was converted."""
         tokenizer = LyricTokenizer(folder.path / LYRIC_VOCAB)
         known = folder.component_config("transformer").lyric_encoder_vocab_size
@@ -81,7 +80,7 @@ class V1Texts:
                 "convert again"
             )
 
-    def lyric_vocab(self, folder: ModelFolder) -> Path:
+    def lyric_vocab(self, folder: Folder) -> Path:
         """Compared with the hash that config.json recorded."""
         path = folder.path / LYRIC_VOCAB
         recorded = (folder.config.get("lyric_vocab") or {}).get("sha256")
