@@ -71,6 +71,7 @@ def test_what_is_kept_is_what_its_encoders_give(root: Path) -> None:
     np.testing.assert_allclose(found["mean"][1, 0], frame.mean(), atol=1e-3)
     np.testing.assert_allclose(found["std"][1, 0], frame.std(), atol=1e-3)
     np.testing.assert_allclose(found["prompt"][:, -1], list(b"jazz, 4 s"), rtol=1e-3)
+    np.testing.assert_allclose(cache.make(a, 1)["prompt"][:, -1], list(b"rock, 1 s"), rtol=1e-3)
     assert [cache.text_length(s) for s in (a, b, c)] == [9, 9, 24]
     assert [cache.lyric_length(s) for s in (a, b, c)] == [5, 12, 5]
     assert ("c.wav", "prompt: cut to 24 of 30 letters") in cache.report.sets[0].notes
@@ -113,7 +114,7 @@ def test_batches_are_as_the_family_makes_them(root: Path) -> None:
     given = settings(root, train_batch_size=2, caption_dropout_probability=1.0)
     cache = encode_dataset(build_manifest(given), given, FOLDER)
     batches = Batches(cache, given)
-    assert {(s.frames, s.text, s.lyrics) for s in batches.shapes} == {(40, 9, 8), (120, 24, 16)}
+    assert {(s.frames, s.text, s.lyrics) for s in batches.shapes} == {(40, 12, 8), (120, 24, 16)}
     samples = {s.id: s for s in cache.samples}
     for _ in range(2 * batches.batches_per_epoch):
         epoch, position = batches.epoch, batches.state()["position"]
@@ -130,6 +131,23 @@ def test_batches_are_as_the_family_makes_them(root: Path) -> None:
     batches.close()
 
 
+def test_what_a_song_goes_without_is_said_to_the_family(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[bool, bool]] = []
+    collate = toy.Toy.collate
+
+    def noted(self: toy.Toy, songs: Any, shape: Any) -> Any:
+        told.extend((song.drop_text, song.drop_lyrics) for song in songs)
+        return collate(self, songs, shape)
+
+    monkeypatch.setattr(toy.Toy, "collate", noted)
+    given = settings(root, train_batch_size=6, caption_dropout_probability=0.5)
+    batches = Batches(cached(root), given)
+    planned = [(item.drop_text, item.drop_lyrics) for item in batches.plan(0)[0]]
+    batches.next()
+    batches.close()
+    assert told[:6] == planned and len(set(planned)) > 2
+
+
 def test_songs_are_encoded_on_demand(root: Path) -> None:
     eager = cached(root)
     expected = {s.id: eager.make(s, 0) for s in eager.samples}
@@ -143,17 +161,19 @@ def test_songs_are_encoded_on_demand(root: Path) -> None:
     assert cache.complete and cache._encoders["latents"]._loaded is None
 
 
-@pytest.mark.parametrize("part", ["mean", "std"])
-def test_an_entry_that_lacks_a_part_or_has_another_length_is_made_again(part: str, root: Path) -> None:
+@pytest.mark.parametrize("part", ["mean", "std", "prompt"])
+def test_an_entry_that_lacks_an_array_or_has_another_length_is_made_again(part: str, root: Path) -> None:
+    kind, stage = ("text", "captions") if part == "prompt" else ("latents", "latents")
     cache = cached(root)
     b = cache.samples[1]
-    store, key = cache._store(b, "latents"), cache.latent_key(b)
+    store, key = cache._store(b, kind), str(cache.key(kind, b))
     whole = store.get(key) or {}
-    for wrong in ({k: v for k, v in whole.items() if k != part}, {**whole, part: whole[part][:-1]}):
+    shorter = {**whole, part: whole[part][:-1]}
+    for wrong in [{k: v for k, v in whole.items() if k != part}] + [shorter] * (kind == "latents"):
         store.put(key, wrong)
         watch: list[str] = []
         again = cached(root, watch)
-        assert watch == ["latents"] and again.report.sets[0].again[0][0] == "b.wav"
+        assert watch == [stage] and again.report.sets[0].again[0][0] == "b.wav"
         np.testing.assert_array_equal((store.get(key) or {})[part], whole[part])
 
 

@@ -77,3 +77,25 @@ def test_what_a_dropped_condition_leaves_in_a_batch(drop_text: bool, drop_lyrics
     np.testing.assert_array_equal(batch["lyric_ids"][0, :9], 0 if drop_lyrics else arrays[0]["ids"])
     assert batch["lyric_mask"][0].sum() == (0 if drop_lyrics else 9) and not batch["lyric_mask"][1].any()
     assert not batch["latents"][0, :, :, 30:].any() and batch["latents"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("written", "language", "read"),
+    [
+        ("[00:01.00] la", None, "la"),
+        ("(Chorus)\nla", "de", "[lang:de][chorus]\nla"),
+        ("", "de", None),
+        ("[00:01.00]", "de", None),
+        (" \n", None, None),
+    ],
+)
+def test_lyrics_are_read_in_the_form_that_the_tokenizer_knows(
+    written: str, language: str | None, read: str | None
+) -> None:
+    assert FAMILY.read_lyrics(written, language).text == read
+
+
+def test_lines_in_a_script_without_tokens_are_named() -> None:
+    found = FAMILY.read_lyrics("la la\nγεια σου φίλε μου", None)
+    problem = "lyrics line 2 is in Greek script, which the model has no tokens for"
+    assert found.problems == [problem] and found.text

@@ -106,7 +106,7 @@ class Toy:
     title = "Toy"
     variants: Mapping[str, Variant] = {"toy": Variant("nobody/toy", 0.0)}
     latents = SPEC
-    padding = Padding(text=1, lyrics=8)
+    padding = Padding(text=4, lyrics=8)
     key_mark: Mapping[str, Any] = {"family": "toy"}
     layouts = (LAYOUT,)
     texts = ToyTexts()
