@@ -111,12 +111,6 @@ def _entry(path: str | Path, strength: float) -> dict[str, Any]:
 def _skeleton(folder: ModelFolder, header: Header) -> nn.Module:
     """The transformer's shapes; its random weights are never computed."""
     skeleton = folder.skeleton("transformer")
-    if folder.quantization is not None:
-        nn.quantize(
-            skeleton,
-            **folder.quantization,
-            class_predicate=lambda name, _: f"{name}.scales" in header.tensors,
-        )
     flat: Any = tree_flatten(skeleton.parameters())
     wanted = {name: tuple(value.shape) for name, value in flat}
     if wanted != {name: info.shape for name, info in header.tensors.items()}:

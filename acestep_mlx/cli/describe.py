@@ -53,14 +53,15 @@ def pytorch_checkpoint(path: Path) -> list[str]:
     source = resolve(path)
     lines, problems, bytes_total = [f"{path}: {source.layout.title}"], [], 0
     model: Any = None
-    for name, place in source.layout.places.items():
+    folders = source.family.layouts[0].places
+    for name in source.layout.places:
         try:
             part = source.component(name)
             tensors = part.tensors.values()
             stored = sum(info.nbytes for info in tensors)
             bytes_total += stored
             lines.append(
-                f"  {place.folder or name:22} {number(sum(info.size for info in tensors)):>10} parameters, "
+                f"  {folders[name].folder:22} {number(sum(info.size for info in tensors)):>10} parameters, "
                 f"{_dtypes(tensors)}, {size(stored)}"
             )
             planned = plan_component(source, name)

@@ -169,8 +169,13 @@ class ModelFolder:
             raise CheckpointError(f"{self.path / 'config.json'}: {error}") from None
 
     def skeleton(self, component: str) -> nn.Module:
-        """The component's module, not quantised, whose arrays are never computed."""
-        return self._build(component, read_header(self.file(component)))[1]
+        """The component's module, quantised where its file is; its arrays stay lazy."""
+        header = read_header(self.file(component))
+        module = self._build(component, header)[1]
+        if self.quantization is not None:
+            stored = self.quantization
+            nn.quantize(module, **stored, class_predicate=lambda name, _: f"{name}.scales" in header.tensors)
+        return module
 
     def file(self, component: str) -> Path:
         """Where a component's weights are."""
@@ -193,15 +198,11 @@ class ModelFolder:
             raise ValueError(f"unknown component {component!r}")
         if isinstance(quantize, Mapping):
             quantize = Quantization.of(**quantize)
-        path = self.file(component)
-        header = read_header(path)
-        module = self._build(component, header)[1]
-        stored = self.quantization
+        path, module = self.file(component), self.skeleton(component)
         self.check_bits(quantize.bits if quantize else None)
-        if stored is not None:
+        if self.quantization is not None:
             quantize = None
-            nn.quantize(module, **stored, class_predicate=lambda name, _: f"{name}.scales" in header.tensors)
-        _check_tensors(path, header, module)
+        _check_tensors(path, read_header(path), module)
         weights = mx.load(str(path))
         assert isinstance(weights, dict)
         module.load_weights(list(weights.items()), strict=True)

@@ -18,15 +18,11 @@ import numpy as np
 from ...io.tensors import SafetensorsWriter, dtype_name
 from . import miniature_tensors as tensors_of
 from .geometry import SIZES, Geometry
+from .layouts import FOLDERS
+from .lyrics.vocabulary import LYRIC_VOCAB
 from .miniature_tensors import Spec
 from .miniature_text import miniature_vocabulary, write_prompt_tokenizer
 
-FILES = {
-    "ace_step_transformer": "diffusion_pytorch_model",
-    "music_dcae_f8c8": "diffusion_pytorch_model",
-    "music_vocoder": "diffusion_pytorch_model",
-    "umt5-base": "model",
-}
 SLICE = 1 << 24  # elements that are in memory at a time
 
 
@@ -47,22 +43,22 @@ def write_checkpoint(
     """
     folder = Path(folder)
     geometry = SIZES[size] if isinstance(size, str) else size
-    components = {
-        "ace_step_transformer": (geometry.transformer, list(tensors_of.transformer(geometry))),
-        "music_dcae_f8c8": (geometry.dcae, list(tensors_of.dcae(geometry))),
-        "music_vocoder": (geometry.vocoder, list(tensors_of.vocoder(geometry, new_weight_norm))),
-        "umt5-base": (geometry.text_encoder, list(tensors_of.text_encoder(geometry))),
+    tensors = {
+        "transformer": tensors_of.transformer(geometry),
+        "text_encoder": tensors_of.text_encoder(geometry),
+        "dcae": tensors_of.dcae(geometry),
+        "vocoder": tensors_of.vocoder(geometry, new_weight_norm),
     }
-    for name, (config, specs) in components.items():
-        target = folder / name
+    for name, specs in tensors.items():
+        target = folder / FOLDERS.places[name].folder
         target.mkdir(parents=True, exist_ok=True)
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        _write_weights(
-            target, FILES[name], specs, shards if name == "ace_step_transformer" else 1, seed, dtype
-        )
-    write_prompt_tokenizer(folder / "umt5-base", geometry.text_encoder["vocab_size"])
+        (target / "config.json").write_text(json.dumps(getattr(geometry, name), indent=2) + "\n")
+        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        _write_weights(target, stem, list(specs), shards if name == "transformer" else 1, seed, dtype)
+    words = folder / FOLDERS.places["text_encoder"].folder
+    write_prompt_tokenizer(words, geometry.text_encoder["vocab_size"])
     vocab = json.dumps(miniature_vocabulary(), ensure_ascii=False, indent=1)
-    (folder / "lyric_vocab.json").write_text(vocab + "\n", encoding="utf-8")
+    (folder / LYRIC_VOCAB).write_text(vocab + "\n", encoding="utf-8")
     return folder
 
 
