@@ -56,9 +56,7 @@ def made_up(root: Path, songs: int, seconds: float, batch: int) -> tuple[Any, Ca
         fingerprints={"dcae": "d", "text_encoder": "t", "vocoder": "v"},
         lyric_vocab=lambda: root / "lyric_vocab.json",
     )
-    manifest = Manifest(
-        samples, [], DatasetReport([SetReport("made-up", songs, 3.0, V1.latents)]), backends, V1
-    )
+    manifest = Manifest(samples, [], DatasetReport([SetReport("made-up", songs, 3.0, V1)]), backends, V1)
     cache = Cache(manifest, config, folder)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     for sample in samples:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..formatting import count, listed
 
 if TYPE_CHECKING:
-    from ..families.protocol import LatentSpec
+    from ..families.protocol import Family
 
 Named = list[tuple[str, str]]
 _MOST = 20  # left-out files and folders that a run names
@@ -28,7 +28,7 @@ class SetReport:
     id: str
     files: int
     interval: float
-    latents: LatentSpec
+    family: Family
     songs: int = 0
     seconds: float = 0.0
     captions: int = 0
@@ -70,7 +70,7 @@ class SetReport:
             advice = f"put a caption into {captions}, or set instance_prompt"
             out.append((self._lacking("caption", self.no_caption, self.without_caption, advice), "warning"))
         if self.no_lyrics:
-            advice = f"put lyrics into {lyrics}, [inst] where nobody sings"
+            advice = f"put lyrics into {lyrics}, {self.family.instrumental} where nobody sings"
             out.append((self._lacking("lyrics", self.no_lyrics, self.without_lyrics, advice), "info"))
         if n := self.lyrics_changed:
             changes = "time stamps left out, marks replaced by those the model knows"
@@ -170,7 +170,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         out.append(f"  left out by max_num_samples: {one.left_out}")
     if one.buckets:
         lengths = sorted(one.buckets.items())
-        shown = [f"{one.latents.seconds(frames):.0f} s × {count}" for frames, count in lengths]
+        shown = [f"{one.family.latents.seconds(frames):.0f} s × {count}" for frames, count in lengths]
         out.append(f"  lengths ({one.interval:g} s steps): {', '.join(shown)}")
     if languages := one.languages():
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())

@@ -427,6 +427,11 @@ class Family(Protocol):
         """What the keys of its caches hold and no other family's do; nothing for v1, as in version 0.1."""
         ...
 
+    @property
+    def instrumental(self) -> str:
+        """The lyrics of a song in which nobody sings."""
+        ...
+
     def read_lyrics(self, text: str, language: str | None) -> Lyrics:
         """Lyrics as somebody wrote them in the model's form. language: of all lines, where it is known."""
         ...

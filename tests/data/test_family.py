@@ -55,6 +55,7 @@ def test_songs_are_counted_at_the_familys_rates_and_limits(root: Path) -> None:
     assert [s.bucket for s in (a, b, c)] == [40, 120, 120]
     lines = "\n".join(manifest.report.lines())
     assert "a.wav: 0.6 s, padded with silence to 1 s" in lines and "2 s × 1, 6 s × 2" in lines
+    assert any("hush where nobody sings" in text for text, _ in manifest.report.remarks())
     assert ("c.wav", "lyrics line 1 is shouted") in manifest.report.sets[0].notes
 
 

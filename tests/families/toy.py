@@ -107,6 +107,7 @@ class Toy:
     variants: Mapping[str, Variant] = {"toy": Variant("nobody/toy", 0.0)}
     latents = SPEC
     padding = Padding(text=4, lyrics=8)
+    instrumental = "hush"
     key_mark: Mapping[str, Any] = {"family": "toy"}
     layouts = (LAYOUT,)
     texts = ToyTexts()

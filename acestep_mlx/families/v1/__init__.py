@@ -31,6 +31,7 @@ class ACEStepV1:
     latents = LATENTS
 
     padding = Padding(text=32, lyrics=64)
+    instrumental = "[inst]"
     key_mark: Mapping[str, Any] = {}
 
     @cached_property
