@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, cause, nearest
 from ..io.filenames import as_stored
-from ..io.schema import parse_whole, read_file
+from ..io.schema import parse_json, read_file
 from .option import Option
 from .parsing import kind_of
 from .run import EXAMPLES, OPTIONS, RunConfig, finish
@@ -53,7 +53,7 @@ def read_config_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot read {path}: {cause(error)}") from None
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -63,12 +63,8 @@ def read_config_json(path: Path) -> Any:
             seen[key] = value
         return seen
 
-    def refuse_constant(name: str) -> Any:
-        raise ConfigError(f"{path}: {name} is not a JSON number")
-
     try:
-        hooks: dict[str, Any] = {"parse_constant": refuse_constant, "parse_int": parse_whole}
-        return json.loads(text, object_pairs_hook=unique, **hooks)
+        return parse_json(text, unique)
     except json.JSONDecodeError as error:
         hint = (
             "; is a comma too many or missing?" if "delimiter" in error.msg or "property" in error.msg else ""
@@ -76,8 +72,6 @@ def read_config_json(path: Path) -> Any:
         raise ConfigError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}){hint}"
         ) from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply to be a configuration") from None
     except ValueError as error:  # e.g. an integer of thousands of digits
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
 

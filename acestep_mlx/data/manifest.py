@@ -21,7 +21,7 @@ from ..io.hashes import cache_key, hash_text
 from ..io.progress import Progress, silent
 from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex
-from .sources import folder as local
+from .sources import folder
 from .summary import DatasetReport, SetReport
 
 
@@ -159,21 +159,21 @@ def own_folders(config: RunConfig, datasets: DataSets) -> dict[Path, str]:
     for dataset in datasets.audio:
         caches += [dataset.latent_dir, dataset.text_dir]
         caches += [dataset.download_dir] if isinstance(dataset, HubSet) and dataset.download_dir else []
-    own = {Path(os.path.realpath(folder)): "a cache of this run" for folder in caches}
+    own = {Path(os.path.realpath(path)): "a cache of this run" for path in caches}
     return own | {Path(os.path.realpath(config.output_path)): "output_dir of this run"}
 
 
-def _songs(dataset: DataSet, config: RunConfig, own: Mapping[Path, str]) -> local.Found:
+def _songs(dataset: DataSet, config: RunConfig, own: Mapping[Path, str]) -> folder.Found:
     if isinstance(dataset, HubSet):
-        from .sources import hub as huggingface
+        from .sources import hub
 
-        return local.Found(huggingface.scan(dataset, config))
-    return local.scan(dataset, own)
+        return folder.Found(hub.scan(dataset, config))
+    return folder.scan(dataset, own)
 
 
 def _chosen(
-    dataset: DataSet, songs: list[local.Song], index: FactsIndex, progress: Progress
-) -> list[tuple[local.Song, AudioFacts | None]]:
+    dataset: DataSet, songs: list[folder.Song], index: FactsIndex, progress: Progress
+) -> list[tuple[folder.Song, AudioFacts | None]]:
     """Songs with the facts about their sound, in their order; unusable ones included.
 
     `max_num_samples` picks a subset that is the same in every run; only its songs are decoded.
@@ -207,7 +207,7 @@ def _reason(dataset: DataSet, facts: AudioFacts | None) -> str | None:
 
 def _sample(
     dataset: DataSet,
-    song: local.Song,
+    song: folder.Song,
     facts: AudioFacts,
     config: RunConfig,
     family: Family,
@@ -257,7 +257,7 @@ def _count(sample: Sample, report: SetReport) -> None:
         report.lyrics[name] = sample.lyrics
 
 
-def _lyrics(dataset: DataSet, song: local.Song, family: Family, report: SetReport) -> str | None:
+def _lyrics(dataset: DataSet, song: folder.Song, family: Family, report: SetReport) -> str | None:
     """The song's lyrics as the model reads them, which is how they stand in every key."""
     lyrics = family.read_lyrics(song.lyrics or "", dataset.lyrics_language)
     report.notes += [(song.name, f"lyrics: {note}") for note in lyrics.notes]
@@ -268,7 +268,7 @@ def _lyrics(dataset: DataSet, song: local.Song, family: Family, report: SetRepor
     return lyrics.text
 
 
-def _caption_variants(dataset: DataSet, song: local.Song) -> list[str]:
+def _caption_variants(dataset: DataSet, song: folder.Song) -> list[str]:
     """Trigger words, then shuffles, applied to the song's captions; [""] when there is nothing."""
     trigger = dataset.instance_prompt or ""
     if dataset.only_instance_prompt:

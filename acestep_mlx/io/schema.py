@@ -267,28 +267,32 @@ def read_file(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     return data
 
 
-def parse_whole(text: str) -> int:
+def _whole_number(text: str) -> int:
     """A whole number of JSON; ValueError for one of thousands of digits."""
     if len(text) > 4000:
         raise ValueError(f"a number of {len(text)} digits in it")
     return int(text)
 
 
-def parse_json(data: bytes | str) -> Any:
-    """JSON in UTF-8 (a byte order mark is tolerated): no NaN, no name twice. ValueError says why not."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice in it")
+    return found
+
+
+def parse_json(data: bytes | str, unique: Callable[[list[tuple[str, Any]]], dict[str, Any]] = _unique) -> Any:
+    """JSON in UTF-8 (a byte order mark is tolerated): no NaN, no name twice. ValueError says why not.
+
+    unique: makes an object of its pairs, and raises where it has a name twice.
+    """
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is not a JSON number")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a name is given twice in it")
-        return found
-
     try:
         decoded = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        return json.loads(decoded, parse_constant=refuse, parse_int=parse_whole, object_pairs_hook=unique)
+        return json.loads(decoded, parse_constant=refuse, parse_int=_whole_number, object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except RecursionError:

@@ -15,13 +15,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .. import formatting as words
 from ..config.optimizers import OPTIMIZERS
 from ..config.run import RunConfig
 from ..families import of_flavour
 from ..families.folder import ModelFolder, quantizable
 from ..families.protocol import Family, Load
 from ..families.songs import Shape
+from ..formatting import count, size
 from ..lora.surgery import find_targets
 from .settings import COMPUTE_DTYPES, lora_spec
 
@@ -199,15 +199,13 @@ def verdict(
     expected, load = max(zip(estimates, choices, strict=True), key=lambda pair: pair[0].total)
     seconds = family.latents.seconds(load.frames)
     lines = [
-        f"about {words.size(expected.total)} at the worst step ({seconds:.0f} s of music with "
-        f"{words.count(load.lyrics, 'lyric token')} × {load.batch}), estimated:",
-        *(f"  {name}: {words.size(size)}" for name, size in expected.parts.items()),
+        f"about {size(expected.total)} at the worst step ({seconds:.0f} s of music with "
+        f"{count(load.lyrics, 'lyric token')} × {load.batch}), estimated:",
+        *(f"  {name}: {size(amount)}" for name, amount in expected.parts.items()),
     ]
     here = machine_memory()
     what = "fits" if expected.total <= usable(here) else "does not fit"
-    lines.append(
-        f"this machine has {words.size(here)}, of which {words.size(usable(here))} are usable: {what}"
-    )
+    lines.append(f"this machine has {size(here)}, of which {size(usable(here))} are usable: {what}")
     macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]
     lines.append(f"Macs: {', '.join(macs)}")
     if expected.total > usable(min(here, MACS[-1] * GB)):

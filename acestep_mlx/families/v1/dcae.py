@@ -18,7 +18,7 @@ import mlx.nn as nn
 from ...errors import CheckpointError
 from ...io.progress import Advance, Progress, silent
 from ...io.schema import items, number, whole
-from ...nn.activations import silu_value as silu
+from ...nn.activations import silu_value
 from ...nn.config import LEVELS, ComponentConfig
 from ...nn.convolution import Conv2d, UpsampledConv2d
 from ...nn.windows import reach, windowed
@@ -26,8 +26,8 @@ from .efficientvit import NORMS, EfficientViTBlock, RMSNorm
 
 TIME = 2  # the axis of (B, height, width, channels) that may be cut into windows
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "silu": silu,
-    "swish": silu,
+    "silu": silu_value,
+    "swish": silu_value,
     "relu": nn.relu,
     "gelu": nn.gelu,
     "mish": nn.mish,

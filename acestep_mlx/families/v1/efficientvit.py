@@ -11,7 +11,7 @@ from fractions import Fraction
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...nn.activations import silu_value as silu
+from ...nn.activations import silu_value
 from ...nn.convolution import DepthwiseConv2d
 from ...nn.windows import Window, side_by_side, windows
 
@@ -143,7 +143,7 @@ class MultiscaleLinearAttention(nn.Module):
 
 @mx.compile
 def _gated(x: mx.array, gate: mx.array) -> mx.array:
-    return x * silu(gate)
+    return x * silu_value(gate)
 
 
 class GLUMBConv(nn.Module):
@@ -158,7 +158,7 @@ class GLUMBConv(nn.Module):
         self.norm = RMSNorm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h, gate = mx.split(self.conv_depth(silu(self.conv_inverted(x))), 2, axis=-1)
+        h, gate = mx.split(self.conv_depth(silu_value(self.conv_inverted(x))), 2, axis=-1)
         return self.norm(self.conv_point(_gated(h, gate)), x)
 
 

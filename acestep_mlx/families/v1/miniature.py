@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...io.tensors import SafetensorsWriter, dtype_name
-from . import miniature_tensors as tensors_of
+from . import miniature_tensors
 from .geometry import SIZES, Geometry
 from .layouts import FOLDERS
 from .lyrics.vocabulary import LYRIC_VOCAB
@@ -44,10 +44,10 @@ def write_checkpoint(
     folder = Path(folder)
     geometry = SIZES[size] if isinstance(size, str) else size
     tensors = {
-        "transformer": tensors_of.transformer(geometry),
-        "text_encoder": tensors_of.text_encoder(geometry),
-        "dcae": tensors_of.dcae(geometry),
-        "vocoder": tensors_of.vocoder(geometry, new_weight_norm),
+        "transformer": miniature_tensors.transformer(geometry),
+        "text_encoder": miniature_tensors.text_encoder(geometry),
+        "dcae": miniature_tensors.dcae(geometry),
+        "vocoder": miniature_tensors.vocoder(geometry, new_weight_norm),
     }
     for name, specs in tensors.items():
         target = folder / FOLDERS.places[name].folder

@@ -15,8 +15,8 @@ from ...io.hashes import cache_key, hash_file
 from ..protocol import Folder
 from ..songs import Arrays, CachedSong, Encoded, PartEncoder, Shape, SongEncoders, Words
 from .codec import Codec
-from .lyrics import tokenizer as lyric_text
 from .lyrics.report import summary
+from .lyrics.tokenizer import RULES_VERSION, LyricTokenizer
 from .prompt import MAX_LENGTH
 from .prompt_files import TOKENIZER
 
@@ -87,13 +87,13 @@ class LyricsTokens(PartEncoder[Words]):
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        version = [VERSION, lyric_text.RULES_VERSION]
+        version = [VERSION, RULES_VERSION]
         self._key = {"version": version, "vocab": hash_file(folder.lyric_vocab())}
 
     def key(self, words: Words) -> dict[str, Any] | None:
         return None if words.lyrics is None else {**self._key, "lyrics": words.lyrics}
 
-    def load(self) -> lyric_text.LyricTokenizer:
+    def load(self) -> LyricTokenizer:
         return self._folder.lyric_tokenizer()
 
     def encode(self, given: Words) -> Encoded:

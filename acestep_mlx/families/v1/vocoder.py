@@ -19,7 +19,7 @@ import mlx.nn as nn
 
 from ...io.progress import Progress, part, silent
 from ...io.schema import number
-from ...nn.activations import silu_value as silu
+from ...nn.activations import silu_value
 from ...nn.config import MANY, ComponentConfig
 from ...nn.convolution import Conv1d, UpsamplingConv1d
 from ...nn.windows import reach, windowed
@@ -183,7 +183,7 @@ class ResBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = x + plain(silu(dilated(silu(x))))
+            x = x + plain(silu_value(dilated(silu_value(x))))
         return x
 
 
@@ -196,7 +196,7 @@ class _Stage:
         self.halo = up.halo + max(block.halo for block in blocks) / up.rate
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self.up(silu(x))
+        x = self.up(silu_value(x))
         total = self.blocks[0](x)
         for block in self.blocks[1:]:
             total = total + block(x)
@@ -232,7 +232,7 @@ class Head(nn.Module):
         *layers, last = self.layers()
         for layer in layers:
             x = layer(x)
-        return mx.tanh(last(silu(x)))
+        return mx.tanh(last(silu_value(x)))
 
 
 class Vocoder(nn.Module):
