@@ -206,7 +206,9 @@ def command(
         made = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
         length = len(song) / latents.sample_rate
         heard = {"file": path.name, "duration": round(length, 3), "seconds_for_all": seconds}
-        saved, problems = record.save_song(path, song, made, sample_rate=sample_rate, facts=heard)
+        saved, problems = record.save_song(
+            path, song, made, sample_rate=sample_rate, facts=heard, own_rate=latents.sample_rate
+        )
         lost += problems
         if saved is None:
             continue

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
+from ..registry import MAX_SECONDS
 from .foreign import DATA_IGNORED, DATA_REFUSED, PARQUET, SCHEDULED
 from .option import PathText, declared, foreign, option
 from .parsing import Options
@@ -68,11 +69,11 @@ class Entry:
 class Audio:
     """The `audio` block of an entry."""
 
-    max_duration_seconds: float = option(None, "Longer songs are cut.", low=3, high=240,
+    max_duration_seconds: float = option(None, "Longer songs are cut.", low=3, high=MAX_SECONDS,
         aliases="audio_max_duration_seconds max_duration", follows="audio_max_duration_seconds")
-    min_duration_seconds: float = option(None, "Shorter songs are skipped.", low=0, high=240,
+    min_duration_seconds: float = option(None, "Shorter songs are skipped.", low=0, high=MAX_SECONDS,
         aliases="audio_min_duration_seconds min_duration", follows="audio_min_duration_seconds")
-    duration_interval: float = option(None, "Bucket width.", low=0.1, high=240,
+    duration_interval: float = option(None, "Bucket width.", low=0.1, high=MAX_SECONDS,
         aliases="audio_duration_interval audio_duration_interval_seconds audio_bucket_interval",
         follows="audio_duration_interval")
     truncation_mode: str = option(None, "Which part of a long song is kept.", choices="beginning end random",

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError, DataError, nearest
 from ..io.schema import Mismatch
+from ..registry import FRAME, MAX_SECONDS
 from ..text.languages import forced_language
 from .option import PathText, declared, option
 from .parsing import check_of
@@ -23,9 +24,7 @@ NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio")
 SCHEDULERS = ("euler", "heun", "pingpong")
 GUIDANCE = ("apg", "cfg", "cfg_star")
 SHIFT = 3.0
-MAX_SECONDS = 240.0
 MAX_SEED = 2**63 - 1
-FRAME = 4096 / 44100  # seconds of a latent frame
 ANEW = ("text2music", "retake")  # tasks without a source
 SAMPLED = tuple(task for task in TASKS if task != "edit")  # an edit has a loop of its own
 

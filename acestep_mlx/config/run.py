@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..formatting import without_secrets
 from ..io.filenames import as_stored
+from ..registry import DEFAULT, FLAVOURS, MAX_SECONDS
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
 from .option import PathText, declared, foreign, option
@@ -60,7 +61,7 @@ class Model:
         spellings={"acestep": "ace_step"})
     model_type: str = option("lora", "What is trained.", choices="lora",
         refused={"full": "only LoRA training is here; set model_type=lora (a high lora_rank comes close)"})
-    model_flavour: str = option("base", "Version of the model.", choices="base",
+    model_flavour: str = option(FLAVOURS[0], "Version of the model.", choices=FLAVOURS,
         spellings={"v1 v1-3.5b": "base"},
         refused={"v15-turbo v15-base v15-sft": _V15})
     pretrained_model_name_or_path: PathText = free("ACE-Step/ACE-Step-v1-3.5B",
@@ -214,7 +215,7 @@ class Validation:
     validation_prompt_library: Any = free(None,
         "`audio`: the built-in captions and lyrics; or a JSON file {name: caption}.",
         aliases="user_prompt_library")
-    validation_audio_duration: float = free(30.0, "Seconds of a validation clip.", low=1, high=240)
+    validation_audio_duration: float = free(30.0, "Seconds of a validation clip.", low=1, high=MAX_SECONDS)
     validation_guidance: float = free(4.0, "Guidance scale of validation clips.", low=0, high=100)
     validation_num_inference_steps: int = free(30, "Sampler steps of validation clips.", low=1, high=1000)
     validation_step_interval: int | None = free(None,
@@ -277,10 +278,11 @@ class Data:
     prepend_instance_prompt: bool = option(False, "Put instance_prompt before every caption.")
     only_instance_prompt: bool = option(False, "Use instance_prompt instead of every caption.")
     disable_multiline_split: bool = option(False, "A caption file is one caption, not one per line.")
-    audio_max_duration_seconds: float = option(240.0, "Longer songs are cut to this.", low=3, high=240)
-    audio_min_duration_seconds: float = option(0.0, "Shorter songs are skipped.", low=0, high=240)
+    audio_max_duration_seconds: float = option(DEFAULT.max_seconds, "Longer songs are cut to this.",
+        low=3, high=MAX_SECONDS)
+    audio_min_duration_seconds: float = option(0.0, "Shorter songs are skipped.", low=0, high=MAX_SECONDS)
     audio_duration_interval: float = option(3.0, "Songs are padded to multiples of this, in seconds.",
-        low=0.1, high=240)
+        low=0.1, high=MAX_SECONDS)
     audio_truncation_mode: str = option("beginning", "Which part of a long song is kept.",
         choices="beginning end random")
 

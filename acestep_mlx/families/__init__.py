@@ -1,4 +1,4 @@
-"""What is true of one model only: a folder a family, and the registry."""
+"""What is true of one model only: a folder a family. Which there are, `registry` says."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..registry import REGISTRY
 from .protocol import Family, Variant
 
 if TYPE_CHECKING:
     from .layout import Layout
 
-#: name → module that holds `FAMILY`, imported when it is first asked for; the first is the default
-REGISTRY: dict[str, str] = {"v1": "acestep_mlx.families.v1"}
-
 
 def of_flavour(flavour: str) -> Family:
-    """The family with this `model_flavour`. KeyError for one that no family has."""
-    for name in REGISTRY:
-        if flavour in family(name).variants:
-            return family(name)
-    raise KeyError(flavour)
+    """The family with this `model_flavour`, which a configuration has checked."""
+    return family(next(name for name, entry in REGISTRY.items() if flavour in entry.flavours))
 
 
 def default() -> Family:
@@ -30,7 +25,7 @@ def default() -> Family:
 
 def family(name: str) -> Family:
     """The family of this name. KeyError for one that is not registered."""
-    found: Family = import_module(REGISTRY[name]).FAMILY
+    found: Family = import_module(REGISTRY[name].module).FAMILY
     return found
 
 

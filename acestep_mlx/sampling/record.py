@@ -27,7 +27,7 @@ from ..io.quiet import without_noise
 
 KEY = "acestep_mlx"
 RECORD_VERSION = 1  # of what is under it
-RATES = (44100, 48000)
+RATES = (44100, 48000)  # Hz that a song may be written in
 SOFTWARE = f"acestep-mlx {__version__}"
 MAX_RECORD_BYTES = 16 << 20  # of a JSON file or of a sound file's tags; ours have some kilobytes
 
@@ -122,9 +122,17 @@ def _check_room(paths: Sequence[Path], largest: int) -> None:
 
 
 def save_song(
-    path: Path, samples: np.ndarray, record: Mapping[str, Any], *, sample_rate: int, facts: Mapping[str, Any]
+    path: Path,
+    samples: np.ndarray,
+    record: Mapping[str, Any],
+    *,
+    sample_rate: int,
+    facts: Mapping[str, Any],
+    own_rate: int = RATES[0],
 ) -> tuple[Path | None, list[str]]:
-    """Write (samples, 2) at 44.1 kHz with `record` in its tags, and the record and `facts` as JSON beside it.
+    """Write (samples, 2) with `record` in its tags, and the record and `facts` as JSON beside it.
+
+    own_rate: Hz of the samples; sample_rate: of the file.
 
     `facts` (how long it took, …) are not in the sound file, so that equal songs are equal files. A finished
     song is not dropped: where `path` cannot be written it gets another name there, or a place in the working
@@ -135,7 +143,7 @@ def save_song(
     refused, saved = "", None
     for place in (path, *_other_places(path)):
         try:
-            _write_sound(place, samples, record, sample_rate)
+            _write_sound(place, samples, record, own_rate, sample_rate)
             saved = place
             break
         except DataError as error:
@@ -168,10 +176,12 @@ def _write_story(path: Path, record: Mapping[str, Any], facts: Mapping[str, Any]
     write_beside(path, ".json", f"{text}\n".encode(errors="backslashreplace"))
 
 
-def _write_sound(path: Path, samples: np.ndarray, record: Mapping[str, Any], sample_rate: int) -> None:
+def _write_sound(
+    path: Path, samples: np.ndarray, record: Mapping[str, Any], own_rate: int, sample_rate: int
+) -> None:
     if sample_rate not in RATES:
         raise ConfigError(f"sample rate must be {' or '.join(map(str, RATES))}, got {sample_rate}")
-    samples = resample(samples, 44100, sample_rate)
+    samples = resample(samples, own_rate, sample_rate)
     request = record["request"]
     tags = {
         "title": request["prompt"][:200] or request["task"],

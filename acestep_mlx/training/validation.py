@@ -26,7 +26,6 @@ from ..report.events import Listeners, ValidationClip, read_metrics
 from ..sampling.record import SOFTWARE
 from .output import METRICS
 
-SAMPLE_RATE = 44100
 SLUG_BYTES = 120  # of the 255 that a file name may have
 
 #: `validation_prompt_library=audio`: name → (caption, lyrics)
@@ -185,7 +184,7 @@ class Validation:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{path.parent} cannot be made: {error.strerror or error}") from None
-        write_audio(path, sound, SAMPLE_RATE, tags={"software": SOFTWARE})
+        write_audio(path, sound, self.folder.family.latents.sample_rate, tags={"software": SOFTWARE})
 
     def _event(self, name: str, path: Path, step: int, with_lora: bool) -> ValidationClip:
         request = self.requests[name]

@@ -45,10 +45,12 @@ def test_a_song_that_is_too_short_is_padded_to_what_the_model_takes() -> None:
     assert (spec.samples(1.0), spec.samples(2.5), spec.samples(4.0)) == (120000, 120000, 192000)
 
 
-def test_a_flavour_leads_to_its_family() -> None:
-    for name in REGISTRY:
-        for flavour in family(name).variants:
-            assert of_flavour(flavour) is family(name)
+def test_the_registry_says_what_the_family_says() -> None:
+    for name, entry in REGISTRY.items():
+        one = family(name)
+        assert one.name == name and tuple(one.variants) == entry.flavours
+        assert (entry.max_seconds, entry.frame) == (one.latents.max_seconds, one.latents.seconds(1))
+        assert all(of_flavour(flavour) is one for flavour in entry.flavours)
 
 
 def test_no_two_families_have_the_same_mark_in_their_caches_keys() -> None:
