@@ -25,7 +25,7 @@ from ..io.audio import is_silent, read_audio
 from ..io.hashes import cache_key, hash_file
 from ..io.progress import Advance, Progress, silent
 from .cache import Store
-from .facts import FactsIndex
+from .facts import MISREAD, MISREAD_OGG, FactsIndex
 from .manifest import Manifest, Sample, index_path, nothing_left
 
 #: parts that are encoded from words, in this order → what progress calls them
@@ -55,8 +55,8 @@ class Cache:
 
     # ── keys and places ──────────────────────────────────────────────────────────────────────────────
     def latent_key(self, sample: Sample) -> str:
-        # Entries without this mark were cut by a length that a header guesses, or are of a damaged MP3.
-        mark = {"decoded": "to the end"} if sample.misread else {}
+        # Entries without this mark are of a sound that was cut, damaged, or taken at too low a rate.
+        mark = {"decoded": sample.misread} if sample.misread else {}
         return self._latent_key(sample, (sample.start, sample.seconds), **mark)
 
     def _latent_key(self, sample: Sample, part: tuple[float, float], **mark: str) -> str:
@@ -263,13 +263,22 @@ class Cache:
         self._count_damaged(sample, self._store(sample, "latents"), self.latent_key(sample))
         if sample.former is None:
             return
-        if not self._store(sample, "latents").has(self._latent_key(sample, sample.former)):
+        former = [
+            self._latent_key(sample, sample.former),
+            self._latent_key(sample, sample.former, decoded=MISREAD),
+        ]
+        if not any(self._store(sample, "latents").has(key) for key in former):
             return
         for one in self.report.sets:
             if one.id == sample.dataset.id:
                 same = sample.former == (sample.start, sample.seconds)
                 detail = f"{sample.former[1]:.2f} s were taken, {sample.seconds:.2f} s are there"
-                detail = "some blocks were damaged" if same else detail
+                damage = (
+                    "some of its sound was lost"
+                    if sample.misread == MISREAD_OGG
+                    else "some blocks were damaged"
+                )
+                detail = damage if same else detail
                 one.again.append((sample.id.removeprefix(f"{one.id}/"), detail))
 
     def _drop(self, failed: dict[str, str]) -> None:

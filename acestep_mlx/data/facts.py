@@ -29,8 +29,10 @@ from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
 
 MAX_INDEX = 1 << 30  # bytes
-INDEX_VERSION = 2  # 1 took lengths that headers guess, damaged MP3s, and knew no blocks
+# 1 took lengths that headers guess, damaged MP3s, and knew no blocks; 2 took Opus at its header's rate.
+INDEX_VERSION = 3
 _BLOCKS, _BLOCK_BYTES = 16, 4096  # read of each song on every start
+MISREAD, MISREAD_OGG = "to the end", "to the end, at 48 kHz"  # by version 1, by version 2
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
 
 
@@ -106,15 +108,16 @@ MAX_DURATION = 1e6  # seconds, eleven days: no song has more, so an index that s
 class AudioFacts:
     """content: SHA-256 of the bytes; duration: seconds as decoded; problem: why it cannot be used.
 
-    counted: why the length that the file gives was not taken, or None. misread: whether version 1 read such a
-    song wrongly: a counted one, or an MP3. former: the length in seconds that version 1 then took, or None.
+    counted: why the length that the file gives was not taken, or None. misread: how such a song is read since
+    an earlier version of the index read it wrongly, a word for the cache's keys: a counted one, or an MP3.
+    former: the length in seconds that the earlier version took, or None.
     """
 
     content: str
     duration: float
     problem: str | None = None
     counted: str | None = None
-    misread: bool = False
+    misread: str = ""
     former: float | None = None
 
     @classmethod
@@ -122,8 +125,8 @@ class AudioFacts:
         """Facts as the index holds them. ValueError or TypeError when they are not."""
         facts = cls(**raw)
         numbers = [facts.duration, *([] if facts.former is None else [facts.former])]
-        texts = [facts.content, facts.problem or "", facts.counted or ""]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(facts.misread, bool):
+        texts = [facts.content, facts.problem or "", facts.counted or "", facts.misread]
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError("not a text")
         if not all(type(n) in (int, float) and 0 <= n <= MAX_DURATION for n in numbers):
             raise ValueError("not a length")
@@ -158,7 +161,7 @@ def hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decode_all(path: Path) -> tuple[float, None, str | None, bool]:
+def _decode_all(path: Path) -> tuple[float, None, str | None, str]:
     """`AudioFacts` but the content: the decoded length in seconds, no problem, counted, misread.
 
     DataError: empty, damaged, truncated, silent or not finite.
@@ -173,7 +176,8 @@ def _decode_all(path: Path) -> tuple[float, None, str | None, bool]:
         raise DataError("silent")
     if zeros > _SILENT_SHARE * decoded:
         raise DataError(f"silent ({100 * zeros / decoded:.0f} % of it)")
-    misread = bool(info.doubt) or info.format in MPEG
+    misread = MISREAD if info.doubt or info.format in MPEG else ""
+    misread = MISREAD_OGG if info.decoder == "parts" and info.format == "ogg" else misread
     return decoded / info.sample_rate, None, info.doubt or None, misread
 
 
@@ -186,7 +190,8 @@ class FactsIndex:
     def __init__(self, path: Path | None, remember: bool = True) -> None:
         self.path, self.remember = path, remember
         self._facts: dict[str, AudioFacts] = {}
-        self._former: dict[str, float] = {}  # what version 1 took for a song's length, by its stamp then
+        # What an earlier version took for a song's length, by its stamp without the hash of blocks.
+        self._former: dict[str, float] = {}
         self._changed = False
         if path is not None and path.is_file():
             self._read(path)
@@ -201,16 +206,20 @@ class FactsIndex:
         try:
             content = schema.parse_json(schema.read_file(path, MAX_INDEX))
             schema.refuse_newer(content["version"], INDEX_VERSION, f"{path}: the index of songs")
-            facts = {stamp: AudioFacts.from_dict(raw) for stamp, raw in content["facts"].items()}
-            if content["version"] == INDEX_VERSION:
+            if content["version"] in (1, 2):
+                for stamp, raw in content["facts"].items():
+                    one = AudioFacts.from_dict(raw | {"misread": ""})
+                    if one.problem is None:
+                        without_blocks = stamp if content["version"] == 1 else stamp.rpartition("|")[0]
+                        self._former[without_blocks] = one.duration if one.former is None else one.former
+            elif content["version"] == INDEX_VERSION:
+                facts = {stamp: AudioFacts.from_dict(raw) for stamp, raw in content["facts"].items()}
                 sums = content.get("checksums", {})
                 self._facts = {
                     stamp: one for stamp, one in facts.items() if sums.get(stamp) == one.checksum(stamp)
                 }
                 lost = {stamp: one.former for stamp, one in facts.items() if stamp not in self._facts}
                 self._former = {s.rpartition("|")[0]: n for s, n in lost.items() if n is not None}
-            elif content["version"] == 1:
-                self._former = {stamp: one.duration for stamp, one in facts.items() if one.problem is None}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._facts, self._former = {}, {}
 

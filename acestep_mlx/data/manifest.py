@@ -32,8 +32,8 @@ class Sample:
     id: data set and name, for people and sample lists. content: SHA-256 of the file. captions: variants, at
     least one (an empty string when there is no caption). lyrics: text, or None. start, seconds: the part
     that is used; `seconds` is at most the data set's maximum and may be below what the model takes (then
-    the sound is padded with silence). latents: how the model counts it. misread: an earlier version read such
-    a song wrongly. former: the part (start, seconds) that it then took, or None.
+    the sound is padded with silence). latents: how the model counts it. misread: how it is read
+    since an earlier version read such a song wrongly. former: the part (start, seconds) that it took then.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Sample:
     seconds: float
     cut: bool
     latents: LatentSpec
-    misread: bool = False
+    misread: str = ""
     former: tuple[float, float] | None = None
 
     @property

@@ -23,6 +23,7 @@ from ..errors import DataError, cause
 from . import ffmpeg, lengths
 from .atomic import write_bytes
 from .joined import behind
+from .ogg_times import OPUS_RATE
 from .quiet import without_noise
 
 if TYPE_CHECKING:
@@ -159,7 +160,9 @@ def _by_soundfile(path: Path) -> AudioInfo:
             raise ffmpeg.missing(path) from None
         raise DataError(f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)") from None
     doubt = lengths.doubt(path, found.format, found.subtype, found.frames)
-    info = AudioInfo(found.duration, found.samplerate, found.channels, found.format.lower())
+    # libsndfile would decode Opus at the rate of what was encoded, which its header tells for information.
+    rate = OPUS_RATE if found.subtype == "OPUS" else found.samplerate
+    info = AudioInfo(found.duration, rate, found.channels, found.format.lower())
     if doubt is None:
         return _sane(path, replace(info, promised=info.duration))
     if doubt.decoder != "ffmpeg":

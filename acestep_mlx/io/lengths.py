@@ -239,6 +239,8 @@ def _mp3(data: Data, frames: int) -> Doubt | None:
 
 def _ogg(data: Data, frames: int) -> Doubt | None:
     links, gap = _ogg_links(data)
+    if rate := next(ogg_times.opus_rates(data, 0, len(data)), None):
+        return Doubt(f"its header speaks of {rate[1]} Hz, and Opus is {ogg_times.OPUS_RATE}", "parts")
     if gap and len(links) < 2:
         return Doubt("pages of it are missing, so its times mean nothing", "soundfile")
     if len(links) > 1:
@@ -246,6 +248,8 @@ def _ogg(data: Data, frames: int) -> Doubt | None:
     found = ogg_times.times(data, 0, len(data))
     if found is not None and found.stated != found.total:
         return Doubt(f"its times count {found.stated} samples, but there are {found.total}", "parts")
+    if found is not None and not found.believed:
+        return Doubt("its last page is not marked as the last", "parts")
     return _any(data, frames)
 
 
@@ -417,7 +421,7 @@ def parts(path: Path, form: str) -> Iterator[bytes]:
 def _ogg_parts(data: Data) -> Iterator[bytes]:
     links, _ = _ogg_links(data)
     for start, end in zip(links, [*links[1:], len(data)], strict=True):
-        yield ogg_times.with_counted_times(data, start, end)
+        yield ogg_times.mended(data, start, end)
 
 
 def _flac_parts(data: Data) -> Iterator[bytes]:

@@ -20,6 +20,10 @@ _MODE = 41  # bits that describe a mode in the setup header, behind a bit that s
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _MOST_CUT = 5760  # samples of the longest packet, within which an encoder ends the sound
 _NO_TIME = -1  # of a page on which no packet ends
+_ENDS = 4  # flag of a stream's last page
+OPUS_RATE = 48_000  # Hz, of all Opus (RFC 7845, section 5.1)
+_RATES_TAKEN = range(24_001, 1 << 31)  # in an Opus header, for which libsndfile decodes at 48 kHz
+_OPUS_PAGE, _OPUS_FIELD = 28, 12  # bytes before its header in the first page, and before the rate there
 
 
 class Page(NamedTuple):
@@ -52,6 +56,14 @@ class Times(NamedTuple):
         end = before + last - (self.pages[-2].time if len(self.pages) > 1 else 0)
         cut = self.counted[-1] - end
         return end if 0 < cut <= _MOST_CUT and before < end else self.counted[-1]
+
+    @property
+    def believed(self) -> bool:
+        """Whether the pages say what the packets give. libopusfile refuses sound that is cut before a page
+        that is not marked as the last.
+        """
+        marked = self.pages[-1].flags & _ENDS or self.total == self.counted[-1]
+        return self.stated == self.total and bool(marked)
 
 
 def ogg_pages(data: Data, start: int, end: int) -> Iterator[Page]:
@@ -140,6 +152,21 @@ def times(data: Data, start: int, end: int) -> Times | None:
     return found if found.pages else None
 
 
+def opus_rates(data: Data, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where each Opus header states a rate for which libsndfile would decode at less than 48 kHz, and that.
+
+    It is the rate of what was encoded, for information only.
+    """
+    position = data.find(b"OpusHead", start, end)
+    while position >= 0:
+        page, field = position - _OPUS_PAGE, position + _OPUS_FIELD
+        if page >= start and field + 4 <= end and data[page : page + 4] == b"OggS" and data[page + 5] & 2:
+            (rate,) = struct.unpack_from("<I", data, field)
+            if rate not in _RATES_TAKEN:
+                yield field, rate
+        position = data.find(b"OpusHead", field, end)
+
+
 def _block_flags(setup: bytes) -> list[bool]:
     """Whether each mode has long blocks. They stand at the header's end, before a bit that is 1."""
     if setup[:7] != _SETUP:
@@ -159,18 +186,25 @@ def _block_flags(setup: bytes) -> list[bool]:
     return found
 
 
-def with_counted_times(data: Data, start: int, end: int) -> bytes:
-    """The song with the times that its packets give in its pages, where its own would lose some of it."""
-    found = times(data, start, end)
-    if found is None or found.stated == found.total:
-        return bytes(data[start:end])
-    mended = bytearray(data[start:end])
-    for page, count in zip(found.pages, [*found.counted[:-1], found.total], strict=True):
-        first, last = page.start - start, page.end - start
-        struct.pack_into("<q", mended, first + 6, count)
-        struct.pack_into("<I", mended, first + 22, 0)
-        struct.pack_into("<I", mended, first + 22, _checksum(mended[first:last]))
-    return bytes(mended)
+def mended(data: Data, start: int, end: int) -> bytes:
+    """The song as libsndfile reads all of it: Opus at 48 kHz, and the times that its packets give."""
+    song = bytearray(data[start:end])
+    for field, _ in opus_rates(data, start, end):
+        struct.pack_into("<I", song, field - start, OPUS_RATE)
+        _sign(song, next(ogg_pages(bytes(song), field - start - _OPUS_FIELD - _OPUS_PAGE, len(song))))
+    found = times(bytes(song), 0, len(song))
+    if found is not None and not found.believed:
+        for page, count in zip(found.pages, [*found.counted[:-1], found.total], strict=True):
+            struct.pack_into("<q", song, page.start + 6, count)
+            song[page.start + 5] |= _ENDS if page is found.pages[-1] else 0
+            _sign(song, page)
+    return bytes(song)
+
+
+def _sign(song: bytearray, page: Page) -> None:
+    """Write the checksum of a page that was changed."""
+    struct.pack_into("<I", song, page.start + 22, 0)
+    struct.pack_into("<I", song, page.start + 22, _checksum(song[page.start : page.end]))
 
 
 def _checksum(page: bytes | bytearray) -> int:

@@ -25,7 +25,7 @@ from acestep_mlx.io.audio import read_audio
 from acestep_mlx.io.hashes import cache_key, hash_file
 from acestep_mlx.io.progress import Advance
 
-from ..io.test_lengths import mp3
+from ..io.test_lengths import mp3, opus_at
 from .songs import config, song, write
 
 
@@ -421,6 +421,36 @@ def test_entries_of_wrong_sound_are_encoded_again_and_counted(
     cache = encode(root, tiny_model, watch)
     assert watch.take() == [] and not cache.report.sets[0].again
     assert len(cache.report.sets[0].counted) == (not xing)
+
+
+@pytest.mark.parametrize("songs", [1, 2], ids=["one song", "counted already"])
+def test_opus_that_was_taken_at_its_headers_rate_is_encoded_again(
+    songs: int, root: Path, tiny_model: Path
+) -> None:
+    (root / "songs" / "speech.opus").write_bytes(opus_at(16000) * songs)
+    (root / "songs" / "wide.opus").write_bytes(opus_at(44100))
+    settings = config(root)
+    manifest = build_manifest(settings)
+    samples = {sample.id: sample for sample in manifest.samples}
+    # What version 2 left: its index, and latents under the keys that it gave.
+    facts = {
+        s.audio.stamp(): {"content": s.content, "duration": s.seconds, "problem": None,
+                          "counted": None, "misread": s.misread != "" and songs > 1, "former": None}
+        for s in manifest.samples
+    }  # fmt: skip
+    (root / "cache" / "audio_index.json").write_text(json.dumps({"version": 2, "facts": facts}))
+    fresh = Cache(manifest, settings, ModelFolder.open(tiny_model))
+    for sample in samples.values():
+        mark = {"decoded": "to the end"} if sample.misread and songs > 1 else {}
+        key = fresh._latent_key(sample, (sample.start, sample.seconds), **mark)
+        fresh._store(sample, "latents").put(key, {"latents": np.zeros((8, 16, sample.frames), np.float16)})
+
+    cache = encode(root, tiny_model)
+    latents = {name: cache.read(sample, 0)["latents"] for name, sample in samples.items()}
+    changed = [name for name, found in latents.items() if found is not None and found.any()]
+    assert changed == ["set/speech.opus"] and len(latents) == len(samples)
+    assert cache.report.sets[0].again == [("speech.opus", "some of its sound was lost")]
+    assert not encode(root, tiny_model).report.sets[0].again
 
 
 def test_a_guess_that_gave_the_same_part_is_encoded_again_too(root: Path, tiny_model: Path) -> None:

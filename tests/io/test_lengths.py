@@ -8,11 +8,14 @@ import subprocess
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+from acestep_mlx import families
 from acestep_mlx.cli.describe import audio_file
 from acestep_mlx.config.request import Request
 from acestep_mlx.data.facts import FileAudio, examine
@@ -242,7 +245,8 @@ def test_info_and_generate_tell_the_same_number(name: str, tmp_path: Path) -> No
     seconds = examine(FileAudio(path)).duration
     (line,) = audio_file(path)[:1]
     assert f"{seconds:.2f} s" in line and reason in line
-    source = ACEStepPipeline.read_source(None, Request(task="audio2audio", source=str(path)))  # type: ignore[arg-type]
+    of_any_model: Any = SimpleNamespace(family=families.default())
+    source = ACEStepPipeline.read_source(of_any_model, Request(task="audio2audio", source=str(path)))
     assert source is not None and abs(len(source) - seconds * 44100) < 2
 
 
@@ -587,6 +591,62 @@ def test_opus_behind_opus_that_starts_before_0(by: int, tmp_path: Path) -> None:
     path.write_bytes(whole + retimed(whole, lambda _, time: time + by))
     assert np.array_equal(read_audio(path, sample_rate=None)[: len(straight)], straight)
     assert 0 <= round(probe(path).duration * 48000) - 2 * len(straight) < 1000
+
+
+def opus_at(rate: int) -> bytes:
+    """Opus whose header says that it was encoded from sound of this rate (0: unknown)."""
+    data = bytearray(made("OGG", 48000, subtype="OPUS"))
+    struct.pack_into("<I", data, data.index(b"OpusHead") + 12, rate)
+    ogg_times._sign(data, next(ogg_times.ogg_pages(bytes(data), 0, len(data))))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "rate", [0, 1, 8000, 11025, 12000, 16000, 24000, 44100, 48000, 96000, 2**31, 2**32 - 1]
+)
+def test_opus_is_48_khz_whatever_its_header_says(rate: int, tmp_path: Path) -> None:
+    """RFC 7845: the rate there is of what was encoded, for information; 0 is "unknown"."""
+    path = tmp_path / "a.opus"
+    path.write_bytes(opus_at(48000))
+    straight = read_audio(path, sample_rate=None)
+    path.write_bytes(opus_at(rate))
+    found = probe(path)
+    assert (found.sample_rate, round(found.duration * 48000)) == (48000, len(straight))
+    assert found.exact == (24000 < rate < 2**31), "only where libsndfile would lose sound is it counted"
+    assert np.array_equal(read_audio(path, sample_rate=None), straight)
+    part = read_audio(path, sample_rate=None, start=2.5, duration=1.0)
+    assert np.array_equal(part, straight[120_000:168_000])
+    path.write_bytes(opus_at(48000) + opus_at(rate))
+    assert np.array_equal(read_audio(path, sample_rate=None)[len(straight) :], straight)
+    path.write_bytes(made("OGG", 44100) + opus_at(rate))  # the first one's rate is the file's
+    after = read_audio(path, sample_rate=None)[4 * RATE :]
+    assert np.allclose(after, audio.resample(straight, 48000, 44100), atol=1e-4)
+
+
+def test_opus_of_a_low_rate_whose_pages_are_missing_is_48_khz_too(tmp_path: Path) -> None:
+    data = opus_at(8000)
+    pages = list(ogg_times.ogg_pages(data, 0, len(data)))
+    path = tmp_path / "a.opus"
+    path.write_bytes(data[: pages[2].start] + data[pages[-2].start :])
+    sound = read_audio(path, sample_rate=None)
+    assert probe(path).sample_rate == 48000 and 0 < len(sound) < 4 * 48000
+    assert np.abs(np.fft.rfft(sound[-24000:, 0]))[-6000:].max() > 1, "noise above 18 kHz is still there"
+
+
+@pytest.mark.parametrize("less", [1, 300, 900])
+@pytest.mark.parametrize("kind", [{"subtype": "OPUS"}, {}], ids=["opus", "vorbis"])
+def test_an_ogg_without_the_mark_of_its_end(kind: dict[str, str], less: int, tmp_path: Path) -> None:
+    """Streams that were stopped: libopusfile refuses a last page that is cut, and so the whole song."""
+    data = bytearray(made("OGG", 48000, song(48000)[:-less], **kind))
+    path = tmp_path / "a.ogg"
+    path.write_bytes(data)
+    straight = read_audio(path, sample_rate=None)
+    last = list(ogg_times.ogg_pages(bytes(data), 0, len(data)))[-1]
+    data[last.start + 5] &= ~4
+    ogg_times._sign(data, last)
+    path.write_bytes(data)
+    assert np.array_equal(read_audio(path, sample_rate=None), straight)
+    assert examine(FileAudio(path)).duration == probe(path).duration == len(straight) / 48000
 
 
 @needs_ffmpeg
