@@ -54,16 +54,14 @@ def ensure_model(
         quantize = Quantization.of(**quantize)
     settings = Settings(quantize, ("transformer",), dtype)
     models = cache_folder(cache_dir) / "models"
-    source = None
-    found = _converted(models, path_or_repo, revision, settings)
-    if found is None:
+    folder = _converted(models, path_or_repo, revision, settings)
+    if folder is None:
         source = resolve(path_or_repo, revision, progress)
-        found = _place(models, path_or_repo, source.identity(), settings)
-    if source is None or (found / "config.json").is_file():
-        progress(Advance(f"using the conversion of {path_or_repo} in {found}"))
-    else:
-        _convert(source, found, settings, progress)
-    return found
+        folder = _place(models, path_or_repo, source.identity(), settings)
+        if not (folder / "config.json").is_file():
+            return _convert(source, folder, settings, progress)
+    progress(Advance(f"using the conversion of {path_or_repo} in {folder}"))
+    return folder
 
 
 def _converted(models: Path, given: str | Path, revision: str | None, settings: Settings) -> Path | None:
@@ -79,14 +77,15 @@ def _converted(models: Path, given: str | Path, revision: str | None, settings: 
     return next((folder for folder in places if (folder / "config.json").is_file()), None)
 
 
-def _convert(source: Source, folder: Path, settings: Settings, progress: Progress) -> None:
-    """Write `folder`, unless another process does."""
+def _convert(source: Source, folder: Path, settings: Settings, progress: Progress) -> Path:
+    """Write `folder`, unless another process does; gives it."""
     with exclusive(folder, lambda: progress(Advance(f"waiting for another process to write {folder}"))):
         if not (folder / "config.json").is_file():
             bits = settings.quantization and f"{settings.quantization.bits} bits"
             kind = bits or settings.dtype or "the checkpoint's own precision"
             progress(Advance(f"converting {source.path_or_repo} once, {kind}, into {folder}"))
             write_folder(source, new_path(folder, ENVIRONMENT), settings, progress)
+    return folder
 
 
 def _place(models: Path, given: str | Path, identity: str, settings: Settings) -> Path:

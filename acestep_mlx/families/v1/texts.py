@@ -37,12 +37,10 @@ class V1Texts:
         progress: Progress,
     ) -> FoundTexts:
         """The vocabulary first: it may have to be fetched."""
-        lyric_ids, prompt_ids = (
-            configs["transformer"].lyric_encoder_vocab_size, configs["text_encoder"].vocab_size,
-        )  # fmt: skip
-        vocab = vocabulary.find(given.get("lyric_vocab"), root, lyric_ids, progress)
+        ids = configs["transformer"].lyric_encoder_vocab_size
+        vocab = vocabulary.find(given.get("lyric_vocab"), root, ids, progress)
         where = root / layout.places["text_encoder"].folder
-        files = prompt_files.find(given.get("tokenizer"), where, prompt_ids)
+        files = prompt_files.find(given.get("tokenizer"), where, configs["text_encoder"].vocab_size)
         recorded = {"lyric_vocab": {"source": vocab.source, "sha256": vocab.sha256}}
         return FoundTexts({**files, LYRIC_VOCAB: vocab.data}, recorded, {"lyric vocabulary": vocab.source})
 
