@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import os
+import struct
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -71,6 +72,7 @@ BLOCK = 1 << 16  # frames read or written at a time
 MAX_FRAMES = 1 << 36  # more than the header of any format that states them can count
 LOSSY_FRAMES = 4096  # by which the length that a lossy format states may be off
 MPEG = ("mp3", "mpeg")  # libsndfile's names of MP3
+_WAV_COMMENT = 16_000  # bytes that libsndfile may write before samples; from some 50 KB on no wav comes of it
 SILENCE = 1e-4  # peak, −80 dB
 
 _HALF = 0.5**0.5
@@ -293,20 +295,37 @@ def write_audio(
         raise DataError(f"{path}: not written: the audio holds values that are not finite numbers")
     samples = np.clip(samples, -1.0, 1.0)
     form, encoding = WRITABLE[path.suffix.lower()]
-    encoded = io.BytesIO()
+    encoded, tags = io.BytesIO(), dict(tags or {})
+    long = (
+        tags.pop("comment")
+        if form == "WAV" and len(tags.get("comment", "").encode()) > _WAV_COMMENT
+        else None
+    )
     try:
         with soundfile.SoundFile(
             encoded, "w", int(sample_rate), samples.shape[1], format=form, subtype=encoding
         ) as file:
-            for tag, text in (tags or {}).items():
+            for tag, text in tags.items():
                 setattr(file, tag, text)
             for i in range(0, len(samples), BLOCK):  # libsndfile's Vorbis encoder overflows on long blocks
                 file.write(samples[i : i + BLOCK])
-        write_bytes(path, encoded.getvalue())
+        data = encoded.getvalue() if long is None else _with_comment(encoded.getvalue(), long)
+        if (kept := soundfile.info(io.BytesIO(data)).frames) < len(samples):
+            raise DataError(f"{path}: not written: of {len(samples)} samples {kept} could be read back")
+        write_bytes(path, data)
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path}: cannot be written: {str(error).rpartition(': ')[2].rstrip('.')}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {cause(error)}") from None
+
+
+def _with_comment(wav: bytes, comment: str) -> bytes:
+    """The wav with a comment behind its samples: before them libsndfile has no room for a long one."""
+    text = comment.encode()
+    text += bytes(1 + (len(text) + 1) % 2)  # ends in a zero, at an even place
+    info = b"INFOICMT" + struct.pack("<I", len(text)) + text
+    wav += bytes(len(wav) % 2) + b"LIST" + struct.pack("<I", len(info)) + info
+    return wav[:4] + struct.pack("<I", len(wav) - 8) + wav[8:]
 
 
 def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:

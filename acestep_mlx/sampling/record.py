@@ -301,14 +301,14 @@ def _wav_comment(sound: BinaryIO) -> str:
 
 
 def _wav_info(sound: BinaryIO) -> bytes:
-    """The body of a RIFF file's INFO list, or nothing."""
+    """What is in a RIFF file's INFO lists."""
+    found = b""
     sound.seek(12)
     for name, length in _chunks(sound):
         if name == b"LIST" and length <= MAX_RECORD_BYTES:
             body = sound.read(length)
-            if body[:4] == b"INFO":
-                return body[4:]
-    return b""
+            found += body[4:] if body[:4] == b"INFO" else b""
+    return found
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:

@@ -14,6 +14,8 @@ import soundfile
 
 from acestep_mlx.config.request import Request
 from acestep_mlx.errors import ConfigError, DataError
+from acestep_mlx.io import audio
+from acestep_mlx.io.audio import read_audio, write_audio
 from acestep_mlx.report.spectrogram import log_mel_picture, spectrogram_png
 from acestep_mlx.sampling import record as r
 
@@ -25,7 +27,9 @@ def story(**values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg"])
-@pytest.mark.parametrize("lyrics", ["[verse]\nÄ 雨\n", "la la\n" * 2000])
+@pytest.mark.parametrize(
+    "lyrics", ["[verse]\nÄ 雨\n", *("la la\n" * n for n in (2000, 8000, 11_000, 100_000))], ids=len
+)
 def test_the_sound_file_tells_how_it_was_made(tmp_path: Path, suffix: str, lyrics: str) -> None:
     path = tmp_path / f"song{suffix}"
     wanted = story(lyrics=lyrics, seeds=(5,))
@@ -33,8 +37,20 @@ def test_the_sound_file_tells_how_it_was_made(tmp_path: Path, suffix: str, lyric
     assert r.read_record(path) == wanted
     assert r.read_record(tmp_path / "song.json") == wanted
     assert json.loads((tmp_path / "song.json").read_text())["seconds"] == 1.5
-    assert soundfile.info(str(path)).samplerate == 44100
+    read = read_audio(path, sample_rate=None)
+    assert soundfile.info(str(path)).samplerate == 44100 and len(read) >= len(SOUND)
+    assert suffix in (".mp3", ".ogg") or np.allclose(read, SOUND, atol=1e-3)
+    assert r.made_here(path)
     assert {p.name for p in tmp_path.iterdir()} == {f"song{suffix}", "song.json"}
+
+
+def test_a_file_that_cannot_be_read_back_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "_WAV_COMMENT", 1 << 20)  # as libsndfile alone would have it
+    with pytest.raises(DataError, match=r"a\.wav: (cannot be written|not written)"):
+        write_audio(tmp_path / "a.wav", SOUND, 44100, {"title": "x", "comment": "y" * 70_000})
+    assert not list(tmp_path.iterdir())
 
 
 def test_48_khz_on_request(tmp_path: Path) -> None:
