@@ -118,23 +118,17 @@ def length_lines(length: Length, config: RunConfig) -> list[str]:
 
 
 def report_lines(
-    config: RunConfig,
-    manifest: Manifest,
-    start: Sequence[str] = (),
-    memory: Sequence[str] = (),
-    *,
-    names: int = 0,
+    config: RunConfig, manifest: Manifest, start: Sequence[str], memory: Sequence[str]
 ) -> list[str]:
     """The whole dry run: first what the run is, last the defaults. start: lines on where it begins. memory:
-    lines on model and memory. names: at most so many per list (0: all).
+    lines on model and memory.
     """
     from ..data.batches import songs_per_epoch
 
     length = run_length(config, songs_per_epoch(manifest.samples))
     out = ["# the run", *length_lines(length, config), *start, f"writes into {config.output_path}"]
-    if memory:
-        out += ["", "# model and memory", *memory]
-    out += ["", "# data", *manifest.report.lines(names)]
+    out += ["", "# model and memory", *memory]
+    out += ["", "# data", *manifest.report.lines(0)]
     out += ["", "# your settings", *setting_lines(config)]
     return [*out, "", "# defaults", *default_lines(config)]
 

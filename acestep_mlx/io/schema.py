@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import AceStepError, CheckpointError, NewerVersionError, cause
+from ..errors import CheckpointError, NewerVersionError, cause
 
 Check = Callable[[Any, str], Any]
 
@@ -321,9 +321,9 @@ def refuse_newer(found: Any, known: int, what: str) -> None:
         )
 
 
-def check_version(found: Any, known: int, what: str, oldest: int = 1) -> None:
+def check_version(found: Any, known: int, what: str) -> None:
     """Mismatch unless `found`, a format version, is one that this program reads; NewerVersionError above."""
-    if isinstance(found, bool) or not isinstance(found, int) or found < oldest:
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise Mismatch(f"its format version is {show(found)}, and this acestep-mlx reads {known}")
     refuse_newer(found, known, what)
 
@@ -334,12 +334,11 @@ def read_artifact(
     *,
     what: str,
     version: int,
-    error: type[AceStepError] = CheckpointError,
     kind: str | None = None,
     writer: str = "acestep-mlx",
 ) -> dict[str, Any]:
-    """A JSON object of ours, checked; `error` in one line that names the file and the place in it, or
-    NewerVersionError.
+    """A JSON object of ours, checked; CheckpointError in one line that names the file and the place in it,
+    or NewerVersionError.
 
     what: "a checkpoint", for messages. version: the newest `format_version` that is read. kind: what its
     `format` must be, if anything; `writer` puts it there.
@@ -349,16 +348,16 @@ def read_artifact(
         if not isinstance(content, dict):
             raise Mismatch("expected a JSON object")
         if kind is not None and content.get("format") != kind:
-            raise error(f"{path}: not written by {writer} (no format {kind!r} in it)")
+            raise CheckpointError(f"{path}: not written by {writer} (no format {kind!r} in it)")
         check_version(content.get("format_version"), version, what)
         checked = check(content, "")
         assert isinstance(checked, dict)
         return checked
     except OSError as failed:
-        raise error(f"{path}: {cause(failed)}") from None
+        raise CheckpointError(f"{path}: {cause(failed)}") from None
     except ValueError as failed:
-        raise error(f"{path} is damaged: not JSON: {failed}") from None
+        raise CheckpointError(f"{path} is damaged: not JSON: {failed}") from None
     except NewerVersionError as failed:
         raise NewerVersionError(f"{path}: {failed}") from None
     except Mismatch as failed:
-        raise error(f"{path} is damaged: {failed}") from None
+        raise CheckpointError(f"{path} is damaged: {failed}") from None

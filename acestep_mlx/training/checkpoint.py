@@ -388,6 +388,6 @@ def changed_settings(path: Path, now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _short(value: Any, limit: int = 60) -> str:
+def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= 60 else text[:59] + "…"
