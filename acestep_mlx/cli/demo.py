@@ -58,7 +58,7 @@ def command(directory: Path) -> None:
     Makes a checkpoint with random weights and three short songs, then converts, trains, resumes, exports,
     checks and generates. The result is noise; the way there is real.
     """
-    from ..families.v1.miniature import write_checkpoint
+    from ..families import default
     from ..testing.songs import write_configs, write_songs
 
     if directory.exists() and not directory.is_dir():
@@ -73,7 +73,7 @@ def command(directory: Path) -> None:
     started = time.perf_counter()
     checkpoint, songs, model = directory / "checkpoint", directory / "songs", directory / "model"
     if not checkpoint.exists():
-        write_checkpoint(checkpoint, seed=0)
+        default().write_miniature(checkpoint)
     paths = write_songs(songs)
     config = write_configs(directory, model=model, songs=songs)
     click.echo(f"a miniature checkpoint in the PyTorch layout: {checkpoint}")

@@ -338,14 +338,19 @@ def audio_file(path: Path) -> list[str]:
         return [line]  # somebody else's song
 
 
-def lyrics(path: Path, vocab: Path, language: str | None) -> list[str]:
-    """Lyrics line by line, as training and `generate` read them."""
-    from ..families.v1.lyrics.report import lyrics_report, read_lyrics
-    from ..families.v1.lyrics.tokenizer import LyricTokenizer
+def lyrics(path: Path, folder: ModelFolder | None, given: Path | None, language: str | None) -> list[str]:
+    """Lyrics line by line, as training and `generate` read them. folder, given: the model, or the vocabulary
+    of lyrics, to read them with.
+    """
+    from ..convert.cache import cache_folder
+    from ..families import default
+    from ..io.text_files import read_text
     from ..text.sheet import read_sheet
+    from .progress import Display
 
-    sheet = read_sheet(read_lyrics(path))
-    lines = lyrics_report(sheet.text, LyricTokenizer(vocab), language).splitlines()
+    sheet = read_sheet(read_text(path)[0])
+    family = folder.family if folder is not None else default()
+    lines = family.lyrics_report(sheet.text, language, folder, given, cache_folder(), Display())
     return [f"{path}: lyrics", *sheet.notes, *lines]
 
 

@@ -161,9 +161,9 @@ def command(
     if lyrics_file is not None:
         if given["lyrics"] is not None:
             raise click.UsageError("--lyrics and --lyrics-file exclude each other")
-        from ..families.v1.lyrics.report import read_lyrics
+        from ..io.text_files import read_text
 
-        given["lyrics"] = read_lyrics(Path(lyrics_file).expanduser())
+        given["lyrics"] = read_text(Path(lyrics_file).expanduser())[0]
 
     if given["prompt"] is None and from_json is None:
         raise click.UsageError("--prompt is needed: what the music is like (or --from-json to repeat a song)")
@@ -310,29 +310,9 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
 
 
 def _remark(pipe: ACEStepPipeline, request: Request) -> None:
-    """Say what of the lyrics was changed, and what the model will not hear, before the work begins."""
-    from ..families.v1.lyrics.report import summary
-    from ..families.v1.prompt import MAX_LENGTH
-    from ..text.sheet import read_sheet
-
-    for name in ("prompt", "edit_prompt", "negative_prompt"):
-        text = getattr(request, name) or ""
-        tokens = pipe.prompt_tokenizer(text, max_length=len(text.encode()) + 2)[0].shape[1]
-        if tokens > MAX_LENGTH:
-            click.echo(f"{name.replace('_', ' ')}: cut to {MAX_LENGTH} of {tokens} tokens", err=True)
-    language = None if request.lyrics_language == "auto" else request.lyrics_language
-    for name, lyrics in (("lyrics", request.lyrics), ("edit lyrics", request.edit_lyrics)):
-        if not lyrics:
-            continue
-        sheet = read_sheet(lyrics)
-        remarks = list(sheet.notes)
-        if sheet.text:
-            report = pipe.lyric_tokenizer.report(sheet.text, language)
-            remarks += summary(report)[1:]  # the first line counts lines and tokens
-        else:
-            remarks.append("nothing is left to sing")
-        for line in remarks:
-            click.echo(f"{name}: {line}", err=True)
+    """Say what of the texts was changed, and what the model will not hear, before the work begins."""
+    for line in pipe.family.remarks(request, pipe):
+        click.echo(line, err=True)
 
 
 def _compare(earlier: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import AceStepError, CheckpointError, cause
+from ..errors import AceStepError, cause
 from ..formatting import count
 from ..io.schema import KINDS, parse_json, read_file
 from .paths import NamedPath
@@ -116,7 +116,7 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
     if suffix == ".safetensors":
         return _weights(path, model)
     if suffix in LYRICS_SUFFIXES or path.name.endswith(LYRICS_ENDINGS):
-        return describe.lyrics(path, _vocabulary(model, lyric_vocab), language)
+        return describe.lyrics(path, model, lyric_vocab, language)
     if suffix == ".json":
         return _json(path)
     if suffix == ".jsonl":
@@ -124,7 +124,7 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
     if suffix in SUFFIXES:
         return describe.audio_file(path)
     if suffix == ".txt":
-        return describe.lyrics(path, _vocabulary(model, lyric_vocab), language)
+        return describe.lyrics(path, model, lyric_vocab, language)
     raise AceStepError(f"{path}: not a file that acestep-mlx knows")
 
 
@@ -167,22 +167,3 @@ def _json(path: Path) -> list[str]:
     if isinstance(content, dict) and KEY in content:
         return [f"{path}: how a song was made", *describe.song_record(path)]
     return describe_training.configuration(path)
-
-
-def _vocabulary(model: ModelFolder | None, given: Path | None) -> Path:
-    """The lyric vocabulary to read lyrics with: given, the model's, or wherever `convert` would find it."""
-    if given is not None:
-        if not given.is_file():
-            what = "is a folder; name a file" if given.is_dir() else "no such file"
-            raise CheckpointError(f"{given}: {what}")
-        return given
-    if model is not None:
-        return model.lyric_vocab()
-    from ..convert.cache import cache_folder
-    from ..families.v1.lyrics.vocabulary import without_model
-    from .progress import Display
-
-    try:
-        return without_model(cache_folder(), Display())
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; or name the model they are for: --model MLX_FOLDER") from None

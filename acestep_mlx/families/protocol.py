@@ -460,6 +460,28 @@ class Family(Protocol):
         """The model with what `conditions` gave."""
         ...
 
+    def remarks(self, request: Request, models: Models) -> list[str]:
+        """What the model will not hear of a request's texts, or hears otherwise than they are written."""
+        ...
+
+    def lyrics_report(
+        self,
+        text: str,
+        language: str | None,
+        folder: Folder | None,
+        given: Path | None,
+        cache: Path,
+        progress: Progress,
+    ) -> list[str]:
+        """Lyrics line by line, as training and `generate` read them. folder, given: the model or the file of
+        `texts` to read them with; without either it is looked for, and kept in `cache`.
+        """
+        ...
+
+    def write_miniature(self, folder: Path, seed: int = 0) -> None:
+        """A checkpoint with random weights in upstream's layout, for the demo and tests."""
+        ...
+
     def prepare(self, model: nn.Module) -> Prepare | None:
         """What is added to each batch before the compiled step, as nothing that is trained changes it."""
         ...

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from acestep_mlx.errors import CheckpointError, ConfigError, DataError
-from acestep_mlx.families.v1.lyrics.report import lyrics_report, read_lyrics, summary
+from acestep_mlx.families.v1.lyrics.report import lyrics_report, summary
 from acestep_mlx.families.v1.lyrics.tokenizer import MAX_TOKENS, LyricTokenizer
 from acestep_mlx.families.v1.miniature_text import miniature_vocabulary
+from acestep_mlx.io.text_files import read_text
 from acestep_mlx.text.detect import detect, detect_lines
 from acestep_mlx.text.languages import LANGUAGES, language_code
 from acestep_mlx.text.lines import line_languages
@@ -322,18 +323,18 @@ def test_rendered_report_names_everything(tokenizer: LyricTokenizer) -> None:
     assert "ja" in forced and "eien" in forced
 
 
-def test_read_lyrics_takes_utf8_and_utf16_and_refuses_the_rest(tmp_path: Path) -> None:
+def test_a_lyrics_file_may_be_utf8_and_utf16_and_refuses_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "track.lyrics"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_bytes("Größe 愛".encode(encoding))
-        assert read_lyrics(path) == "Größe 愛"
+        assert read_text(path)[0] == "Größe 愛"
     path.write_bytes("Größe".encode("latin-1"))  # Western for sure, so it is taken for Windows-1252
-    assert read_lyrics(path) == "Größe"
+    assert read_text(path)[0] == "Größe"
     path.write_bytes("愛してる".encode("shift-jis"))
     with pytest.raises(DataError, match="not UTF-8"):
-        read_lyrics(path)
+        read_text(path)[0]
     with pytest.raises(DataError, match="cannot read"):
-        read_lyrics(tmp_path / "missing.lyrics")
+        read_text(tmp_path / "missing.lyrics")
 
 
 def test_bad_vocabulary_files_are_named(tmp_path: Path) -> None:

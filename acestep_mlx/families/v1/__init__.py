@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import Component, Family, LoRANames, Objective, StepMemory, Texts, Variant
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ...config.request import Request
     from ...config.run import RunConfig
+    from ...io.progress import Progress
     from ..layout import Layout
     from ..protocol import Codec, Conditioned, Folder, Models, Prepare
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
@@ -128,6 +130,32 @@ class ACEStepV1:
         from .conditions import Conditioned
 
         return Conditioned(transformer, conditions, request)
+
+    def remarks(self, request: Request, models: Models) -> list[str]:
+        """Prompts that are cut, and what became of the lyrics."""
+        from .conditions import remarks
+
+        return remarks(request, models)
+
+    def lyrics_report(
+        self,
+        text: str,
+        language: str | None,
+        folder: Folder | None,
+        given: Path | None,
+        cache: Path,
+        progress: Progress,
+    ) -> list[str]:
+        """With the vocabulary that is given, the model's, or wherever `convert` would find it."""
+        from .lyrics.report import with_vocabulary
+
+        return with_vocabulary(text, language, folder, given, cache, progress)
+
+    def write_miniature(self, folder: Path, seed: int = 0) -> None:
+        """See `miniature`."""
+        from .miniature import write_checkpoint
+
+        write_checkpoint(folder, seed=seed)
 
     def prepare(self, model: nn.Module) -> Prepare | None:
         """Encoded lyrics, where nothing that encodes them is trained."""

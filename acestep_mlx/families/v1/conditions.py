@@ -22,6 +22,8 @@ from ...text.sheet import read_sheet
 from ..protocol import Models
 from . import schedule as levels
 from .latents import LATENTS
+from .lyrics.report import summary
+from .prompt import MAX_LENGTH
 
 TAU = 0.01
 TEXT_BLOCKS = (8, 10)  # of UMT5
@@ -90,6 +92,29 @@ def _lyrics(lyrics: str, language: str, models: Models) -> tuple[mx.array, mx.ar
         return mx.zeros((1, 0), dtype=mx.int32), mx.zeros((1, 0))
     ids = mx.array([models.lyric_tokenizer.tokenize(lyrics, language)], dtype=mx.int32)
     return ids, mx.ones(ids.shape)
+
+
+def remarks(request: Request, models: Models) -> list[str]:
+    """What of the lyrics was changed, and what the model will not hear."""
+    lines = []
+    for name in ("prompt", "edit_prompt", "negative_prompt"):
+        text = getattr(request, name) or ""
+        tokens = models.prompt_tokenizer(text, max_length=len(text.encode()) + 2)[0].shape[1]
+        if tokens > MAX_LENGTH:
+            lines.append(f"{name.replace('_', ' ')}: cut to {MAX_LENGTH} of {tokens} tokens")
+    language = None if request.lyrics_language == "auto" else request.lyrics_language
+    for name, lyrics in (("lyrics", request.lyrics), ("edit lyrics", request.edit_lyrics)):
+        if not lyrics:
+            continue
+        sheet = read_sheet(lyrics)
+        notes = list(sheet.notes)
+        if sheet.text:
+            report = models.lyric_tokenizer.report(sheet.text, language)
+            notes += summary(report)[1:]  # the first line counts lines and tokens
+        else:
+            notes.append("nothing is left to sing")
+        lines += [f"{name}: {note}" for note in notes]
+    return lines
 
 
 class Encoded(NamedTuple):

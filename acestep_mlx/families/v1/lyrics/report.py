@@ -5,14 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ....errors import CheckpointError
 from ....formatting import count, listed
-from ....io.text_files import read_text
+from ....io.progress import Progress
+from ...protocol import Folder
 from .tokenizer import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
+from .vocabulary import without_model
 
 
-def read_lyrics(path: str | Path) -> str:
-    """Text of a lyrics file: UTF-8, UTF-16, or what is surely Windows-1252. Raises DataError otherwise."""
-    return read_text(Path(path).expanduser())[0]
+def with_vocabulary(
+    text: str,
+    language: str | None,
+    folder: Folder | None,
+    given: Path | None,
+    cache: Path,
+    progress: Progress,
+) -> list[str]:
+    """`lyrics_report` with the vocabulary that is given, the model's, or wherever `convert` would find it."""
+    tokenizer = LyricTokenizer(_vocabulary(folder, given, cache, progress))
+    return lyrics_report(text, tokenizer, language).splitlines()
+
+
+def _vocabulary(folder: Folder | None, given: Path | None, cache: Path, progress: Progress) -> Path:
+    if given is not None:
+        if not given.is_file():
+            what = "is a folder; name a file" if given.is_dir() else "no such file"
+            raise CheckpointError(f"{given}: {what}")
+        return given
+    if folder is not None:
+        return folder.lyric_vocab()
+    try:
+        return without_model(cache, progress)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or name the model they are for: --model MLX_FOLDER") from None
 
 
 def lyrics_report(text: str, tokenizer: LyricTokenizer, language: str | None = None) -> str:
