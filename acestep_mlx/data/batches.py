@@ -99,7 +99,7 @@ class Batches:
             dropout=self.dropout,
             batch=self.batch_size * world,
         )
-        self._lengths = self._bucket_lengths()
+        self._shapes = self._bucket_shapes()
         self._epoch = self._position = 0
         self._plan: list[list[Item]] = []
         self._planned = -1
@@ -125,7 +125,7 @@ class Batches:
     @property
     def shapes(self) -> set[Shape]:
         """Padded shapes that batches of one bucket can have; each is one compiled graph."""
-        return {Shape(frames, *lengths) for frames, lengths in self._lengths.items()}
+        return set(self._shapes.values())
 
     def plan(self, epoch: int) -> list[list[Item]]:
         """The global batches of an epoch: every rank's items, in order."""
@@ -179,26 +179,20 @@ class Batches:
         groups += [rest[i : i + size] for i in range(0, len(rest), size)]
         return groups
 
-    def _bucket_lengths(self) -> dict[int, tuple[int, int]]:
-        """Text and lyric length of each bucket: one padded shape per bucket, whatever is drawn."""
-        lengths: dict[int, tuple[int, int]] = {}
+    def _bucket_shapes(self) -> dict[int, Shape]:
+        """The shape of each bucket: one, whatever is drawn."""
+        shapes: dict[int, Shape] = {}
         padding = self.cache.family.padding
         for sample in self.samples:
-            text, lyrics = lengths.get(sample.bucket, (0, 0))
-            lengths[sample.bucket] = (
-                max(text, _round_up(self.cache.text_length(sample), padding.text)),
-                max(lyrics, _round_up(self.cache.lyric_length(sample), padding.lyrics)),
-            )
-        return lengths
+            text = _round_up(self.cache.text_length(sample), padding.text)
+            lyrics = _round_up(self.cache.lyric_length(sample), padding.lyrics)
+            own = Shape(sample.bucket, text, lyrics)
+            shapes[sample.bucket] = _around([own, shapes.get(sample.bucket, own)])
+        return shapes
 
     def shape(self, items: Sequence[Item]) -> Shape:
         """The padded lengths of a global batch."""
-        buckets = {self.samples[item.sample].bucket for item in items}
-        return Shape(
-            frames=max(buckets),
-            text=max(self._lengths[b][0] for b in buckets),
-            lyrics=max(self._lengths[b][1] for b in buckets),
-        )
+        return _around([self._shapes[self.samples[item.sample].bucket] for item in items])
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────
     def next(self) -> Batch:
@@ -326,3 +320,8 @@ def to_batch(arrays: Arrays, samples: Sequence[Sample]) -> Batch:
 
 def _round_up(length: int, step: int) -> int:
     return -(-length // step) * step
+
+
+def _around(shapes: Sequence[Shape]) -> Shape:
+    """The smallest shape that holds all of these."""
+    return Shape(*map(max, zip(*shapes, strict=True)))

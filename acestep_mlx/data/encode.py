@@ -27,6 +27,7 @@ from ..io.progress import Advance, Progress, silent
 from .cache import Store
 from .facts import MISREAD, MISREAD_OGG, FactsIndex
 from .manifest import Manifest, Sample, index_path, nothing_left
+from .summary import SetReport
 
 #: parts that are encoded from words, in this order → what progress calls them
 STAGES = {"lyrics": "lyrics", "text": "captions"}
@@ -142,11 +143,6 @@ class Cache:
         """Free the codec that on-demand encoding keeps loaded."""
         self._encoders["latents"].release()
 
-    @property
-    def complete(self) -> bool:
-        """Whether every latent is in the cache."""
-        return not any(self._lacks("latents", s) for s in self.samples)
-
     # ── files ────────────────────────────────────────────────────────────────────────────────────────
     def files(self) -> set[Path]:
         """The cache files that this data needs (whether they are there or not)."""
@@ -221,12 +217,15 @@ class Cache:
     def _learn(self, kind: str, sample: Sample, key: str, stored: Arrays) -> None:
         """Remember a text's length, and tell the report what became of it."""
         self._lengths[key] = len(stored[self._encoders[kind].names[0]])
-        notes = stored.get("notes")
-        for one in self.report.sets:
-            if notes is not None and one.id == sample.dataset.id:
-                name = sample.id.removeprefix(f"{one.id}/")
-                fresh = [(name, note) for note in json.loads(notes.tobytes())]
-                one.notes += [note for note in fresh if note not in one.notes]
+        one, name = self._report(sample)
+        if (notes := stored.get("notes")) is not None:
+            fresh = [(name, note) for note in json.loads(notes.tobytes())]
+            one.notes += [note for note in fresh if note not in one.notes]
+
+    def _report(self, sample: Sample) -> tuple[SetReport, str]:
+        """The report of the song's data set, and what the song is called there."""
+        one = next(one for one in self.report.sets if one.id == sample.dataset.id)
+        return one, sample.id.removeprefix(f"{one.id}/")
 
     def _encode_latents(self, samples: Sequence[Sample], progress: Progress) -> None:
         missing: dict[tuple[str, Store], Sample] = {}
@@ -247,49 +246,37 @@ class Cache:
                 failed[self.latent_key(sample)] = problem
             progress(Advance("latents", done, len(missing), note=sample.id))
         self.release()
-        if failed:
-            FactsIndex(self._index).forget(s.audio for s in samples if self.latent_key(s) in failed)
-            self._drop({s.id: failed[self.latent_key(s)] for s in samples if self.latent_key(s) in failed})
+        lost = [sample for sample in samples if self.latent_key(sample) in failed]
+        if lost:
+            FactsIndex(self._index).forget(sample.audio for sample in lost)
+        for sample in lost:
+            reason = failed[self.latent_key(sample)]
+            one, name = self._report(sample)
+            one.skipped.append((name, reason))
+            self.skipped.append((sample.id, reason))
+            self.samples.remove(sample)
 
     def _count_damaged(self, sample: Sample, store: Store, key: str) -> None:
         """Report a song that has a file in the cache which cannot be used. Before it is written again."""
-        for one in self.report.sets:
-            if store.occupied(key) and one.id == sample.dataset.id:
-                found = (sample.id.removeprefix(f"{one.id}/"), "a cache file was damaged or another entry's")
-                one.again += [found] if found not in one.again else []
+        one, name = self._report(sample)
+        found = (name, "a cache file was damaged or another entry's")
+        if store.occupied(key) and found not in one.again:
+            one.again.append(found)
 
     def _count_again(self, sample: Sample) -> None:
         """Report a song whose latents are in the cache, but damaged or of sound that was read wrongly."""
-        self._count_damaged(sample, self._store(sample, "latents"), self.latent_key(sample))
-        if sample.former is None:
+        store, part = self._store(sample, "latents"), sample.former
+        self._count_damaged(sample, store, self.latent_key(sample))
+        if part is None:
             return
-        former = [
-            self._latent_key(sample, sample.former),
-            self._latent_key(sample, sample.former, decoded=MISREAD),
-        ]
-        if not any(self._store(sample, "latents").has(key) for key in former):
-            return
-        for one in self.report.sets:
-            if one.id == sample.dataset.id:
-                same = sample.former == (sample.start, sample.seconds)
-                detail = f"{sample.former[1]:.2f} s were taken, {sample.seconds:.2f} s are there"
-                damage = (
-                    "some of its sound was lost"
-                    if sample.misread == MISREAD_OGG
-                    else "some blocks were damaged"
-                )
-                detail = damage if same else detail
-                one.again.append((sample.id.removeprefix(f"{one.id}/"), detail))
-
-    def _drop(self, failed: dict[str, str]) -> None:
-        self.samples = [sample for sample in self.samples if sample.id not in failed]
-        self.skipped += list(failed.items())
-        for one in self.report.sets:
-            one.skipped += [
-                (name.removeprefix(f"{one.id}/"), reason)
-                for name, reason in failed.items()
-                if name.startswith(f"{one.id}/")
-            ]
+        former = [self._latent_key(sample, part), self._latent_key(sample, part, decoded=MISREAD)]
+        if any(store.has(key) for key in former):
+            one, name = self._report(sample)
+            detail = f"{part[1]:.2f} s were taken, {sample.seconds:.2f} s are there"
+            if part == (sample.start, sample.seconds):
+                lost = sample.misread == MISREAD_OGG
+                detail = "some of its sound was lost" if lost else "some blocks were damaged"
+            one.again.append((name, detail))
 
 
 class NotFinite(DataError):

@@ -96,8 +96,7 @@ class CachedSong:
     drop_lyrics: bool
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Padded lengths of a batch: latent frames, text tokens, lyric tokens."""
 
     frames: int
