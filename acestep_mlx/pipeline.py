@@ -115,7 +115,7 @@ class ACEStepPipeline:
         Raises CheckpointError when the file is not a LoRA or one for another model, ConfigError for a scale
         that is no number between -100 and 100.
         """
-        from .lora.formats.write import read_lora
+        from .lora.formats.read import read_lora
         from .lora.merge import MAX_SCALE
 
         if not abs(scale) <= MAX_SCALE:

@@ -48,10 +48,10 @@ from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.nn.activations import masked
-from acestep_mlx.testing.random_model import quantised_model
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
+from tests.training.random_model import quantised_model
 
 
 @mx.custom_function

@@ -39,11 +39,11 @@ from acestep_mlx.families.v1.keymap import KEYMAPS
 from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, inject
-from acestep_mlx.testing.random_model import quantised_model
 from acestep_mlx.training.memory import cache_limit
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.parity import reference
+from tests.training.random_model import quantised_model
 
 Products = Counter[tuple[int, int, int]]  # (rows, inner, columns) → how often in one step
 

@@ -22,7 +22,7 @@ from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import Header, read_header
 from ..io.tensors import SafetensorsWriter
-from ..lora.formats.write import find_file, read_lora
+from ..lora.formats.read import find_file, read_lora
 from ..lora.layers import dense_weight
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..lora.merge import FuseError, check_strengths, fuse_layer, parameter_changes, parts_by_path, with_weight

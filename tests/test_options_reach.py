@@ -27,7 +27,8 @@ from acestep_mlx.families import of_flavour
 from acestep_mlx.families.v1 import songs
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.io.safetensors import read_header
-from acestep_mlx.lora.formats.write import FORMATS, read_lora
+from acestep_mlx.lora.formats.read import read_lora
+from acestep_mlx.lora.formats.write import FORMATS
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, StepDone, ValidationClip
 from acestep_mlx.training import build, memory, prepare
 from acestep_mlx.training import evaluation as evaluate

@@ -31,7 +31,7 @@ def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
     import mlx.core as mx
 
     from ..families.folder import ModelFolder
-    from ..lora.formats.write import read_lora
+    from ..lora.formats.read import read_lora
 
     trained, again = read_lora(checkpoint), read_lora(exported)
     transformer = ModelFolder.open(model).load("transformer")

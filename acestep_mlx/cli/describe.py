@@ -167,8 +167,8 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
     Other adapters, and LoRAs of other models, are named for what they are.
     """
     from ..io.safetensors import read_header
+    from ..lora.formats.read import find_file, read_lora
     from ..lora.formats.recognise import recognise
-    from ..lora.formats.write import find_file, read_lora
 
     file = find_file(path)
     header = read_header(file)

@@ -72,8 +72,9 @@ def command(
     compared before this says done.
     """
     from ..families.folder import ModelFolder
+    from ..lora.formats.read import find_file, read_lora
     from ..lora.formats.recognise import check_model
-    from ..lora.formats.write import DTYPES, find_file, prepare, read_lora, verify, write_lora
+    from ..lora.formats.write import DTYPES, prepare, verify, write_lora
 
     source = find_file(path)
     target = _target(source if path.is_file() else path, kind, output)

@@ -285,7 +285,7 @@ def _loras(
 def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
     """The model and the LoRAs, by path and by content."""
     from .. import __version__
-    from ..lora.formats.write import find_file
+    from ..lora.formats.read import find_file
     from ..sampling.record import RECORD_VERSION
 
     folder = pipe.folder

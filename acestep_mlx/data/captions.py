@@ -6,13 +6,7 @@ import random
 from collections.abc import Sequence
 
 from ..config.datasets import Shuffle
-from ..io.text_files import read_text
 from ..text.sheet import unescape_breaks
-
-__all__ = [
-    "CAPTION_NAMES", "LYRICS_ENDINGS", "LYRICS_NAMES", "caption_lines", "clean_lyrics", 
-    "read_text", "shuffled", "unique",
-]  # fmt: skip
 
 CAPTION_NAMES = ("{stem}.txt", "{stem}_prompt.txt")
 LYRICS_NAMES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..formatting import count, listed
 
@@ -98,28 +98,6 @@ class SetReport:
             counts.update(line_languages(lyrics))
         return dict(counts.most_common())
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return {
-            "id": self.id,
-            "files": self.files,
-            "songs": self.songs,
-            "hours": self.seconds / 3600,
-            "captions": self.captions,
-            "left_out_by_max_num_samples": self.left_out,
-            "left_out": self.no_songs,
-            "skipped": self.skipped,
-            "padded": self.padded,
-            "cut": self.cut,
-            "length_counted": self.counted,
-            "encoded_again": self.again,
-            "no_caption": self.no_caption,
-            "no_lyrics": self.no_lyrics,
-            "lyrics_lines": self.languages(),
-            "notes": self.notes,
-            "buckets": {str(frames): count for frames, count in sorted(self.buckets.items())},
-        }
-
 
 @dataclass
 class DatasetReport:
@@ -129,26 +107,9 @@ class DatasetReport:
     ignored: Sequence[tuple[str, str, str]] = ()
     disabled: Sequence[str] = ()
 
-    @property
-    def songs(self) -> int:
-        return sum(one.songs for one in self.sets)
-
-    @property
-    def hours(self) -> float:
-        return sum(one.seconds for one in self.sets) / 3600
-
     def remarks(self) -> list[tuple[str, str]]:
         """What a run says of its data before the first step, as (text, "info" or "warning")."""
         return [remark for one in self.sets for remark in one.remarks()]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return {
-            "songs": self.songs,
-            "hours": self.hours,
-            "sets": [one.to_dict() for one in self.sets],
-            "disabled": list(self.disabled),
-        }
 
     def lines(self, limit: int = 20) -> list[str]:
         """Text for a terminal; at most `limit` names per list (0: all), but every skipped song."""

@@ -24,7 +24,7 @@ from ..families import of_flavour
 from ..families.folder import ModelFolder
 from ..families.protocol import Family
 from ..io.schema import is_utf8
-from ..lora.formats.write import read_lora
+from ..lora.formats.read import read_lora
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
 from ..lora.surgery import check_start, find_targets
 from . import checkpoint, output

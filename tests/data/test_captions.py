@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.config.datasets import Shuffle, lyrics_name
-from acestep_mlx.data.captions import caption_lines, clean_lyrics, read_text, shuffled
+from acestep_mlx.data.captions import caption_lines, clean_lyrics, shuffled
 from acestep_mlx.errors import ConfigError, DataError
+from acestep_mlx.io.text_files import read_text
 
 TEXT = "Grüße, naïve café"
 GOOD: dict[str, tuple[bytes, str, bool]] = {

@@ -8,7 +8,6 @@ import subprocess
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile as sf
 
@@ -407,13 +406,6 @@ def test_lists_are_told_where_their_captions_go(tmp_path: Path, songs: Path) -> 
     entry = {"type": "csv", "csv_file": "l.csv", "caption_strategy": "csv"}
     (captions, _), (lyrics, _) = manifest(tmp_path, entry).report.remarks()
     assert "its column" in captions and "their column" in lyrics
-
-
-def test_the_report_as_json(tmp_path: Path, songs: Path) -> None:
-    write(songs / "._a.wav")
-    found = json.loads(json.dumps(manifest(tmp_path).report.to_dict()))
-    assert found["sets"][0]["left_out"] == [["._a.wav", "hidden file"]]
-    assert np.isclose(found["hours"], 4 / 3600)
 
 
 @pytest.mark.parametrize("name", ["$RECYCLE.BIN", "System Volume Information", "lost+found"])

@@ -23,6 +23,8 @@ from acestep_mlx.nn.activations import silu_value
 from acestep_mlx.nn.convolution import Conv1d, Conv2d, DepthwiseConv2d, UpsampledConv2d, UpsamplingConv1d
 from acestep_mlx.nn.windows import reach, windowed, windows
 
+from .tiny import tiny
+
 TYPES = ("ResBlock", "EfficientViTBlock", "EfficientViTBlock")
 NESTED = DCAEConfig(  # attention at two levels, (un)shuffling, several scales
     in_channels=2,
@@ -53,7 +55,7 @@ def shake(model, seed: int = 0):
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return Codec(shake(AutoencoderDC(DCAEConfig.tiny())), shake(Vocoder(VocoderConfig.tiny())))
+    return Codec(shake(AutoencoderDC(tiny(DCAEConfig))), shake(Vocoder(tiny(VocoderConfig))))
 
 
 def sweep(seconds: float, rate: int = 44100) -> np.ndarray:
@@ -81,7 +83,7 @@ def test_windows_cover_everything_once() -> None:
 
 
 @pytest.mark.slow_after(2)
-@pytest.mark.parametrize("config", [DCAEConfig.tiny(), NESTED], ids=["released", "nested"])
+@pytest.mark.parametrize("config", [tiny(DCAEConfig), NESTED], ids=["released", "nested"])
 @pytest.mark.parametrize("window", [1, 3, 8])
 def test_autoencoder_in_windows(config: DCAEConfig, window: int) -> None:
     """The same numbers everywhere, ends and seams included, whatever the window."""
@@ -97,7 +99,7 @@ def test_autoencoder_in_windows(config: DCAEConfig, window: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 5, 64])
 def test_vocoder_in_windows(window: int) -> None:
-    model = shake(Vocoder(VocoderConfig.tiny()))
+    model = shake(Vocoder(tiny(VocoderConfig)))
     mel = mx.random.normal((2, 128, 131), key=mx.random.key(1))
     assert difference(model(mel, window), model(mel)) < 1e-4
 
@@ -124,12 +126,12 @@ def reached(layers, x: mx.array, axis: int) -> int:
 def test_overlaps_cover_the_true_receptive_field(monkeypatch: pytest.MonkeyPatch) -> None:
     """Declared overlaps are not smaller than what is really seen (and not wastefully larger)."""
     monkeypatch.setattr(convolution, "on_cpu", lambda: False)  # a tile's rounding would count as seeing
-    head = shake(Vocoder(VocoderConfig.tiny())).head
+    head = shake(Vocoder(tiny(VocoderConfig))).head
     layers = head.layers()
     halo, rate = reach(layers)
     seen = reached(layers, mx.random.normal((1, 4 * halo, 16), key=mx.random.key(0)), 1)
     assert rate == 512 and seen <= halo <= seen + 3
-    model = shake(AutoencoderDC(replace(DCAEConfig.tiny(), encoder_block_types="ResBlock")))
+    model = shake(AutoencoderDC(replace(tiny(DCAEConfig), encoder_block_types="ResBlock")))
     layers = model.encoder.layers()
     halo, rate = reach(layers)
     x = mx.random.normal((1, 8, 8 * (halo // 2), 2), key=mx.random.key(0))
@@ -254,7 +256,7 @@ def test_refused_audio(codec: Codec) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_half_precision(codec: Codec, dtype: mx.Dtype) -> None:
-    half = Codec(AutoencoderDC(DCAEConfig.tiny()), Vocoder(VocoderConfig.tiny()))
+    half = Codec(AutoencoderDC(tiny(DCAEConfig)), Vocoder(tiny(VocoderConfig)))
     for ours, theirs in ((half.dcae, codec.dcae), (half.vocoder, codec.vocoder)):
         ours.update(tree_map(lambda w: w.astype(dtype), theirs.parameters()))
         assert all(w.dtype == dtype for _, w in tree_flatten(ours.parameters()))
@@ -298,7 +300,7 @@ def test_refused_configs(config: type, changes: dict, why: str) -> None:
 
 def test_parts_that_do_not_fit() -> None:
     with pytest.raises(CheckpointError, match="8 frames per latent"):
-        Codec(AutoencoderDC(NESTED), Vocoder(VocoderConfig.tiny()))
+        Codec(AutoencoderDC(NESTED), Vocoder(tiny(VocoderConfig)))
 
 
 CONVOLUTIONS = {
@@ -375,7 +377,7 @@ def test_a_changed_weight_is_used() -> None:
 
 def test_streams_in_another_thread() -> None:
     """A stream belongs to its thread; encoding works in each."""
-    model = shake(AutoencoderDC(DCAEConfig.tiny()))
+    model = shake(AutoencoderDC(tiny(DCAEConfig)))
     x = mx.random.normal((1, 2, 64, 168), key=mx.random.key(1))
     expected = np.array(model.encode(x, 3))
     mx.eval(model.parameters(), x)

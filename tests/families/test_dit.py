@@ -15,7 +15,9 @@ from acestep_mlx.families.v1 import dit, lyric_encoder
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.lyric_encoder import rel_shift
 
-CONFIG = TransformerConfig.tiny()
+from .tiny import tiny
+
+CONFIG = tiny(TransformerConfig)
 # The released model's file, as upstream writes it.
 RELEASED = {
     "_class_name": "Transformer2DModel",

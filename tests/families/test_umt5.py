@@ -12,6 +12,8 @@ from mlx.utils import tree_map
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.v1.umt5 import UMT5Config, UMT5Encoder
 
+from .tiny import tiny
+
 # umt5-base's file, as the checkpoint carries it.
 RELEASED = {
     "architectures": ["UMT5ForConditionalGeneration"],
@@ -68,7 +70,7 @@ def test_a_config_that_is_not_understood_is_refused(change: dict, message: str) 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
 def test_finite_in_every_precision_also_with_nothing_to_read(dtype: mx.Dtype) -> None:
     mx.random.seed(0)
-    model = UMT5Encoder(UMT5Config.tiny())
+    model = UMT5Encoder(tiny(UMT5Config))
     model.update(tree_map(lambda p: p.astype(dtype), model.parameters()))
     ids = mx.random.randint(0, 384, (2, 7))
     out = model(ids, mx.array([[1] * 7, [0] * 7]))
@@ -81,7 +83,7 @@ def test_sums_beyond_float16_stay_within_it(weight: str) -> None:
     """A residual of 60,000 twice over: in float16 it is held at the largest number, and all that follows is
     finite; in float32 it is what it is."""
     mx.random.seed(0)
-    model = UMT5Encoder(UMT5Config.tiny())
+    model = UMT5Encoder(tiny(UMT5Config))
     layer, name = model.encoder.block[0].layer["SelfAttention" not in weight], weight.split(".")
     projection = getattr(getattr(layer, name[0]), name[1])
     projection.weight = projection.weight * (3e4 / mx.abs(projection.weight).mean())
@@ -106,7 +108,7 @@ def test_sums_beyond_float16_stay_within_it(weight: str) -> None:
 
 def test_padding_changes_nothing() -> None:
     mx.random.seed(0)
-    model = UMT5Encoder(UMT5Config.tiny())
+    model = UMT5Encoder(tiny(UMT5Config))
     ids = mx.random.randint(0, 384, (1, 9))
     short = model(ids[:, :6], mx.ones((1, 6)))
     padded = model(ids, mx.array([[1] * 6 + [0] * 3]))[:, :6]

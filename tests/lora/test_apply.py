@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.apply import AppliedLoRA, apply_loras, remove_loras
-from acestep_mlx.lora.formats.write import read_lora, write_lora
+from acestep_mlx.lora.formats.read import read_lora
+from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.layers import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
 from acestep_mlx.lora.surgery import LoRASpec, from_model

@@ -19,7 +19,9 @@ from acestep_mlx.cli.export import programs
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.formats.keys import parse
-from acestep_mlx.lora.formats.write import FILE_NAME, FORMATS, METADATA_KEY, TOLERANCES, read_lora, write_lora
+from acestep_mlx.lora.formats.metadata import METADATA_KEY
+from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
+from acestep_mlx.lora.formats.write import FORMATS, TOLERANCES, write_lora
 from acestep_mlx.lora.layers import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import (
     embedder_parameters,
@@ -31,6 +33,7 @@ from acestep_mlx.lora.lyrics_embedder import (
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights, relative_difference
 
+from ..families.tiny import tiny
 from . import readers
 from .standin import StandIn, make, trained
 
@@ -379,7 +382,7 @@ def test_every_underscored_path_is_found():
 
     from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 
-    model = ACEStepTransformer(TransformerConfig.tiny())
+    model = ACEStepTransformer(tiny(TransformerConfig))
     for path in base_linears(model):
         flat = path.replace(".", "_")
         key = parse(f"lora_unet_{flat}.lora_down.weight", LORA)

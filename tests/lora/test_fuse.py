@@ -24,7 +24,9 @@ from acestep_mlx.formatting import size
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.apply import apply_loras
 from acestep_mlx.lora.formats import write as formats
-from acestep_mlx.lora.formats.write import FILE_NAME, read_lora, write_lora
+from acestep_mlx.lora.formats.metadata import METADATA_KEY
+from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
+from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
 from acestep_mlx.lora.merge import FuseError
 from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
@@ -392,7 +394,7 @@ def test_shared_files_do_not_tell_where_home_is(tiny_model, tmp_path):
     inject(model, SPEC)
     path = write_lora(tmp_path / "x.safetensors", from_model(model, SPEC, base=str(tiny_model)))
     assert str(tiny_model.parent) not in path.read_bytes()[:20000].decode(errors="replace")
-    facts = json.loads(mx.load(str(path), return_metadata=True)[1][formats.METADATA_KEY])
+    facts = json.loads(mx.load(str(path), return_metadata=True)[1][METADATA_KEY])
     assert facts["base"] == tiny_model.name
 
 

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from acestep_mlx.cli import main
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.v1 import FAMILY as V1
+from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.recognise import is_ours, recognise, released
-from acestep_mlx.lora.formats.write import read_lora
 
 ENDINGS = {"peft": ("lora_A.weight", "lora_B.weight"), "kohya": ("lora_down.weight", "lora_up.weight")}
 

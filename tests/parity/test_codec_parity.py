@@ -19,13 +19,15 @@ from acestep_mlx.io.audio import log_mel
 from tests.later import Later
 from tests.parity import reference
 
+from ..families.tiny import tiny
+
 torch = Later("torch")
 pytestmark = pytest.mark.parity
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 DCAE_CONFIGS = {
     # the released shape, made small
-    "released": DCAEConfig.tiny(),
+    "released": tiny(DCAEConfig),
     # diffusers' defaults: (un)shuffling, shortcuts with several group sizes, attention in the middle
     "shuffle": DCAEConfig(
         in_channels=3,
@@ -166,7 +168,7 @@ PARALLEL = VocoderConfig(
 
 
 @pytest.mark.parametrize("old_weight_norm", [False, True], ids=["parametrizations", "weight_g"])
-@pytest.mark.parametrize("config", [VocoderConfig.tiny(), PARALLEL], ids=["released", "parallel"])
+@pytest.mark.parametrize("config", [tiny(VocoderConfig), PARALLEL], ids=["released", "parallel"])
 def test_vocoder(config: VocoderConfig, old_weight_norm: bool) -> None:
     ours, theirs = pair_of_vocoders(config, old_weight_norm)
     mel = torch.randn((2, 128, 9), generator=torch.Generator().manual_seed(1))
@@ -190,7 +192,7 @@ def test_log_mel() -> None:
 def test_codec_end_to_end() -> None:
     """wav → latents and latents → wav against the reference's whole pipeline, an odd number of samples."""
     dcae, their_dcae = pair_of_dcae(DCAE_CONFIGS["released"])
-    vocoder, their_vocoder = pair_of_vocoders(VocoderConfig.tiny())
+    vocoder, their_vocoder = pair_of_vocoders(tiny(VocoderConfig))
     ours = Codec(dcae, vocoder)
     pipeline = reference.load("music_dcae.music_dcae_pipeline")
     theirs = types.SimpleNamespace(dcae=their_dcae, vocoder=their_vocoder, resampler=torch.nn.Identity())

@@ -14,12 +14,14 @@ from mlx.utils import tree_flatten
 from acestep_mlx.cli.export import programs
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.lora import LORA
+from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
 from acestep_mlx.lora.formats.scales import PeftSettings
-from acestep_mlx.lora.formats.write import FILE_NAME, read_lora, write_lora
+from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAWeights
 
+from ..families.tiny import tiny
 from ..later import Later
 from . import reference
 from .test_transformer_parity import (
@@ -35,7 +37,7 @@ torch = Later("torch")
 peft = Later("peft")
 pytestmark = pytest.mark.parity
 
-CONFIG = TransformerConfig.tiny()
+CONFIG = tiny(TransformerConfig)
 CONVOLUTIONS = ("ff.inverted_conv.conv", "ff.point_conv.conv", "proj_in.early_conv_layers.2")
 SPECS = {
     "alpha = rank": LoRASpec(rank=4),

@@ -10,10 +10,12 @@ import pytest
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.io.safetensors import read_header
+from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.recognise import recognise
-from acestep_mlx.lora.formats.write import read_lora, write_lora
+from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.layers import base_linears
 
+from ..families.tiny import tiny
 from ..later import Later
 from .test_transformer_parity import make_ours, make_reference
 
@@ -21,7 +23,7 @@ torch = Later("torch")
 lycoris = Later("lycoris")
 pytestmark = pytest.mark.parity
 
-CONFIG = TransformerConfig.tiny()
+CONFIG = tiny(TransformerConfig)
 ATTENTION = {"target_module": ["Attention"], "module_algo_map": {}}  # SimpleTuner's default
 
 

@@ -12,6 +12,7 @@ from acestep_mlx.convert.plan import plan, translate
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.keymap import KEYMAPS
 
+from ..families.tiny import tiny
 from ..later import Later
 from . import reference
 
@@ -167,7 +168,7 @@ def run_ours(model: ACEStepTransformer, inputs: dict[str, np.ndarray]) -> tuple[
     ids=["full", "ragged", "one row without lyrics", "no lyrics", "one lyric token", "one frame"],
 )
 def test_velocity_and_encoder_states(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TransformerConfig.tiny()
+    config = tiny(TransformerConfig)
     theirs = make_reference(config, monkeypatch)
     inputs = make_inputs(config, **case)
     velocity, states = run_ours(make_ours(config, theirs), inputs)
@@ -178,7 +179,7 @@ def test_velocity_and_encoder_states(case: dict, monkeypatch: pytest.MonkeyPatch
 
 def test_every_mask_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parity above would be empty if the hooks did not reach the reference's masks."""
-    config = TransformerConfig.tiny()
+    config = tiny(TransformerConfig)
     theirs = make_reference(config, monkeypatch)
     ragged = make_inputs(config)
     expected, _ = run_reference(theirs, ragged)
@@ -201,7 +202,7 @@ def test_true_width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scaled_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """ERG: our `query_scale` against the forward hooks that upstream registers."""
-    config = TransformerConfig.tiny()
+    config = tiny(TransformerConfig)
     theirs = make_reference(config, monkeypatch)
     ours = make_ours(config, theirs)
     inputs = make_inputs(config)
@@ -226,7 +227,7 @@ def test_scaled_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("checkpoint_blocks", [0, 2])
 def test_gradients(checkpoint_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every weight that a LoRA may sit on, and of the lyrics embedder, ragged masks and batch 2."""
-    config = TransformerConfig.tiny()
+    config = tiny(TransformerConfig)
     theirs = make_reference(config, monkeypatch)
     ours = make_ours(config, theirs)
     ours.checkpoint_blocks = checkpoint_blocks

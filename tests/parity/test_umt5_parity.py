@@ -10,6 +10,7 @@ from acestep_mlx.convert.plan import translate
 from acestep_mlx.families.v1.keymap import KEYMAPS
 from acestep_mlx.families.v1.umt5 import UMT5Config, UMT5Encoder, distance_buckets
 
+from ..families.tiny import tiny
 from ..later import Later
 
 torch = Later("torch")
@@ -21,7 +22,7 @@ def theirs() -> torch.nn.Module:
     from transformers import UMT5Config as TheirConfig
     from transformers import UMT5EncoderModel
 
-    config = UMT5Config.tiny()
+    config = tiny(UMT5Config)
     model = UMT5EncoderModel(
         TheirConfig(
             vocab_size=config.vocab_size,

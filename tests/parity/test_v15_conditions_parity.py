@@ -12,10 +12,11 @@ import pytest
 from acestep_mlx.families.v15.conditions import ConditionConfig, ConditionEncoder, pack
 from acestep_mlx.families.v15.fsq import AudioDetokenizer, AudioTokenizer, DetokenizerConfig, TokenizerConfig
 
+from ..families.tiny import tiny
 from .v15 import as_mlx, as_torch, normal, randomise, relative_error, same_weights, torch
 
 pytestmark = pytest.mark.parity
-TINY = ConditionConfig.tiny()
+TINY = tiny(ConditionConfig)
 
 
 def settings(config: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def test_silence_and_null(encoders: tuple) -> None:
 def tokenizers() -> tuple[AudioTokenizer, torch.nn.Module]:
     from diffusers.pipelines.ace_step import AceStepAudioTokenizer
 
-    config = TokenizerConfig.tiny()
+    config = tiny(TokenizerConfig)
     theirs = randomise(AceStepAudioTokenizer(**settings(config)))
     with torch.no_grad():  # codes from all over their range
         theirs.quantizer.project_in.weight.mul_(4)
@@ -175,7 +176,7 @@ def test_codes_of_numbers(tokenizers: tuple) -> None:
 def test_back_to_latents() -> None:
     from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer
 
-    config = DetokenizerConfig.tiny()
+    config = tiny(DetokenizerConfig)
     theirs = randomise(AceStepAudioTokenDetokenizer(**settings(config)))
     ours = same_weights("audio_token_detokenizer", AudioDetokenizer(config), theirs)
     tokens = normal(2, 7, config.hidden_size)

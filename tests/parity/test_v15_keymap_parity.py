@@ -32,6 +32,7 @@ from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
 from acestep_mlx.nn.foreign_config import UnknownKeys
 from acestep_mlx.registry import Entry
 
+from ..families.tiny import tiny
 from .v15 import normal, randomise, relative_error, torch
 
 pytestmark = pytest.mark.parity
@@ -121,7 +122,7 @@ def test_every_tensor_of_the_true_sizes_has_its_place(change: dict) -> None:
 @pytest.mark.parametrize("component", [c for c in COMPONENTS if c != "vae"])
 def test_both_layouts_give_the_same_tensors(component: str) -> None:
     config_class, module = COMPONENTS[component]
-    ours = module(config_class.tiny())
+    ours = module(tiny(config_class))
     theirs = {
         k: mx.array(v.numpy()) for k, v in randomise(reference(component, ours.config)).state_dict().items()
     }
@@ -147,7 +148,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     original: dict[str, Any] = {}
     configs: dict[str, Any] = {}
     for component, (config_class, _) in COMPONENTS.items():
-        theirs = randomise(reference(component, config_class.tiny()))
+        theirs = randomise(reference(component, tiny(config_class)))
         tensors = {name: value.numpy() for name, value in theirs.state_dict().items()}
         places = [root / "diffusers" / component]
         if component == "vae":
@@ -211,7 +212,7 @@ def test_a_tensor_of_no_component_is_an_error(checkpoints: dict[str, Path], tmp_
 
 
 def test_all_that_is_wrong_is_named_at_once() -> None:
-    ours = ACEStep15Transformer(TransformerConfig.tiny())
+    ours = ACEStep15Transformer(tiny(TransformerConfig))
     shapes = shapes_of(reference("transformer", ours.config))
     shapes["layers.1.mlp.gate_projj.weight"] = shapes.pop("layers.1.mlp.gate_proj.weight")
     shapes["layers.0.self_attn.q_proj.weight"] = shapes["layers.0.self_attn.to_q.weight"]
@@ -245,7 +246,7 @@ def test_weight_norm(transposed: bool) -> None:
 
 
 def test_a_magnitude_that_does_not_fit() -> None:
-    ours = Oobleck(OobleckConfig.tiny())
+    ours = Oobleck(tiny(OobleckConfig))
     shapes = shapes_of(reference("vae", ours.config))
     shapes["encoder.conv1.weight_g"] = (3, 1, 1)
     del shapes["decoder.conv2.weight_v"]
@@ -261,12 +262,12 @@ def test_a_magnitude_that_does_not_fit() -> None:
 def test_configs_of_diffusers(component: str) -> None:
     """What diffusers saves is read, and gives the reference's own sizes."""
     config_class, _ = COMPONENTS[component]
-    tiny = config_class.tiny()
-    saved = dict(reference(component, tiny).config)  # with attention_dropout, layer_types and _class_name
+    small = tiny(config_class)
+    saved = dict(reference(component, small).config)  # with attention_dropout, layer_types and _class_name
     config = config_class.from_dict({**saved, "_class_name": "X", "_diffusers_version": "0.42.1"})
     same = {k: v for k, v in dataclasses.asdict(config).items() if k not in OURS_ONLY}
     assert {k: tuple(v) if isinstance(v, list) else v for k, v in same.items()} == {
-        k: v for k, v in dataclasses.asdict(tiny).items() if k not in OURS_ONLY
+        k: v for k, v in dataclasses.asdict(small).items() if k not in OURS_ONLY
     }
     with pytest.raises(UnknownKeys, match="'qk_scale' may change the computation"):
         config_class.from_dict({**saved, "qk_scale": 2})

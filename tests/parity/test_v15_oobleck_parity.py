@@ -15,10 +15,11 @@ from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
 from acestep_mlx.io.progress import Advance
 from acestep_mlx.nn.windows import reach
 
+from ..families.tiny import tiny
 from .v15 import normal, randomise, relative_error, same_weights, torch
 
 pytestmark = pytest.mark.parity
-TINY = OobleckConfig.tiny()
+TINY = tiny(OobleckConfig)
 HOP = TINY.hop
 
 

@@ -14,10 +14,11 @@ from acestep_mlx.families.v15.config import FULL, SLIDING
 from acestep_mlx.families.v15.dit import ACEStep15Transformer, TransformerConfig
 from acestep_mlx.families.v15.layers import sight
 
+from ..families.tiny import tiny
 from .v15 import as_mlx, as_torch, normal, randomise, relative_error, same_weights, torch
 
 pytestmark = pytest.mark.parity
-TINY = TransformerConfig.tiny()
+TINY = tiny(TransformerConfig)
 OURS_ONLY = ("timestep_mu", "timestep_sigma")
 
 

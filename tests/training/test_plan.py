@@ -17,10 +17,11 @@ from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 from acestep_mlx.lora.surgery import LoRASpec, inject
-from acestep_mlx.testing.random_model import quantised_model
 from acestep_mlx.training import build, settings
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.step import TrainStep
+
+from .random_model import quantised_model
 
 WIDE = TransformerConfig(
     num_layers=3,

@@ -124,7 +124,7 @@ def test_checkpoint_holds_what_the_readme_says(finished):
         "training_state.json",
     }
     from acestep_mlx.config.read import load_config
-    from acestep_mlx.lora.formats.write import read_lora
+    from acestep_mlx.lora.formats.read import read_lora
 
     assert load_config(result.checkpoint / "config.json").lora_rank == 2
     baked = read_lora(result.checkpoint / "pytorch_lora_weights.safetensors")

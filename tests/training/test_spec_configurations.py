@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.cli import main
-from acestep_mlx.lora.formats.write import read_lora
+from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.testing.songs import SONGS, write_songs
 
 CONFIG = """{"model_family": "ace_step", "model_type": "lora", "model_flavour": "base",

@@ -312,7 +312,7 @@ def test_init_lora_continues_from_any_lora_file(root, tiny_model):
         root, tiny_model, "second", init_lora=str(first.lora), learning_rate=0, max_train_steps=1
     )
     second, _ = runs.run(config)
-    from acestep_mlx.lora.formats.write import read_lora
+    from acestep_mlx.lora.formats.read import read_lora
 
     a, b = read_lora(first.lora), read_lora(second.lora)
     for path, module in a.modules.items():

@@ -15,6 +15,7 @@ from ...errors import ConfigError, DataError, nearest
 from ...formatting import listed
 from ...io.audio import SUFFIXES
 from ...io.filenames import Folders, as_stored, composed, is_file, is_folder, shown
+from ...io.text_files import read_text
 from ...sampling.record import made_here
 from ...text.languages import is_language_code
 from .. import sidecars
@@ -24,7 +25,6 @@ from ..captions import (
     LYRICS_NAMES,
     caption_lines,
     clean_lyrics,
-    read_text,
 )
 from ..facts import AudioRef, FileAudio
 from .scan import sound_files

@@ -111,27 +111,6 @@ class DCAEConfig(ComponentConfig):
                     problems.append(f"{name}: {entry!r} is not one of {', '.join(allowed)}")
         return problems
 
-    @classmethod
-    def tiny(cls) -> DCAEConfig:
-        """The released model's shape of latents (8 channels, 8× compression), a few thousand parameters."""
-        types, scales = ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock"), ((), (), (), (5,))
-        return cls(
-            in_channels=2,
-            latent_channels=8,
-            attention_head_dim=8,
-            encoder_block_types=types,
-            decoder_block_types=types,
-            encoder_block_out_channels=(8, 8, 16, 16),
-            decoder_block_out_channels=(8, 8, 16, 16),
-            encoder_layers_per_block=(1, 1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1, 1),
-            encoder_qkv_multiscales=scales,
-            decoder_qkv_multiscales=scales,
-            upsample_block_type="interpolate",
-            downsample_block_type="Conv",
-            decoder_conv_act_fn="silu",
-        )
-
 
 class ResBlock(nn.Module):
     """conv → activation → conv → norm, added to the input."""

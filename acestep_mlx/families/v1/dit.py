@@ -102,22 +102,6 @@ class TransformerConfig(ComponentConfig):
             )
         return problems
 
-    @classmethod
-    def tiny(cls) -> TransformerConfig:
-        """A model of seconds, for tests and the demo."""
-        return cls(
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=4,
-            speaker_embedding_dim=16,
-            text_embedding_dim=32,
-            lyric_encoder_vocab_size=6693,
-            lyric_hidden_size=32,
-            lyric_encoder_layers=2,
-            lyric_encoder_heads=4,
-            lyric_encoder_ff=64,
-        )
-
 
 def rms_norm(x: mx.array) -> mx.array:
     """RMSNorm without a weight, eps 1e-6."""

@@ -108,11 +108,6 @@ class UMT5Config(ComponentConfig):
             return []
         return ["relative_attention_max_distance must exceed a quarter of the buckets"]
 
-    @classmethod
-    def tiny(cls) -> UMT5Config:
-        """A model of milliseconds, for tests and the demo."""
-        return cls(vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-
 
 def distance_buckets(buckets: int, max_distance: int) -> list[int]:
     """Bucket of each distance 0 … max_distance, for one direction: exact while small, then logarithmic."""

@@ -97,20 +97,6 @@ class VocoderConfig(ComponentConfig):
             problems.append(f"upsample_initial_channel cannot be halved {len(self.upsample_rates)} times")
         return problems
 
-    @classmethod
-    def tiny(cls) -> VocoderConfig:
-        """The released model's hop of 512 samples and 128 mel bins, a few thousand parameters."""
-        return cls(
-            depths=(1, 1),
-            dims=(8, 16),
-            num_mels=16,
-            upsample_rates=(8, 8, 8),
-            upsample_kernel_sizes=(16, 16, 16),
-            upsample_initial_channel=16,
-            resblock_kernel_sizes=(3, 7),
-            resblock_dilation_sizes=((1, 3, 5), (1, 3, 5)),
-        )
-
 
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution → norm → MLP → per-channel scale, without the residual."""

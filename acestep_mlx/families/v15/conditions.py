@@ -32,15 +32,6 @@ class ConditionConfig(EncoderConfig):
     NAME: ClassVar = "condition encoder"
     REPEATED: ClassVar = ("num_lyric_encoder_hidden_layers", "num_timbre_encoder_hidden_layers")
 
-    @classmethod
-    def tiny(cls) -> ConditionConfig:
-        """Fits `TransformerConfig.tiny`."""
-        return cls(
-            hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-            sliding_window=4, text_hidden_dim=32, timbre_hidden_dim=8, num_lyric_encoder_hidden_layers=3,
-            num_timbre_encoder_hidden_layers=2,
-        )  # fmt: skip
-
 
 class LyricEncoder(EncoderStack):
     """Embedded lyric tokens → states."""

@@ -63,15 +63,6 @@ class TransformerConfig(StackConfig):
             problems.append(f"{len(self.kinds)} layer_types for {layers} layers")
         return problems
 
-    @classmethod
-    def tiny(cls) -> TransformerConfig:
-        """A model of milliseconds, with queries wider than the model as in the XL models."""
-        return cls(
-            hidden_size=48, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, sliding_window=4, in_channels=24,
-            audio_acoustic_hidden_dim=8, encoder_hidden_size=32,
-        )  # fmt: skip
-
 
 class TimestepEmbedding(nn.Module):
     """A time in [0, 1] as a vector, and as six vectors that modulate the layers."""

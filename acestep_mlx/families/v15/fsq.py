@@ -30,14 +30,6 @@ class DetokenizerConfig(EncoderConfig):
     NAME: ClassVar = "audio detokenizer"
     REPEATED: ClassVar = ("num_attention_pooler_hidden_layers",)
 
-    @classmethod
-    def tiny(cls) -> DetokenizerConfig:
-        """Fits `TransformerConfig.tiny`."""
-        return cls(
-            hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-            sliding_window=4, audio_acoustic_hidden_dim=8,
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class TokenizerConfig(DetokenizerConfig):
@@ -59,11 +51,6 @@ class TokenizerConfig(DetokenizerConfig):
         if self.fsq_input_num_quantizers != 1:
             problems.append(f"fsq_input_num_quantizers is {self.fsq_input_num_quantizers}, only 1 works")
         return problems
-
-    @classmethod
-    def tiny(cls) -> TokenizerConfig:
-        """Fits `DetokenizerConfig.tiny`."""
-        return cls(**{**vars(DetokenizerConfig.tiny()), "fsq_dim": 32})
 
 
 class Quantizer(nn.Module):

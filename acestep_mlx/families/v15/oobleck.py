@@ -68,14 +68,6 @@ class OobleckConfig(ComponentConfig):
             )
         return problems
 
-    @classmethod
-    def tiny(cls) -> OobleckConfig:
-        """1920 samples a frame as the released one, a few thousand parameters; fits the tiny transformer."""
-        return cls(
-            encoder_hidden_size=16, channel_multiples=(1, 1, 1, 2, 2), decoder_channels=16,
-            decoder_input_channels=8,
-        )  # fmt: skip
-
 
 def _sine_squared(x: mx.array) -> mx.array:
     return cpu.sine_squared(x) if cpu.by_arithmetic(x) else mx.square(mx.sin(x))

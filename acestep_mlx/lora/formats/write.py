@@ -26,18 +26,7 @@ from ..lyrics_embedder import for_format
 from ..weights import LoRAWeights, relative_difference
 from .keys import describe_unknown
 from .metadata import METADATA_KEY, VERSION
-from .read import FILE_NAME, find_file, read_lora
-
-__all__ = [
-    "DTYPES",
-    "FILE_NAME",
-    "FORMATS",
-    "METADATA_KEY",
-    "find_file",
-    "read_lora",
-    "verify",
-    "write_lora",
-]
+from .read import read_lora
 
 # Tolerated ‖ΔW_file − ΔW‖/‖ΔW‖: a few roundings of A and of B.
 TOLERANCES = {mx.float32: 1e-6, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}

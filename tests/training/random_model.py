@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..families.folder import quantizable
-from ..families.protocol import Family
+from acestep_mlx.families.folder import quantizable
+from acestep_mlx.families.protocol import Family
 
 
 def quantised_model(family: Family, config: Any, bits: int | None, dtype: mx.Dtype) -> Any:
