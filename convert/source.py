@@ -15,6 +15,7 @@ from ..families.protocol import Family
 from ..formatting import brief
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import PICKLES, read_header
+from ..io.schema import open_file
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Source:
         for path in sorted({path for path in entries if path.is_file()}):
             stat = path.stat()
             whole.update(f"{path.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 whole.update(file.read(1 << 16))
         return f"content {whole.hexdigest()}"
 

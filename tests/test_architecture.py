@@ -134,6 +134,33 @@ def test_a_late_attribute_is_seen() -> None:
     assert _late_attributes(ast.parse(source)) == ["A.z"]
 
 
+def _opens(tree: ast.Module) -> list[str]:
+    """Calls that open a file for reading by its name: in a pipe's place they would wait for ever."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found = []
+    for call in calls:
+        called = ast.unparse(call.func).rpartition(".")[2]
+        modes = [ast.unparse(one) for one in (*call.args, *(word.value for word in call.keywords))]
+        if called in ("read_bytes", "read_text") and isinstance(call.func, ast.Attribute):
+            found.append(called)
+        if called == "open" and any(mode.strip("'") in ("r", "rb", "rt", "r+b") for mode in modes):
+            found.append("" if "handle" in modes else called)
+    return [call for call in found if call]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_opened_where_a_pipe_in_their_place_is_refused(path: Path) -> None:
+    found = _opens(ast.parse(path.read_text(encoding="utf-8")))
+    assert not found, "use io.schema.open_file or read_file"
+
+
+def test_an_open_file_is_seen() -> None:
+    source = (
+        "path.open('rb'); open(path, mode='r'); p.read_bytes(); self.path.read_text(); open(handle, 'rb')"
+    )
+    assert _opens(ast.parse(source)) == ["open", "open", "read_bytes", "read_text"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_inside_the_package_are_relative(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

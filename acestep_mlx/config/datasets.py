@@ -53,7 +53,7 @@ class Entry:
     text_embeds: str | None = option(None, "id of the text_embeds entry to use.")
     vae_cache_disable: bool | None = option(None, "Write no latents of this set to disk.")
     vae_cache_ondemand: bool | None = option(None, "Encode latents of this set when first needed.")
-    csv_file: PathText | None = option(None, "CSV list of songs, in or below instance_data_dir.")
+    csv_file: PathText | None = option(None, "CSV list, in instance_data_dir or the working directory.")
     csv_filename_column: str | None = option(None, "Column with the file name.", aliases="csv_url_column")
     csv_caption_column: str | None = option(None, "Column with the caption.")
     csv_lyrics_column: str | None = option(None, "Column with the lyrics.")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..config.run import RunConfig
-from ..errors import DataError
+from ..errors import DataError, cause
 from ..families.folder import ModelFolder
 from ..families.songs import Arrays, PartEncoder, Words
 from ..io.atomic import PREFIX, SUFFIX
@@ -309,7 +309,11 @@ def load_part(sample: Sample) -> np.ndarray:
     DataError when the file is gone, damaged, silent in this part, or changed since it was looked at.
     """
     with sample.audio.open() as path:
-        if hash_file(path) != sample.content:
+        try:
+            content = hash_file(path)
+        except OSError as error:
+            raise DataError(f"{sample.id}: cannot be read: {cause(error)}") from None
+        if content != sample.content:
             raise DataError(f"{sample.id}: changed while it was in use; start again")
         rate, start = sample.latents.sample_rate, sample.start or None
         sound = read_audio(path, sample_rate=rate, channels=2, start=start, duration=sample.seconds)

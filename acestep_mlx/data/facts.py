@@ -66,7 +66,7 @@ class FileAudio:
             status = self.path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"cannot read {self.path}: not a file")
-            with self.path.open("rb") as file:
+            with schema.open_file(self.path) as file:
                 blocks = hash_blocks(status.st_size, lambda at, n: os.pread(file.fileno(), n, at))
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {cause(error)}") from None

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import DataError
 from ..io.audio import SUFFIXES
 from ..io.filenames import composed
+from ..io.schema import open_file
 from ..io.text_files import read_text
 from ..text.marks import mark_line
 from ..text.sheet import has_stamp, is_marked, timed_lines, unescape_breaks
@@ -160,7 +161,7 @@ def beside(name: str, named: Callable[[str], Path | None]) -> tuple[Path, str] |
 def _is_ours(path: Path) -> bool:
     """Whether a JSON file is what `generate` writes beside a song."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return b'"acestep_mlx"' in file.read(4096)
     except OSError:
         return False

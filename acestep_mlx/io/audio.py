@@ -26,6 +26,7 @@ from .atomic import write_bytes
 from .joined import behind
 from .ogg_times import OPUS_RATE
 from .quiet import without_noise
+from .schema import open_file
 
 if TYPE_CHECKING:
     import soundfile
@@ -462,7 +463,7 @@ def _check_file(path: Path) -> None:
         size = path.stat().st_size
         if not path.is_file():
             raise DataError(f"{path}: not a file")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.read(1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

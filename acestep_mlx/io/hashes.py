@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .schema import open_file
+
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from . import ogg_times
 from .mpeg import Data, mp3_parts, walk_mp3
+from .schema import open_file
 
 _SLACK = 2  # frames: encoders disagree on whether the Xing frame counts itself
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the magic and the head of STREAMINFO
@@ -67,7 +68,7 @@ def doubt(path: Path, form: str, coding: str, frames: int) -> Doubt | None:
 
 @contextlib.contextmanager
 def mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import CheckpointError, cause
 from .atomic import new_file
 from .safetensors import ITEM_SIZES, TensorInfo
-from .schema import is_utf8
+from .schema import is_utf8, open_file
 
 CHUNK = 64 << 20  # bytes of source that are in memory at a time, for tensors that can be cut by rows
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -48,7 +48,7 @@ def read_rows(info: TensorInfo, chunk: int | None = CHUNK) -> Iterator[mx.array]
     rows = info.shape[0] if info.shape else 1
     row = info.nbytes // max(rows, 1)
     step = rows if chunk is None or not info.shape else max(1, chunk // max(row, 1))
-    with info.path.open("rb") as file:
+    with open_file(info.path) as file:
         file.seek(info.start)
         for first in range(0, max(rows, 1), max(step, 1)):
             count = min(step, rows - first)

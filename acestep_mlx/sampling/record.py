@@ -246,7 +246,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 def made_here(path: Path) -> bool:
     """Whether a sound file, of any format, carries the tags that this program writes. Reads its ends only."""
     try:
-        with path.open("rb") as file:
+        with schema.open_file(path) as file:
             if file.read(4) == b"RIFF" and _is_tag(_wav_info(file)):
                 return True
             file.seek(0)
@@ -282,7 +282,7 @@ def _comment(path: Path) -> str:
         what = "not a file" if path.exists() else "no such file"
         raise DataError(f"{path}: {what}")
     if path.suffix.lower() == ".wav":  # libsndfile does not read back comments above 2 KB
-        with path.open("rb") as sound:
+        with schema.open_file(path) as sound:
             return _wav_comment(sound)
     try:
         with without_noise(), soundfile.SoundFile(os.fsencode(path)) as file:

@@ -17,6 +17,7 @@ from acestep_mlx.data import cache as store
 from acestep_mlx.data import facts as audio_facts
 from acestep_mlx.data.cache import Store, write_atomic
 from acestep_mlx.data.encode import Cache, as_half, encode_dataset, load_part
+from acestep_mlx.data.facts import FileAudio, examine
 from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.errors import DataError
 from acestep_mlx.families.folder import ModelFolder
@@ -24,6 +25,7 @@ from acestep_mlx.io.atomic import temporary
 from acestep_mlx.io.audio import read_audio
 from acestep_mlx.io.hashes import cache_key, hash_file
 from acestep_mlx.io.progress import Advance
+from acestep_mlx.sampling.record import made_here
 
 from ..io.test_lengths import mp3, opus_at
 from .songs import config, song, write
@@ -465,6 +467,30 @@ def test_a_guess_that_gave_the_same_part_is_encoded_again_too(root: Path, tiny_m
     cache = encode(root, tiny_model, None, entry)
     guessed = next(s for s in cache.samples if s.id == "set/guessed.mp3")
     assert cache.latent_key(guessed) != cache._latent_key(guessed, (guessed.start, guessed.seconds))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "nothing", "link to a pipe"])
+def test_a_song_that_is_no_file_any_more_is_not_waited_for(kind: str, root: Path) -> None:
+    """Replaced after it was looked at, while a run reads songs on demand."""
+    sample = build_manifest(config(root)).samples[0]
+    path = sample.audio.path  # type: ignore[attr-defined]
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a pipe":
+        os.mkfifo(root / "pipe")
+        path.symlink_to(root / "pipe")
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(DataError, match=f"{sample.id}: cannot be read"):
+        load_part(sample)
+    with pytest.raises(DataError, match="cannot read"):
+        sample.audio.stamp()
+    with pytest.raises(DataError):
+        read_audio(path)
+    assert examine(FileAudio(path)).problem and not made_here(path)
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -177,6 +177,32 @@ def damaged(folder: Path) -> dict[str, str]:
     return reasons
 
 
+@pytest.mark.parametrize("kind", ["csv", "local"])
+def test_a_row_without_a_file_name_is_named(kind: str, tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a")
+    (tmp_path / "songs" / "list.csv").write_text("filename,caption\n,lost\na.wav,x\n , \n,\n")
+    found = manifest(tmp_path, {"type": kind, "csv_file": "list.csv", "caption_strategy": "csv"})
+    (report,) = found.report.sets
+    assert [sample.id for sample in found.samples] == ["set/a.wav"]
+    named = report.skipped if kind == "csv" else report.no_songs
+    assert named == [("list.csv, line 2", "no file name in this row")]
+
+
+@pytest.mark.parametrize("header", ["file,caption,caption", "file,file,caption", "caption,file,caption"])
+def test_a_column_that_is_there_twice_is_refused(header: str, tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a")
+    (tmp_path / "songs" / "list.csv").write_text(f"{header}\na.wav,a.wav,a.wav\n")
+    with pytest.raises(ConfigError, match=r"list\.csv has several columns '(file|caption)'; keep one"):
+        manifest(tmp_path, {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"})
+
+
+def test_other_columns_may_be_there_twice(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a")
+    (tmp_path / "songs" / "list.csv").write_text("file,note,note,caption\na.wav,1,2,x\n")
+    found = manifest(tmp_path, {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"})
+    assert found.samples[0].captions == ("x",)
+
+
 def test_damaged_files_are_skipped_counted_and_named(tmp_path: Path, songs: Path) -> None:
     reasons = damaged(songs)
     if os.geteuid():

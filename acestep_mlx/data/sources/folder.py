@@ -71,7 +71,7 @@ def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
         return reader.listed(rows)
     found = sound_files(folder, own or {})
     songs = [reader.song(path) for path in found.files]
-    found.left_out += [(shown(name), "in the list, not in the folder") for name in sorted(reader.unused)]
+    found.left_out += reader.without_song()
     if dataset.caption_strategy == "textfile":
         found.left_out += reader.unread_lists({folder, *(path.parent for path in found.files)})
     songs += [Song(name, FileAudio(folder / name), [], None, problem=why) for name, why in found.unreadable]
@@ -127,7 +127,7 @@ class _Reader:
         """Songs named by the rows of a list."""
         found = Found([])
         for name, row in rows.items():
-            path, problem = find_file(self.folder, name)
+            path, problem = (None, row["problem"]) if "unnamed" in row else find_file(self.folder, name)
             if path is not None and made_here(path):
                 found.left_out.append((shown(name), "made by acestep-mlx"))
             else:
@@ -150,6 +150,14 @@ class _Reader:
             return self._described(song, path, None)
         self.unused.discard(key)
         return self._described(song, path, self.rows[key])
+
+    def without_song(self) -> list[tuple[str, str]]:
+        """Rows of the list that no song in the folder has."""
+        absent = "in the list, not in the folder"
+        return [
+            (shown(name), self.rows[name]["problem"] if "unnamed" in self.rows[name] else absent)
+            for name in sorted(self.unused)
+        ]
 
     def unread_lists(self, folders: Iterable[Path]) -> list[tuple[str, str]]:
         """Other programs' lists of songs in the folders, by their usual names."""
@@ -311,10 +319,15 @@ def _read_csv(label: str, folder: Path, wanted: SongList) -> dict[str, dict[str,
             "caption": _column(wanted.caption, "caption", header, _CAPTION_COLUMNS, path, required=True),
             "lyrics": _column(wanted.lyrics, "lyrics", header, _LYRICS_COLUMNS, path, required=False),
         }
+        if twice := [name for name in columns.values() if header.count(name or "") > 1]:
+            raise ConfigError(f"{path} has several columns {twice[0]!r}; keep one of them")
         rows: dict[str, dict[str, str]] = {}
         for row in reader:
             name = (row.get(columns["filename"] or "") or "").strip()
-            if name:
+            if not name and any(isinstance(text, str) and text.strip() for text in row.values()):
+                place = f"{path.name}, line {reader.line_num}"
+                rows[place] = {"unnamed": "", "caption": "", "problem": "no file name in this row"}
+            elif name:
                 fields = {kind: row.get(column or "") or "" for kind, column in columns.items()}
                 if "\\" in name and not os.path.lexists(as_stored(folder / name)):
                     name = name.replace("\\", "/")

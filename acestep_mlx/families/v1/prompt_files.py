@@ -52,7 +52,7 @@ def spiece_in(path: Path) -> bytes | None:
         if name.rpartition(".")[2] == SPIECE:
             if info.nbytes > MAX_BYTES:
                 raise CheckpointError(f"{path}: {name!r} is too large for a tokenizer")
-            with path.open("rb") as file:
+            with schema.open_file(path) as file:
                 file.seek(info.start)
                 return file.read(info.nbytes)
     return None
