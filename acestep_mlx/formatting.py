@@ -51,6 +51,11 @@ def problem_report(where: str, problems: Sequence[str]) -> CheckpointError:
     return CheckpointError(f"{where}: {count(len(problems), 'problem')}: {text}")
 
 
+def tallied(counts: Mapping[str, int]) -> str:
+    """What was found, and how often where that is more than once: `a, b (3×)`."""
+    return ", ".join(f"{what} ({n}×)" if n > 1 else what for what, n in counts.items())
+
+
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+(?=@)")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import stat
 from pathlib import Path
 
 from ..errors import DataError, cause
 from ..formatting import size
+from .schema import open_file
 
 MAX_TEXT_BYTES = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\u200b]")
@@ -32,19 +32,13 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> tuple[str, str | None]
 def _bytes(path: Path, limit: int) -> bytes:
     """The file's content. A pipe is not waited for, and no more than `limit` is ever read."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"cannot read {path.name}: it is not a regular file")
-            with open(handle, "rb", closefd=False) as file:
-                data = file.read(limit + 1)
-        finally:
-            os.close(handle)
+        with open_file(path) as file:
+            data, length = file.read(limit + 1), os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise DataError(f"cannot read {path.name}: {cause(error)}") from None
+        why = cause(error) if error.errno else "it is not a regular file"
+        raise DataError(f"cannot read {path.name}: {why}") from None
     if len(data) > limit:
-        found = size(max(status.st_size, limit + 1))
+        found = size(max(length, limit + 1))
         raise DataError(f"{path.name} is {found}, too large for a caption or lyrics")
     return data
 

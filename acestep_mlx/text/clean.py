@@ -11,6 +11,8 @@ import re
 import unicodedata
 from collections import Counter
 
+from ..formatting import tallied
+
 _LINE_BREAKS = re.compile("\r\n|[\n\r\u2028\u2029]")
 # Byte-order mark, soft hyphen, word joiner, zero-width space, direction marks and embeddings,
 # variation selectors, and control characters that are not white space.
@@ -140,10 +142,6 @@ def fit(line: str, known: frozenset[str]) -> tuple[str, list[str]]:
         else:
             out.append(character)
     notes = [
-        f"{verb} {_listed(what)}" for verb, what in (("removed", removed), ("respelled", respelled)) if what
+        f"{verb} {tallied(what)}" for verb, what in (("removed", removed), ("respelled", respelled)) if what
     ]
     return _LEFT_OVER.sub(" ", "".join(out)).strip(), notes
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{what} ({count}×)" if count > 1 else what for what, count in counts.items())

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from ..formatting import tallied
 from .clean import is_lrc_tag, language_tag_of, split_lines
 from .marks import is_counter, known_mark, mark_line
 
@@ -77,7 +78,7 @@ def read_sheet(text: str) -> Sheet:
     if stamped:
         notes.append(f"time stamps removed from {stamped} line{'s' * (stamped != 1)}")
     lines, data = _without_data(lines, stamped > 0)
-    notes += [f"LRC data left out: {_listed(Counter(data))}"] if data else []
+    notes += [f"LRC data left out: {tallied(Counter(data))}"] if data else []
     marks = _Marks()
     lines = [piece for line in lines for piece in marks.read(line)]
     notes += marks.notes()
@@ -250,7 +251,7 @@ class _Marks:
             ("marks put on a line of their own: ", self.moved),
             ("no mark of the model, so its words are read: ", self.unknown),
         )
-        return [label + _listed(counts) for label, counts in kinds if counts]
+        return [label + tallied(counts) for label, counts in kinds if counts]
 
     def read(self, line: str) -> list[str]:
         """The line with the model's marks, each on a line of its own."""
@@ -299,7 +300,3 @@ class _Marks:
         group = _SQUARE.match(line.strip())
         if group and not is_lrc_tag(group[0]) and language_tag_of(group[0]) is None:
             self.unknown[group[0]] += 1
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{what} ({count}×)" if count > 1 else what for what, count in counts.items())
