@@ -645,7 +645,7 @@ def test_another_part_of_the_model_changes_the_keys_of_what_it_makes(
     [
         (songs, "VERSION", {"latents", "text", "lyrics"}),
         (songs, "MAX_LENGTH", {"text"}),
-        (songs.lyric_text, "RULES_VERSION", {"lyrics"}),
+        (songs, "RULES_VERSION", {"lyrics"}),
     ],
     ids=["version", "tokens", "rules"],
 )
