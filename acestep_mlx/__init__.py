@@ -1,4 +1,4 @@
-"""LoRA training and generation for the ACE-Step v1 3.5B music model, on MLX."""
+"""LoRA training and generation for the ACE-Step music models, on MLX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by huggingface_hub when it is imported
 

@@ -1,29 +1,29 @@
-"""The model families: a line each, with what a configuration must know of one before it is loaded."""
+"""The model families, a line each, and what a configuration asks of them before a model is loaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+#: name → module that holds `FAMILY`, imported when it is first asked for; the first is the default
+REGISTRY: dict[str, str] = {"v1": "acestep_mlx.families.v1"}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A family.
-
-    module: holds its `FAMILY`. flavours: values of `model_flavour` that lead to it. max_seconds: the longest
-    song that it was trained on. frame: how many seconds a latent frame lasts.
-    """
-
-    module: str
-    flavours: tuple[str, ...]
-    max_seconds: float
-    frame: float
+def answers(name: str) -> Any:
+    """The family of this name (a `families.protocol.Family`; light: its networks are not imported)."""
+    return import_module(REGISTRY[name]).FAMILY
 
 
-#: name → family; the first is the default
-REGISTRY: dict[str, Entry] = {
-    "v1": Entry("acestep_mlx.families.v1", ("base",), max_seconds=240.0, frame=4096 / 44100),
-}
-DEFAULT = next(iter(REGISTRY.values()))
-FLAVOURS = tuple(flavour for entry in REGISTRY.values() for flavour in entry.flavours)
-MAX_SECONDS = max(entry.max_seconds for entry in REGISTRY.values())
-FRAME = min(entry.frame for entry in REGISTRY.values())
+def flavours() -> tuple[str, ...]:
+    """The values of `model_flavour`; the first is the default."""
+    return tuple(flavour for name in REGISTRY for flavour in answers(name).variants)
+
+
+def lora_presets() -> tuple[str, ...]:
+    """The names of LoRA presets, of all families."""
+    return tuple(dict.fromkeys(preset for name in REGISTRY for preset in answers(name).lora.presets))
+
+
+_LATENTS = [answers(name).latents for name in REGISTRY]
+MAX_SECONDS: float = max(latents.max_seconds for latents in _LATENTS)  # of a song
+FRAME: float = min(latents.seconds(1) for latents in _LATENTS)  # seconds of a latent frame

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import CheckpointError
 from ..families.folder import ModelFolder, Quantization
 from ..io.hashes import hash_text
@@ -17,6 +16,7 @@ from ..io.progress import Advance, Progress, silent
 from .folder import Settings, write_folder
 from .source import Source, hub_commit, is_repo, resolve
 
+CONVERSION = "0.1.0"  # whose conversions are used; raise it when the weights would differ
 ENVIRONMENT = "ACESTEP_MLX_CACHE"
 
 
@@ -92,7 +92,7 @@ def _place(models: Path, given: str | Path, identity: str, settings: Settings) -
     """The folder of one conversion."""
     path = Path(given).expanduser()
     facts = {
-        "converter": __version__,
+        "converter": CONVERSION,
         "source": identity,
         "dtype": settings.dtype,
         "quantization": settings.quantization.as_dict() if settings.quantization else None,

@@ -179,7 +179,6 @@ def test_imports_inside_the_package_are_relative(path: Path) -> None:
 
 #: Where something of one model still stands outside families/.
 OF_ONE_MODEL = {
-    "registry.py",  # what a configuration must know before a model is loaded
     "sampling/record.py",  # the rates of files that are written
 }
 FAMILIES = tuple(f"acestep_mlx.families.{p.name}" for p in (ROOT / "families").iterdir() if p.is_dir())

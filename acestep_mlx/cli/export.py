@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..config.lora_formats import FORMATS
 from ..errors import ConfigError
 from ..formatting import count, size
 from .paths import NamedPath
@@ -14,12 +15,6 @@ from .paths import NamedPath
 if TYPE_CHECKING:
     from ..lora.weights import LoRAWeights
 
-FORMATS = {
-    "peft": "the original pipeline, diffusers, and (unless it is a DoRA) ComfyUI",
-    "comfyui": "ComfyUI",
-    "simpletuner": "SimpleTuner's --init_lora",
-    "mlx": "acestep-mlx, with the trained A, B and scale apart",
-}
 FILE_NAME = "pytorch_lora_weights.safetensors"
 
 
@@ -31,7 +26,7 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
     default="peft",
     show_default=True,
     type=click.Choice(list(FORMATS)),
-    help="; ".join(f"{name}: for {what}" for name, what in FORMATS.items()) + ".",
+    help="; ".join(f"{name}: for {one.programs}" for name, one in FORMATS.items()) + ".",
 )
 @click.option(
     "--dtype",
@@ -111,7 +106,7 @@ def programs(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> str
         return "the original pipeline, diffusers" + ("" if weights.is_dora or whole else ", ComfyUI")
     if kind == "simpletuner" and _convolutions(weights):
         return "SimpleTuner's resume (not --init_lora)"
-    return FORMATS[kind]
+    return FORMATS[kind].programs
 
 
 def _convolutions(weights: LoRAWeights) -> list[str]:

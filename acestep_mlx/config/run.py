@@ -16,8 +16,9 @@ from typing import Any
 from ..errors import ConfigError
 from ..formatting import without_secrets
 from ..io.filenames import as_stored
-from ..registry import DEFAULT, FLAVOURS, MAX_SECONDS
+from ..registry import MAX_SECONDS, REGISTRY, answers, flavours, lora_presets
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
+from .lora_formats import FORMATS
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
 from .option import PathText, declared, foreign, option
 from .parsing import Options, parse, show
@@ -46,6 +47,7 @@ _FP8_NAMES = (
     "fp8-quanto fp8uz-quanto fp8-native fp8-torchao fp8wo-torchao fp8-int4-torchao fp8-sdnq fp8-bnb"
     " fp8-transformerengine"
 )
+_DEFAULT = answers(next(iter(REGISTRY)))
 _V15 = "ACE-Step v1.5 models are not supported yet; use model_flavour=base with ACE-Step/ACE-Step-v1-3.5B"
 
 free = partial(option, resume="free")
@@ -61,7 +63,7 @@ class Model:
         spellings={"acestep": "ace_step"})
     model_type: str = option("lora", "What is trained.", choices="lora",
         refused={"full": "only LoRA training is here; set model_type=lora (a high lora_rank comes close)"})
-    model_flavour: str = option(FLAVOURS[0], "Version of the model.", choices=FLAVOURS,
+    model_flavour: str = option(flavours()[0], "Version of the model.", choices=flavours(),
         spellings={"v1 v1-3.5b": "base"},
         refused={"v15-turbo v15-base v15-sft": _V15})
     pretrained_model_name_or_path: PathText = free("ACE-Step/ACE-Step-v1-3.5B",
@@ -89,15 +91,15 @@ class LoRA:
         choices="default gaussian", spellings={"true": "default"},
         refused={"loftq olora pissa":
             "it changes the base weights, so the LoRA would not fit other loaders; use default"})
-    acestep_lora_target: str = option("attn_qkv+linear_qkv",
+    acestep_lora_target: str = option(_DEFAULT.lora.default,
         "Which layers get a LoRA; with attn_qkv a song's lyrics are encoded once, not in every step.",
-        choices="attn_qkv attn_qkv+linear_qkv attn_qkv+linear_qkv+speech_embedder")
+        choices=lora_presets())
     peft_lora_target_modules: list[str] | None = option(None,
         "Layers by the end of their name, instead of acestep_lora_target (a list, or names split by commas). "
         "Where none is in the lyric encoder, a song's lyrics are encoded once, not in every step.")
     init_lora: PathText | None = free(None, "LoRA file of any supported format to start from.")
     lora_format: str = free("peft", "Key format of pytorch_lora_weights.safetensors.",
-        choices="peft comfyui simpletuner mlx", spellings={"diffusers": "peft"})
+        choices=tuple(FORMATS), spellings={"diffusers": "peft"})
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class Data:
     prepend_instance_prompt: bool = option(False, "Put instance_prompt before every caption.")
     only_instance_prompt: bool = option(False, "Use instance_prompt instead of every caption.")
     disable_multiline_split: bool = option(False, "A caption file is one caption, not one per line.")
-    audio_max_duration_seconds: float = option(DEFAULT.max_seconds, "Longer songs are cut to this.",
+    audio_max_duration_seconds: float = option(_DEFAULT.latents.max_seconds, "Longer songs are cut to this.",
         low=3, high=MAX_SECONDS)
     audio_min_duration_seconds: float = option(0.0, "Shorter songs are skipped.", low=0, high=MAX_SECONDS)
     audio_duration_interval: float = option(3.0, "Songs are padded to multiples of this, in seconds.",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..registry import REGISTRY
+from ..registry import REGISTRY, answers
 from .protocol import Family, Variant
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 def of_flavour(flavour: str) -> Family:
     """The family with this `model_flavour`, which a configuration has checked."""
-    return family(next(name for name, entry in REGISTRY.items() if flavour in entry.flavours))
+    return next(one for one in map(family, REGISTRY) if flavour in one.variants)
 
 
 def default() -> Family:
@@ -25,7 +24,7 @@ def default() -> Family:
 
 def family(name: str) -> Family:
     """The family of this name. KeyError for one that is not registered."""
-    found: Family = import_module(REGISTRY[name].module).FAMILY
+    found: Family = answers(name)
     return found
 
 

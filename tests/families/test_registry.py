@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from acestep_mlx import registry
 from acestep_mlx.families import REGISTRY, family, of_flavour
 from acestep_mlx.families.protocol import LatentSpec
 
@@ -45,12 +46,13 @@ def test_a_song_that_is_too_short_is_padded_to_what_the_model_takes() -> None:
     assert (spec.samples(1.0), spec.samples(2.5), spec.samples(4.0)) == (120000, 120000, 192000)
 
 
-def test_the_registry_says_what_the_family_says() -> None:
-    for name, entry in REGISTRY.items():
-        one = family(name)
-        assert one.name == name and tuple(one.variants) == entry.flavours
-        assert (entry.max_seconds, entry.frame) == (one.latents.max_seconds, one.latents.seconds(1))
-        assert all(of_flavour(flavour) is one for flavour in entry.flavours)
+def test_a_configuration_asks_the_families_what_it_takes() -> None:
+    every = [family(name) for name in REGISTRY]
+    assert registry.flavours() == tuple(flavour for one in every for flavour in one.variants)
+    assert all(of_flavour(flavour) is one for one in every for flavour in one.variants)
+    assert set(registry.lora_presets()) == {preset for one in every for preset in one.lora.presets}
+    assert registry.MAX_SECONDS == max(one.latents.max_seconds for one in every) == 240
+    assert registry.FRAME == min(one.latents.seconds(1) for one in every) == pytest.approx(0.0929, abs=1e-4)
 
 
 def test_no_two_families_have_the_same_mark_in_their_caches_keys() -> None:

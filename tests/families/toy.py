@@ -31,7 +31,6 @@ from acestep_mlx.families.songs import (
     SongEncoders,
     Words,
 )
-from acestep_mlx.registry import Entry
 
 from .toy_checkpoint import COMPONENTS, LAYOUT, LORA, NetConfig, ToyTexts
 
@@ -196,6 +195,6 @@ FAMILY = Toy()
 
 def registered(patch: pytest.MonkeyPatch) -> None:
     """`model_flavour=toy` leads to this family."""
-    patch.setitem(families.REGISTRY, "toy", Entry(__name__, ("toy",), 6.0, 0.05))
+    patch.setitem(families.REGISTRY, "toy", __name__)
     flavour = run.OPTIONS["model_flavour"]
     patch.setitem(run.OPTIONS, "model_flavour", replace(flavour, choices=(*(flavour.choices or ()), "toy")))

@@ -30,7 +30,6 @@ from acestep_mlx.families.v15.layouts import DIFFUSERS
 from acestep_mlx.families.v15.layouts import ORIGINAL as LAYOUTS
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
 from acestep_mlx.nn.foreign_config import UnknownKeys
-from acestep_mlx.registry import Entry
 
 from ..families.tiny import tiny
 from .v15 import normal, randomise, relative_error, torch
@@ -184,7 +183,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     one = ACEStep15()
     one.texts = NoTexts()  # type: ignore[attr-defined]
     monkeypatch.setattr("acestep_mlx.families.v15.FAMILY", one, raising=False)
-    monkeypatch.setitem(REGISTRY, "v15", Entry("acestep_mlx.families.v15", (), 600.0, 0.04))
+    monkeypatch.setitem(REGISTRY, "v15", "acestep_mlx.families.v15")
 
 
 @pytest.mark.usefixtures("registered")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ... import __version__
+from ...config.lora_formats import FORMATS
 from ...errors import CheckpointError, ConfigError
 from ...io.tensors import save_tensors
 from ..layers import base_linears, row_norms_squared
@@ -31,24 +32,6 @@ from .read import read_lora
 # Tolerated ‖ΔW_file − ΔW‖/‖ΔW‖: a few roundings of A and of B.
 TOLERANCES = {mx.float32: 1e-6, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-
-
-@dataclass(frozen=True)
-class Format:
-    """How one kind of loader calls the parts of a module; the family has the prefix of the path."""
-
-    a: str
-    b: str
-    magnitude: str
-    baked: bool = True
-
-
-FORMATS: dict[str, Format] = {
-    "peft": Format("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
-    "comfyui": Format("lora_A.weight", "lora_B.weight", "dora_scale"),
-    "simpletuner": Format("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"),
-    "mlx": Format("lora_a", "lora_b", "m", baked=False),
-}
 
 
 def write_lora(

@@ -1,0 +1,32 @@
+"""The key formats that LoRAs are written in, each a row of FORMATS; `lora/formats/write.py` writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of loader calls the parts of a module; what stands in front of its path, the family says.
+
+    programs: who loads such a file. a, b, magnitude: endings of keys. baked: the trained scale is inside b.
+    """
+
+    programs: str
+    a: str
+    b: str
+    magnitude: str
+    baked: bool = True
+
+
+FORMATS: dict[str, Format] = {
+    "peft": Format(
+        "the original pipeline, diffusers, and (unless it is a DoRA) ComfyUI",
+        "lora_A.weight", "lora_B.weight", "lora_magnitude_vector",
+    ),
+    "comfyui": Format("ComfyUI", "lora_A.weight", "lora_B.weight", "dora_scale"),
+    "simpletuner": Format(
+        "SimpleTuner's --init_lora", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"
+    ),
+    "mlx": Format("acestep-mlx, with the trained A, B and scale apart", "lora_a", "lora_b", "m", baked=False),
+}  # fmt: skip
