@@ -21,7 +21,7 @@ from ..io.hashes import hash_file
 from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import Header, read_header
-from ..io.tensors import SafetensorsWriter
+from ..io.tensors import SafetensorsWriter, load_lazily
 from ..lora.formats.read import find_file, read_lora
 from ..lora.layers import dense_weight
 from ..lora.lyrics_embedder import check_embedder, embedder_parameters
@@ -146,9 +146,7 @@ class _Job:
         self.parts = parts_by_path(loras)
         self.errors: dict[str, FuseError] = {}
         self.changed = len({n for w, s in loras if s for n in [*(w.lyrics_embedder or {}), *w.diffs]})
-        loaded = mx.load(str(source))  # lazy: a tensor is read when it is used
-        assert isinstance(loaded, dict)
-        self.arrays: dict[str, mx.array] = loaded
+        self.arrays = load_lazily(source)
 
     def check(self, skeleton: nn.Module) -> None:
         """Raises CheckpointError for whole parameters that do not fit."""

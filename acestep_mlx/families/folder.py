@@ -17,6 +17,7 @@ from ..formatting import count, listed
 from ..io import schema
 from ..io.safetensors import FLOATS, Header, read_header
 from ..io.schema import show
+from ..io.tensors import load_lazily
 from ..nn.config import check_repeats
 from . import REGISTRY, family, layouts
 from .protocol import Component, Family
@@ -203,10 +204,7 @@ class ModelFolder:
         if self.quantization is not None:
             quantize = None
         _check_tensors(path, read_header(path), module)
-        weights = mx.load(str(path))
-        assert isinstance(weights, dict)
-        module.load_weights(list(weights.items()), strict=True)
-        del weights
+        module.load_weights(list(load_lazily(path).items()), strict=True)
         if dtype is not None:
             module.update(tree_map(lambda x: _cast(x, dtype), module.parameters()))
         if quantize is not None:

@@ -74,6 +74,25 @@ def to_bytes(value: mx.array) -> memoryview:
     return np.ascontiguousarray(np.asarray(value)).data.cast("B")
 
 
+def load_lazily(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, each of which is read when it is used."""
+    loaded = mx.load(str(path))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def load_tensors(path: Path, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, read now, in their own dtype or `dtype`. CheckpointError."""
+    try:
+        loaded = load_lazily(path)
+        if dtype is not None:
+            loaded = {name: value.astype(dtype) for name, value in loaded.items()}
+        mx.eval(loaded)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return loaded
+
+
 def save_tensors(
     path: Path,
     tensors: Mapping[str, mx.array],

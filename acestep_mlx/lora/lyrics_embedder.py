@@ -17,7 +17,7 @@ from mlx.utils import tree_unflatten
 from ..errors import CheckpointError, ConfigError
 from ..families.protocol import LoRANames
 from ..io.safetensors import FLOATS, PICKLES, read_header
-from ..io.tensors import save_tensors
+from ..io.tensors import load_tensors, save_tensors
 from .formats.keys import describe_unknown, parse
 from .layers import Wrapper, dense_weight, own_dtype
 from .weights import LoRAModule, LoRAWeights
@@ -153,12 +153,7 @@ def read_lyrics_embedder(folder: str | Path, names: LoRANames) -> dict[str, mx.a
     ]
     if unknown or not keys:
         raise CheckpointError(f"{files[0]} is no lyrics embedder: {describe_unknown(unknown) or 'empty'}")
-    try:
-        tensors = mx.load(str(files[0]))
-        mx.eval(tensors)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{files[0]} cannot be read: {error}") from None
-    assert isinstance(tensors, dict)
+    tensors = load_tensors(files[0])
     return {key.path: tensors[name] for name, key in keys.items() if key is not None}
 
 

@@ -34,6 +34,7 @@ from ..io.disk import free_space, largest_file
 from ..io.hashes import hash_file
 from ..io.new_folder import OLD, PARTIAL, replaced_folder
 from ..io.safetensors import inside, read_header
+from ..io.tensors import load_tensors
 
 FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
 STATE = "training_state.json"
@@ -198,10 +199,7 @@ def read(path: Path) -> Checkpoint:
 
     def tensors(name: str) -> dict[str, mx.array]:
         read_header(path / name)
-        loaded = mx.load(str(path / name))
-        assert isinstance(loaded, dict)
-        mx.eval(loaded)  # files may be replaced while we train
-        return loaded
+        return load_tensors(path / name)
 
     return Checkpoint(path, state, *map(tensors, TENSORS))
 

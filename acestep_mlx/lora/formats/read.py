@@ -16,6 +16,7 @@ from ...families import default
 from ...families.protocol import Family
 from ...formatting import count
 from ...io.safetensors import FLOATS, PICKLES, read_header
+from ...io.tensors import load_tensors
 from ..lyrics_embedder import FOLDER as EMBEDDER_FOLDER
 from ..lyrics_embedder import read_lyrics_embedder
 from ..weights import LoRAModule, LoRAWeights
@@ -75,13 +76,7 @@ def read_lora(path: str | Path) -> LoRAWeights:
     empty = [name for name, tensor in header.tensors.items() if tensor.size == 0]
     if empty:
         raise CheckpointError(f"{file}: rank 0 or empty tensors: {describe_unknown(empty)}")
-    try:
-        loaded = mx.load(str(file))
-        assert isinstance(loaded, dict)
-        tensors = {k: v.astype(mx.float32) for k, v in loaded.items()}
-        mx.eval(tensors)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
+    tensors = load_tensors(file, mx.float32)
     ours = read_facts(metadata, file)
     family = adapter.family if adapter is not None else default()
     weights = _collect(family, tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
