@@ -21,8 +21,8 @@ T = TypeVar("T", bound="EncoderConfig")
 
 
 @dataclass(frozen=True)
-class StackConfig(ComponentConfig):
-    """Sizes of a stack of transformer layers; the defaults are those of the released 2 B models."""
+class LayerConfig(ComponentConfig):
+    """Sizes of transformer layers; the defaults are those of the released 2 B models."""
 
     hidden_size: int = 2048
     intermediate_size: int = 6144
@@ -32,7 +32,6 @@ class StackConfig(ComponentConfig):
     rope_theta: float = 1e6
     attention_bias: bool = False
     rms_norm_eps: float = 1e-6
-    sliding_window: int = 128  # positions to each side that a sliding layer sees
 
     LIMITS: ClassVar = {"rope_theta": number(1, 1e12), "rms_norm_eps": number(1e-12, 1)}
     IGNORED: ClassVar = {"attention_dropout"}  # which only training from the start would use
@@ -49,6 +48,13 @@ class StackConfig(ComponentConfig):
         if self.head_dim % 2:
             problems.append(f"head_dim must be even, got {self.head_dim}")
         return problems
+
+
+@dataclass(frozen=True)
+class StackConfig(LayerConfig):
+    """With layers that see their neighbourhood alone, `sliding_window` positions to each side."""
+
+    sliding_window: int = 128
 
 
 def alternating(layers: int) -> tuple[str, ...]:
@@ -114,7 +120,7 @@ def split_original(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     Raises CheckpointError for a value that is not supported, UnknownKeys for keys that nobody here knows.
     """
-    values = _with_rope_theta(values)
+    values = with_rope_theta("ACE-Step 1.5", values)
     wrong = [
         f"{key} is {values[key]!r}, only {value!r} is supported"
         for key, value in FIXED.items()
@@ -139,12 +145,13 @@ def split_original(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return split
 
 
-def _with_rope_theta(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """transformers 5 writes `rope_parameters` where 4 wrote `rope_theta`."""
+def with_rope_theta(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes `rope_parameters` where 4 wrote `rope_theta`. name: the config's."""
+    rest = {key: value for key, value in values.items() if key != "rope_parameters"}
     rope = values.get("rope_parameters")
     if rope is None:
-        return {key: value for key, value in values.items() if key != "rope_parameters"}
+        return rest
     theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
     if theta is None or dict(rope) != {"rope_type": "default", "rope_theta": theta}:
-        raise CheckpointError(f"ACE-Step 1.5 config: rope_parameters {str(rope)[:80]} are not supported")
-    return {**{key: v for key, v in values.items() if key != "rope_parameters"}, "rope_theta": theta}
+        raise CheckpointError(f"{name} config: rope_parameters {str(rope)[:80]} are not supported")
+    return {**rest, "rope_theta": theta}

@@ -24,4 +24,8 @@ KEYMAPS: dict[str, KeyMap] = {
     "audio_tokenizer": KeyMap(renames=_DIFFUSERS_ATTENTION),
     "audio_token_detokenizer": KeyMap(renames=_DIFFUSERS_ATTENTION),
     "vae": KeyMap(),
+    "text_encoder": KeyMap(
+        renames=((r"model\.(.*)", r"\1"),),  # as a language model has them
+        drops=((r"lm_head\.weight", "hidden states are used, and no next token"),),
+    ),
 }

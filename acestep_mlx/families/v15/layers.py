@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from ...nn.activations import silu, with_gradient
 from ...nn.device import on_cpu
-from .config import SLIDING, StackConfig
+from .config import SLIDING, LayerConfig, StackConfig
 
 Rope = tuple[mx.array, mx.array]
 KeysValues = tuple[mx.array, mx.array]
@@ -136,7 +136,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.a
 class Attention(nn.Module):
     """Grouped-query attention: as many queries' heads share one of keys and values as the config says."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         D, H, Hk, Dh = (
             config.hidden_size,
@@ -182,7 +182,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         D, F = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(D, F, bias=False)
@@ -197,7 +197,7 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """Pre-norm self-attention and MLP."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
