@@ -106,7 +106,7 @@ def _is_song(path: Path) -> bool:
 
 
 def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, language: str | None) -> list[str]:
-    from ..io.audio import SUFFIXES
+    from ..io.audio import SUFFIXES, UNREAD
     from ..io.safetensors import PICKLES, refuse_pickle
     from . import describe, describe_training
 
@@ -123,6 +123,8 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
         return describe_training.metrics(path)
     if suffix in SUFFIXES:
         return describe.audio_file(path)
+    if suffix in UNREAD:
+        raise AceStepError(f"{path}: no song for acestep-mlx: it {UNREAD[suffix]}")
     if suffix == ".txt":
         return describe.lyrics(path, model, lyric_vocab, language)
     raise AceStepError(f"{path}: not a file that acestep-mlx knows")

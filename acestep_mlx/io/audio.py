@@ -1,6 +1,6 @@
 """Audio files ↔ arrays, resampling, and the log-mel spectrogram.
 
-wav, flac, aiff, mp3, ogg and opus go through libsndfile, everything else, and what libsndfile would not read
+wav, flac, aiff, mp3, ogg and opus go through libsndfile; `ffmpeg.FORMATS`, and what libsndfile would not read
 to its end, through FFmpeg. A song is what decoding to its end gives, never what its header claims.
 """
 
@@ -41,13 +41,22 @@ SOUNDFILE = (
     ".ogg",
     ".oga",
     ".opus",
+    ".wave",
+    ".bwf",
+    ".snd",
     ".w64",
     ".rf64",
     ".au",
     ".caf",
 )
-FFMPEG = (".m4a", ".aac", ".alac", ".wma", ".mp4", ".m4b", ".mka", ".webm")
-SUFFIXES = SOUNDFILE + FFMPEG  # what counts as an audio file in a folder
+SUFFIXES = SOUNDFILE + ffmpeg.SUFFIXES  # what counts as an audio file in a folder
+# What looks like one and is never read, with the reason.
+UNREAD = {
+    **dict.fromkeys((".mid", ".midi", ".kar"), "holds notes (MIDI), not sound"),
+    **dict.fromkeys((".m4p", ".aax", ".aaxc", ".aa"), "is copy-protected"),
+    ".cda": "only points to a track of a CD",
+    ".pcm": "holds bare samples, without their rate and channels; convert it to wav",
+}
 # libsndfile's (format, encoding) by suffix
 WRITABLE = {
     ".wav": ("WAV", "PCM_16"),
@@ -134,7 +143,7 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
 def look(path: Path) -> AudioInfo:
     """What a file's headers and structure tell, without decoding. DataError as for `probe`."""
     _check_file(path)
-    if path.suffix.lower() in FFMPEG and ffmpeg.available():
+    if path.suffix.lower() in ffmpeg.SUFFIXES and ffmpeg.available():
         try:
             return _by_ffmpeg(path)
         except DataError as error:
@@ -159,7 +168,7 @@ def _by_soundfile(path: Path) -> AudioInfo:
         reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
         if ffmpeg.available():
             return _by_ffmpeg(path)
-        if path.suffix.lower() in FFMPEG:
+        if path.suffix.lower() in ffmpeg.SUFFIXES:
             raise ffmpeg.missing(path) from None
         raise DataError(f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)") from None
     doubt = lengths.doubt(path, found.format, found.subtype, found.frames)

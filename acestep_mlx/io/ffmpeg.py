@@ -1,4 +1,4 @@
-"""FFmpeg as a child process, for the formats that libsndfile cannot read: m4a, aac, alac, wma.
+"""FFmpeg as a child process, for the formats that libsndfile cannot read. Each is a row of FORMATS.
 
 Only the local file is opened (no network, no playlists that name other files), there is no shell, and the
 audio comes out at the file's own rate and channels.
@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,16 +21,58 @@ from ..errors import DataError
 INSTALL = (
     "install it (macOS: brew install ffmpeg; Debian: apt install ffmpeg) or convert the file to wav or flac"
 )
-# Containers that hold audio. Playlists and concatenation scripts, which name other files, are not among them.
-DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,aac,ac3,eac3,asf,caf,matroska,webm,ape,wv,tta,amr,wav,flac,mp3,ogg,aiff,au,w64"
+
+
+class Format(NamedTuple):
+    """Files that only FFmpeg reads.
+
+    endings: of their names. demuxers: FFmpeg's names of the container. states: whether it states a length;
+    what FFmpeg says of others is worked out from the first frames and the size. plain: whether it is known by
+    its beginning whatever the file is called; others are tried for their endings alone.
+    """
+
+    endings: str
+    demuxers: str
+    states: bool = False
+    plain: bool = True
+
+
+# Playlists and concatenation scripts, which name other files, are not among them. Of films the sound is read.
+FORMATS = (
+    Format("m4a alac mp4 m4b m4r m4v mov qt 3gp 3g2", "mov,mp4,m4a,3gp,3g2,mj2", states=True),
+    Format("mka webm mkv", "matroska,webm", states=True),
+    Format("aac", "aac"),
+    Format("wma asf wmv", "asf"),
+    Format("wv", "wv", states=True),
+    Format("tta", "tta", states=True),
+    Format("ape", "ape", states=True),
+    Format("ac3", "ac3"),
+    Format("eac3 ec3", "eac3"),
+    Format("amr awb", "amr"),
+    Format("mp1 mp2 mpa mpga", "mp3"),
+    Format("spx", "ogg"),
+    Format("dsf", "dsf", plain=False),
+    Format("dff", "iff", plain=False),
+    Format("dts dtshd", "dts,dtshd", plain=False),
+    Format("mlp thd", "mlp,truehd", plain=False),
+    Format("shn", "shn", plain=False),
+    Format("tak", "tak", plain=False),
+    Format("mpc", "mpc,mpc8", plain=False),
+    Format("oma", "oma", plain=False),
+    Format("ra rm", "rm", plain=False),
+    Format("avi", "avi", plain=False),
+    Format("flv", "flv", plain=False),
+    Format("mpg mpeg vob", "mpeg", plain=False),
+    Format("m2ts mts", "mpegts", plain=False),
 )
+SUFFIXES = tuple(f".{ending}" for one in FORMATS for ending in one.endings.split())
+# Containers that state a length, and those that libsndfile reads too, but not always to their end.
+_NATIVE = ("wav", "flac", "mp3", "ogg", "aiff", "au", "w64", "caf")
+_STATED = {"caf", "wav", "flac", "aiff", "w64"} | {
+    name for one in FORMATS if one.states for name in one.demuxers.split(",")
+}
 PROBE_SECONDS = 60
 BLOCK_BYTES = 1 << 20
-
-
-# Containers that state a length; what FFmpeg says of others is worked out from the first frames and the size.
-STATED = {"mov", "caf", "matroska", "ape", "wv", "tta", "wav", "flac", "aiff", "w64"}
 
 
 class Stream(NamedTuple):
@@ -57,15 +99,18 @@ def missing(path: Path) -> DataError:
 
 def _open(path: Path) -> list[str]:
     # An absolute `file:` URL: neither a leading '-' nor a ':' in the name means anything to FFmpeg.
-    return ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS, "-i", f"file:{path.absolute()}"]
+    known = [one.demuxers for one in FORMATS if one.plain or path.suffix.lower()[1:] in one.endings.split()]
+    demuxers = ",".join((*known, *_NATIVE))
+    return ["-protocol_whitelist", "file", "-format_whitelist", demuxers, "-i", f"file:{path.absolute()}"]
 
 
 def probe(path: Path) -> Stream:
     """What the file says of itself. DataError when it holds no audio, or FFmpeg is missing."""
     if not available():
         raise missing(path)
-    entries = "stream=sample_rate,channels,codec_name,duration:format=duration,format_name"
-    command = ["ffprobe", "-v", "error", "-select_streams", "a:0", "-show_entries", entries, "-of", "json"]
+    entries = "stream=codec_type,sample_rate,channels,codec_name,duration:stream_disposition=attached_pic"
+    entries += ":format=start_time,duration,format_name"
+    command = ["ffprobe", "-v", "error", "-show_entries", entries, "-of", "json"]
     try:
         done = subprocess.run(
             command + _open(path),
@@ -79,18 +124,38 @@ def probe(path: Path) -> Stream:
     if done.returncode:
         raise DataError(f"{path}: unreadable: {_reason(done.stderr, path)}")
     found = json.loads(done.stdout)
-    if not found.get("streams"):
+    sounds = [one for one in found.get("streams", ()) if one.get("codec_type") == "audio"]
+    if not sounds:
         raise DataError(f"{path}: holds no audio")
-    stream = found["streams"][0]
-    container = found.get("format", {})
-    durations = (stream.get("duration"), container.get("duration"))
-    stated = not STATED.isdisjoint(container.get("format_name", "").split(","))
+    stream = sounds[0]
     return Stream(
-        next((float(d) for d in durations if d not in (None, "N/A")), 0.0) if stated else 0.0,
+        _duration(found, stream),
         int(stream.get("sample_rate") or 0),
         int(stream.get("channels") or 0),
         stream.get("codec_name") or "unknown",
     )
+
+
+def _duration(found: dict[str, Any], stream: dict[str, Any]) -> float:
+    """Seconds that the file states for the sound, 0 where it states none.
+
+    A container's are those of its longest stream, and count from time 0 although it may begin later.
+    """
+    container = found.get("format", {})
+    if _STATED.isdisjoint(container.get("format_name", "").split(",")):
+        return 0.0
+    if (seconds := _seconds(stream, "duration")) > 0:
+        return seconds
+    pictures = [one.get("disposition", {}).get("attached_pic") for one in found["streams"]]
+    timed = [one.get("codec_type") in ("audio", "video", "subtitle") for one in found["streams"]]
+    if sum(time and not picture for time, picture in zip(timed, pictures, strict=True)) > 1:
+        return 0.0
+    return max(0.0, _seconds(container, "duration") - max(0.0, _seconds(container, "start_time")))
+
+
+def _seconds(entry: dict[str, Any], name: str) -> float:
+    text = entry.get(name)
+    return 0.0 if text in (None, "N/A") else float(text)
 
 
 def blocks(path: Path, channels: int, sample_rate: int) -> Iterator[np.ndarray]:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import soundfile as sf
 
+from acestep_mlx.cli import info
 from acestep_mlx.config.request import Request
 from acestep_mlx.data.manifest import Manifest, build_manifest
-from acestep_mlx.errors import DataError
+from acestep_mlx.errors import AceStepError, DataError
 from acestep_mlx.io.filenames import Folders, as_stored, shown
 from acestep_mlx.sampling.record import made_here, save_song
 
@@ -274,6 +275,32 @@ def test_the_exact_spelling_comes_first(tmp_path: Path) -> None:
         assert Folders().find(tmp_path, f"{name}.txt") == tmp_path / f"{name}.txt"
         assert as_stored(tmp_path / f"{name}.txt") == tmp_path / f"{name}.txt"
     assert Folders().find(tmp_path, "other.txt") is None
+
+
+@pytest.mark.parametrize(
+    ("suffix", "why"),
+    [
+        ("mid", "holds notes"), ("KAR", "holds notes"), ("m4p", "copy-protected"), ("aax", "copy-protected"),
+        ("pcm", "bare samples"), ("cda", "points to a track"),
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_song_and_cannot_be_read_is_named(
+    suffix: str, why: str, tmp_path: Path, songs: Path
+) -> None:
+    (songs / f"a.{suffix}").write_bytes(bytes(100))
+    found = manifest(tmp_path)
+    assert names(found) == ["mine.wav"] and why in left_out(found)[f"a.{suffix}"]
+    (songs / "list.csv").write_text(f"file,caption\nmine.wav,x\na.{suffix},y\n")
+    found = manifest(tmp_path, {"type": "csv", "csv_file": "list.csv", "caption_strategy": "csv"})
+    assert [name for name, _ in found.skipped] == [f"set/a.{suffix}"] and why in found.skipped[0][1]
+    with pytest.raises(AceStepError, match=why):
+        info._file(songs / f"a.{suffix}", None, None, None)
+
+
+@pytest.mark.parametrize("suffix", ["wv", "AC3", "mov", "dsf", "shn", "avi", "mpc"])
+def test_a_damaged_song_of_any_format_is_named(suffix: str, tmp_path: Path, songs: Path) -> None:
+    (songs / f"a.{suffix}").write_bytes(b"no song" * 99)
+    assert [name for name, _ in manifest(tmp_path).skipped] == [f"set/a.{suffix}"]
 
 
 @pytest.mark.parametrize("name", ["sub\\a.wav", ".\\sub\\a.wav", "sub\\\\a.wav", "sub/a.wav", "./sub/a.wav"])

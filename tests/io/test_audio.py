@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from acestep_mlx.cli.describe import audio_file
 from acestep_mlx.errors import DataError
 from acestep_mlx.io import audio, ffmpeg
 from acestep_mlx.io.audio import is_silent, log_mel, mel_filters, probe, read_audio, resample, write_audio
@@ -110,6 +111,65 @@ def test_a_part_through_ffmpeg(tmp_path: Path) -> None:
 def test_other_formats(tmp_path: Path, suffix: str) -> None:
     path = encode(tmp_path / f"a.{suffix}", tone(1.0, 48000), 48000)
     assert abs(pitch(read_audio(path)[4096:-4096, 0]) - 440.0) < 0.2
+
+
+ENCODED = {
+    "wv": (), "tta": (), "mp2": (), "ac3": (), "eac3": (), "asf": (), "wmv": (), "mov": (), "avi": (),
+    "mkv": (), "3gp": ("-c:a", "aac"), "flv": ("-ar", "44100"), "mpg": (), "m2ts": (),
+    "dts": ("-strict", "-2"),
+    "alac": ("-f", "ipod", "-c:a", "alac"), "webm": (), "spx": ("-f", "ogg", "-c:a", "flac"),
+    "bwf": ("-f", "wav"), "wave": ("-f", "wav"), "snd": ("-f", "au"),
+}  # fmt: skip
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", ENCODED)
+def test_what_ffmpeg_reads_is_a_song(suffix: str, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "plain.wav", tone(1.0, 48000), 48000)
+    path = tmp_path / f"a.{suffix}"
+    command = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "plain.wav"), *ENCODED[suffix], str(path)]
+    subprocess.run(command, check=True)
+    assert path.suffix in audio.SUFFIXES
+    assert abs(pitch(read_audio(path)[4096:-4096, 0]) - 440.0) < 0.2
+    assert abs(probe(path).duration - 1.0) < 0.1 and f"{suffix}: " in audio_file(path)[0]
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", ffmpeg.SUFFIXES)
+def test_rubbish_of_every_format_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    for rubbish in (b"x" * 4000, b"<html>" + b" music" * 1000, bytes(range(256)) * 64):
+        path.write_bytes(rubbish)
+        with pytest.raises(DataError, match=rf"a\{suffix}: "):
+            read_audio(path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", ["mka", "webm", "mkv", "mov"])
+@pytest.mark.parametrize("how", ["late", "beside longer pictures", "with a cover", "cut"])
+def test_a_container_that_is_longer_than_its_sound(how: str, suffix: str, tmp_path: Path) -> None:
+    """Its length counts from time 0 and is that of its longest stream: no song is truncated by that."""
+    soundfile.write(tmp_path / "plain.wav", tone(2.0, 48000), 48000)
+    path, plain = tmp_path / f"a.{suffix}", str(tmp_path / "plain.wav")
+    codec = ["-c:a", "libopus", "-strict", "-2"] if suffix == "webm" else ["-c:a", "aac"]
+    video = ["-c:v", "libvpx" if suffix == "webm" else "mpeg4"]
+    before = ["-itsoffset", "3"] if how == "late" else []
+    picture = ["-f", "lavfi", "-i", f"testsrc=size=64x64:rate=5:duration={6 if 'pictures' in how else 0.2}"]
+    command = ["ffmpeg", "-v", "error", *before, "-i", plain]
+    if how == "beside longer pictures":
+        command += [*picture, "-map", "0:a", "-map", "1:v", *video]
+    elif how == "with a cover" and suffix in ("mkv", "mka"):
+        subprocess.run(
+            ["ffmpeg", "-v", "error", *picture, "-frames:v", "1", str(tmp_path / "c.png")], check=True
+        )
+        command += ["-attach", str(tmp_path / "c.png"), "-metadata:s:t", "mimetype=image/png"]
+    subprocess.run([*command, *codec, str(path)], check=True)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DataError, match=r"truncated|unreadable"):
+            probe(path)
+    else:
+        assert abs(probe(path).duration - 2.0) < 0.1
 
 
 @needs_ffmpeg

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...config.datasets import CsvSet, LocalSet, SongList, lyrics_name
 from ...errors import ConfigError, DataError, nearest
 from ...formatting import listed
-from ...io.audio import SUFFIXES
+from ...io.audio import SUFFIXES, UNREAD
 from ...io.filenames import Folders, as_stored, composed, is_file, is_folder, shown
 from ...io.text_files import read_text
 from ...sampling.record import made_here
@@ -108,6 +108,8 @@ def path_problem(folder: Path, name: str) -> str | None:
     except (OSError, RuntimeError, ValueError):  # name too long, link loop
         return "not a usable file name"
     suffix = Path(name).suffix.lower()  # the link's name: download caches keep their files under hashes
+    if suffix in UNREAD:
+        return UNREAD[suffix]
     if suffix not in SUFFIXES:
         return f"not an audio file ({suffix or 'no ending'})"
     return None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...io.audio import SUFFIXES
+from ...io.audio import SUFFIXES, UNREAD
 from ...io.filenames import is_file, shown
 from ...sampling.record import made_here
 
@@ -80,9 +80,10 @@ def sound_files(root: Path, own: Mapping[Path, str]) -> SoundFiles:
             if not quiet or _holds_sound(here / name):
                 found.left_out.append((f"{shown(os.path.relpath(here / name, root))}/", why))
         for name in files:
-            if Path(name).suffix.lower() not in SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if suffix not in SUFFIXES and suffix not in UNREAD:
                 continue
-            why = _no_song(here / name)
+            why = _no_song(here / name) or UNREAD.get(suffix)
             if why is None:
                 found.files.append(here / name)
             else:
