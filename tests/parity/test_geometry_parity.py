@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.families.v1 import upstream as written
+from acestep_mlx.families.v1 import miniature_tensors as written
 from acestep_mlx.families.v1.geometry import SIZES
 
 from . import reference

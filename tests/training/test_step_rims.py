@@ -19,6 +19,7 @@ import pytest
 
 from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.families.protocol import Draw
+from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules
 from acestep_mlx.report.events import Listeners, StepDone
@@ -399,7 +400,7 @@ def test_clips_are_heard_without_dropout(tmp_path: Path, monkeypatch: pytest.Mon
             return np.zeros((1, 4, 2), np.float32)
 
     monkeypatch.setattr(validation, "ACEStepPipeline", Pipeline)
-    folder: Any = SimpleNamespace(fingerprints={})
+    folder: Any = SimpleNamespace(fingerprints={}, family=V1)
     clips = validation.Validation(load_config({"validation_prompt": "jazz"}), folder, tmp_path)
     clips(model, 1, Listeners())
     assert heard == [{(False, False)}, {(False, True)}]  # without the LoRA, then with it
