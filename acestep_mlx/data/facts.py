@@ -44,11 +44,9 @@ class AudioRef(Protocol):
 
     def stamp(self) -> str:
         """Changes when the content may have changed. DataError when the song is gone."""
-        ...
 
     def open(self) -> contextlib.AbstractContextManager[Path]:
         """A file to read from, for as long as the context lasts."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -125,24 +125,19 @@ class Folder(Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """Its config.json."""
-        ...
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Component → SHA-256 of its contents."""
-        ...
 
     def component_config(self, component: str) -> Any:
         """The component's config dataclass."""
-        ...
 
     def load(self, component: str, dtype: mx.Dtype | None = None) -> nn.Module:
         """One component, frozen; dtype: of everything that is not quantised."""
-        ...
 
     def prompt_tokenizer(self) -> Any:
         """As `Texts` gives it; so are the next two."""
-        ...
 
     def lyric_tokenizer(self) -> Any: ...
 
@@ -155,12 +150,10 @@ class Texts(Protocol):
     @property
     def files(self) -> Mapping[str, str]:
         """What an MLX folder must have: name, as the option of `convert` that gives one → file."""
-        ...
 
     @property
     def config_keys(self) -> Mapping[str, Check]:
         """What an MLX folder's config.json may have of them."""
-        ...
 
     def find(
         self,
@@ -173,27 +166,21 @@ class Texts(Protocol):
         """For the checkpoint `root`, or as `given` by name. configs: of the components, whose sizes they must
         fit. CheckpointError says what to give.
         """
-        ...
 
     def lacking(self, root: Path, layout: Layout) -> Mapping[str, str]:
         """What the checkpoint should carry and does not: name → a line that says so."""
-        ...
 
     def describe(self, config: Mapping[str, Any]) -> list[str]:
         """Lines about what an MLX folder's config.json keeps of them."""
-        ...
 
     def prompt_tokenizer(self, folder: Folder) -> Any:
         """Of prompts; CheckpointError for another model's."""
-        ...
 
     def lyric_tokenizer(self, folder: Folder) -> Any:
         """Of lyrics; CheckpointError for another model's."""
-        ...
 
     def lyric_vocab(self, folder: Folder) -> Path:
         """The file that `lyric_tokenizer` reads; CheckpointError for another than was converted."""
-        ...
 
 
 # ── what a model does ─────────────────────────────────────────────────────────────────────────────────
@@ -212,20 +199,16 @@ class StepMemory(Protocol):
 
     def load(self, seconds: float, batch: int = 1, lyrics: int | None = None) -> Load:
         """A song of so many seconds with as many lyrics as such a song tends to have."""
-        ...
 
     def activations(self, config: Any, load: Load, size: int, checkpointed: int) -> float:
         """At the worst moment. config: the transformer's. size: bytes of an activation. checkpointed: blocks
         that compute theirs again."""
-        ...
 
     def kept(self, load: Load, trained: Iterable[str]) -> Mapping[str, float]:
         """What `Family.prepare` keeps, by name. trained: paths of modules that are trained."""
-        ...
 
     def lyric_counter(self, folder: Folder | None) -> Callable[[str], int]:
         """Lyrics → tokens, with the model's tokenizer, or guessed without a model."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -292,15 +275,12 @@ class Objective(Protocol):
 
     def draw(self, batch: Batch) -> Draw:
         """For training, from the songs' own random `keys` (B, 2): a song draws the same in any batch."""
-        ...
 
     def fixed(self, batch: Batch, sigma: mx.array) -> Draw:
         """For evaluation at the noise level `sigma` (): the songs' own noise, and nothing else by chance."""
-        ...
 
     def losses(self, model: nn.Module, batch: Batch, draw: Draw, dtype: mx.Dtype) -> mx.array:
         """(B,) float32, computed by the model in `dtype`."""
-        ...
 
 
 class Codec(Protocol):
@@ -308,11 +288,9 @@ class Codec(Protocol):
 
     def encode(self, wav: np.ndarray | mx.array, *, progress: Progress = ...) -> Any:
         """Latents (B, …) of sound (samples, 2) or (B, samples, 2) at the family's sample rate."""
-        ...
 
     def decode(self, latents: mx.array, *, progress: Progress = ...) -> mx.array:
         """Sound (B, samples, 2) float32."""
-        ...
 
 
 class Models(Protocol):
@@ -321,17 +299,14 @@ class Models(Protocol):
     @property
     def text_encoder(self) -> nn.Module:
         """Prompts → states."""
-        ...
 
     @property
     def prompt_tokenizer(self) -> Any:
         """The text encoder's tokenizer."""
-        ...
 
     @property
     def lyric_tokenizer(self) -> Any:
         """Lyrics → ids."""
-        ...
 
 
 class Conditioned(Protocol):
@@ -340,28 +315,23 @@ class Conditioned(Protocol):
     @property
     def latents(self) -> LatentSpec:
         """Shape and rate of its latents."""
-        ...
 
     @property
     def schedule(self) -> Any:
         """Its noise levels: a `sampling.tasks.Schedule`."""
-        ...
 
     @property
     def norm_axes(self) -> tuple[int, ...]:
         """Axes of its latents, from the end, over which APG has its norms."""
-        ...
 
     @property
     def frames_at_once(self) -> int:
         """Of all rows of an evaluation together."""
-        ...
 
     def velocity(self, branches: int, songs: int) -> Any:
         """A `sampling.denoise.Velocity` for rows [conditional × songs, unconditional × songs, text alone ×
         songs], as many as `branches`. For an edit those of the source, then those of the target.
         """
-        ...
 
 
 class Family(Protocol):
@@ -372,22 +342,18 @@ class Family(Protocol):
     @property
     def name(self) -> str:
         """As the registry and an MLX folder's config.json call it."""
-        ...
 
     @property
     def title(self) -> str:
         """As people call it."""
-        ...
 
     @property
     def variants(self) -> Mapping[str, Variant]:
         """By `model_flavour`; the first is the default."""
-        ...
 
     @property
     def latents(self) -> LatentSpec:
         """Shape, rates and limits of a song's latents."""
-        ...
 
     @property
     def components(self) -> Mapping[str, Component]:
@@ -395,74 +361,58 @@ class Family(Protocol):
         config has `blocks`, the number of blocks that can be checkpointed, and its module
         `checkpoint_blocks`, how many are.
         """
-        ...
 
     @property
     def layouts(self) -> Sequence[Layout]:
         """Of the checkpoints that `convert` reads, folders first."""
-        ...
 
     @property
     def texts(self) -> Texts:
         """Its tokenizers and vocabularies."""
-        ...
 
     @property
     def memory(self) -> StepMemory:
         """What a training step takes."""
-        ...
 
     @property
     def lora(self) -> LoRANames:
         """The names of LoRA targets; the transformer's module has them as `lora` too."""
-        ...
 
     @property
     def padding(self) -> Padding:
         """How texts are padded in a batch."""
-        ...
 
     @property
     def key_mark(self) -> Mapping[str, Any]:
         """What the keys of its caches hold and no other family's do; nothing for v1, as in version 0.1."""
-        ...
 
     @property
     def instrumental(self) -> str:
         """The lyrics of a song in which nobody sings."""
-        ...
 
     def read_lyrics(self, text: str, language: str | None) -> Lyrics:
         """Lyrics as somebody wrote them in the model's form. language: of all lines, where it is known."""
-        ...
 
     def encoders(self, folder: Folder) -> SongEncoders:
         """What encodes songs for this model."""
-        ...
 
     def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
         """A batch as `objective` takes it, but for the songs' random keys. Pure, and NumPy alone."""
-        ...
 
     def objective(self, config: RunConfig) -> Objective:
         """What a run minimises."""
-        ...
 
     def codec(self, load: Callable[[str], nn.Module]) -> Codec:
         """Sound ↔ latents, of components that `load` gives by name."""
-        ...
 
     def conditions(self, request: Request, models: Models) -> Any:
         """What the encoders make of a request's texts."""
-        ...
 
     def conditioned(self, transformer: nn.Module, conditions: Any, request: Request) -> Conditioned:
         """The model with what `conditions` gave."""
-        ...
 
     def remarks(self, request: Request, models: Models) -> list[str]:
         """What the model will not hear of a request's texts, or hears otherwise than they are written."""
-        ...
 
     def lyrics_report(
         self,
@@ -476,12 +426,9 @@ class Family(Protocol):
         """Lyrics line by line, as training and `generate` read them. folder, given: the model or the file of
         `texts` to read them with; without either it is looked for, and kept in `cache`.
         """
-        ...
 
     def write_miniature(self, folder: Path, seed: int = 0) -> None:
         """A checkpoint with random weights in upstream's layout, for the demo and tests."""
-        ...
 
     def prepare(self, model: nn.Module) -> Prepare | None:
         """What is added to each batch before the compiled step, as nothing that is trained changes it."""
-        ...

@@ -24,11 +24,9 @@ class Velocity(Protocol):
 
     def __call__(self, latents: mx.array, sigma: float) -> mx.array:
         """Of latents (rows, …) at noise level sigma; the same shape, float32."""
-        ...
 
     def part(self, start: int, stop: int) -> Velocity:
         """The same conditions for rows start … stop - 1 only."""
-        ...
 
 
 @dataclass(frozen=True)

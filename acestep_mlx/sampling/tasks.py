@@ -26,15 +26,12 @@ class Schedule(Protocol):
 
     def timetable(self, steps: int, shift: float, strongest: float = 1.0) -> list[float]:
         """Of `steps` steps; `strongest`: where the first one lies before shifting."""
-        ...
 
     def custom_timetable(self, positions: Sequence[int], shift: float) -> list[float]:
         """Those at `positions` (from 1) of a longer timetable."""
-        ...
 
     def noise_level(self, strongest: float, shift: float) -> float:
         """The share of noise that is mixed into a source to start from."""
-        ...
 
 
 @dataclass(frozen=True)
