@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import mlx.core as mx
@@ -180,9 +179,7 @@ class SafetensorsWriter:
     def __enter__(self) -> SafetensorsWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.close()
         else:

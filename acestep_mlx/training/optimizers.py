@@ -19,62 +19,46 @@ from ..config.optimizers import OPTIMIZERS
 from ..errors import ConfigError, nearest
 
 
-def _constant(step: int, warmup: int, total: int, **_: float) -> float:
-    return 1.0
+def _linear(schedule: Schedule, at: int, length: int) -> float:
+    return max(0.0, (length - at) / max(1, length))
 
 
-def _constant_with_warmup(step: int, warmup: int, total: int, **_: float) -> float:
-    return step / max(1, warmup) if step < warmup else 1.0
+def _cosine(schedule: Schedule, at: int, length: int) -> float:
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (at / max(1, length)))))
 
 
-def _linear(step: int, warmup: int, total: int, **_: float) -> float:
-    if step < warmup:
-        return step / max(1, warmup)
-    return max(0.0, (total - step) / max(1, total - warmup))
-
-
-def _cosine(step: int, warmup: int, total: int, **_: float) -> float:
-    if step < warmup:
-        return step / max(1, warmup)
-    progress = (step - warmup) / max(1, total - warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def _cosine_with_restarts(step: int, warmup: int, total: int, *, cycles: float, **_: float) -> float:
-    if step < warmup:
-        return step / max(1, warmup)
-    progress = (step - warmup) / max(1, total - warmup)
+def _cosine_with_restarts(schedule: Schedule, at: int, length: int) -> float:
+    progress = at / max(1, length)
     if progress >= 1.0:
         return 0.0
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((cycles * progress) % 1.0))))
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((schedule.cycles * progress) % 1.0))))
 
 
-def _polynomial(step: int, warmup: int, total: int, *, power: float, end: float, **_: float) -> float:
-    if step < warmup:
-        return step / max(1, warmup)
-    if step > total or total <= warmup:
-        return end
-    remaining = 1 - (step - warmup) / (total - warmup)
-    return float((1.0 - end) * remaining**power + end)
+def _polynomial(schedule: Schedule, at: int, length: int) -> float:
+    if at > length or length <= 0:
+        return schedule.lowest
+    return float((1.0 - schedule.lowest) * (1 - at / length) ** schedule.power + schedule.lowest)
 
 
-def _sine(step: int, warmup: int, total: int, *, end: float, **_: float) -> float:
+def _sine(schedule: Schedule, at: int, length: int) -> float:
     # A wave between the full rate and `lr_end`; `lr_warmup_steps` is half its period (else the run's length).
-    half = warmup if warmup > 0 else max(1, total)
-    return end + (1.0 - end) * 0.5 * (1.0 + math.sin(math.pi * step / half))
+    half = schedule.warmup if schedule.warmup > 0 else max(1, schedule.total)
+    wave = 1.0 + math.sin(math.pi * (at + schedule.warmup) / half)
+    return schedule.lowest + (1.0 - schedule.lowest) * 0.5 * wave
 
 
-#: name → factor of the base rate at a step; `end` is lr_end over the base rate. The definitions are
+#: name → factor of the base rate, `at` updates after the warm-up, which `length` follow. The definitions are
 #: those of transformers/diffusers `get_scheduler` (and, for `sine`, SimpleTuner's).
-SCHEDULES: dict[str, Callable[..., float]] = {
-    "constant": _constant,
-    "constant_with_warmup": _constant_with_warmup,
+SCHEDULES: dict[str, Callable[[Schedule, int, int], float]] = {
+    "constant": lambda schedule, at, length: 1.0,
+    "constant_with_warmup": lambda schedule, at, length: 1.0,
     "linear": _linear,
     "cosine": _cosine,
     "cosine_with_restarts": _cosine_with_restarts,
     "polynomial": _polynomial,
     "sine": _sine,
 }
+COLD = ("constant", "sine")  # those without a warm-up
 
 
 @dataclass(frozen=True)
@@ -98,17 +82,17 @@ class Schedule:
         if self.name in ("polynomial", "sine") and not self.base > self.end >= 0:
             raise ConfigError(f"lr_end ({self.end}) must be below learning_rate ({self.base})")
 
+    @property
+    def lowest(self) -> float:
+        """`end` as a factor of the base rate."""
+        return self.end / self.base if self.base else 0.0
+
     def __call__(self, step: int) -> float:
         """Learning rate of the update that follows `step` completed updates."""
-        factor = SCHEDULES[self.name](
-            step,
-            self.warmup,
-            self.total,
-            cycles=self.cycles,
-            power=self.power,
-            end=self.end / self.base if self.base else 0.0,
-        )
-        return self.base * factor
+        at = step - self.warmup
+        if at < 0 and self.name not in COLD:
+            return self.base * (step / self.warmup)
+        return self.base * SCHEDULES[self.name](self, at, self.total - self.warmup)
 
 
 def make_optimizer(
