@@ -24,7 +24,7 @@ from ..io.safetensors import Header, read_header
 from ..io.tensors import SafetensorsWriter, load_lazily
 from ..lora.formats.read import find_file, read_lora
 from ..lora.layers import dense_weight
-from ..lora.lyrics_embedder import check_embedder, embedder_parameters
+from ..lora.lyrics_embedder import check_parameters, embedder_parameters
 from ..lora.merge import FuseError, check_strengths, fuse_layer, parameter_changes, parts_by_path, with_weight
 from ..lora.weights import LoRAWeights
 
@@ -153,8 +153,7 @@ class _Job:
         if self.changed:
             here = embedder_parameters(skeleton)
             for weights, _ in self.loras:
-                check_embedder(here, weights.lyrics_embedder or {}, weights.source, complete=False)
-                check_embedder(here, weights.diffs, weights.source, complete=False)
+                check_parameters(here, weights, weights.source)
 
     def write(self, path: Path, progress: Progress) -> str:
         """Write the file and return its fingerprint."""

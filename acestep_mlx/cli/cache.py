@@ -26,7 +26,7 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
     from ..config.read import load_config
     from ..data.encode import encode_dataset
     from ..data.manifest import build_manifest
-    from .model_source import open_model
+    from ..training.prepare import open_model
     from .progress import Display
 
     settings = load_config(config, overrides)
@@ -35,7 +35,7 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
     with Display() as progress:
         manifest = build_manifest(settings, progress)
         # on-demand data sets are what this command is for, too
-        folder = open_model(settings)
+        folder = open_model(settings, progress)
         cache = encode_dataset(manifest, settings, folder, progress, everything=True)
     for line in manifest.report.lines(20):
         click.echo(line)

@@ -11,7 +11,7 @@ from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError
 from .layers import Wrapper, base_linears, own_dtype
-from .lyrics_embedder import check_embedder, embedder_parameters, make_dense
+from .lyrics_embedder import check_parameters, embedder_parameters, make_dense
 from .merge import Part, check_strengths, fuse_layer, parameter_changes, parts_by_path
 from .weights import LoRAWeights
 
@@ -104,8 +104,7 @@ def _set_parameters(
         return
     here = embedder_parameters(transformer)
     for weights, _ in loras:
-        check_embedder(here, weights.lyrics_embedder or {}, weights.source, complete=False)
-        check_embedder(here, weights.diffs, weights.source, complete=False)
+        check_parameters(here, weights, weights.source)
     changes = parameter_changes(loras, here)
     originals.modules.update(make_dense(transformer, {name.rpartition(".")[0] for name in changes}))
     here = embedder_parameters(transformer)

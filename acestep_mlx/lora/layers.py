@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+
 
 class Wrapper:
     """Mix-in of every layer that stands in a linear layer's place and keeps it as `.linear`."""
@@ -40,7 +42,7 @@ def linear_shape(linear: nn.Module) -> tuple[int, int]:
 
 def dense_weight(layer: nn.Module) -> mx.array:
     """The weight of a linear or embedding layer, (out, in) float32; dequantising does not round it."""
-    if not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+    if not isinstance(layer, QUANTIZED):
         return layer.weight.astype(mx.float32)
     scales, biases = layer.scales, layer.get("biases")
     if biases is not None:
@@ -53,11 +55,26 @@ def dense_weight(layer: nn.Module) -> mx.array:
 
 def own_dtype(layer: nn.Module) -> mx.Dtype:
     """The precision that the layer computes in: its weight's; a quantised one's scales' or bias's."""
-    if not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+    if not isinstance(layer, QUANTIZED):
         return layer.weight.dtype
     dtypes = [layer[k].dtype for k in ("scales", "bias") if k in layer]
     floats = [dtype for dtype in dtypes if mx.issubdtype(dtype, mx.floating)]
     return floats[0] if floats else mx.bfloat16
+
+
+def dense_layer(like: nn.Module, weight: mx.array) -> nn.Module:
+    """A frozen dense layer of the kind, precision and bias of `like` with another weight (out, in)."""
+    new: nn.Module
+    if isinstance(like, (nn.Embedding, nn.QuantizedEmbedding)):
+        new = nn.Embedding(1, 1)
+    else:
+        new = nn.Linear(1, 1, bias="bias" in like)
+        if "bias" in like:
+            new.bias = like.bias
+    new.weight = weight.astype(own_dtype(like))
+    new.train(like.training)
+    new.freeze()
+    return new
 
 
 def times_weight(x: mx.array, linear: nn.Module) -> mx.array:

@@ -19,7 +19,7 @@ from ..families.protocol import LoRANames
 from ..io.safetensors import FLOATS, PICKLES, read_header
 from ..io.tensors import load_tensors, save_tensors
 from .formats.keys import describe_unknown, parse
-from .layers import Wrapper, dense_weight, own_dtype
+from .layers import QUANTIZED, Wrapper, dense_layer, dense_weight
 from .weights import LoRAModule, LoRAWeights
 
 FOLDER = "lyrics_embedder"
@@ -47,7 +47,7 @@ def embedder_parameters(transformer: nn.Module) -> dict[str, mx.array]:
 
 
 def _own_parameters(module: nn.Module) -> dict[str, mx.array]:
-    if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+    if isinstance(module, QUANTIZED):
         own = {"weight": dense_weight(module)}
         return own | ({"bias": module.bias} if "bias" in module else {})
     return {k: v for k, v in module.items() if isinstance(v, mx.array) and not k.startswith("_")}
@@ -58,38 +58,17 @@ def make_dense(transformer: nn.Module, only: Container[str] | None = None) -> di
 
     Returns the layers that stood there, by path. `only` limits it to these paths.
     """
-    dense: list[tuple[str, nn.Module]] = []
-    before: dict[str, nn.Module] = {}
-    for path, module in transformer.named_modules():
-        if not f"{path}.".startswith(transformer.lora.full) or (only is not None and path not in only):
-            continue
-        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-            before[path] = module
-        if isinstance(module, nn.QuantizedLinear):
-            dense.append((path, dense_linear(module, dense_weight(module).astype(own_dtype(module)))))
-        elif isinstance(module, nn.QuantizedEmbedding):
-            dense.append((path, dense_embedding(dense_weight(module).astype(own_dtype(module)))))
-    if dense:
+    before: dict[str, nn.Module] = {
+        path: module
+        for path, module in transformer.named_modules()
+        if f"{path}.".startswith(transformer.lora.full)
+        and (only is None or path in only)
+        and isinstance(module, QUANTIZED)
+    }
+    if before:
+        dense = [(path, dense_layer(module, dense_weight(module))) for path, module in before.items()]
         transformer.update_modules(tree_unflatten(dense))
     return before
-
-
-def dense_linear(like: nn.Module, weight: mx.array) -> nn.Linear:
-    """A frozen linear layer with this weight and the bias of `like`."""
-    linear = nn.Linear(1, 1, bias="bias" in like)
-    linear.weight = weight
-    if "bias" in like:
-        linear.bias = like.bias
-    linear.train(like.training)
-    linear.freeze()
-    return linear
-
-
-def dense_embedding(weight: mx.array) -> nn.Embedding:
-    embedding = nn.Embedding(1, 1)
-    embedding.weight = weight
-    embedding.freeze()
-    return embedding
 
 
 def set_embedder(
@@ -126,6 +105,12 @@ def check_embedder(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckpointError(f"{where} does not fit: {problems[0]}{more}")
+
+
+def check_parameters(here: Mapping[str, mx.array], weights: LoRAWeights, where: str) -> None:
+    """The same for what a LoRA carries of the lyrics embedder, whole or as differences."""
+    for tensors in (weights.lyrics_embedder or {}, weights.diffs):
+        check_embedder(here, tensors, where, complete=False)
 
 
 def save_lyrics_embedder(folder: str | Path, tensors: Mapping[str, mx.array]) -> Path:
@@ -179,8 +164,7 @@ def for_format(weights: LoRAWeights, format: str, base: nn.Module | None) -> LoR
         )
     here = embedder_parameters(base)
     given = weights.lyrics_embedder or {}
-    check_embedder(here, given, "the lyrics embedder", complete=False)
-    check_embedder(here, weights.diffs, "the lyrics embedder", complete=False)
+    check_parameters(here, weights, "the lyrics embedder")
     values = {name: value.astype(mx.float32) for name, value in given.items()}
     for name, diff in weights.diffs.items():
         values[name] = values.get(name, here[name].astype(mx.float32)) + diff

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
-from .layers import dense_weight, own_dtype
+from .layers import QUANTIZED, dense_layer, dense_weight
 from .weights import LoRAModule, LoRAWeights
 
 Part = tuple[LoRAModule, float]  # a module of one LoRA, and the strength to use it with
@@ -83,19 +83,11 @@ def fused_weight(layer: nn.Module, parts: Sequence[Part]) -> mx.array:
 
 def with_weight(layer: nn.Module, weight: mx.array) -> nn.Module:
     """A frozen layer of the same kind, precision and bias as `layer` with another weight (out, in)."""
-    embedding = isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding))
-    new: nn.Module
-    if embedding:
-        new = nn.Embedding(1, 1)
-    else:
-        new = nn.Linear(1, 1, bias="bias" in layer)
-        if "bias" in layer:
-            new.bias = layer.bias
-    new.weight = weight.astype(own_dtype(layer))
-    if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+    new = dense_layer(layer, weight)
+    if isinstance(layer, QUANTIZED):
         new = new.to_quantized(group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
-    new.train(layer.training)
-    new.freeze()
+        new.train(layer.training)
+        new.freeze()
     return new
 
 

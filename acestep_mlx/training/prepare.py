@@ -11,6 +11,7 @@ from ..data.encode import Cache, encode_dataset
 from ..data.manifest import build_manifest
 from ..families.folder import ModelFolder
 from ..formatting import count
+from ..io.progress import Progress
 from ..report.events import Listeners
 from . import checkpoint
 from .distributed import World
@@ -62,7 +63,7 @@ def prepare(job: Job) -> Prepared:
         job.emit.notice(f"{key} is ignored: {reason}")
     first = job.world.first
     resumed = _resumed(job) if first else None
-    folder = ModelFolder.open(job.world.first_then_others(lambda: _model(job)))
+    folder = job.world.first_then_others(lambda: open_model(job.config, job.emit.progress))
     cache = job.world.first_then_others(lambda: _caches(job, folder))
     return Prepared(resumed, folder, cache, Validation(job.config, folder, job.output) if first else None)
 
@@ -79,16 +80,17 @@ def _resumed(job: Job) -> checkpoint.Checkpoint | None:
     return None
 
 
-def _model(job: Job) -> Path:
-    """The MLX folder, converted where that has not been done yet."""
-    config, source = job.config, job.config.pretrained_model_name_or_path
+def open_model(config: RunConfig, progress: Progress) -> ModelFolder:
+    """The model of a configuration as an MLX folder, converted where that has not been done yet."""
+    source = config.pretrained_model_name_or_path
     local = config.resolve(source)
-    return ensure_model(
+    path = ensure_model(
         local if local.exists() else source,
         quantize=config.quantization,
         revision=config.revision,
-        progress=job.emit.progress,
+        progress=progress,
     )
+    return ModelFolder.open(path)
 
 
 def _caches(job: Job, folder: ModelFolder) -> Cache:
