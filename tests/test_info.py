@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import tracemalloc
@@ -14,18 +15,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import main
 from acestep_mlx.cli.describe import SECONDS, training_memory
 from acestep_mlx.config.read import load_config
-from acestep_mlx.data.facts import AudioFacts, FactsIndex
+from acestep_mlx.data.facts import AudioFacts, FactsIndex, FileAudio, examine
 from acestep_mlx.errors import CheckpointError, DataError
 from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.formatting import size
 from acestep_mlx.io.audio import write_audio
+from acestep_mlx.io.safetensors import read_header
+from acestep_mlx.lora.formats.metadata import METADATA_KEY
 from acestep_mlx.lora.formats.write import FORMATS, write_lora
 from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
 from acestep_mlx.sampling.record import read_record
@@ -145,6 +148,50 @@ def test_lora(name: str, loras: Path, tiny_model: Path, capsys: pytest.CaptureFi
     )
     assert "attn.to_q × 2" in out and "cross_attn.to_v × 2" in out and "step: 20" in out
     assert f"fits {tiny_model}, the one it was trained on" in out
+
+
+@pytest.mark.parametrize(
+    "absent", ["rank", "alpha", "scale", "targets", "step", "base", "base_fingerprint", "use_rslora",
+               "file_format", "tool_version", "all of them"],
+)  # fmt: skip
+def test_a_fact_of_a_lora_that_is_null_is_absent(
+    absent: str, loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = loras / "peft.safetensors"
+    facts = {
+        "base": "x",
+        "base_fingerprint": "0" * 64,
+        **json.loads(read_header(source).metadata[METADATA_KEY]),
+    }
+    names = facts.keys() - {"baked"} if absent == "all of them" else {absent}
+    said = []
+    for changed in (facts | dict.fromkeys(names), {n: fact for n, fact in facts.items() if n not in names}):
+        save_file(load_file(source), tmp_path / "a.safetensors", {METADATA_KEY: json.dumps(changed)})
+        said.append(re.sub(r"[\d.]+ kB", "", info(capsys, tmp_path / "a.safetensors")))
+    assert said[0] == said[1] and "None" not in said[0] and "scale 0" not in said[0]
+
+
+@pytest.mark.parametrize("silent", ["all", "nearly all"])
+def test_a_silent_song_is_told_as_training_takes_it(
+    silent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = np.zeros((88200, 2), np.float32)
+    sound[:400] = 0.3 * (silent != "all")
+    soundfile.write(tmp_path / "a.wav", sound, 44100)
+    found = examine(FileAudio(tmp_path / "a.wav"))
+    assert found.problem
+    expected = f"2.00 s, 44100 Hz, 2 channels, 22 latent frames; training leaves it out: {found.problem}\n"
+    assert expected in info(capsys, tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_song_that_training_refuses_is_refused(
+    value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = np.full((88200, 2), 0.1, np.float32)
+    sound[50_000] = value
+    soundfile.write(tmp_path / "a.wav", sound, 44100, subtype="FLOAT")
+    assert "a.wav: holds values that are not finite numbers" in refused(capsys, tmp_path / "a.wav")
 
 
 def test_a_foreign_lora_and_one_for_another_model(

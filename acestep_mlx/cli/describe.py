@@ -196,8 +196,8 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
 
 
 def _spelling(weights: LoRAWeights, names: set[str]) -> str:
-    if "file_format" in weights.metadata:
-        made = weights.metadata.get("tool_version")
+    if weights.metadata.get("file_format"):
+        made = weights.metadata.get("tool_version") or "of unknown version"
         return f"format {weights.metadata['file_format']!r} of acestep-mlx {made}"
     found = next((what for part, what in SPELLINGS.items() if any(part in n for n in names)), "other")
     prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in names)), "")
@@ -211,10 +211,9 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
     lines = [f"  rank: {_counted(ranks)}"]
     if "alpha" in facts:
         kind = ", rsLoRA" if facts.get("use_rslora") else ""
-        lines.append(
-            f"  trained with rank {facts.get('rank')}, alpha {facts['alpha']:g}{kind} "
-            f"(scale {facts.get('scale', 0):g})"
-        )
+        rank = f"rank {facts['rank']}, " if "rank" in facts else ""
+        scale = f" (scale {facts['scale']:g})" if "scale" in facts else ""
+        lines.append(f"  trained with {rank}alpha {facts['alpha']:g}{kind}{scale}")
     lines.append(f"  targets: {', '.join(f'{name} × {n}' for name, n in targets.most_common())}")
     if facts.get("targets"):
         lines.append(f"  chosen as: {', '.join(facts['targets'])}")
@@ -319,16 +318,23 @@ def data_set(path: Path, kind: str) -> list[str]:
 
 def audio_file(path: Path) -> list[str]:
     """A sound file, and how long it is for the model."""
+    from ..data.facts import SILENT, FileAudio, examine
     from ..families import default
-    from ..io.audio import WRITABLE, probe
+    from ..io.audio import WRITABLE, look, probe
 
-    found = probe(path)
+    found = look(path)
+    facts = examine(FileAudio(path))  # as training looks at it
+    silent = facts.problem is not None and facts.problem.startswith(SILENT)
+    if facts.problem is not None and not silent:
+        raise DataError(f"{path}: {facts.problem}")
+    seconds = probe(path).duration if silent else facts.duration
     latents = default().latents
-    frames = latents.covering(round(found.duration * latents.sample_rate))
+    frames = latents.covering(round(seconds * latents.sample_rate))
     line = (
-        f"{path}: {found.format} audio, {found.duration:.2f} s, {found.sample_rate} Hz, "
+        f"{path}: {found.format} audio, {seconds:.2f} s, {found.sample_rate} Hz, "
         f"{count(found.channels, 'channel')}, {frames} latent frames"
         + (f"; length counted by decoding: {found.doubt}" if found.doubt else "")
+        + (f"; training leaves it out: {facts.problem}" if silent else "")
     )
     if path.suffix.lower() not in WRITABLE:
         return [line]

@@ -33,6 +33,7 @@ MAX_INDEX = 1 << 30  # bytes
 INDEX_VERSION = 3
 _BLOCKS, _BLOCK_BYTES = 16, 4096  # read of each song on every start
 MISREAD, MISREAD_OGG = "to the end", "to the end, at 48 kHz"  # by version 1, by version 2
+SILENT = "silent"  # a problem of songs that can be read
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
 
 
@@ -171,9 +172,9 @@ def _decode_all(path: Path) -> tuple[float, None, str | None, str]:
         peak = max(peak, float(np.abs(block).max()))
         zeros += int((block == 0).all(axis=1).sum())
     if peak < SILENCE:
-        raise DataError("silent")
+        raise DataError(SILENT)
     if zeros > _SILENT_SHARE * decoded:
-        raise DataError(f"silent ({100 * zeros / decoded:.0f} % of it)")
+        raise DataError(f"{SILENT} ({100 * zeros / decoded:.0f} % of it)")
     misread = MISREAD if info.doubt or info.format in MPEG else ""
     misread = MISREAD_OGG if info.decoder == "parts" and info.format == "ogg" else misread
     return decoded / info.sample_rate, None, info.doubt or None, misread

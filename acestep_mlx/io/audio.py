@@ -486,6 +486,8 @@ def _check_file(path: Path) -> None:
 
 
 def _sane(path: Path, info: AudioInfo) -> AudioInfo:
+    if not info.sample_rate:
+        raise DataError(f"{path}: unreadable: no sound was found in it")
     if not MIN_RATE <= info.sample_rate <= MAX_RATE:
         raise DataError(f"{path}: sample rate {info.sample_rate} Hz is not between {MIN_RATE} and {MAX_RATE}")
     if info.channels < 1:

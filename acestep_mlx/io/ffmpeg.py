@@ -7,6 +7,7 @@ audio comes out at the file's own rate and channels.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -72,6 +73,8 @@ _STATED = {"caf", "wav", "flac", "aiff", "w64"} | {
     name for one in FORMATS if one.states for name in one.demuxers.split(",")
 }
 PROBE_SECONDS = 60
+_ADDRESS = re.compile(r"\[\S+ @ 0x[0-9a-f]+\] ")  # which part of FFmpeg speaks, and where it is in memory
+_UNKNOWN = ("Invalid argument", "Invalid data found when processing input")
 BLOCK_BYTES = 1 << 20
 
 
@@ -191,4 +194,5 @@ def blocks(path: Path, channels: int, sample_rate: int) -> Iterator[np.ndarray]:
 def _reason(said: bytes, path: Path) -> str:
     """The last thing FFmpeg said, without the file's own name."""
     lines = said.decode("utf-8", "replace").replace(f"file:{path.absolute()}: ", "").strip().splitlines()
-    return lines[-1].strip() if lines else "FFmpeg gives no reason"
+    reason = _ADDRESS.sub("", lines[-1].strip()) if lines else "FFmpeg gives no reason"
+    return f"it is no sound file that FFmpeg knows ({reason})" if reason in _UNKNOWN else reason

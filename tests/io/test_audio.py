@@ -145,6 +145,19 @@ def test_rubbish_of_every_format_is_refused(suffix: str, tmp_path: Path) -> None
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("name", ["random", "text", "no channels"])
+def test_the_reason_says_what_it_is_not(name: str, tmp_path: Path) -> None:
+    """No rate of 0 Hz, no place in FFmpeg's memory, which is another one each time."""
+    path = tmp_path / "a.mp3"
+    random = np.random.default_rng(1).integers(0, 256, 5000, np.uint8).tobytes()
+    path.write_bytes({"random": random, "text": b"<html>" * 900, "no channels": riff(100, channels=0)}[name])
+    with pytest.raises(DataError) as caught:
+        probe(path)
+    assert " @ 0x" not in str(caught.value) and " 0 Hz" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ") and not str(caught.value).endswith("Invalid argument")
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("suffix", ["mka", "webm", "mkv", "mov"])
 @pytest.mark.parametrize("how", ["late", "beside longer pictures", "with a cover", "cut"])
 def test_a_container_that_is_longer_than_its_sound(how: str, suffix: str, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ _PROJECTS = {
     ".rpp": ("media", "peaks"),
 }
 _ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")
-_ENVIRONMENT_NAMES = ("node_modules", "site-packages", "__pycache__", "__MACOSX")
+_LEFTOVERS = {"__MACOSX": "a Mac's attributes of unpacked files", "__pycache__": "compiled programs"}
+_ENVIRONMENT_NAMES = ("node_modules", "site-packages", *_LEFTOVERS)
 _WASTE = ("$recycle.bin", "recycler", "system volume information", "lost+found")
 _OUTPUT_FILES = ("metrics.jsonl", "training_state.json")
 _CLIP = re.compile(r"(?:step_\d+_.*_\d+|base_.*_[0-9a-f]{8})\.wav")  # validation clips of any version
@@ -102,6 +103,8 @@ def _own(folder: Path, own: Mapping[Path, str]) -> str | None:
 
 def _no_songs(folder: Path, takes: bool) -> str | None:
     """Why nothing below a folder is a song, or None."""
+    if folder.name in _LEFTOVERS:
+        return _LEFTOVERS[folder.name]
     if folder.name in _ENVIRONMENT_NAMES or any(_there(folder / name) for name in _ENVIRONMENTS):
         return "environment with programs"
     if folder.name.startswith("."):
