@@ -247,6 +247,7 @@ def _lyrics_format(audio: Audio, where: str) -> str | None:
         template = "{stem}." + audio.lyrics_extension.lstrip(".")
     else:
         return None
+    template = template.replace("\\", "/")  # as Windows writes it
     lyrics_name(
         template, Path("folder/song.wav"), where
     )  # a wrong token is an error now, not at the first song

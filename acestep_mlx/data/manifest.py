@@ -123,7 +123,9 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
     for dataset in datasets.audio:
         found = _songs(dataset, config, own)
         songs = found.songs
-        report = SetReport(dataset.id, len(songs), dataset.interval, family, no_songs=found.left_out)
+        report = SetReport(
+            dataset.id, len(songs), dataset.interval, family, no_songs=found.left_out, sources=found.notes
+        )
         report.listed = dataset.caption_strategy in ("csv", "huggingface")
         for song, facts in _chosen(dataset, songs, index, progress):
             reason = song.problem or _reason(dataset, facts)

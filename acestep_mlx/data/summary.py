@@ -22,7 +22,8 @@ class SetReport:
 
     no_songs: sound files and folders that are nobody's songs (caches, packages). lyrics_changed: how many
     songs' lyrics were brought into the model's form. trigger: whether trigger words stand before captions.
-    listed: whether captions come from a list or a table rather than from files.
+    listed: whether captions come from a list or a table rather than from files. sources: how that list or
+    table is read, where that is not plain.
     """
 
     id: str
@@ -42,6 +43,7 @@ class SetReport:
     no_caption: list[str] = field(default_factory=list)
     no_lyrics: list[str] = field(default_factory=list)
     notes: Named = field(default_factory=list)
+    sources: Named = field(default_factory=list)
     lyrics_changed: int = 0
     trigger: bool = False
     listed: bool = False
@@ -62,7 +64,7 @@ class SetReport:
 
     def remarks(self) -> list[tuple[str, str]]:
         """What a run says of the data before its first step, as (text, "info" or "warning")."""
-        out: list[tuple[str, str]] = []
+        out = [(f"{self.id}, {name}: {note}", "info") for name, note in self.sources]
         captions, lyrics = "a file NAME.txt beside the song", "a file NAME.lyrics beside the song"
         if self.listed:
             captions, lyrics = "its column", "their column"
@@ -143,6 +145,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         "cut": one.cut,
         "length counted by decoding": one.counted,
         "encoded again, because what was kept of them was wrong": one.again,
+        "list": one.sources,
         "text": one.notes,
     }
     for label, named in details.items():

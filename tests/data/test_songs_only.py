@@ -14,7 +14,7 @@ import soundfile as sf
 from acestep_mlx.cli import info
 from acestep_mlx.config.request import Request
 from acestep_mlx.data.manifest import Manifest, build_manifest
-from acestep_mlx.errors import AceStepError, DataError
+from acestep_mlx.errors import AceStepError, ConfigError, DataError
 from acestep_mlx.io.filenames import Folders, as_stored, shown
 from acestep_mlx.sampling.record import made_here, save_song
 
@@ -233,9 +233,9 @@ def test_a_lyrics_format_with_backslashes(tmp_path: Path, songs: Path) -> None:
     (songs / "words" / "mine.txt").write_text("la la")
     entry = {"audio": {"lyrics_filename_format": "words\\{stem}.txt"}}
     assert manifest(tmp_path, entry).samples[0].lyrics == "la la"
-    (tmp_path / "out.txt").write_text("la la")
-    entry = {"audio": {"lyrics_filename_format": "..\\out.txt"}}
-    assert manifest(tmp_path, entry).samples[0].lyrics is None
+    for outside in ("..\\out.txt", "words\\..\\..\\out.txt", "\\out.txt"):
+        with pytest.raises(ConfigError, match="must stay inside the data set's folder"):
+            manifest(tmp_path, {"audio": {"lyrics_filename_format": outside}})
 
 
 @pytest.mark.parametrize(("on_disk", "written"), FORMS)

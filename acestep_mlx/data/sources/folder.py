@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...config.datasets import CsvSet, LocalSet, SongList, lyrics_name
-from ...errors import ConfigError, DataError, nearest
+from ...config.datasets import CsvSet, LocalSet, lyrics_name
+from ...errors import DataError
 from ...formatting import listed
-from ...io.audio import SUFFIXES, UNREAD
-from ...io.filenames import Folders, as_stored, composed, is_file, is_folder, shown
+from ...io.audio import SUFFIXES
+from ...io.filenames import Folders, composed, is_file, is_folder, shown
 from ...io.text_files import read_text
 from ...sampling.record import made_here
 from ...text.languages import is_language_code
@@ -28,10 +26,9 @@ from ..captions import (
 )
 from ..facts import AudioRef, FileAudio
 from .scan import sound_files
+from .song_list import Row, Rows, find_file, read_list
 
-_FILENAME_COLUMNS = ("filename", "file_name", "file", "path", "audio", "name")
-_CAPTION_COLUMNS = ("caption", "prompt", "tags", "text")
-_LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
+_NAMELESS = "no file name in this row"
 _SHEET_LINES = 8  # so many lines beside another caption are lyrics
 
 
@@ -49,10 +46,14 @@ class Song:
 
 @dataclass
 class Found:
-    """What a data set holds: songs, and sound files and folders that are none of them, as (name, reason)."""
+    """What a data set holds: songs, and sound files and folders that are none of them, as (name, reason).
+
+    notes: (list or table, what is to be known about how it is read).
+    """
 
     songs: list[Song]
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
@@ -65,13 +66,15 @@ def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
     if not is_folder(folder):
         what = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise DataError(f"data set {dataset.id!r}: {folder} {what}; set instance_data_dir")
-    rows = _read_csv(dataset.id, folder, dataset.listed) if dataset.listed is not None else None
+    rows = read_list(dataset.id, folder, dataset.listed) if dataset.listed is not None else None
+    notes = [(shown(rows.file.name), note) for note in rows.notes] if rows is not None else []
     reader = _Reader(dataset, rows)
     if isinstance(dataset, CsvSet) and rows is not None:
-        return reader.listed(rows)
+        return replace(reader.listed(rows), notes=notes)
     found = sound_files(folder, own or {})
     songs = [reader.song(path) for path in found.files]
-    found.left_out += reader.without_song()
+    found.left_out += [(shown(name), "in the list, not in the folder") for name in sorted(reader.unused)]
+    found.left_out += [(place, _NAMELESS) for place in (rows.nameless if rows is not None else [])]
     if dataset.caption_strategy == "textfile":
         found.left_out += reader.unread_lists({folder, *(path.parent for path in found.files)})
     songs += [Song(name, FileAudio(folder / name), [], None, problem=why) for name, why in found.unreadable]
@@ -80,61 +83,33 @@ def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
         others = [f"{name}: {reason}" for name, reason in found.left_out]
         besides = f"; left out: {listed(others)}" if others else ""
         raise DataError(f"data set {dataset.id!r}: no audio files in {folder} (known: {kinds}){besides}")
-    return Found(songs, found.left_out)
-
-
-def find_file(folder: Path, name: str) -> tuple[Path | None, str | None]:
-    """The audio file that a list names, as it is spelled on disk, or (None, why it cannot be used).
-
-    Names are relative to the folder and may not lead out of it; separators of Windows are understood.
-    """
-    problem = path_problem(folder, name)
-    if problem is not None and "\\" in name:
-        name = name.replace("\\", "/")
-        problem = path_problem(folder, name)
-    return (as_stored(folder / name), None) if problem is None else (None, problem)
-
-
-def path_problem(folder: Path, name: str) -> str | None:
-    """Why a file name that a list gives cannot be used: missing, or outside the data set's folder."""
-    if not name or "\0" in name:
-        return "not a file name"
-    try:
-        target = as_stored(folder / name).resolve()
-        if not target.is_relative_to(folder.resolve()):
-            return "leads out of the data set's folder"
-        if not target.is_file():
-            return "no such file"
-    except (OSError, RuntimeError, ValueError):  # name too long, link loop
-        return "not a usable file name"
-    suffix = Path(name).suffix.lower()  # the link's name: download caches keep their files under hashes
-    if suffix in UNREAD:
-        return UNREAD[suffix]
-    if suffix not in SUFFIXES:
-        return f"not an audio file ({suffix or 'no ending'})"
-    return None
+    return Found(songs, found.left_out, notes)
 
 
 class _Reader:
     """Songs with their captions and lyrics; a text that cannot be used makes the song a problem."""
 
-    def __init__(self, dataset: LocalSet, rows: Mapping[str, dict[str, str]] | None) -> None:
-        self.dataset, self.folder, self.rows = dataset, dataset.folder, rows or {}
+    def __init__(self, dataset: LocalSet, rows: Rows | None) -> None:
+        self.dataset, self.folder = dataset, dataset.folder
+        self.rows = rows.by_name if rows is not None else {}
         self.unused = set(self.rows)  # rows whose song was not met
         self.folders = Folders()
         self.lists = sidecars.Lists(self.folders.names)
         self.in_languages: dict[Path, dict[str, list[str]]] = {}
 
-    def listed(self, rows: Mapping[str, dict[str, str]]) -> Found:
-        """Songs named by the rows of a list."""
+    def listed(self, rows: Rows) -> Found:
+        """Songs named by the rows of a list; a row that names none is a song that cannot be used."""
         found = Found([])
-        for name, row in rows.items():
-            path, problem = (None, row["problem"]) if "unnamed" in row else find_file(self.folder, name)
+        for name, row in rows.by_name.items():
+            path, problem = find_file(self.folder, name)
             if path is not None and made_here(path):
                 found.left_out.append((shown(name), "made by acestep-mlx"))
             else:
                 song = Song(shown(name), FileAudio(path or self.folder / name), [], None, problem=problem)
                 found.songs.append(self._described(song, path, row))
+        found.songs += [
+            Song(place, FileAudio(rows.file), [], None, problem=_NAMELESS) for place in rows.nameless
+        ]
         if not found.songs:
             others = [f"{name}: {reason}" for name, reason in found.left_out]
             raise DataError(f"data set {self.dataset.id!r}: no songs in the list; left out: {listed(others)}")
@@ -153,25 +128,17 @@ class _Reader:
         self.unused.discard(key)
         return self._described(song, path, self.rows[key])
 
-    def without_song(self) -> list[tuple[str, str]]:
-        """Rows of the list that no song in the folder has."""
-        absent = "in the list, not in the folder"
-        return [
-            (shown(name), self.rows[name]["problem"] if "unnamed" in self.rows[name] else absent)
-            for name in sorted(self.unused)
-        ]
-
     def unread_lists(self, folders: Iterable[Path]) -> list[tuple[str, str]]:
         """Other programs' lists of songs in the folders, by their usual names."""
         found = [self.folders.find(folder, name) for folder in folders for name in sidecars.USUAL_LISTS]
         names = sorted(shown(path.relative_to(self.folder).as_posix()) for path in found if path is not None)
         return [(name, "another trainer's list of songs, which is not read") for name in names]
 
-    def _described(self, song: Song, path: Path | None, row: dict[str, str] | None) -> Song:
+    def _described(self, song: Song, path: Path | None, row: Row | None) -> Song:
         if song.problem is not None or path is None:
             return song
-        if row and "problem" in row:
-            song.problem = row["problem"]
+        if row is not None and row.problem is not None:
+            song.problem = row.problem
             return song
         try:
             song.captions = self._captions(path, song, row)
@@ -186,7 +153,7 @@ class _Reader:
             song.notes.append(f"{shown(file.name)}: {note}")
         return text
 
-    def _captions(self, path: Path, song: Song, row: dict[str, str] | None) -> list[str]:
+    def _captions(self, path: Path, song: Song, row: Row | None) -> list[str]:
         dataset = self.dataset
         if dataset.only_instance_prompt:
             return []
@@ -194,7 +161,7 @@ class _Reader:
             case "filename":
                 return [" ".join(path.stem.replace("_", " ").split())]
             case "csv":
-                text = row["caption"].replace("\r", "\n") if row else ""
+                text = row.caption if row is not None else ""
                 sidecars.check_caption(text, "the caption in the list", listed=True)
                 return caption_lines(text, dataset.multiline)
             case "textfile":
@@ -243,18 +210,16 @@ class _Reader:
 
         return find
 
-    def _lyrics(self, path: Path, song: Song, row: dict[str, str] | None) -> str | None:
-        if row and row.get("lyrics"):
-            sidecars.check_lyrics(row["lyrics"], "the lyrics in the list")
-            return clean_lyrics(row["lyrics"])
+    def _lyrics(self, path: Path, song: Song, row: Row | None) -> str | None:
+        if row is not None and row.lyrics:
+            sidecars.check_lyrics(row.lyrics, "the lyrics in the list")
+            return clean_lyrics(row.lyrics)
         if self.dataset.lyrics_format is not None:
             names: tuple[str, ...] = (lyrics_name(self.dataset.lyrics_format, path),)
         else:
             names = tuple(t.format(stem=path.stem, name=path.name) for t in LYRICS_NAMES)
         for name in names:
-            file = self.folders.find(path.parent, name) or self.folders.find(
-                path.parent, name.replace("\\", "/")
-            )
+            file = self.folders.find(path.parent, name)
             if file is not None:
                 break
         else:
@@ -299,70 +264,3 @@ def _why_no_file(path: Path) -> str:
         broken = error.errno in (errno.ENOENT, errno.ELOOP)
         return "broken link" if broken else f"cannot be read: {error.strerror or error}"
     return "not a regular file"
-
-
-def _read_csv(label: str, folder: Path, wanted: SongList) -> dict[str, dict[str, str]]:
-    """Rows by file name: {"caption", "lyrics"}. DataError or ConfigError when the list cannot be used."""
-    spellings = (wanted.file, Path(str(wanted.file).replace("\\", "/")))
-    places = [as_stored(place / name) for name in spellings for place in (folder, Path.cwd())]
-    path = next((place for place in places if is_file(place)), None)
-    if path is None:
-        raise DataError(f"data set {label!r}: no list {wanted.file} in {folder}")
-    text, _ = read_text(path, limit=1 << 28)
-    delimiter, text = sidecars.list_head(text)
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
-    )
-    try:
-        header = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = header
-        columns = {
-            "filename": _column(wanted.filename, "filename", header, _FILENAME_COLUMNS, path, required=True),
-            "caption": _column(wanted.caption, "caption", header, _CAPTION_COLUMNS, path, required=True),
-            "lyrics": _column(wanted.lyrics, "lyrics", header, _LYRICS_COLUMNS, path, required=False),
-        }
-        if twice := [name for name in columns.values() if header.count(name or "") > 1]:
-            raise ConfigError(f"{path} has several columns {twice[0]!r}; keep one of them")
-        rows: dict[str, dict[str, str]] = {}
-        for row in reader:
-            name = (row.get(columns["filename"] or "") or "").strip()
-            if not name and any(isinstance(text, str) and text.strip() for text in row.values()):
-                place = f"{path.name}, line {reader.line_num}"
-                rows[place] = {"unnamed": "", "caption": "", "problem": "no file name in this row"}
-            elif name:
-                fields = {kind: row.get(column or "") or "" for kind, column in columns.items()}
-                if "\\" in name and not os.path.lexists(as_stored(folder / name)):
-                    name = name.replace("\\", "/")
-                name = composed(Path(name).as_posix())
-                if any(more.strip() for more in row.get(None) or ()):
-                    fields["problem"] = (
-                        f"its row in {path.name} (line {reader.line_num}) has more columns than the header; "
-                        f'quote texts that hold a {delimiter!r}: "…"'
-                    )
-                if name in rows and rows[name] != fields:
-                    fields["problem"] = f"{path.name} has several rows for it, which differ; keep one"
-                rows[name] = fields
-    except csv.Error as error:
-        said = str(error).replace("unexpected end of data", "a quote opened there is never closed")
-        raise DataError(f"{path}, line {reader.line_num + 1}: not a CSV list ({said})") from None
-    if not rows:
-        raise DataError(f"{path} lists no songs")
-    return rows
-
-
-def _column(
-    wanted: str | None, kind: str, header: list[str], usual: tuple[str, ...], path: Path, required: bool
-) -> str | None:
-    if wanted is not None:
-        if wanted not in header:
-            raise ConfigError(f"{path} has no column {wanted!r} (csv_{kind}_column){nearest(wanted, header)}")
-        return wanted
-    lowered = {name.lower(): name for name in header}
-    for name in usual:
-        if name in lowered:
-            return lowered[name]
-    if required:
-        raise ConfigError(
-            f"{path} has no {kind} column ({', '.join(header) or 'empty'}); set csv_{kind}_column"
-        )
-    return None

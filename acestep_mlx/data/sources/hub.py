@@ -29,7 +29,8 @@ from ...text.sheet import unescape_breaks
 from .. import sidecars
 from ..captions import clean_lyrics
 from ..facts import BytesAudio, FileAudio, hash_blocks
-from .folder import Song, find_file
+from .folder import Song
+from .song_list import find_file
 
 _CAPTION_COLUMNS = ("prompt", "caption", "tags", "text", "description")
 _LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
