@@ -20,6 +20,7 @@ from ..families.folder import DTYPES, FORMAT, FORMAT_VERSION, Quantization
 from ..families.protocol import FoundTexts
 from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent
+from ..io.safetensors import sample
 from ..io.tensors import SafetensorsWriter
 from .plan import Plan
 from .source import Source, resolve
@@ -141,6 +142,7 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
             **texts.config,
             "components": {name: job.stored for name, job in jobs.items()},
             "fingerprints": {name: writer.digest() for name, writer in written.items()},
+            "files": {name: sample(writer.path) for name, writer in written.items()},
         }
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")

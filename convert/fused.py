@@ -20,7 +20,7 @@ from ..formatting import listed
 from ..io.hashes import hash_file
 from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent
-from ..io.safetensors import Header, read_header
+from ..io.safetensors import Header, read_header, sample
 from ..io.tensors import SafetensorsWriter, load_lazily
 from ..lora.formats.read import find_file, read_lora
 from ..lora.layers import dense_weight
@@ -94,6 +94,9 @@ def fuse(
                 shutil.copyfile(path, new / path.name)
         config = dict(folder.config)
         config["fingerprints"] = {**folder.fingerprints, "transformer": fingerprint}
+        known = {name: one for name, one in config.get("files", {}).items() if name != "transformer"}
+        written = {name: new / folder.file(name).name for name in folder.family.components}
+        config["files"] = {name: known.get(name) or sample(path) for name, path in written.items()}
         config["fused"] = [*config.get("fused", []), *(_entry(path, strength) for path, strength in loras)]
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (new / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -27,6 +27,7 @@ from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.formatting import size
 from acestep_mlx.io.audio import write_audio
+from acestep_mlx.io.hashes import BLOCK
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.metadata import METADATA_KEY
 from acestep_mlx.lora.formats.write import FORMATS, write_lora
@@ -439,6 +440,22 @@ def test_what_it_cannot_know(tmp_path: Path, tiny_model: Path, capsys: pytest.Ca
     broken = shutil.copytree(tiny_model, tmp_path / "model")
     (broken / "vocoder.safetensors").unlink()
     assert "is incomplete: vocoder.safetensors" in refused(capsys, broken)
+
+
+def test_a_model_folder_whose_weights_are_damaged_anywhere(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Opening a folder looks at some blocks of its files; `info` reads them all and shows how far it is."""
+    broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+    path = broken / "text_encoder.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-BLOCK - 10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        main(["info", str(broken)])
+    *progress, error = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and error.startswith(f"error: {path} is not the file that config.json")
+    assert progress and all(line.startswith("comparing the weights") for line in progress)
 
 
 def test_the_whole_disk_is_not_looked_through(

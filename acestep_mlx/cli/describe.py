@@ -86,8 +86,9 @@ def pytorch_checkpoint(path: Path) -> list[str]:
 
 
 def mlx_folder(path: Path) -> list[str]:
-    """An MLX folder: precision, components, source, and what fits this machine."""
+    """An MLX folder: precision, components, source, and what fits this machine; all its weights are read."""
     from ..families.folder import ModelFolder
+    from .progress import Display
 
     folder = ModelFolder.open(path)
     config = folder.config
@@ -109,6 +110,8 @@ def mlx_folder(path: Path) -> list[str]:
     for one in config.get("fused", ()):
         digest = f", SHA-256 {one['sha256'][:16]}" if "sha256" in one else ""
         lines.append(f"  fused LoRA: {_quoted(one['lora'])} at {one['scale']:g}{digest}")
+    with Display() as display:
+        folder.check_contents(display)
     bits = (folder.quantization or {}).get("bits")
     return lines + training_memory(folder.component_config("transformer"), bits)
 

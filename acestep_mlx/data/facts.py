@@ -8,7 +8,6 @@ only guessed is counted, and a truncated file says so here.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -24,14 +23,14 @@ import numpy as np
 from ..errors import DataError, cause
 from ..io import schema
 from ..io.audio import MPEG, SILENCE, decode, look
-from ..io.hashes import hash_file, hash_text
+from ..io.hashes import hash_blocks, hash_file, hash_text
 from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
 
 MAX_INDEX = 1 << 30  # bytes
 # 1 took lengths that headers guess, damaged MP3s, and knew no blocks; 2 took Opus at its header's rate.
 INDEX_VERSION = 3
-_BLOCKS, _BLOCK_BYTES = 16, 4096  # read of each song on every start
+BLOCKS = 16  # read of each song on every start
 MISREAD, MISREAD_OGG = "to the end", "to the end, at 48 kHz"  # by version 1, by version 2
 SILENT = "silent"  # a problem of songs that can be read
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
@@ -66,7 +65,7 @@ class FileAudio:
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"cannot read {self.path}: not a file")
             with schema.open_file(self.path) as file:
-                blocks = hash_blocks(status.st_size, lambda at, n: os.pread(file.fileno(), n, at))
+                blocks = hash_blocks(status.st_size, lambda at, n: os.pread(file.fileno(), n, at), BLOCKS)
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {cause(error)}") from None
         return f"{self.path}|{status.st_size}|{status.st_mtime_ns}|{blocks}"
@@ -149,15 +148,6 @@ def examine(audio: AudioRef) -> AudioFacts:
         return AudioFacts("", 0.0, str(error))
     except OSError as error:
         return AudioFacts("", 0.0, f"cannot be read: {cause(error)}")
-
-
-def hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
-    """Hash of some blocks spread over `size` bytes, ends included; `read(position, count)` gives them."""
-    digest = hashlib.sha256()
-    last = max(0, size - _BLOCK_BYTES)
-    for position in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
-        digest.update(read(position, _BLOCK_BYTES))
-    return digest.hexdigest()[:32]
 
 
 def _decode_all(path: Path) -> tuple[float, None, str | None, str]:

@@ -12,12 +12,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from ..errors import CheckpointError, ConfigError, nearest
+from ..errors import CheckpointError, ConfigError, cause, nearest
 from ..formatting import count, listed
 from ..io import schema
-from ..io.safetensors import FLOATS, Header, read_header
+from ..io.progress import Advance, Progress, silent
+from ..io.safetensors import FLOATS, Header, read_header, sample
 from ..io.schema import show
-from ..io.tensors import load_lazily
+from ..io.tensors import contents_digest, load_lazily
 from ..nn.config import check_repeats
 from . import REGISTRY, family, layouts
 from .protocol import Component, Family
@@ -27,7 +28,7 @@ FIRST_FAMILY = "v1"  # of folders that name none
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 CONFIG_KEYS = {
     "format", "format_version", "family", "converter_version", "source", "dtype", "quantization",
-    "components", "fingerprints", "fused",
+    "components", "fingerprints", "files", "fused",
 }  # fmt: skip
 
 MODES = {  # mode → (bits allowed, group sizes allowed); the first of each is the default
@@ -124,6 +125,8 @@ class ModelFolder:
                 f"{path / 'config.json'}: it says that the model is quantised, and none of its layers is; "
                 "copy the folder again, or convert again"
             )
+        for name in components:
+            folder.check_file(name)
         return folder
 
     @property
@@ -155,6 +158,46 @@ class ModelFolder:
                 f"{self.path} is quantised to {stored['bits']} bits, which cannot become "
                 f"{bits} bits; use base_model_precision=no_change, or convert again without -q"
             )
+
+    def check_file(self, component: str) -> None:
+        """CheckpointError when the file of a component is not the one that config.json was written for, as
+        its size, header and some blocks tell. Folders of 0.1 say nothing of their files.
+        """
+        recorded, path = self.config.get("files", {}).get(component), self.file(component)
+        found = sample(path)
+        if recorded is None or found == recorded:
+            return
+        why = "its contents have changed"
+        if found["bytes"] != recorded["bytes"]:
+            why = f"it has {found['bytes']} bytes, and {recorded['bytes']} are recorded"
+        raise self._another(path, why)
+
+    def check_contents(self, progress: Progress = silent) -> None:
+        """Read all weights; CheckpointError when those of a component are not what its fingerprint says."""
+        headers = {name: read_header(self.file(name)) for name in self.family.components}
+        total = sum(info.nbytes for header in headers.values() for info in header.tensors.values())
+        done = 0
+
+        def read(size: int) -> None:
+            nonlocal done
+            done += size
+            progress(Advance("comparing the weights with their fingerprints", done, total, "bytes"))
+
+        for name, header in headers.items():
+            try:
+                found = contents_digest(header, read)
+            except OSError as error:
+                raise CheckpointError(f"{self.file(name)}: {cause(error)}") from None
+            if found != self.fingerprints[name]:
+                wanted = self.fingerprints[name]
+                why = f"its fingerprint is {found[:16]}, and {wanted[:16]} is recorded"
+                raise self._another(self.file(name), why)
+
+    def _another(self, path: Path, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{path} is not the file that config.json describes: {why}; "
+            "copy the folder again, or convert again"
+        )
 
     def component_config(self, component: str) -> Any:
         """The component's config dataclass; CheckpointError names a key that is not understood, or a size
@@ -204,6 +247,7 @@ class ModelFolder:
         if self.quantization is not None:
             quantize = None
         _check_tensors(path, read_header(path), module)
+        self.check_file(component)
         module.load_weights(list(load_lazily(path).items()), strict=True)
         if dtype is not None:
             module.update(tree_map(lambda x: _cast(x, dtype), module.parameters()))
@@ -271,6 +315,7 @@ CONFIG_SCHEMA = schema.record(
         "quantization": schema.optional(
             schema.record({}, {"bits": schema.whole(), "group_size": schema.whole(), "mode": schema.text})
         ),
+        "files": schema.table(schema.record({"bytes": schema.whole(), "sampled": schema.text})),
         "fused": schema.items(
             schema.record({"lora": schema.text, "scale": schema.number()}, {"sha256": schema.text})
         ),
@@ -303,8 +348,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in config:
         if key not in known:
             raise CheckpointError(f"{path}: unknown key {key!r}{nearest(key, known)}")
-    for key in ("components", "fingerprints"):
-        if set(config[key]) != set(own.components):
+    for key in ("components", "fingerprints", "files"):
+        if key in config and set(config[key]) != set(own.components):
             names = ", ".join(own.components)
             raise CheckpointError(f"{path}: {key!r} must have exactly {names}; convert again")
     if config["dtype"] not in DTYPES:

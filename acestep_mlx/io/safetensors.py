@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from math import prod
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError, cause, not_utf8
+from .hashes import hash_blocks
 from .schema import is_utf8, open_file, parse_json
 
 # Bytes per element. What is missing here (FP8, F4, …) is refused by name.
@@ -21,6 +23,7 @@ MAX_DIMENSIONS = 16
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Both far above any model's: the released one has 1,200 tensors, their header 150 kB.
 MAX_HEADER, MAX_TENSORS = 16 << 20, 100_000  # bytes
+SAMPLES = 65  # blocks of a file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -111,6 +114,18 @@ def read_header(path: Path) -> Header:
     if end != size:
         raise _corrupt(path, f"its tensors end at byte {end}, and the file has {size}")
     return Header(tensors, metadata)
+
+
+def sample(path: Path) -> dict[str, Any]:
+    """What tells a file from another in milliseconds, whatever its size, as JSON: "bytes", and "sampled", the
+    SHA-256 of its header and of blocks spread over it. A change between two of them is not seen.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        header = 8 + min(int.from_bytes(os.pread(file.fileno(), 8, 0), "little"), MAX_HEADER)
+        digest = hashlib.sha256(os.pread(file.fileno(), header, 0))
+        digest.update(hash_blocks(size, lambda at, n: os.pread(file.fileno(), n, at), SAMPLES).encode())
+    return {"bytes": size, "sampled": digest.hexdigest()}
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> TensorInfo:

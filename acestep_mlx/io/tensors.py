@@ -15,10 +15,11 @@ import numpy as np
 
 from ..errors import CheckpointError, cause
 from .atomic import new_file
-from .safetensors import ITEM_SIZES, TensorInfo
+from .safetensors import ITEM_SIZES, Header, TensorInfo
 from .schema import is_utf8, open_file
 
 CHUNK = 64 << 20  # bytes of source that are in memory at a time, for tensors that can be cut by rows
+FINGERPRINT = "fingerprint"  # in a file's metadata: the digest of its contents
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _NAMES = {
     mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16",
@@ -115,12 +116,40 @@ def save_tensors(
         raise CheckpointError(f"{path} cannot be written: {why}") from None
 
 
+def _begun(name: str, dtype: str, shape: tuple[int, ...]) -> hashlib._Hash:
+    return hashlib.sha256(f"{name}\0{dtype}\0{list(shape)}\0".encode())
+
+
+def _together(hashes: Mapping[str, hashlib._Hash]) -> str:
+    whole = hashlib.sha256()
+    for name in sorted(hashes):
+        whole.update(hashes[name].digest())
+    return whole.hexdigest()
+
+
+def contents_digest(header: Header, read: Callable[[int], object] = lambda size: None) -> str:
+    """What `SafetensorsWriter.digest` gives for the contents of a file; `read` is told the bytes of each
+    piece. OSError.
+    """
+    hashes = {}
+    for name, info in header.tensors.items():
+        hashes[name] = _begun(name, info.dtype, info.shape)
+        with open_file(info.path) as file:
+            file.seek(info.start)
+            for start in range(info.start, info.stop, CHUNK):
+                piece = file.read(min(CHUNK, info.stop - start))
+                hashes[name].update(piece)
+                read(len(piece))
+    return _together(hashes)
+
+
 class SafetensorsWriter:
     """Writes a safetensors file whose contents are declared first and filled in afterwards.
 
     tensors: name → (dtype as safetensors spells it, shape). Slices of different tensors may be written in
     turn; each tensor's own slices come in order. `close` refuses a file with gaps. The digest is of the
-    contents alone (names, dtypes, shapes, bytes), whatever the order in which they were written.
+    contents alone (names, dtypes, shapes, bytes), whatever the order in which they were written; it also
+    stands in the header, so that two files with different contents have different headers.
     """
 
     def __init__(
@@ -130,7 +159,8 @@ class SafetensorsWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
-        header: dict[str, object] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
+        metadata = {"format": "mlx", FINGERPRINT: "0" * 64, **(metadata or {})}
+        header: dict[str, object] = {"__metadata__": metadata}
         offset = 0
         self._spans: dict[str, list[int]] = {}  # name → [next byte to write, end]
         for name, (dtype, shape) in tensors.items():
@@ -139,12 +169,10 @@ class SafetensorsWriter:
             self._spans[name] = [offset, stop]
             offset = stop
         raw = json.dumps(header, separators=(",", ":")).encode()
+        self._fingerprint = 8 + raw.index(b"0" * 64)
         raw += b" " * (-len(raw) % 8)
         self._begin = 8 + len(raw)
-        self._hashes = {
-            name: hashlib.sha256(f"{name}\0{dtype}\0{list(shape)}\0".encode())
-            for name, (dtype, shape) in tensors.items()
-        }
+        self._hashes = {name: _begun(name, dtype, shape) for name, (dtype, shape) in tensors.items()}
         self.size = self._begin + offset
         self._file: BinaryIO = path.open("wb")
         self._file.write(len(raw).to_bytes(8, "little") + raw)
@@ -162,13 +190,12 @@ class SafetensorsWriter:
 
     def digest(self) -> str:
         """SHA-256 of the contents written."""
-        whole = hashlib.sha256()
-        for name in sorted(self._hashes):
-            whole.update(self._hashes[name].digest())
-        return whole.hexdigest()
+        return _together(self._hashes)
 
     def close(self) -> None:
-        """Flush to the disk; raises ValueError when a tensor is not complete."""
+        """Tell the header the digest and flush to the disk; ValueError when a tensor is not complete."""
+        self._file.seek(self._fingerprint)
+        self._file.write(self.digest().encode())
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

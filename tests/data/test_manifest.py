@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from acestep_mlx.data.facts import FileAudio, examine, hash_blocks
+from acestep_mlx.data.facts import BLOCKS, FileAudio, examine
 from acestep_mlx.data.manifest import build_manifest, index_path
 from acestep_mlx.errors import ConfigError, DataError
+from acestep_mlx.io.hashes import hash_blocks
 from acestep_mlx.io.progress import Advance
 
 from .songs import RATE, config, manifest, song, tone, write
@@ -522,7 +523,7 @@ def test_an_edited_entry_of_the_index_is_measured_again(change: str, tmp_path: P
 @pytest.mark.parametrize("size", [0, 1, 100, 4096, 4097, 65536, 1_000_003])
 def test_blocks_of_a_song_reach_from_its_first_byte_to_its_last(size: int) -> None:
     def hashed(content: bytes) -> str:
-        return hash_blocks(len(content), lambda at, n: content[at : at + n])
+        return hash_blocks(len(content), lambda at, n: content[at : at + n], BLOCKS)
 
     content = np.random.default_rng(size).bytes(size)
     found = {hashed(content)}

@@ -18,6 +18,9 @@ from acestep_mlx.convert.folder import convert
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families import family
 from acestep_mlx.families.folder import ModelFolder, quantizable, quantize_layers
+from acestep_mlx.io.hashes import BLOCK
+from acestep_mlx.io.safetensors import SAMPLES, read_header
+from acestep_mlx.io.tensors import SafetensorsWriter, read_rows
 
 COMPONENTS = family("v1").components
 
@@ -30,6 +33,27 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without_records(model: Path) -> Path:
+    """The folder as 0.1 wrote it: its config.json says nothing of its files."""
+    content = json.loads((model / "config.json").read_text())
+    del content["files"]
+    (model / "config.json").write_text(json.dumps(content))
+    return model
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit of the byte at `place`."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def between_blocks(path: Path) -> int:
+    """A byte of a tensor that `sample` does not read."""
+    last = path.stat().st_size - BLOCK
+    return last - last // (SAMPLES - 1) + BLOCK + 10
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -168,6 +192,8 @@ def test_a_pytorch_checkpoint_says_how_to_convert(tiny_checkpoint: Path) -> None
         ({"quantisation": None}, "unknown key 'quantisation'; did you mean 'quantization'"),
         ({"components": {}}, "'components' must have exactly"),
         ({"fingerprints": {"dcae": "x"}}, "'fingerprints' must have exactly"),
+        ({"files": {}}, "'files' must have exactly"),
+        ({"files": {"dcae": {"bytes": "1", "sampled": ""}}}, "is damaged"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"quantization": {"bits": 7}}, "quantization: q_bits must be"),
         ({"quantization": {"bit": 8}}, "quantization: "),
@@ -195,7 +221,7 @@ def test_not_a_folder(tmp_path: Path) -> None:
 
 
 def test_damaged_weights_are_named(model: Path) -> None:
-    path = model / "dcae.safetensors"
+    path = without_records(model) / "dcae.safetensors"
     tensors = load_file(path)
     shape = tensors["encoder.conv_in.bias"].shape
     tensors["encoder.conv_in.bias"] = np.zeros(shape[0] + 1, np.float32)
@@ -210,6 +236,71 @@ def test_damaged_weights_are_named(model: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         ModelFolder.open(model).load("dcae")
+
+
+def converted_with_another_number(path: Path, out: Path) -> None:
+    """The file as a conversion writes it from weights of which one, read by no sample, is another."""
+    tensors, place = read_header(path).tensors, between_blocks(path)
+    with SafetensorsWriter(out, {name: (one.dtype, one.shape) for name, one in tensors.items()}) as writer:
+        for name, one in tensors.items():
+            (value,) = read_rows(one, None)
+            flat = np.array(value).reshape(-1)
+            if one.start <= place < one.stop:
+                flat[(place - one.start) // 4] += 1
+            writer.write(name, mx.array(flat.reshape(one.shape)))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_weights_of_another_conversion_are_refused(component: str, model: Path, tmp_path: Path) -> None:
+    path, other = model / f"{component}.safetensors", tmp_path / "other.safetensors"
+    converted_with_another_number(path, other)
+    assert other.stat().st_size == path.stat().st_size
+    opened = ModelFolder.open(model)
+    shutil.copy(other, path)
+    message = rf"{component}\.safetensors is not the file that config\.json describes.*convert again"
+    with pytest.raises(CheckpointError, match=message):
+        ModelFolder.open(model)
+    with pytest.raises(CheckpointError, match=message):
+        opened.load(component)
+
+
+@pytest.mark.parametrize("place", ["its header", 0.25, 0.5, "its last byte"], ids=str)
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_damage_is_seen_on_opening(component: str, place: object, model: Path) -> None:
+    path = model / f"{component}.safetensors"
+    size = path.stat().st_size
+    at = {"its header": path.read_bytes().index(b"fingerprint") + 20, "its last byte": size - 1}
+    flip(path, at[place] if isinstance(place, str) else int((size - BLOCK) * float(place)) + 1)
+    with pytest.raises(CheckpointError, match=f"{component}.*its contents have changed"):
+        ModelFolder.open(model)
+
+
+def test_another_size_is_told(model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    convert(tiny_checkpoint, tmp_path / "half", dtype="float16")
+    shutil.copy(tmp_path / "half" / "vocoder.safetensors", model)
+    with pytest.raises(CheckpointError, match=r"it has \d+ bytes, and \d+ are recorded"):
+        ModelFolder.open(model)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("old", [False, True], ids=["0.2", "0.1"])
+def test_all_contents_are_compared_with_the_fingerprints(component: str, old: bool, model: Path) -> None:
+    """What `info` does: one bit that opening the folder does not look at."""
+    folder = ModelFolder.open(without_records(model) if old else model)
+    told: list[float] = []
+    folder.check_contents(lambda advance: told.append(advance.done / advance.total))
+    assert told[-1] == 1
+    path = folder.file(component)
+    flip(path, between_blocks(path))
+    ModelFolder.open(model).load(component)
+    with pytest.raises(CheckpointError, match=rf"{component}.*config\.json describes: its fingerprint is"):
+        folder.check_contents()
+
+
+@pytest.mark.parametrize("name", ["transformer", "dcae"])
+def test_a_folder_of_0_1_is_opened_as_it_was(name: str, model: Path) -> None:
+    flip(model / f"{name}.safetensors", -1)
+    ModelFolder.open(without_records(model)).load(name)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +319,7 @@ def test_another_models_tokenizer(name: str, other: str | None, model: Path) -> 
 
 
 def test_weights_that_are_no_floats(model: Path) -> None:
-    path = model / "dcae.safetensors"
+    path = without_records(model) / "dcae.safetensors"
     tensors = load_file(path)
     tensors["encoder.conv_in.bias"] = tensors["encoder.conv_in.bias"].astype(np.int32)
     save_file(tensors, path)

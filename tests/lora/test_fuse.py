@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from acestep_mlx.convert.fused import FuseReport, fuse
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.formatting import size
-from acestep_mlx.io.safetensors import read_header
+from acestep_mlx.io.safetensors import read_header, sample
 from acestep_mlx.lora.apply import apply_loras
 from acestep_mlx.lora.formats import write as formats
 from acestep_mlx.lora.formats.metadata import METADATA_KEY
@@ -116,6 +117,24 @@ def test_a_fused_folder_is_the_model_with_its_loras(tiny_model, loras, tmp_path)
         k: v for k, v in old.fingerprints.items() if k != "transformer"
     }
     assert [(e["lora"], e["scale"]) for e in new.config["fused"]] == [("embedder", 1.0), ("dora", 0.5)]
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["0.2", "0.1"])
+def test_a_fused_folder_records_its_own_files(old, tiny_model, loras, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    if old:
+        content = json.loads((model / "config.json").read_text())
+        del content["files"]
+        (model / "config.json").write_text(json.dumps(content))
+    fuse(model, [(loras["lora"], 1.0)], tmp_path / "new")
+    new = ModelFolder.open(tmp_path / "new")
+    new.check_contents()
+    assert new.config["files"] == {name: sample(new.file(name)) for name in new.family.components}
+    assert new.config["files"]["transformer"] != sample(tiny_model / "transformer.safetensors")
+    shutil.copy(tmp_path / "new" / "transformer.safetensors", model)
+    if not old:
+        with pytest.raises(CheckpointError, match="is not the file that config"):
+            fuse(model, [(loras["lora"], 1.0)], tmp_path / "again")
 
 
 def test_fusing_twice_adds_to_the_record_and_equals_both_at_once(tiny_model, loras, tmp_path):

@@ -24,11 +24,12 @@ from ...config.run import RunConfig
 from ...errors import ConfigError, DataError, nearest
 from ...formatting import brief
 from ...io.audio import SUFFIXES
+from ...io.hashes import hash_blocks
 from ...io.schema import parse_json, read_file
 from ...text.sheet import unescape_breaks
 from .. import sidecars
 from ..captions import clean_lyrics
-from ..facts import BytesAudio, FileAudio, hash_blocks
+from ..facts import BLOCKS, BytesAudio, FileAudio
 from .folder import Song
 from .song_list import find_file
 
@@ -497,7 +498,7 @@ def _song(name: str, sounds: Any, column: str, number: int, cell: Cell, where: W
             raise DataError("its list of numbers holds others than bytes")
         return octets.astype(np.uint8, copy=False).tobytes()
 
-    blocks = hash_blocks(len(sound), lambda at, n: sound[at : at + n].tobytes())
+    blocks = hash_blocks(len(sound), lambda at, n: sound[at : at + n].tobytes(), BLOCKS)
     version = f"{getattr(sounds, '_fingerprint', '')}:{number}|{blocks}"
     suffix = Path(path).suffix.lower() if isinstance(path, str) else ""
     # Without a known name the content tells the format.
