@@ -83,7 +83,7 @@ def _collect(
     given: dict[str, tuple[Any, str]] = {}
     spelled: dict[str, str] = {}
     # the original trainer's spelling, where -1 means "for ever"
-    entries = [(key, 0 if key == "epochs" and raw in (-1, "-1") else raw) for key, raw in entries]
+    entries = [(k, 0 if k in ("epochs", "--epochs") and raw in (-1, "-1") else raw) for k, raw in entries]
     for option, shown, value in OPTIONS.read(entries, where):
         name = option.name
         if contradictions and name in given and given[name][0] != value:

@@ -686,3 +686,16 @@ def test_no_configuration_named() -> None:
 @pytest.mark.parametrize("name", ["lyrics_embedder_train", "acestep_lora_target", "peft_lora_target_modules"])
 def test_help_says_when_lyrics_are_encoded_once(name: str) -> None:
     assert "lyrics are encoded once, not in every step" in OPTIONS[name].help
+
+
+@pytest.mark.parametrize("written", [-1, "-1"])
+@pytest.mark.parametrize("place", ["file", "command line"])
+def test_epochs_without_end_as_the_original_trainer_writes_them(written: Any, place: str) -> None:
+    given = {"max_steps": 5}
+    if place == "file":
+        config = load_config({**given, "epochs": written})
+    else:
+        config = load_config(given, [f"--epochs={written}"])
+        assert load_config(given, ["epochs=-1"]).num_train_epochs == 0
+        assert load_config(given, ["--epochs", "-1"]).num_train_epochs == 0
+    assert (config.max_train_steps, config.num_train_epochs) == (5, 0)

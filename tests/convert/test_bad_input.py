@@ -17,8 +17,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import main
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.folder import SPARE, convert
 from acestep_mlx.errors import CheckpointError, ConfigError
+from acestep_mlx.formatting import size
+from acestep_mlx.io.safetensors import read_header
 
 TRANSFORMER = Path("ace_step_transformer") / "diffusion_pytorch_model.safetensors"
 DCAE = Path("music_dcae_f8c8") / "diffusion_pytorch_model.safetensors"
@@ -366,6 +368,25 @@ def test_too_little_space_is_seen_first(
     with pytest.raises(CheckpointError, match=r"[0-9.]+ MB needed, 10\.00 MB free"):
         convert(tiny_checkpoint, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "float32"}, {"dtype": "bfloat16", "quantize": True}], ids=str
+)
+def test_the_space_that_is_asked_for_is_what_is_written(
+    options: dict[str, object], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one byte less: a disk that is full in the middle of a conversion is known before it."""
+    free, usage = 10**12, shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    first = convert(tiny_checkpoint, tmp_path / "first", **options)
+    headers = [read_header(path) for path in first.path.glob("*.safetensors")]
+    written = sum(info.stop - info.start for header in headers for info in header.tensors.values())
+    free = written + SPARE - 1
+    with pytest.raises(CheckpointError, match=f"{size(written + SPARE)} needed"):
+        convert(tiny_checkpoint, tmp_path / "second", **options)
+    free += 1
+    assert convert(tiny_checkpoint, tmp_path / "second", **options).path.is_dir()
 
 
 def run(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import acestep_mlx
 from acestep_mlx.convert import source as sources
+from acestep_mlx.convert import stream
 from acestep_mlx.convert.folder import convert
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families import family, released
@@ -116,6 +118,17 @@ def test_shards_and_weight_norm_spellings_give_the_same_model(tiny_checkpoint: P
 
 
 @pytest.mark.slow_after(4)
+@pytest.mark.parametrize(("large", "small"), [("F16", "F32"), ("F32", "BF16"), ("BF16", "F32")])
+def test_the_own_dtype_is_that_of_most_numbers(large: str, small: str) -> None:
+    """Mixed checkpoints keep many small norms in another type than the few matrices that are the model."""
+    tensors = {f"norm.{i}": SimpleNamespace(dtype=small, size=10) for i in range(9)}
+    tensors |= {f"layer.{i}": SimpleNamespace(dtype=large, size=100) for i in range(2)}
+    entries: Any = [SimpleNamespace(sources=(name,)) for name in tensors]
+    component: Any = SimpleNamespace(tensors=tensors)
+    kinds = {"F16": mx.float16, "F32": mx.float32, "BF16": mx.bfloat16}
+    assert stream._own_dtype(component, entries) == kinds[large]
+
+
 @pytest.mark.parametrize("source_dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
 def test_dtypes(source_dtype: str, dtype: str | None, tmp_path: Path) -> None:

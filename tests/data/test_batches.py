@@ -177,6 +177,16 @@ def test_a_changed_data_set_is_said(root: Path, tiny_model: Path) -> None:
     assert make(root, tiny_model).restore({}) is not None
 
 
+def test_the_order_is_named_by_the_songs_of_all_ranks(root: Path, tiny_model: Path) -> None:
+    """Ranks share one order, so a checkpoint's place in it means the same however many they are."""
+
+    def signature(size: int, world: int) -> str:
+        return make(root, tiny_model, world=world, train_batch_size=size).signature
+
+    assert signature(4, 1) == signature(2, 2) == signature(1, 4)
+    assert len({signature(1, 1), signature(1, 2), signature(2, 2)}) == 3
+
+
 @pytest.mark.parametrize(("world", "size"), [(2, 1), (2, 2), (3, 1), (4, 2)])
 def test_ranks_share_the_batches_of_one(world: int, size: int, root: Path, tiny_model: Path) -> None:
     one = make(root, tiny_model, train_batch_size=world * size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +13,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.v1 import dit, lyric_encoder
+from acestep_mlx.families.v1.attention import rope_table
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.lyric_encoder import rel_shift
 
@@ -131,6 +133,24 @@ def test_gradients_are_finite_where_everything_is_masked(model: ACEStepTransform
     assert mx.isfinite(value).item()
     for name, g in tree_flatten(gradients):
         assert mx.all(mx.isfinite(g)).item(), name
+
+
+@pytest.mark.parametrize("layer", ["attn", "cross_attn"])
+def test_padding_frames_are_neither_heard_nor_answered(model: ACEStepTransformer, layer: str) -> None:
+    """A song's frames attend as they do without the padding behind them; a frame of padding gets nothing."""
+    block, width = model.transformer_blocks[0], CONFIG.dim
+    attend = getattr(block, layer)
+    x, states = (mx.random.normal((1, n, width), key=mx.random.key(n)) for n in (9, 7))
+    tables = [rope_table(n, CONFIG.attention_head_dim, CONFIG.rope_theta) for n in (9, 6, 7)]
+
+    def run(x: mx.array, mask: mx.array | None, rope: Any) -> mx.array:
+        if layer == "attn":
+            return attend(x, mask, rope)
+        return attend(x, attend.keys_values(states, tables[2]), mask, None, rope)
+
+    padded = run(x, (mx.arange(9) < 6)[None], tables[0])
+    assert mx.allclose(padded[:, :6], run(x[:, :6], None, tables[1]), atol=1e-5)
+    assert mx.allclose(padded[:, 6:], attend.to_out[0](mx.zeros((1, 3, width))), atol=1e-6)
 
 
 def test_padding_tokens_change_nothing(model: ACEStepTransformer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.formats.keys import parse
 from acestep_mlx.lora.formats.metadata import METADATA_KEY
 from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
-from acestep_mlx.lora.formats.write import FORMATS, TOLERANCES, write_lora
+from acestep_mlx.lora.formats.write import FORMATS, TOLERANCES, verify, write_lora
 from acestep_mlx.lora.layers import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import (
     embedder_parameters,
@@ -842,3 +843,31 @@ def test_a_file_of_a_newer_version(tmp_path):
         read_lora(path)
     save_file(good(), path, {METADATA_KEY: json.dumps({"baked": True, "rank": 4})})
     assert read_lora(path).modules, "a file of before versions were written"
+
+
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_what_is_no_number_never_compares_as_equal(broken, tmp_path):
+    weights = from_model(trained(LoRASpec(rank=4)), LoRASpec(rank=4))
+    path = write_lora(tmp_path / FILE_NAME, weights)
+    name, module = next(iter(weights.modules.items()))
+    wrong = replace(module, **{broken: getattr(module, broken) * mx.array(float("nan"))})
+    expected = replace(weights, modules={**weights.modules, name: wrong})
+    with pytest.raises(CheckpointError, match="reads back differently"):
+        verify(path, expected, mx.float32)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_does_not_read_back_never_gets_its_name(format, tmp_path, monkeypatch):
+    """What was there before stays."""
+    weights = from_model(trained(LoRASpec(rank=4)), LoRASpec(rank=4))
+    path = tmp_path / FILE_NAME
+    path.write_bytes(b"before")
+    save = mx.save_safetensors
+
+    def damaged(file, tensors, metadata):
+        save(file, {name: value + 1 for name, value in tensors.items()}, metadata)
+
+    monkeypatch.setattr(mx, "save_safetensors", damaged)
+    with pytest.raises(CheckpointError, match="reads back differently"):
+        write_lora(path, weights, format)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

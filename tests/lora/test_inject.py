@@ -344,3 +344,10 @@ def test_the_largest_rank_of_init_lora_is_named():
     inject(model, LoRASpec(rank=4))
     with pytest.raises(ConfigError, match=r"to start from it set lora_rank=8$"):
         load_adapters(model, weights)
+
+
+def test_no_two_layers_drop_the_same_inputs():
+    model = trained(LoRASpec(rank=4, dropout=0.5))
+    seed_dropout(model, mx.random.key(7))
+    keys = [tuple(layer._dropout_key.tolist()) for layer in adapter_modules(model).values()]
+    assert len(keys) > 8 and len(set(keys)) == len(keys)

@@ -123,3 +123,15 @@ def test_spectrogram_is_a_png() -> None:
         assert struct.unpack(">II", data[16:24]) == (50, 20)
         body = data[data.index(b"IDAT") + 4 : data.index(b"IEND") - 8]
         assert len(zlib.decompress(body)) == 20 * (1 + 3 * 50)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 7])
+def test_a_wav_with_chunks_of_any_length_before_the_record(tmp_path: Path, length: int) -> None:
+    """A chunk of odd length is followed by one byte of padding."""
+    path = tmp_path / "song.wav"
+    wanted = story(seeds=(5,))
+    r.save_song(path, SOUND, wanted, sample_rate=44100, facts={})
+    data = path.read_bytes()
+    chunk = b"JUNK" + struct.pack("<I", length) + b"\1" * (length + length % 2)
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(data) - 8 + len(chunk)) + b"WAVE" + chunk + data[12:])
+    assert r.read_record(path) == wanted and r.made_here(path)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from acestep_mlx.config.optimizers import OPTIMIZERS
+from acestep_mlx.config.read import load_config
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.training import build
 from acestep_mlx.training.optimizers import SCHEDULES, Group, Schedule, make_optimizer
 
 diffusers_names = [name for name in SCHEDULES if name != "sine"]
@@ -144,3 +146,23 @@ def test_each_optimizer_gets_the_settings_that_it_has(name: str, taken: dict[str
         key: list(value) if isinstance(getattr(made, key), list) else value for key, value in taken.items()
     }
     assert made.learning_rate.item() == pytest.approx(1e-3)
+
+
+SETTINGS = {
+    "adamw": {"betas": [0.5, 0.6], "bias_correction": False}, "adam": {"eps": 0.5}, "lion": {"beta1": 0.5},
+    "sgd": {"momentum": 0.5}, "muon": {"ns_steps": 2}, "adafactor": {"clip_threshold": 3.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_settings_are_for_optimizers_of_their_own_kind(optimizer, other):
+    """optimizer_config is the LoRA's; the lyrics embedder's optimizer takes it where it is the same one."""
+    config = load_config({"optimizer": optimizer, "optimizer_config": SETTINGS[optimizer]})
+    plain = load_config({"optimizer": optimizer})
+
+    def made(config, name):
+        one = build._optimizer(config, name, 1e-3)
+        return {k: v for k, v in vars(one).items() if isinstance(v, (int, float, list, tuple, bool))}
+
+    assert (made(config, other) == made(plain, other)) is (optimizer != other)

@@ -243,3 +243,17 @@ def test_metrics_of_a_run_without_a_checkpoint_are_begun_anew_by_latest(root, ti
     (folder / "metrics.jsonl").write_text(json.dumps({"event": "step", "step": 1, "loss": 9.0}) + "\n")
     result, seen = runs.run({**config, "resume_from_checkpoint": "latest"})
     assert result.finished and "starting from the beginning" in notices(seen)
+
+
+def test_everything_of_a_run_is_moved_aside_together(tmp_path):
+    """What stays behind is taken for a part of the next run: its clips, its numbers, its LoRA."""
+    files = [LORA, "report.html", "metrics.jsonl", "validation/step_1_a_0.wav", "lyrics_embedder/a.json"]
+    files += ["checkpoint-1/a", "checkpoint-20/a", "logs/events"]
+    for name in [*files, "notes.txt", "songs/a.wav"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    moved = output.set_aside(tmp_path, tmp_path / "logs")
+    found = {path.relative_to(moved).as_posix() for path in moved.rglob("*") if path.is_file()}
+    assert found == set(files)
+    assert {path.name for path in tmp_path.iterdir()} == {moved.name, "notes.txt", "songs"}
+    assert output.run_in(tmp_path) == ""

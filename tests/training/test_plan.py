@@ -176,3 +176,18 @@ def _estimate_and_peak(load: plan.Load, checkpointed: int, rank: int = 16) -> tu
     config = load_config(options)
     parts = plan.estimate(config, load, model=WIDE, checkpointed=checkpointed).parts
     return sum(v for k, v in parts.items() if k != "program"), peak
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"), [({}, 0), ({"beta_1": None}, 0), ({"beta_1": 0.9}, 1)], ids=str
+)
+def test_a_factored_optimizer_keeps_a_moment_only_with_beta_1(settings, more):
+    rank = 8
+    assert OPTIMIZERS["adafactor"].kept(settings, rank) == pytest.approx(1 / rank + more)
+    config = load_config({"optimizer": "adafactor", "lora_rank": rank, "optimizer_config": settings or None})
+    load = plan.Load(60, 1, 64, 0)
+    lora, *_ = plan.adapter_parameters(V1, TransformerConfig(), rank, plan.lora_spec(config).targets, False)
+    plain = plan.estimate(load_config({"optimizer": "sgd", "lora_rank": rank}), load)
+    found = plan.estimate(config, load)
+    here, there = (one.parts["LoRA and optimizer"] for one in (found, plain))
+    assert here - there == pytest.approx(4 * lora * (1 / rank + more - 1))

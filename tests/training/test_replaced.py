@@ -251,3 +251,37 @@ def test_an_alpha_that_follows_the_rank_is_the_alpha_that_is_written_out(
     assert _resumed(saved, lora_alpha=saved[0]["lora_rank"]).step == 1
     with pytest.raises(ConfigError, match=r"lora_alpha: checkpoint 2\.0, now 2\.5"):
         _resumed(saved, lora_alpha=2.5)
+
+
+@pytest.mark.parametrize("side", ["then", "now"])
+def test_a_setting_that_only_one_of_the_two_has_is_another_setting(side: str) -> None:
+    """A checkpoint of a version that had no such option, or of one that has more."""
+    whole = {"lora_rank": 4, "use_dora": True}
+    less = {"lora_rank": 4}
+    then, now = (less, whole) if side == "then" else (whole, less)
+    with pytest.raises(ConfigError, match="use_dora: checkpoint") as error:
+        checkpoint.check_identity(Path("checkpoint-1"), {"identity": then}, now)
+    assert "lora_rank" not in str(error.value)
+    checkpoint.check_identity(Path("checkpoint-1"), {"identity": whole}, dict(whole))
+
+
+STEERED = {
+    "learning_rate": 3e-3, "lr_scheduler": "linear", "lr_warmup_steps": 7, "max_grad_norm": 0.25,
+    "max_train_steps": 77,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_what_steers_a_resumed_run_and_was_otherwise_is_said(
+    name: str, saved: tuple[dict[str, Any], Path]
+) -> None:
+    config, path = saved
+    now = load_config({**config, name: STEERED[name]}).to_dict()
+    told = [line for line in checkpoint.changed_settings(path, now) if line.startswith(f"{name} ")]
+    assert len(told) == 1 and told[0].endswith(f"→ {json.dumps(STEERED[name])}")
+
+
+def test_what_is_free_or_the_same_is_not_said(saved: tuple[dict[str, Any], Path]) -> None:
+    config, path = saved
+    now = load_config({**config, "checkpointing_steps": 77, "tracker_run_name": "another"}).to_dict()
+    assert checkpoint.changed_settings(path, now) == []

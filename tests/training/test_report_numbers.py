@@ -441,3 +441,14 @@ def test_names_in_charts_are_shown_as_they_are() -> None:
     assert [s.text for s in figure.one("div").all("span")] == [EVIL, "other"]
     assert figure.one("svg").attributes["data-s"] == f"{EVIL};c0;0:1,1:2|other;c1;0:1"
     assert not root.all("u") and not root.all("script")
+
+
+def test_every_step_of_a_long_run_counts(tmp_path: Path) -> None:
+    """Faults and peaks of long ago too; and one pause of the machine is not its speed."""
+    rows = [step_row(n, peak_memory=10**9, steps_per_second=4.0) for n in range(1, 1001)]
+    rows[0] |= {"skipped": True, "loss": None, "steps_per_second": 4000.0}
+    rows[400] |= {"skipped": True, "loss": None, "peak_memory": 9 * 10**9}
+    rows[999] |= {"skipped": True, "loss": None}
+    found = tiles(page(tmp_path, rows))
+    assert found["Skipped steps"][0] == "3" and found["Peak memory"][0] == "9.00 GB"
+    assert found["Speed"][0] == "4.00 steps/s" and found["Steps"][0] == "1,000"

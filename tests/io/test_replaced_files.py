@@ -1,0 +1,96 @@
+"""A file that takes another one's place is written beside it: a kill in between leaves the old one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from acestep_mlx.config.read import load_config
+from acestep_mlx.data.cache import Store
+from acestep_mlx.data.facts import AudioFacts, FactsIndex
+from acestep_mlx.io import atomic
+from acestep_mlx.io.audio import write_audio
+from acestep_mlx.io.tensors import save_tensors
+from acestep_mlx.report.events import MetricsFile, StepDone
+from acestep_mlx.report.page import write_report
+from acestep_mlx.sampling.record import write_beside
+
+STEP = StepDone(1, 2.0, 2.0, 1e-3, 0.5, 1.0, 9.0, 10**9, 5.0, 0, 1.0)
+
+
+def metrics(path: Path) -> None:
+    """As a resume at its step begins it: with the lines up to there."""
+    file = MetricsFile(path, 1)
+    file.close()
+
+
+def report(path: Path) -> None:
+    assert write_report(path.parent, load_config({})) == path
+
+
+def index(path: Path) -> None:
+    found = FactsIndex(path)
+    found._facts["a|1"] = AudioFacts("c", 1.0)
+    found._changed = True
+    found.save()
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "metrics.jsonl": metrics,
+    "report.html": report,
+    "audio_index.json": index,
+    "song.json": lambda path: write_beside(path.with_suffix(".wav"), ".json", b"{}"),
+    "song.wav": lambda path: write_audio(path, np.zeros((100, 2)), 44100),
+    "song.flac": lambda path: write_audio(path, np.zeros((100, 2)), 44100),
+    "lora.safetensors": lambda path: save_tensors(path, {"a": mx.zeros(3)}, {}),
+    "ab.cache": lambda path: Store(path.parent.parent).put("ab", {"a": np.zeros(3)}),
+}
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where the file of that name is written, with what a writer needs beside it."""
+    path = tmp_path / "ab" / request.param
+    path.parent.mkdir()
+    file = MetricsFile(path.parent / "metrics.jsonl")
+    file(STEP)
+    file.close()
+    return path
+
+
+@pytest.mark.parametrize("place", WRITERS, indirect=True)
+def test_the_old_file_is_never_written_into(place: Path) -> None:
+    if place.name != "metrics.jsonl":
+        place.write_bytes(b"before")
+    old = place.with_name("the same file by another name")
+    os.link(place, old)
+    content = old.read_bytes()
+    WRITERS[place.name](place)
+    assert old.read_bytes() == content and place.stat().st_ino != old.stat().st_ino
+
+
+@pytest.mark.parametrize("place", WRITERS, indirect=True)
+def test_the_new_file_is_on_the_disk_before_it_has_its_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut after the rename leaves an empty file where a whole one was."""
+    synced: list[int] = []
+    sync = atomic.sync
+    monkeypatch.setattr(atomic, "sync", lambda path: (synced.append(path.stat().st_ino), sync(path)))
+    WRITERS[place.name](place)
+    assert place.stat().st_ino in synced
+
+
+def test_two_writers_of_one_file_do_not_share_what_they_write_to(tmp_path: Path) -> None:
+    """Two runs with one cache, or two songs of one name: the last one wins, and it is whole."""
+    place = tmp_path / "song.wav"
+    with atomic.new_file(place) as first, atomic.new_file(place) as second:
+        assert first != second
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert place.read_bytes() == b"first" and list(tmp_path.iterdir()) == [place]

@@ -1,0 +1,50 @@
+"""Safetensors that are written slice by slice: one digest for one content, however it came to be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from acestep_mlx.errors import CheckpointError
+from acestep_mlx.io.tensors import SafetensorsWriter, save_tensors
+
+TENSORS = {"b": np.arange(6.0, dtype=np.float32).reshape(3, 2), "a": np.ones(4, np.float32)}
+
+
+def digest(path: Path, names: list[str], tensors: dict[str, np.ndarray], rows: int = 9) -> str:
+    declared = {name: ("F32", tensors[name].shape) for name in names}
+    with SafetensorsWriter(path, declared) as writer:
+        for name in reversed(names):
+            for start in range(0, len(tensors[name]), rows):
+                writer.write(name, mx.array(tensors[name][start : start + rows]))
+    return writer.digest()
+
+
+def test_the_digest_is_of_the_contents_alone(tmp_path: Path) -> None:
+    """Of the same weights from a folder and from one file, whose order is another."""
+    first = digest(tmp_path / "1", ["a", "b"], TENSORS)
+    assert (
+        first == digest(tmp_path / "2", ["b", "a"], TENSORS) == digest(tmp_path / "3", ["b", "a"], TENSORS, 1)
+    )
+    others = [
+        {**TENSORS, "a": 2 * TENSORS["a"]},
+        {**TENSORS, "b": TENSORS["b"].reshape(2, 3)},
+        {"a": TENSORS["a"], "c": TENSORS["b"]},
+    ]
+    found = {digest(tmp_path / "4", sorted(other), other) for other in others}
+    assert len(found | {first}) == len(others) + 1
+
+
+def test_a_file_that_its_check_refuses_never_gets_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+
+    def check(partial: Path) -> None:
+        assert partial != path and "a" in mx.load(str(partial))
+        raise CheckpointError("not what was meant")
+
+    with pytest.raises(CheckpointError, match="not what was meant"):
+        save_tensors(path, {"a": mx.zeros(3)}, {}, check)
+    assert list(tmp_path.iterdir()) == []
