@@ -47,6 +47,12 @@ class Prompt:
     null_text: mx.array | None = None
     null_mask: mx.array | None = None
 
+    @property
+    def null(self) -> tuple[mx.array, mx.array]:
+        """Text and mask of the branch without the condition."""
+        text = mx.zeros_like(self.text) if self.null_text is None else self.null_text
+        return text, self.text_mask if self.null_mask is None else self.null_mask
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -133,35 +139,33 @@ def encode_branches(
     keeps the ids and weakens the lyric encoder instead. The reference drops a weakened text unless the
     lyrics are weakened too; here each works by itself.
     """
-    silent = mx.zeros((1, transformer.config.speaker_embedding_dim))
     scale = (TAU, *LYRIC_LAYERS) if weaken_lyrics else None
     ids = prompt.lyric_ids if weaken_lyrics else mx.zeros_like(prompt.lyric_ids)
-    lyrics = (prompt.lyric_ids, prompt.lyric_mask)
-    cond = transformer.encode(prompt.text, prompt.text_mask, silent, *lyrics)
-    null_text = mx.zeros_like(prompt.text) if prompt.null_text is None else prompt.null_text
-    null_mask = prompt.text_mask if prompt.null_mask is None else prompt.null_mask
-    null = transformer.encode(null_text, null_mask, silent, ids, prompt.lyric_mask, query_scale=scale)
-    branches = [Encoded(*cond), Encoded(*null)]
-    if text_alone:
-        text = transformer.encode(
-            prompt.text, prompt.text_mask, silent, ids, prompt.lyric_mask, query_scale=scale
-        )
-        branches.append(Encoded(*text))
-    return branches
+    lyrics, idle = (prompt.lyric_ids, prompt.lyric_mask), (ids, prompt.lyric_mask)
+    text = (prompt.text, prompt.text_mask)
+    branches = [_encode(transformer, text, lyrics), _encode(transformer, prompt.null, idle, scale)]
+    return [*branches, _encode(transformer, text, idle, scale)] if text_alone else branches
 
 
 def encode_plain(transformer: nn.Module, prompt: Prompt) -> list[Encoded]:
     """The two branches of an edit: the condition, and zeros with the lyrics masked away."""
+    lyrics = (prompt.lyric_ids, prompt.lyric_mask)
+    none = (mx.zeros_like(prompt.lyric_ids), mx.zeros_like(prompt.lyric_mask))
+    return [
+        _encode(transformer, (prompt.text, prompt.text_mask), lyrics),
+        _encode(transformer, prompt.null, none),
+    ]
+
+
+def _encode(
+    transformer: nn.Module,
+    text: tuple[mx.array, mx.array],
+    lyrics: tuple[mx.array, mx.array],
+    scale: tuple[float, int, int] | None = None,
+) -> Encoded:
+    """One branch, of states and mask of the text, ids and mask of the lyrics; no speaker."""
     silent = mx.zeros((1, transformer.config.speaker_embedding_dim))
-    cond = transformer.encode(prompt.text, prompt.text_mask, silent, prompt.lyric_ids, prompt.lyric_mask)
-    null = transformer.encode(
-        mx.zeros_like(prompt.text) if prompt.null_text is None else prompt.null_text,
-        prompt.text_mask if prompt.null_mask is None else prompt.null_mask,
-        silent,
-        mx.zeros_like(prompt.lyric_ids),
-        mx.zeros_like(prompt.lyric_mask),
-    )
-    return [Encoded(*cond), Encoded(*null)]
+    return Encoded(*transformer.encode(*text, silent, *lyrics, query_scale=scale))
 
 
 class Velocity:

@@ -21,52 +21,42 @@ class Geometry:
     lyric_ff: int
 
 
-def _transformer(
-    layers: int,
-    heads: int,
-    head_dim: int,
-    speaker: int,
-    text: int,
-    lyric: int,
-    depths: list[int],
-    ssl: list[int],
-) -> Config:
-    return {
+_BLOCKS = ["ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock"]
+
+TRUE = Geometry(
+    transformer={
         "_class_name": "Transformer2DModel",
         "_diffusers_version": "0.32.2",
         "in_channels": 8,
         "out_channels": 8,
-        "num_layers": layers,
-        "inner_dim": heads * head_dim,
-        "attention_head_dim": head_dim,
-        "num_attention_heads": heads,
+        "num_layers": 24,
+        "inner_dim": 2560,
+        "attention_head_dim": 128,
+        "num_attention_heads": 20,
         "mlp_ratio": 2.5,
         "max_position": 32768,
         "rope_theta": 1000000.0,
-        "speaker_embedding_dim": speaker,
-        "text_embedding_dim": text,
-        "ssl_encoder_depths": depths,
+        "speaker_embedding_dim": 512,
+        "text_embedding_dim": 768,
+        "ssl_encoder_depths": [8, 8],
         "ssl_names": ["mert", "m-hubert"],
-        "ssl_latent_dims": ssl,
+        "ssl_latent_dims": [1024, 768],
         "lyric_encoder_vocab_size": 6693,
-        "lyric_hidden_size": lyric,
+        "lyric_hidden_size": 1024,
         "patch_size": [16, 1],
         "max_height": 16,
         "max_width": 32768,
-    }
-
-
-def _text_encoder(vocab: int, width: int, head_dim: int, ff: int, layers: int, heads: int) -> Config:
-    return {
+    },
+    text_encoder={
         "architectures": ["UMT5EncoderModel"],
         "model_type": "umt5",
-        "vocab_size": vocab,
-        "d_model": width,
-        "d_kv": head_dim,
-        "d_ff": ff,
-        "num_layers": layers,
-        "num_decoder_layers": layers,
-        "num_heads": heads,
+        "vocab_size": 256384,
+        "d_model": 768,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 12,
+        "num_decoder_layers": 12,
+        "num_heads": 12,
         "relative_attention_num_buckets": 32,
         "relative_attention_max_distance": 128,
         "dropout_rate": 0.1,
@@ -87,56 +77,41 @@ def _text_encoder(vocab: int, width: int, head_dim: int, ff: int, layers: int, h
         "scalable_attention": True,
         "torch_dtype": "bfloat16",
         "transformers_version": "4.47.1",
-    }
-
-
-def _dcae(channels: list[int], encoder_layers: list[int], decoder_layers: list[int], head_dim: int) -> Config:
-    blocks = ["ResBlock"] * (len(channels) - 1) + ["EfficientViTBlock"]
-    multiscales: list[list[int]] = [[]] * (len(channels) - 1) + [[5]]
-    return {
+    },
+    dcae={
         "_class_name": "AutoencoderDC",
         "_diffusers_version": "0.32.1",
         "in_channels": 2,
         "latent_channels": 8,
-        "attention_head_dim": head_dim,
-        "encoder_block_types": blocks,
-        "decoder_block_types": blocks,
-        "encoder_block_out_channels": channels,
-        "decoder_block_out_channels": channels,
-        "encoder_layers_per_block": encoder_layers,
-        "decoder_layers_per_block": decoder_layers,
-        "encoder_qkv_multiscales": multiscales,
-        "decoder_qkv_multiscales": multiscales,
+        "attention_head_dim": 32,
+        "encoder_block_types": _BLOCKS,
+        "decoder_block_types": _BLOCKS,
+        "encoder_block_out_channels": [128, 256, 512, 1024],
+        "decoder_block_out_channels": [128, 256, 512, 1024],
+        "encoder_layers_per_block": [2, 2, 3, 3],
+        "decoder_layers_per_block": [3, 3, 3, 3],
+        "encoder_qkv_multiscales": [[], [], [], [5]],
+        "decoder_qkv_multiscales": [[], [], [], [5]],
         "downsample_block_type": "Conv",
         "upsample_block_type": "interpolate",
         "decoder_norm_types": "rms_norm",
         "decoder_act_fns": "silu",
         "scaling_factor": 0.41407,
-    }
-
-
-def _vocoder(
-    depths: list[int],
-    dims: list[int],
-    rates: list[int],
-    kernels: list[int],
-    resblocks: list[int],
-    channels: int,
-) -> Config:
-    return {
+    },
+    vocoder={
         "_class_name": "ADaMoSHiFiGANV1",
         "_diffusers_version": "0.32.1",
         "input_channels": 128,
-        "depths": depths,
-        "dims": dims,
+        "depths": [3, 3, 9, 3],
+        "dims": [128, 256, 384, 512],
         "drop_path_rate": 0.0,
         "kernel_sizes": [7],
-        "upsample_rates": rates,
-        "upsample_kernel_sizes": kernels,
-        "resblock_kernel_sizes": resblocks,
-        "resblock_dilation_sizes": [[1, 3, 5]] * len(resblocks),
-        "num_mels": dims[-1],
-        "upsample_initial_channel": channels,
+        "upsample_rates": [4, 4, 2, 2, 2, 2, 2],
+        "upsample_kernel_sizes": [8, 8, 4, 4, 4, 4, 4],
+        "resblock_kernel_sizes": [3, 7, 11, 13],
+        "resblock_dilation_sizes": [[1, 3, 5]] * 4,
+        "num_mels": 512,
+        "upsample_initial_channel": 1024,
         "use_template": False,
         "pre_conv_kernel_size": 13,
         "post_conv_kernel_size": 13,
@@ -147,33 +122,31 @@ def _vocoder(
         "f_min": 40,
         "f_max": 16000,
         "n_mels": 128,
-    }
-
-
-# Small enough for a test, and true where other code depends on it: 8×16 latents, 44.1 kHz, hop 512, /8.
-TINY = Geometry(
-    transformer=_transformer(2, 4, 32, speaker=64, text=64, lyric=64, depths=[1, 1], ssl=[24, 16]),
-    text_encoder=_text_encoder(384, 64, 16, 128, layers=2, heads=4),
-    dcae=_dcae([8, 16, 32, 64], [1, 1, 1, 1], [1, 1, 1, 1], head_dim=16),
-    vocoder=_vocoder([1, 1], [32, 64], [8, 8, 8], [16, 16, 16], [3, 5], channels=16),
-    lyric_layers=2,
-    lyric_heads=4,
-    lyric_ff=128,
-)
-TRUE = Geometry(
-    transformer=_transformer(24, 20, 128, speaker=512, text=768, lyric=1024, depths=[8, 8], ssl=[1024, 768]),
-    text_encoder=_text_encoder(256384, 768, 64, 2048, layers=12, heads=12),
-    dcae=_dcae([128, 256, 512, 1024], [2, 2, 3, 3], [3, 3, 3, 3], head_dim=32),
-    vocoder=_vocoder(
-        [3, 3, 9, 3],
-        [128, 256, 384, 512],
-        [4, 4, 2, 2, 2, 2, 2],
-        [8, 8, 4, 4, 4, 4, 4],
-        [3, 7, 11, 13],
-        channels=1024,
-    ),
+    },
     lyric_layers=6,
     lyric_heads=16,
     lyric_ff=4096,
 )
+# Small enough for a test, and true where other code depends on it: 8×16 latents, 44.1 kHz, hop 512, /8.
+TINY = Geometry(
+    TRUE.transformer
+    | {"num_layers": 2, "inner_dim": 128, "attention_head_dim": 32, "num_attention_heads": 4}
+    | {"speaker_embedding_dim": 64, "text_embedding_dim": 64, "lyric_hidden_size": 64}
+    | {"ssl_encoder_depths": [1, 1], "ssl_latent_dims": [24, 16]},
+    TRUE.text_encoder
+    | {"vocab_size": 384, "d_model": 64, "d_kv": 16, "d_ff": 128}
+    | {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 4},
+    TRUE.dcae
+    | {"attention_head_dim": 16}
+    | {f"{side}_block_out_channels": [8, 16, 32, 64] for side in ("encoder", "decoder")}
+    | {f"{side}_layers_per_block": [1, 1, 1, 1] for side in ("encoder", "decoder")},
+    TRUE.vocoder
+    | {"depths": [1, 1], "dims": [32, 64], "num_mels": 64, "upsample_initial_channel": 16}
+    | {"upsample_rates": [8, 8, 8], "upsample_kernel_sizes": [16, 16, 16]}
+    | {"resblock_kernel_sizes": [3, 5], "resblock_dilation_sizes": [[1, 3, 5]] * 2},
+    lyric_layers=2,
+    lyric_heads=4,
+    lyric_ff=128,
+)
+
 SIZES = {"tiny": TINY, "true": TRUE}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod, sqrt
 
-from .geometry import Geometry
+from .geometry import Config, Geometry
 
 Shape = tuple[int, ...]
 
@@ -48,16 +49,8 @@ def transformer(geometry: Geometry) -> Iterator[Spec]:
         yield Spec(f"{block}.scale_shift_table", (6, D), D**-0.5)
         for layer in ("to_q", "to_k", "to_v", "to_out.0"):
             yield from _dense(f"{block}.attn.{layer}", (D, D))
-        for layer in (
-            "to_q",
-            "to_k",
-            "to_v",
-            "add_k_proj",
-            "add_v_proj",
-            "add_q_proj",
-            "to_out.0",
-            "to_add_out",
-        ):
+        unused = ("add_k_proj", "add_v_proj", "add_q_proj")
+        for layer in ("to_q", "to_k", "to_v", *unused, "to_out.0", "to_add_out"):
             yield from _dense(f"{block}.cross_attn.{layer}", (D, D))
         yield from _dense(f"{block}.ff.inverted_conv.conv", (2 * hidden, D, 1))
         yield from _dense(f"{block}.ff.depth_conv.conv", (2 * hidden, 1, 3))
@@ -107,9 +100,8 @@ def text_encoder(geometry: Geometry) -> Iterator[Spec]:
     for i in range(c["num_layers"]):
         block = f"encoder.block.{i}.layer"
         yield from _dense(f"{block}.0.SelfAttention.q", (inner, D), gain=c["d_kv"] ** -0.5, bias=False)
-        yield from _dense(f"{block}.0.SelfAttention.k", (inner, D), bias=False)
-        yield from _dense(f"{block}.0.SelfAttention.v", (inner, D), bias=False)
-        yield from _dense(f"{block}.0.SelfAttention.o", (D, inner), bias=False)
+        for name, shape in (("k", (inner, D)), ("v", (inner, D)), ("o", (D, inner))):
+            yield from _dense(f"{block}.0.SelfAttention.{name}", shape, bias=False)
         buckets = (c["relative_attention_num_buckets"], c["num_heads"])
         yield Spec(f"{block}.0.SelfAttention.relative_attention_bias.weight", buckets, 0.5)
         yield Spec(f"{block}.0.layer_norm.weight", (D,), 0.05, mean=1.0)
@@ -120,7 +112,7 @@ def text_encoder(geometry: Geometry) -> Iterator[Spec]:
     yield Spec("encoder.final_layer_norm.weight", (D,), 0.05, mean=1.0)
 
 
-def _dcae_block(name: str, kind: str, width: int, scales: list[int], head_dim: int) -> Iterator[Spec]:
+def _dcae_block(kind: str, width: int, scales: list[int], head_dim: int, name: str) -> Iterator[Spec]:
     if kind == "ResBlock":
         yield from _dense(f"{name}.conv1", (width, width, 3, 3))
         yield from _dense(f"{name}.conv2", (width, width, 3, 3), bias=False)
@@ -140,6 +132,15 @@ def _dcae_block(name: str, kind: str, width: int, scales: list[int], head_dim: i
     yield from _norm(f"{name}.conv_out.norm", width)
 
 
+def _dcae_levels(c: Config, side: str) -> Iterator[tuple[int, int, Callable[[str], Iterator[Spec]]]]:
+    """Of each level its number, how many blocks it has, and what such a block of a name has."""
+    facts = ("block_types", "block_out_channels", "qkv_multiscales", "layers_per_block")
+    for i, (kind, width, scales, layers) in enumerate(
+        zip(*(c[f"{side}_{fact}"] for fact in facts), strict=True)
+    ):
+        yield i, layers, partial(_dcae_block, kind, width, scales, c["attention_head_dim"])
+
+
 def dcae(geometry: Geometry) -> Iterator[Spec]:
     """Every tensor of `music_dcae_f8c8` (downsampling `Conv`, upsampling `interpolate`).
 
@@ -148,15 +149,9 @@ def dcae(geometry: Geometry) -> Iterator[Spec]:
     c = geometry.dcae
     C = c["encoder_block_out_channels"]
     yield from _dense("encoder.conv_in", (C[0], c["in_channels"], 3, 3))
-    for i, (kind, layers, scales) in enumerate(
-        zip(
-            c["encoder_block_types"], c["encoder_layers_per_block"], c["encoder_qkv_multiscales"], strict=True
-        )
-    ):
+    for i, layers, block in _dcae_levels(c, "encoder"):
         for j in range(layers):
-            yield from _dcae_block(
-                f"encoder.down_blocks.{i}.{j}", kind, C[i], scales, c["attention_head_dim"]
-            )
+            yield from block(f"encoder.down_blocks.{i}.{j}")
         if i + 1 < len(C):
             yield from _dense(f"encoder.down_blocks.{i}.{layers}.conv", (C[i + 1], C[i], 3, 3))
     yield from _dense(
@@ -164,18 +159,12 @@ def dcae(geometry: Geometry) -> Iterator[Spec]:
     )
     C = c["decoder_block_out_channels"]
     yield from _dense("decoder.conv_in", (C[-1], c["latent_channels"], 3, 3))
-    for i, (kind, layers, scales) in enumerate(
-        zip(
-            c["decoder_block_types"], c["decoder_layers_per_block"], c["decoder_qkv_multiscales"], strict=True
-        )
-    ):
+    for i, layers, block in _dcae_levels(c, "decoder"):
         up = int(i + 1 < len(C))
         if up:
             yield from _dense(f"decoder.up_blocks.{i}.0.conv", (C[i], C[i + 1], 3, 3))
         for j in range(layers):
-            yield from _dcae_block(
-                f"decoder.up_blocks.{i}.{j + up}", kind, C[i], scales, c["attention_head_dim"]
-            )
+            yield from block(f"decoder.up_blocks.{i}.{j + up}")
     yield from _norm("decoder.norm_out", C[0])
     yield from _dense("decoder.conv_out", (c["in_channels"], C[0], 3, 3), gain=0.5)
 
