@@ -21,7 +21,7 @@ from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
 from .lora_formats import FORMATS
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
 from .option import PathText, declared, foreign, option
-from .parsing import Options, parse, show
+from .parsing import Options, show
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STRATEGIES = ("textfile", "filename", "instanceprompt", "csv", "huggingface")
@@ -361,17 +361,6 @@ class RunConfig(
         This is what checkpoints, reports and trackers get, so access tokens are left out.
         """
         return {name: without_secrets(getattr(self, name)) for name in SUPPORTED}
-
-    def replace(self, **changes: Any) -> RunConfig:
-        """The same configuration with some options changed (checked like any other value)."""
-        given = {
-            name: (getattr(self, name), origin)
-            for name, origin in self.origins.items()
-            if origin != "default" and not origin.startswith("as ")
-        }
-        for name, value in changes.items():
-            given[name] = (parse(OPTIONS[name], value, name, "program"), "program")
-        return finish(given, list(self.ignored), self.folder, self.source)
 
     def resolve(self, path: str | Path, **fields: str) -> Path:
         """An absolute path: from the working directory, else (if it exists there) from the config's folder.

@@ -214,12 +214,6 @@ class Batches:
         self._prefetch()
         return batch
 
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> Batch:
-        return self.next()
-
     def _after(self, epoch: int, position: int) -> tuple[int, int]:
         return (epoch, position + 1) if position + 1 < self.batches_per_epoch else (epoch + 1, 0)
 

@@ -207,14 +207,7 @@ def _mp3_ends(data: Data) -> Iterator[int]:
 
 def _mp4_ends(data: Data) -> Iterator[int]:
     """Each boundary of an atom."""
-    position = 0
-    while position + 16 <= len(data):
-        size, _ = struct.unpack_from(">I4s", data, position)
-        size = struct.unpack_from(">Q", data, position + 8)[0] if size == 1 else size
-        if size < 8:  # 0: to the end
-            return
-        position += size
-        yield position
+    return (end for _, end in lengths.mp4_atoms(data) if end)
 
 
 def _second_wavpack(data: Data, position: int) -> int | None:

@@ -194,16 +194,20 @@ def joined_samples(path: Path) -> bool:
 
 def mp4_songs(path: Path) -> int:
     """How many MP4 files are joined in this one; FFmpeg reads the first."""
-    songs = position = 0
     with mapped(path) as data:
-        while position + 16 <= len(data):
-            size, name = struct.unpack_from(">I4s", data, position)
-            size = struct.unpack_from(">Q", data, position + 8)[0] if size == 1 else size
-            songs += name == b"ftyp"
-            if size < 8:  # 0: to the end
-                break
-            position += size
-    return songs
+        return sum(name == b"ftyp" for name, _ in mp4_atoms(data))
+
+
+def mp4_atoms(data: Data) -> Iterator[tuple[bytes, int]]:
+    """Name and end of each atom; the end of one that goes on to the file's is 0."""
+    position = 0
+    while position + 16 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, position)
+        size = struct.unpack_from(">Q", data, position + 8)[0] if size == 1 else size
+        yield name, position + size if size >= 8 else 0
+        if size < 8:
+            return
+        position += size
 
 
 def wav_data(data: Data) -> int | None:

@@ -92,40 +92,28 @@ def _points(rows: Sequence[Row], key: str, scale: float = 1.0) -> list[tuple[flo
 
 def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
     bins = list(evaluations[-1]["bins"]) if evaluations else []
-    by_bin = [
-        Series(
-            name,
-            [(r["step"], r["bins"][name]) for r in evaluations if r["bins"].get(name) is not None],
-            f"r{i}",
-        )
-        for i, name in enumerate(bins)
-    ]
+    rows = [{"step": r["step"], **r["bins"]} for r in evaluations]
+    by_bin = [Series(name, _points(rows, name), f"r{i}") for i, name in enumerate(bins)]
     rates = [
         Series("LoRA", _points(steps, "learning_rate"), "c0"),
         Series("lyrics embedder", _points(steps, "learning_rate_lyrics_embedder"), "c1"),
     ]
+    losses = [
+        Series("each step", _points(steps, "loss"), "c0", faint=True),
+        Series("smoothed", _points(steps, "smoothed_loss"), "c0"),
+    ]
+    mean = [Series("mean", _points(evaluations, "loss"), "c1")]
+    memory = [Series("GB", _points(steps, "peak_memory", 1e-9), "c3")]
+    speed = [Series("s", _points(steps, "audio_seconds_per_second"), "c4")]
     charts = [
-        line_chart(
-            "Training loss",
-            [
-                Series("each step", _points(steps, "loss"), "c0", faint=True),
-                Series("smoothed", _points(steps, "smoothed_loss"), "c0"),
-            ],
-        ),
-        line_chart(
-            "Evaluation loss", [Series("mean", _points(evaluations, "loss"), "c1")], unit="always the same"
-        ),
+        line_chart("Training loss", losses),
+        line_chart("Evaluation loss", mean, unit="always the same"),
         line_chart("Evaluation loss by timestep", by_bin, unit="0 = clean, 1000 = noise", zero=True),
         line_chart("Learning rate", rates, zero=True),
         line_chart("Gradient norm", [Series("norm", _points(steps, "grad_norm"), "c2")], zero=True),
-        line_chart(
-            "Peak memory", [Series("GB", _points(steps, "peak_memory", 1e-9), "c3")], unit="GB", zero=True
-        ),
-        line_chart(
-            "Speed", [Series("s", _points(steps, "audio_seconds_per_second"), "c4")],
-            unit="seconds of audio per second", zero=True,
-        ),
-    ]  # fmt: skip
+        line_chart("Peak memory", memory, unit="GB", zero=True),
+        line_chart("Speed", speed, unit="seconds of audio per second", zero=True),
+    ]
     return f'<section><h2>Curves</h2><div class="grid2">{"".join(charts)}</div></section>'
 
 

@@ -354,7 +354,6 @@ def test_each_value_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PARSERS, kind, watched)
     config = load_config({"rank": "8", "output_dir": "o"}, ["--seed=3"])
     assert parsed == [("rank", "8"), ("output_dir", "o"), ("seed", "3")]
-    assert config.replace(lora_rank="4").lora_alpha == 4.0 and parsed[3:] == [("lora_rank", "4")]
     read_datasets(load_config({"data_backend_config": [{"id": "s", "instance_data_dir": ".", "repeats": 2}]}))
     assert [value for name, value in parsed if name == "repeats"] == [2]
 
@@ -367,7 +366,6 @@ def test_unset_options_follow_others() -> None:
     assert (config.lora_alpha, config.lyrics_embedder_lr) == (8.0, 2e-5)
     assert (config.lyrics_embedder_optimizer, config.lyrics_embedder_lr_scheduler) == ("lion", "sine")
     assert config.validation_seed == 9 and config.origin("validation_seed") == "as seed"
-    assert config.replace(lora_rank=4).lora_alpha == 4.0
 
 
 def test_length() -> None:

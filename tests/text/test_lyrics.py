@@ -260,15 +260,6 @@ def test_report_says_language_text_tokens_and_what_is_unknown(tokenizer: LyricTo
     assert report.unknown["~"] == [2] and report.unknown["ส"] == [4]
 
 
-def test_unsupported_script_is_an_error_where_configured(tokenizer: LyricTokenizer) -> None:
-    strict = LyricTokenizer(reference.vocab(), unsupported="error")
-    assert strict.tokenize(SONG) == tokenizer.tokenize(SONG)
-    with pytest.raises(DataError, match=r"line 2: Thai script has no tokens"):
-        strict.tokenize("Hello\nสวัสดี")
-    with pytest.raises(ConfigError, match="unsupported"):
-        LyricTokenizer(reference.vocab(), unsupported="ignore")  # type: ignore[arg-type]
-
-
 def test_japanese_characters_without_a_reading_are_named(tokenizer: LyricTokenizer) -> None:
     line = tokenizer.report("愛してる 사랑?", language="ja").lines[0]
     assert set(line.unknown) == {"사", "랑"}

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from ....errors import CheckpointError, ConfigError, DataError
+from ....errors import CheckpointError
 from ....text.clean import clean_line
 from ....text.detect import script_of
 from ....text.languages import LANGUAGES, language_code, language_tag
@@ -81,19 +81,16 @@ class _Encoded(NamedTuple):
 class LyricTokenizer:
     """The lyric vocabulary of an MLX folder (`lyric_vocab.json`) with everything that leads to it.
 
-    `unsupported` says what happens to a line most of whose letters have no token (Thai, Greek, …):
-    "warn" encodes it as upstream does, [UNK] by [UNK], and reports it; "error" raises DataError.
+    A line most of whose letters have no token (Thai, Greek, …) is encoded as upstream does, [UNK] by [UNK],
+    and reported.
     Raises CheckpointError when the file is not a `tokenizers` vocabulary.
     """
 
-    def __init__(self, vocab_path: str | Path, *, unsupported: Literal["warn", "error"] = "warn") -> None:
-        if unsupported not in ("warn", "error"):
-            raise ConfigError(f"unsupported must be 'warn' or 'error', got {unsupported!r}")
+    def __init__(self, vocab_path: str | Path) -> None:
         try:
             self._bpe = Tokenizer.from_file(str(vocab_path))
         except Exception as error:  # tokenizers has no exception class of its own
             raise CheckpointError(f"{vocab_path} is not a lyric vocabulary: {error}") from error
-        self.unsupported = unsupported
         self.vocab_size = self._bpe.get_vocab_size()
         self.unknown_id = self._bpe.token_to_id("[UNK]") or 0
         self.start_id = self._special("[START]")
@@ -117,7 +114,7 @@ class LyricTokenizer:
 
         `language` (any form that `language_code` takes) is the language of every line; without it each
         line's is found. A `[lang:ja]` line wins over both from there on, `[lang:auto]` ends that.
-        Raises ConfigError for an unknown `language`, DataError as `unsupported` says.
+        Raises ConfigError for an unknown `language`.
         """
         return list(self.report(text, language).ids)
 
@@ -150,8 +147,6 @@ class LyricTokenizer:
             return LineReport(line.number, line.raw, tokens=end, dropped=emptied, notes=notes)
         encoded = self._encode(clean_line(line.text, line.language), line.language)
         if encoded.unknown and (complaint := self._unsupported(line, encoded.unknown)):
-            if self.unsupported == "error":
-                raise DataError(f"lyrics line {line.number}: {complaint}: {line.raw.strip()!r}")
             notes += (complaint,)
         ids = encoded.ids + end
         return LineReport(
