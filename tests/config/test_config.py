@@ -352,7 +352,7 @@ def test_each_value_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return parse(option, value, name)
 
         monkeypatch.setitem(PARSERS, kind, watched)
-    config = load_config({"rank": "8", "output_dir": "o"}, ["--seed=3"])
+    load_config({"rank": "8", "output_dir": "o"}, ["--seed=3"])
     assert parsed == [("rank", "8"), ("output_dir", "o"), ("seed", "3")]
     read_datasets(load_config({"data_backend_config": [{"id": "s", "instance_data_dir": ".", "repeats": 2}]}))
     assert [value for name, value in parsed if name == "repeats"] == [2]
