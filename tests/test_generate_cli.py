@@ -83,6 +83,7 @@ def test_same_request_same_file_and_repeats_from_either_file(
     assert code == 0 and "LoRAs or their scales" in err
 
 
+@pytest.mark.slow
 def test_lora_at_zero_is_no_lora_bit_for_bit(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     weights = str(lora(tmp_path / "x.safetensors", tiny_model))
 
@@ -95,6 +96,7 @@ def test_lora_at_zero_is_no_lora_bit_for_bit(run: Run, tiny_model: Path, tmp_pat
     assert not np.array_equal(heard("c.wav", "--lora", weights), without)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("name", "rate"), [("a.flac", 44100), ("a.mp3", 48000), ("a.ogg", 44100), ("a.wav", 48000)]
 )
@@ -324,6 +326,7 @@ def test_bytes_that_are_not_utf8_in_an_argument(flag: str, run: Run, tmp_path: P
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_is_not_utf8(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "caf\udce9"
     try:
@@ -339,6 +342,7 @@ def test_a_folder_whose_name_is_not_utf8(run: Run, tmp_path: Path, monkeypatch: 
     assert code == 0 and (folder / "c.wav").read_bytes() == (folder / "a.wav").read_bytes(), err
 
 
+@pytest.mark.slow
 def test_a_section_outside_the_song(run: Run, tmp_path: Path) -> None:
     assert run("-o", "a.wav")[0] == 0  # 0.93 s
     repaint = ["--task", "repaint", "--source", "a.wav", "-o", "b.wav"]

@@ -180,7 +180,7 @@ def test_repainting_everything_is_a_retake(pipe: ACEStepPipeline) -> None:
     assert np.array_equal(whole, retake)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("values", "frames"),
     [
@@ -256,6 +256,7 @@ def test_a_quantised_model_needs_no_lyrics(tiny_model: Path) -> None:
     assert np.isfinite(latents(pipe, replace(FAST, lyrics=""))).all()
 
 
+@pytest.mark.slow
 def test_low_memory_makes_the_same_song(
     tiny_model: Path, pipe: ACEStepPipeline, width: int, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_broken_source_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -
         ensure_model(tmp_path / "nothing", cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -69,6 +69,7 @@ def test_wrong_usage_is_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_from_the_root_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "acestep_mlx", "convert"]
     done = subprocess.run([*command, "--help"], cwd="/", capture_output=True, text=True, check=True)
@@ -99,6 +100,7 @@ def test_ctrl_c_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_upload(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,7 @@ def test_values_are_kept_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path) -> N
     assert np.array_equal(ours[name], theirs[name].transpose(0, 2, 1))
 
 
+@pytest.mark.slow
 def test_slices_make_no_difference(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +118,6 @@ def test_shards_and_weight_norm_spellings_give_the_same_model(tiny_checkpoint: P
     assert ModelFolder.open(tmp_path / "old").fingerprints == one
 
 
-@pytest.mark.slow_after(4)
 @pytest.mark.parametrize(("large", "small"), [("F16", "F32"), ("F32", "BF16"), ("BF16", "F32")])
 def test_the_own_dtype_is_that_of_most_numbers(large: str, small: str) -> None:
     """Mixed checkpoints keep many small norms in another type than the few matrices that are the model."""
@@ -129,6 +129,7 @@ def test_the_own_dtype_is_that_of_most_numbers(large: str, small: str) -> None:
     assert stream._own_dtype(component, entries) == kinds[large]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("source_dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
 def test_dtypes(source_dtype: str, dtype: str | None, tmp_path: Path) -> None:
@@ -191,6 +192,7 @@ def test_quantisable_layers_at_the_true_size() -> None:
     assert rest == {"transformer_blocks", "lyric_encoder"}
 
 
+@pytest.mark.slow
 def test_two_conversions_are_identical(tiny_checkpoint: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         convert(tiny_checkpoint, tmp_path / name, quantize=True)
@@ -209,6 +211,7 @@ def test_progress_is_told_bytes_and_notes(tiny_checkpoint: Path, tmp_path: Path)
     assert any("lyric vocabulary: the miniature's own" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_the_package_can_be_called(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert acestep_mlx.convert(tiny_checkpoint, tmp_path / "a").path.is_dir()
     from acestep_mlx import convert as again

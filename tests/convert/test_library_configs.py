@@ -51,6 +51,7 @@ def test_the_installed_library_writes_what_is_understood() -> None:
         assert UMT5Config.from_dict(content) == UMT5Config.from_dict(TINY.text_encoder)
 
 
+@pytest.mark.slow
 def test_a_whole_conversion_does_not_notice_the_version(source: Path, tmp_path: Path) -> None:  # noqa: F811
     folders = []
     for config in (None, *WRITTEN[::3]):

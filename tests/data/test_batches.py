@@ -148,7 +148,7 @@ def test_dropped_captions_and_lyrics(root: Path, tiny_model: Path) -> None:
         assert batch["text_mask"].sum().item() > 0 and not batch["lyric_mask"].any().item()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"train_batch_size": 2}, {"vae_cache_disable": True}, {"seed": 7}])
 def test_resuming_is_exact_at_every_point(options: dict[str, Any], root: Path, tiny_model: Path) -> None:
     straight = make(root, tiny_model, {"repeats": 1}, {"id": "more", "probability": 0.5}, **options)

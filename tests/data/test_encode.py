@@ -252,6 +252,7 @@ def test_compressed_caches_hold_the_same(root: Path, tiny_model: Path) -> None:
     assert mixed.take() == []
 
 
+@pytest.mark.slow
 def test_without_disk(root: Path, tiny_model: Path) -> None:
     watch = Watch()
     on_disk = encode(root, tiny_model)
@@ -267,6 +268,7 @@ def test_without_disk(root: Path, tiny_model: Path) -> None:
     assert made["latents"].dtype == np.float16 and len(on_disk.samples) == 2
 
 
+@pytest.mark.slow
 def test_on_demand_gives_the_same_bits_and_keeps_them(root: Path, tiny_model: Path) -> None:
     eager = encode(root, tiny_model)
     expected = {s.id: eager.read(s, 0)["latents"] for s in eager.samples}
@@ -312,7 +314,7 @@ def replaced(path: Path, data: bytes) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["another song", "first bytes", "last bytes", "stereo for mono"])
 def test_another_song_of_the_same_size_and_time_is_noticed(kind: str, root: Path, tiny_model: Path) -> None:
     watch, path = Watch(), root / "songs" / "b.wav"
@@ -430,6 +432,7 @@ def test_entries_of_wrong_sound_are_encoded_again_and_counted(
     assert len(cache.report.sets[0].counted) == (not xing)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("songs", [1, 2], ids=["one song", "counted already"])
 def test_opus_that_was_taken_at_its_headers_rate_is_encoded_again(
     songs: int, root: Path, tiny_model: Path
@@ -460,6 +463,7 @@ def test_opus_that_was_taken_at_its_headers_rate_is_encoded_again(
     assert not encode(root, tiny_model).report.sets[0].again
 
 
+@pytest.mark.slow
 def test_a_guess_that_gave_the_same_part_is_encoded_again_too(root: Path, tiny_model: Path) -> None:
     """Its sound may have been taken from another place: seeking went by the guess."""
     (root / "songs" / "guessed.mp3").write_bytes(mp3(xing=False))

@@ -237,6 +237,7 @@ def test_sets_that_cannot_be_loaded_are_one_line(make: str, tmp_path: Path) -> N
     assert "\n" not in str(error.value) and "data set 'set'" in str(error.value)
 
 
+@pytest.mark.slow
 def test_streaming_takes_the_first_rows_and_keeps_them(
     tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -453,6 +453,7 @@ def test_only_a_run_remembers_what_its_songs_are(remember: bool, tmp_path: Path,
     assert found[0] == found[1] and (tmp_path / "cache").exists() == remember
 
 
+@pytest.mark.slow
 def test_formats_of_every_kind(tmp_path: Path, songs: Path) -> None:
     import subprocess
 

@@ -138,6 +138,7 @@ def test_a_wav_behind_one_whose_size_was_never_written(tmp_path: Path) -> None:
         probe(path)
 
 
+@pytest.mark.slow_after(2)
 @needs_ffmpeg
 @pytest.mark.parametrize(
     ("suffix", "second", "said"),
@@ -156,6 +157,7 @@ def test_what_ffmpeg_reads_of_joined_songs(
     assert f"{said} begins at byte {len(data)}; split" in str(examine(FileAudio(path)).problem)
 
 
+@pytest.mark.slow_after(2)
 @needs_ffmpeg
 @pytest.mark.parametrize("first", ["flac", "ogg", "mp3", "wav"])
 def test_an_m4a_or_wavpack_behind_a_song(first: str, tmp_path: Path) -> None:
@@ -173,6 +175,7 @@ def other(name: str) -> bytes:
     return mp3(False, "CONSTANT") if name == "bare mp3" else id3(5000) + mp3() if name == "id3" else one(name)
 
 
+@pytest.mark.slow_after(8)
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", CHUNKS)
 def test_another_format_behind_a_song_that_was_written_to_a_pipe(suffix: str, tmp_path: Path) -> None:
@@ -188,6 +191,7 @@ def test_another_format_behind_a_song_that_was_written_to_a_pipe(suffix: str, tm
             probe(path)
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("name", ["mp3", "bare mp3", "id3", "ogg", "flac"])
 def test_another_format_behind_a_wav_whose_size_was_never_written(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
@@ -209,6 +213,7 @@ def test_samples_are_no_frames(scale: float, tmp_path: Path) -> None:
     assert abs(probe(path).duration - 4) < 0.01
 
 
+@pytest.mark.slow_after(2)
 @needs_ffmpeg
 @pytest.mark.parametrize("first", ["aac", "mka", "webm", "piped mka"])
 def test_a_song_behind_aac_or_matroska(first: str, tmp_path: Path) -> None:
@@ -235,6 +240,7 @@ def test_a_song_behind_aac_or_matroska(first: str, tmp_path: Path) -> None:
             probe(path)
 
 
+@pytest.mark.slow_after(2)
 @needs_ffmpeg
 @pytest.mark.parametrize("first", ["flac", "ogg", "mp3", "wav"])
 def test_aac_matroska_or_wma_behind_a_song(first: str, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def claimed(data: bytes, frames: int) -> bytes:
     return data[: place + 8] + struct.pack(">I", frames) + data[place + 12 :]
 
 
+@pytest.mark.slow_after(8)
 @pytest.mark.parametrize("name", GUESSED)
 def test_the_song_is_what_decoding_to_its_end_gives(name: str, tmp_path: Path) -> None:
     suffix, make, seconds, reason = GUESSED[name]
@@ -237,6 +238,7 @@ def test_a_streamed_rf64_is_read_to_its_end(tmp_path: Path) -> None:
     assert len(read_audio(path)) == round(ONE * RATE)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["VBR without Xing", "joined ogg", "streamed flac", "wav of 0 bytes"])
 def test_info_and_generate_tell_the_same_number(name: str, tmp_path: Path) -> None:
     suffix, make, _, reason = GUESSED[name]
@@ -286,6 +288,7 @@ def test_a_part_is_where_it_is_in_the_whole(name: str, tmp_path: Path) -> None:
         read_audio(path, start=seconds + 1)
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 def test_an_estimate_of_aac_proves_nothing(tmp_path: Path) -> None:
     """A stream without a container: its first frames are quiet, so FFmpeg thinks that it lasts far longer."""
@@ -299,6 +302,7 @@ def test_an_estimate_of_aac_proves_nothing(tmp_path: Path) -> None:
     assert abs(pitch(late[:, 0]) - 880) < 1
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF, 0x80000000, 0x7FFFF000])
 def test_sizes_that_writers_to_a_pipe_leave_are_no_promise(size: int, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
@@ -331,6 +335,7 @@ def test_a_cut_mp3_is_truncated_by_its_xing_header(tmp_path: Path) -> None:
     assert "truncated" in str(examine(FileAudio(path)).problem)
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("name", GUESSED)
 def test_libsndfile_alone_reads_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suffix, make = GUESSED[name][:2]
@@ -378,6 +383,7 @@ def test_a_flac_that_was_cut_without_coding_it_again(before: tuple[str, ...], tm
     assert examine(FileAudio(cut)).duration == info.duration == len(read_audio(cut)) / 44100
 
 
+@pytest.mark.slow_after(2)
 @needs_ffmpeg
 @pytest.mark.parametrize("order", ["whole cut", "cut whole", "whole whole", "cut cut cut"])
 def test_flacs_that_were_joined_without_coding_them_again(order: str, tmp_path: Path) -> None:
@@ -402,7 +408,7 @@ def test_a_flac_that_ends_within_a_frame_is_damaged(tmp_path: Path) -> None:
             probe(path)
 
 
-@pytest.mark.slow_after(4)
+@pytest.mark.slow_after(1)
 @needs_ffmpeg
 @pytest.mark.parametrize(
     ("suffix", "how"),
@@ -438,6 +444,7 @@ def test_joined_mp4_is_refused_for_its_second_half(suffix: str, tmp_path: Path) 
     assert "2 songs are joined in it, of which only the first" in str(examine(FileAudio(path)).problem)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_mended_needs_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(wav(0))
@@ -483,6 +490,7 @@ def test_every_frame_of_an_mp3_is_read(rate: int, channels: int, mode: str, tmp_
     assert np.abs(sound[delay : delay + len(expected)] - expected).max() < 0.02
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("lead", [0, 20, 4000])
 def test_a_wav_of_0_bytes_may_start_with_silence(lead: int, tmp_path: Path) -> None:
     x = song()
@@ -552,6 +560,7 @@ RETIMED: dict[str, Callable[[int, int], int]] = {
 }
 
 
+@pytest.mark.slow_after(5)
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
 @pytest.mark.parametrize("name", RETIMED)
 def test_an_ogg_whose_times_disagree_with_its_sound_is_read_to_its_end(
@@ -582,6 +591,7 @@ def test_an_ogg_that_starts_late_loses_nothing(tmp_path: Path) -> None:
     assert len(read_audio(path)) == 4 * RATE
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("by", [-9786, -441, 0])
 def test_opus_behind_opus_that_starts_before_0(by: int, tmp_path: Path) -> None:
     whole = made("OGG", 48000, subtype="OPUS")
@@ -601,6 +611,7 @@ def opus_at(rate: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     "rate", [0, 1, 8000, 11025, 12000, 16000, 24000, 44100, 48000, 96000, 2**31, 2**32 - 1]
 )

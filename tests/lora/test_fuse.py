@@ -444,6 +444,7 @@ def test_a_lora_that_changes_nothing_is_not_said_to_be_lost(tmp_path):
     assert mixed.whole == FuseError(0.5, mixed.whole.size, 5.0) and "10%" in rounding_lines(mixed)[0]
 
 
+@pytest.mark.slow
 def test_a_lora_that_drowns_in_the_rounding_is_a_warning(quantised, tiny_model, loras, tmp_path):
     options = ("--lora", loras["lora"], "--lora-scale", 0.001)
     code, out, err = run("fuse", "--model", quantised, *options, "-o", tmp_path / "rounded")

@@ -239,7 +239,7 @@ SHAPED = {"omega": -30.0, "guidance_interval": 0.9, "guidance_decay": 0.5, "min_
 DEFAULTS = Request()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [SHAPED, ERG], ids=["shaped", "erg"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])
@@ -301,6 +301,7 @@ def test_repaint(pair: Pair, draws: Draws, scheduler: str, variance: float) -> N
     assert distance(ours[..., start:end], SOURCE[..., start:end]) > 0.1
 
 
+@pytest.mark.slow
 def test_repaint_with_heun_is_heun(pair: Pair, draws: Draws) -> None:
     """The reference takes Heun's list of times, most of them twice, for Euler's: it evaluates the model twice
     as often and moves like Euler. Ours is Heun there too."""
@@ -391,7 +392,7 @@ def test_extend_beyond_the_longest_window(pair: Pair, draws: Draws) -> None:
     assert not np.allclose(theirs[..., MAX_FRAMES:], long[..., -added + 5 :])
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])
 @pytest.mark.parametrize("strength", [0.25, 0.5])
 def test_audio2audio(pair: Pair, draws: Draws, scheduler: str, strength: float) -> None:
@@ -417,7 +418,7 @@ EDITS = {
 }
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EDITS)
 def test_edit(pair: Pair, draws: Draws, case: str) -> None:
     request = replace(

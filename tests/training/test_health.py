@@ -106,6 +106,7 @@ def test_healthy_checkpoints_are_not_rotated_away_by_broken_ones(root, tiny_mode
     assert result.finished and [e.step for e in seen.of(CheckpointSaved)] == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_steps_and_their_evaluation_decide(root, tiny_model, monkeypatch):
     poison(monkeypatch, lambda step, _: step == 3)
     losses = {0: 1.0, 2: 0.5, 4: 0.4, 6: math.nan, 8: 0.6}

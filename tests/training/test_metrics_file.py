@@ -53,6 +53,7 @@ def test_every_recorded_event_reads_back(written: Path) -> None:
     assert written.read_text().splitlines() == [json.dumps(row) for row in rows]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", EVENTS)
 def test_every_column_with_every_kind_of_nonsense(kind: str, written: Path) -> None:
     """A wrong type is named with its line; the report is drawn from the rest, and from what may be null."""

@@ -195,6 +195,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before(root, tiny_m
     checkpoint.verify(root / f"save {case}" / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_a_final_lora_that_cannot_be_written_is_in_the_checkpoint(root, tiny_model):
     config = runs.configuration(root, tiny_model, "final", max_train_steps=1)
 

@@ -223,6 +223,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_is_that_of_one_with_twice_the_batch(
     meeting: Meeting, root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +276,7 @@ def test_the_first_problem_is_everyones(meeting: Meeting, told: tuple[str | None
     assert meeting.run(lambda rank: meeting.join().agree(told[rank])) == [first, first]
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("lost", "accumulate", "fp16"), [(1, 1, False), (1, 2, True), (0, 1, False), (0, 2, False)]
 )

@@ -65,6 +65,7 @@ def test_as_it_was_written_it_is_read(whole: Path) -> None:
     assert found.step == 6 and Counters.from_dict(found.state["counters"]) == Counters(step=6, micro=1)
 
 
+@pytest.mark.slow_after(1)
 def test_every_place_with_every_kind_of_nonsense(whole: Path) -> None:
     good = json.loads((whole / checkpoint.STATE).read_text())
     try:

@@ -337,6 +337,7 @@ def test_a_run_does_all_when_it_is_due_and_at_its_end(
 
 
 # ── dropout belongs to training alone ────────────────────────────────────────────────────────────────
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("spec", [LoRASpec(rank=2, dropout=0.5), LoRASpec(2, dropout=0.9, use_dora=True)])
 def test_evaluation_is_without_dropout_and_leaves_training_with_it(spec: LoRASpec) -> None:
     def losses(dropout: float) -> tuple[float, Any]:

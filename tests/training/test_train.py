@@ -101,6 +101,7 @@ def test_tensorboard_has_the_losses(shown, root):
     assert reader.Scalars("eval/timestep_0-200")
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_same_numbers(root, tiny_model, monkeypatch):
     logged = []
     fake = types.ModuleType("wandb")
@@ -180,6 +181,7 @@ def test_non_finite_steps_are_skipped_counted_and_end_the_run(root, tiny_model, 
     assert [r["loss"] is None for r in rows if r["event"] == "step"][:3] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_previous_checkpoint(root, tiny_model, monkeypatch):
     import errno
 
@@ -306,6 +308,7 @@ def test_watchdog_points_to_the_display():
         raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity")
 
 
+@pytest.mark.slow
 def test_init_lora_continues_from_any_lora_file(root, tiny_model):
     first, _ = runs.run(runs.configuration(root, tiny_model, "first", max_train_steps=2, lora_alpha=4))
     config = runs.configuration(
@@ -337,6 +340,7 @@ def test_unwritable_output_is_one_line(root, tiny_model, tmp_path):
         runs.run({**config, "output_dir": str(blocker / "run")})
 
 
+@pytest.mark.slow
 def test_skipped_songs_are_named(root, tiny_model, tmp_path):
     songs = tmp_path / "songs"
     runs.write_songs(songs)
