@@ -27,13 +27,16 @@ def require(program: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`slow_after(n)`: the quick tier takes the first n cases of a parametrised test."""
+    """Which cases of a parametrised test the quick tier takes: see `slow_after` and `slow_cases`."""
     cases: Counter[str] = Counter()
     for item in items:
         if (mark := item.get_closest_marker("slow_after")) is not None:
             test = item.nodeid.partition("[")[0]
             cases[test] += 1
             if cases[test] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
+        if (mark := item.get_closest_marker("slow_cases")) is not None:
+            if item.name.partition("[")[2].removesuffix("]") in mark.args[0].split():
                 item.add_marker(pytest.mark.slow)
 
 

@@ -280,6 +280,7 @@ def test_a_name_without_a_suffix(run: Run, tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.glob("*.wav")} == {"name-5.wav", "name-6.wav"} and "name-5.wav" in out
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -357,6 +358,7 @@ def test_a_section_outside_the_song(run: Run, tmp_path: Path) -> None:
     assert code == 1 and "249.75 s are more than the model's 239.91 s" in err and "frames" not in err
 
 
+@pytest.mark.slow
 def test_a_reference_that_leaves_nothing_to_change(run: Run) -> None:
     assert run("-o", "a.wav")[0] == 0
     task = ["--task", "audio2audio", "--source", "a.wav", "-o", "b.wav"]
@@ -367,6 +369,7 @@ def test_a_reference_that_leaves_nothing_to_change(run: Run) -> None:
     assert run(*task, "--reference-strength", "0.75", "--steps", "4")[0] == 0
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("flag", ["--prompt", "--negative-prompt"])
 def test_what_of_a_prompt_is_not_heard_is_said(run: Run, flag: str) -> None:
     code, _, err = run(flag, "jazz " * 2000, "-o", "a.wav")

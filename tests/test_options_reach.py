@@ -212,6 +212,11 @@ WALK = Walk()
 reaches = WALK.reaches
 
 
+@pytest.mark.slow_cases(
+    "cache_dir cache_dir_text cache_dir_vae compress_disk_cache vae_cache_ondemand vae_cache_disable "
+    "num_eval_images validation_epoch_interval checkpoints_total_limit pretrained_model_name_or_path "
+    "resume_from_checkpoint model_family lora_format data_backend_config validation_prompt_library"
+)
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_option_reaches_its_place(name: str, lab: Lab) -> None:
     WALK(name, lab)

@@ -165,7 +165,7 @@ def test_damaged_cache_files_are_computed_again(damage: str, root: Path, tiny_mo
             np.testing.assert_array_equal(array, whole[sample.id][name])
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("keyed", [True, False], ids=["with its key", "of an earlier version"])
 def test_a_cache_file_under_anothers_name_is_computed_again_and_counted(
     keyed: bool, root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
@@ -211,6 +211,7 @@ def test_an_entry_without_a_key_stays_usable(compress: bool, tmp_path: Path) -> 
     assert cache.has("abce") and not cache.has("abcd")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_loses_one_item(root: Path, tiny_model: Path) -> None:
     class Stop(Exception):
         pass
@@ -388,7 +389,7 @@ def test_a_start_reads_little_of_each_song(root: Path, monkeypatch: pytest.Monke
     assert 0 < sum(read) <= 3 * (64 << 10)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("xing", [False, True], ids=["guessed length", "blocks damaged by seeking"])
 def test_entries_of_wrong_sound_are_encoded_again_and_counted(
     xing: bool, root: Path, tiny_model: Path
@@ -432,7 +433,7 @@ def test_entries_of_wrong_sound_are_encoded_again_and_counted(
     assert len(cache.report.sets[0].counted) == (not xing)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("songs", [1, 2], ids=["one song", "counted already"])
 def test_opus_that_was_taken_at_its_headers_rate_is_encoded_again(
     songs: int, root: Path, tiny_model: Path
@@ -515,6 +516,7 @@ def test_parts_have_their_exact_length(root: Path) -> None:
     np.testing.assert_allclose(sound[middle], whole[first : first + len(sound)][middle], atol=0.02)
 
 
+@pytest.mark.slow
 def test_remarks_about_texts_reach_the_report_every_time(root: Path, tiny_model: Path) -> None:
     (root / "songs" / "b.txt").write_text("word " * 400)
     (root / "songs" / "b.lyrics").write_text("[verse]\n" + "la la la la\n" * 900)

@@ -103,6 +103,7 @@ def test_keys_change_with_what_an_encoder_says_and_with_nothing_else(root: Path)
     assert letters["lyrics"] != before["lyrics"]
 
 
+@pytest.mark.slow
 def test_the_caches_of_two_families_never_meet(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where both say the same of a song, in the same folders."""
     first = cached(root).files()
@@ -150,6 +151,7 @@ def test_what_a_song_goes_without_is_said_to_the_family(root: Path, monkeypatch:
     assert told[:6] == planned and len(set(planned)) > 2
 
 
+@pytest.mark.slow
 def test_songs_are_encoded_on_demand(root: Path) -> None:
     eager = cached(root)
     expected = {s.id: eager.make(s, 0) for s in eager.samples}
@@ -163,6 +165,7 @@ def test_songs_are_encoded_on_demand(root: Path) -> None:
     assert cache._encoders["latents"]._loaded is None
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("part", ["mean", "std", "prompt"])
 def test_an_entry_that_lacks_an_array_or_has_another_length_is_made_again(part: str, root: Path) -> None:
     kind, stage = ("text", "captions") if part == "prompt" else ("latents", "latents")

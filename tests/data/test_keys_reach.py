@@ -106,6 +106,10 @@ def reaches(table: str, *names: str) -> Callable[[Check], Check]:
     return WALK.reaches(*((table, name) for name in names))
 
 
+@pytest.mark.slow_cases(
+    "audio.lyrics_language entry.vae_cache_disable entry.dataset_type entry.cache_dir_vae entry.default "
+    "entry.text_embeds entry.cache_dir entry.vae_cache_ondemand entry.id"
+)
 @pytest.mark.parametrize("key", KEYS, ids=".".join)
 def test_every_key_reaches_its_place(key: tuple[str, str], lab: Lab) -> None:
     WALK(key, lab)
@@ -658,6 +662,7 @@ def test_another_version_of_the_computation_is_another_key(
     assert {kind for kind in KINDS if before[kind] != now[kind]} == kinds
 
 
+@pytest.mark.slow
 def test_what_is_stored_for_the_end_of_a_song_is_of_its_end(lab: Lab, long: None) -> None:
     """Whatever was stored before, in the same folder."""
     loudness = []

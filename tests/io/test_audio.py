@@ -122,6 +122,7 @@ ENCODED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_after(3)
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", ENCODED)
 def test_what_ffmpeg_reads_is_a_song(suffix: str, tmp_path: Path) -> None:
@@ -134,6 +135,7 @@ def test_what_ffmpeg_reads_is_a_song(suffix: str, tmp_path: Path) -> None:
     assert abs(probe(path).duration - 1.0) < 0.1 and f"{suffix}: " in audio_file(path)[0]
 
 
+@pytest.mark.slow_after(3)
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", ffmpeg.SUFFIXES)
 def test_rubbish_of_every_format_is_refused(suffix: str, tmp_path: Path) -> None:
@@ -157,6 +159,7 @@ def test_the_reason_says_what_it_is_not(name: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{path}: ") and not str(caught.value).endswith("Invalid argument")
 
 
+@pytest.mark.slow_after(4)
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", ["mka", "webm", "mkv", "mov"])
 @pytest.mark.parametrize("how", ["late", "beside longer pictures", "with a cover", "cut"])

@@ -208,6 +208,7 @@ def test_a_final_lora_that_cannot_be_written_is_in_the_checkpoint(root, tiny_mod
     assert (root / "final" / "checkpoint-1" / checkpoint.LORA).is_file()
 
 
+@pytest.mark.slow
 def test_a_clip_that_cannot_be_written_is_named_and_the_run_goes_on(root, tiny_model):
     options = {"max_train_steps": 2, "validation_disable": False, "validation_prompt": "a tone"}
     options |= {"validation_audio_duration": 1, "validation_num_inference_steps": 1}

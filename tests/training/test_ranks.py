@@ -255,6 +255,7 @@ def test_a_run_of_two_ranks_is_that_of_one_with_twice_the_batch(
     runs.assert_identical(again / "checkpoint-2", root / "two" / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_a_stop_on_one_rank_ends_both_with_one_checkpoint(
     meeting: Meeting, root: Path, tiny_model: Path
 ) -> None:

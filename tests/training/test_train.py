@@ -47,6 +47,7 @@ def shown(root, tiny_model):
     return config, *runs.run(config)
 
 
+@pytest.mark.slow
 def test_events_tell_the_whole_run(shown):
     _, result, seen = shown
     assert result.finished and result.step == 4
@@ -61,6 +62,7 @@ def test_events_tell_the_whole_run(shown):
         assert event.steps_per_second > 0 and event.audio_seconds_per_second > 0 and event.peak_memory > 0
 
 
+@pytest.mark.slow
 def test_metrics_file_has_what_a_log_line_has(shown, root):
     rows = [json.loads(line) for line in (root / "shown" / "metrics.jsonl").read_text().splitlines()]
     step = next(r for r in rows if r["event"] == "step")
@@ -79,6 +81,7 @@ def test_evaluation_is_the_same_number_every_time(shown, root, tiny_model):
     runs.assert_identical(again.checkpoint, root / "shown" / "checkpoint-4")
 
 
+@pytest.mark.slow
 def test_report_is_one_file_without_network(shown):
     _, result, _ = shown
     page = result.report.read_text()
@@ -92,6 +95,7 @@ def test_report_is_one_file_without_network(shown):
     assert "my run" in page and "Without LoRA" in page
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_losses(shown, root):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
