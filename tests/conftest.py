@@ -35,9 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             cases[test] += 1
             if cases[test] > mark.args[0]:
                 item.add_marker(pytest.mark.slow)
-        if (mark := item.get_closest_marker("slow_cases")) is not None:
-            if item.name.partition("[")[2].removesuffix("]") in mark.args[0].split():
-                item.add_marker(pytest.mark.slow)
+        case = item.name.partition("[")[2].removesuffix("]")
+        if (mark := item.get_closest_marker("slow_cases")) is not None and case in mark.args[0].split():
+            item.add_marker(pytest.mark.slow)
 
 
 #: Where PyTorch is used in the quick tier; one process imports it, in seconds, and not each.

@@ -65,6 +65,7 @@ def test_problems_are_one_line(arguments: list[str], code: int, part: str, proje
         assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
+@pytest.mark.slow
 def test_dry_run(project: Path) -> None:
     done = run(
         project, "train", "config.json", "--dry-run", "--learning_rate=2e-5", "--save-total-limit", "3"

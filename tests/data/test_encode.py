@@ -91,6 +91,7 @@ def test_what_is_stored_is_what_the_models_say(root: Path, tiny_model: Path) -> 
     assert (cache.lyric_length(a), cache.lyric_length(b)) == (len(found["ids"]), 0)
 
 
+@pytest.mark.slow
 def test_a_second_start_computes_nothing(root: Path, tiny_model: Path) -> None:
     watch = Watch()
     encode(root, tiny_model, watch)
@@ -357,6 +358,7 @@ def test_a_change_between_the_blocks_is_noticed_when_encoding_and_mends_itself(
     assert again.samples[1].content == hash_file(path) != before.samples[1].content
 
 
+@pytest.mark.slow
 def test_a_song_that_changes_before_it_is_encoded_on_demand_mends_itself(
     root: Path, tiny_model: Path
 ) -> None:
@@ -529,6 +531,7 @@ def test_remarks_about_texts_reach_the_report_every_time(root: Path, tiny_model:
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_prune_deletes_only_what_is_not_used(root: Path, tiny_model: Path) -> None:
     encode(root, tiny_model)
     (root / "songs" / "b.txt").write_text("jazz")

@@ -81,6 +81,7 @@ def test_what_is_kept_is_what_its_encoders_give(root: Path) -> None:
     assert not watch
 
 
+@pytest.mark.slow
 def test_each_encoder_is_loaded_when_it_is_needed_and_then_freed(root: Path) -> None:
     encoders = cached(root)._encoders.values()
     assert [e.loads for e in encoders] == [1, 1, 1] and not any(e._loaded for e in encoders)  # type: ignore
@@ -134,6 +135,7 @@ def test_batches_are_as_the_family_makes_them(root: Path) -> None:
     batches.close()
 
 
+@pytest.mark.slow
 def test_what_a_song_goes_without_is_said_to_the_family(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[bool, bool]] = []
     collate = toy.Toy.collate
@@ -182,6 +184,7 @@ def test_an_entry_that_lacks_an_array_or_has_another_length_is_made_again(part: 
         np.testing.assert_array_equal((store.get(key) or {})[part], whole[part])
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_are_never_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hear = toy.Ear.encode
 

@@ -165,6 +165,7 @@ def test_padding_and_limits_of_the_tokenizers_file_change_nothing(
     assert mx.array_equal(other_ids, ids) and mx.array_equal(other_mask, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_prompt_tokenizer_is_transformers(tiny_model: Path, tiny_checkpoint: Path) -> None:
     from transformers import AutoTokenizer

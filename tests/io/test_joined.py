@@ -175,7 +175,7 @@ def other(name: str) -> bytes:
     return mp3(False, "CONSTANT") if name == "bare mp3" else id3(5000) + mp3() if name == "id3" else one(name)
 
 
-@pytest.mark.slow_after(4)
+@pytest.mark.slow_after(2)
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", CHUNKS)
 def test_another_format_behind_a_song_that_was_written_to_a_pipe(suffix: str, tmp_path: Path) -> None:

@@ -469,6 +469,7 @@ def test_an_mp3_is_the_same_in_blocks_and_in_one(xing: bool, start: float | None
     assert np.abs(part - whole[round((start or 0) * RATE) :]).max() < 1e-5
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize("rate", [8000, 22050, 32000, 44100, 48000])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
@@ -611,7 +612,7 @@ def opus_at(rate: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "rate", [0, 1, 8000, 11025, 12000, 16000, 24000, 44100, 48000, 96000, 2**31, 2**32 - 1]
 )

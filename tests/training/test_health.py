@@ -127,6 +127,7 @@ def test_steps_and_their_evaluation_decide(root, tiny_model, monkeypatch):
     assert any("evaluation loss is not finite" in e.text for e in seen.of(Notice))
 
 
+@pytest.mark.slow
 def test_a_report_is_written_though_every_loss_is_null(root, tiny_model, monkeypatch):
     poison(monkeypatch, lambda step, _: True)
     monkeypatch.setattr(Evaluation, "__call__", lambda self, stopped: (math.nan, {"0-200": math.inf}))

@@ -38,6 +38,7 @@ def hangup():
 
 
 # ── the request itself ────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_answered_while_the_main_thread_is_not_in_python(number):
     """The answer comes from another thread, before the blocking call returns."""

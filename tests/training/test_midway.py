@@ -219,6 +219,7 @@ def test_a_clip_that_cannot_be_written_is_named_and_the_run_goes_on(root, tiny_m
     assert len(warnings) == 1 and warnings[0].startswith("validation clip: ")
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_drawn_is_a_warning(root, tiny_model, monkeypatch):
     monkeypatch.setattr("acestep_mlx.report.page.write_bytes", failing(errno.ENOSPC))
     result, seen = runs.run(runs.configuration(root, tiny_model, "report", max_train_steps=1))

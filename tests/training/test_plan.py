@@ -33,6 +33,7 @@ WIDE = TransformerConfig(
 )
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_weights_are_counted_exactly(bits, dtype):

@@ -375,6 +375,7 @@ def test_spectrogram_is_a_valid_picture(tmp_path):
     assert (width, height) == (480, 128)
 
 
+@pytest.mark.slow
 def test_what_songs_lack_is_said_before_the_first_step(root, tiny_model, tmp_path):
     songs = tmp_path / "songs"
     runs.write_songs(songs)
