@@ -26,12 +26,14 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
     from ..config.read import load_config
     from ..data.encode import encode_dataset
     from ..data.manifest import build_manifest
+    from ..training.preflight import check_caches
     from ..training.prepare import open_model
     from .progress import Display
 
     settings = load_config(config, overrides)
     if settings.vae_cache_disable:
         raise ConfigError("vae_cache_disable is set: there are no caches to fill")
+    check_caches(settings)
     with Display() as progress:
         manifest = build_manifest(settings, progress)
         # on-demand data sets are what this command is for, too

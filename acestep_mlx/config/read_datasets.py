@@ -44,9 +44,10 @@ def read_datasets(config: RunConfig) -> DataSets:
     where, entries = _entries(config)
     ignored: list[tuple[str, str, str]] = []
     checked = [_entry(raw, f"{where}, entry {i}", config, ignored) for i, raw in enumerate(entries, 1)]
-    text_dirs, default_text = _text_dirs([e for e in checked if e.dataset_type == "text_embeds"], config)
+    texts = [entry for entry in checked if entry.dataset_type == "text_embeds"]
+    disabled = [entry.id for entry in texts if entry.disabled]
+    text_dirs, default_text = _text_dirs([e for e in texts if not e.disabled], config, where)
     audio: list[DataSet] = []
-    disabled: list[str] = []
     for entry in checked:
         if entry.dataset_type == "text_embeds":
             continue
@@ -94,6 +95,8 @@ def _entry(raw: Any, where: str, config: RunConfig, ignored: list[tuple[str, str
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} must be an object {{...}}, not {kind_of(raw)}")
     label = raw.get("id")
+    if label is not None and not isinstance(label, str):
+        raise ConfigError(f'{where}: id must be text, got {show(label)}; write it as "id": "my-songs"')
     if not isinstance(label, str) or not label.strip():
         raise ConfigError(f'{where} needs an "id": a name for the data set')
     if label != label.strip() or any(c in label for c in "/\\\0") or label in (".", ".."):
@@ -127,13 +130,19 @@ def read_block(
     return block(**{**followed, **given})
 
 
-def _text_dirs(entries: list[Entry], config: RunConfig) -> tuple[dict[str, Path], Path]:
-    """Folder of each text_embeds entry, and that of the default one."""
+def _text_dirs(entries: list[Entry], config: RunConfig, where: str) -> tuple[dict[str, Path], Path]:
+    """Folder of each text_embeds entry, and that of the default one. ConfigError where two claim a place."""
+    for number, entry in enumerate(entries):
+        if any(entry.id == other.id for other in entries[:number]):
+            raise ConfigError(f"{where}: two text_embeds entries have the id {entry.id!r}; give each its own")
+    if len(marked := [entry.id for entry in entries if entry.default]) > 1:
+        raise ConfigError(
+            f"{where}: default is true for {len(marked)} text_embeds entries ({', '.join(marked)}); keep one"
+        )
     fallback = config.cache_dir_text or f"{config.cache_dir}/text"
     default = config.resolve(fallback)
     found = {entry.id: config.resolve(entry.cache_dir or fallback, id=entry.id) for entry in entries}
     if found:
-        marked = [entry.id for entry in entries if entry.default]
         default = found[marked[0]] if marked else next(iter(found.values()))
     return found, default
 
@@ -150,7 +159,13 @@ def _data_set(
         return read_block(kind, raw or {}, f"{where}, {name}", entry.id, config, ignored)
 
     audio, columns, more = block(Audio, "audio"), block(Columns, "config"), block(Columns, "huggingface")
-    columns = replace(columns, **{name: value for name, value in vars(more).items() if value is not None})
+    names = vars(columns)
+    columns = Columns(
+        **{
+            n: _agreed(where, (f"config.{n}", names[n]), (f"huggingface.{n}", value))
+            for n, value in vars(more).items()
+        }
+    )
     shuffle = block(Shuffle, "caption_shuffle")
     strategy = entry.caption_strategy
     if strategy is None:
@@ -160,23 +175,30 @@ def _data_set(
     lyrics_format = _lyrics_format(audio, where)
     folder = config.resolve(entry.instance_data_dir) if entry.instance_data_dir else None
     if entry.type == "huggingface":
-        fields = columns.audio_caption_fields
+
+        def column(name: str, same: str = "") -> Any:
+            return _agreed(
+                where,
+                (f"config.{name}", getattr(columns, name)),
+                (same or name, getattr(entry, same or name)),
+            )
+
         return HubSet(
             **shared,
             dataset_name=entry.dataset_name or "",
             folder=folder,
-            split=columns.split or entry.split,
-            revision=columns.revision or entry.revision,
-            caption_fields=entry.caption_column if fields is None else fields,
+            split=column("split"),
+            revision=column("revision"),
+            caption_fields=column("audio_caption_fields", "caption_column"),
             fallback_caption=columns.fallback_caption_column,
-            lyrics_column=columns.lyrics_column or entry.lyrics_column,
-            audio_column=columns.audio_column or entry.audio_column,
+            lyrics_column=column("lyrics_column"),
+            audio_column=column("audio_column"),
             download_dir=config.resolve(columns.cache_dir) if columns.cache_dir else None,
             streaming=bool(columns.streaming),
         )
     shared |= {"folder": folder, "multiline": not entry.disable_multiline_split}
-    names = entry.csv_filename_column, entry.csv_caption_column, entry.csv_lyrics_column
-    listed = SongList(Path(entry.csv_file), *names) if entry.csv_file else None
+    listed_columns = entry.csv_filename_column, entry.csv_caption_column, entry.csv_lyrics_column
+    listed = SongList(Path(entry.csv_file), *listed_columns) if entry.csv_file else None
     if entry.type == "csv" and listed is not None:
         return CsvSet(**shared, lyrics_format=lyrics_format, listed=listed)
     return FolderSet(**shared, lyrics_format=lyrics_format, listed=listed)
@@ -217,6 +239,16 @@ def _shared(
     )
 
 
+def _agreed(where: str, *given: tuple[str, Any]) -> Any:
+    """What the spellings (name, value) of one setting give; None: none is there. ConfigError: they differ."""
+    said = [(name, value) for name, value in given if value is not None]
+    for name, value in said[1:]:
+        if value != said[0][1]:
+            both = f"{said[0][0]}={show(said[0][1])} and {name}={show(value)}"
+            raise ConfigError(f"{where}: {both} are the same setting but differ; keep one")
+    return said[0][1] if said else None
+
+
 def _check_source(entry: Entry, strategy: str, columns: Columns, where: str) -> None:
     """Each type needs its own keys, and not every caption strategy fits every type."""
     if entry.type == "huggingface":
@@ -239,15 +271,16 @@ def _lyrics_format(audio: Audio, where: str) -> str | None:
     """The name of a song's lyrics file with tokens, from any of the three ways to say it; None: the usual
     names.
     """
-    if audio.lyrics_filename_format:
-        template = audio.lyrics_filename_format.strip()
-    elif audio.lyrics_suffix:
-        template = "{stem}" + audio.lyrics_suffix
-    elif audio.lyrics_extension:
-        template = "{stem}." + audio.lyrics_extension.lstrip(".")
-    else:
+    suffix, ending = audio.lyrics_suffix, audio.lyrics_extension
+    said: dict[str, str | None] = {
+        "lyrics_filename_format": audio.lyrics_filename_format and audio.lyrics_filename_format.strip(),
+        "lyrics_suffix": suffix and "{stem}" + suffix,
+        "lyrics_extension": ending and "{stem}." + ending.lstrip("."),
+    }
+    template = _agreed(where, *((name, given or None) for name, given in said.items()))
+    if template is None:
         return None
-    template = template.replace("\\", "/")  # as Windows writes it
+    template = str(template).replace("\\", "/")  # as Windows writes it
     lyrics_name(
         template, Path("folder/song.wav"), where
     )  # a wrong token is an error now, not at the first song

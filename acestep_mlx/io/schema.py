@@ -110,13 +110,15 @@ def flag(value: Any, where: str) -> bool:
 
 
 def text(value: Any, where: str) -> str:
-    """Text that can be written as UTF-8: no half of a surrogate pair."""
+    """Text that can be written as UTF-8, without half of a surrogate pair, and anywhere, without NUL."""
     if not isinstance(value, str):
         raise _wrong(where, "text", value)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise _wrong(where, "text in UTF-8 (it holds half a character)", value) from None
+    if "\0" in value:
+        raise _wrong(where, "text without NUL characters", value)
     return value
 
 

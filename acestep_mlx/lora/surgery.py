@@ -24,6 +24,7 @@ from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError, nearest
 from ..families import default
+from ..formatting import listed
 from .formats.keys import describe_unknown
 from .layers import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
 from .weights import LoRAModule, LoRAWeights
@@ -189,12 +190,15 @@ def find_targets(transformer: nn.Module, targets: tuple[str, ...]) -> dict[str, 
             problems.append(f"{target!r} cannot carry a LoRA: {reason or 'it is empty'}")
         elif not matches:
             names = {p.split(".")[-1] for p in linears} | {".".join(p.split(".")[-2:]) for p in linears}
-            problems.append(f"{target!r} matches no module of this model{nearest(name, sorted(names))}")
+            ends = {p.split(".")[-1] for p in linears}
+            there = listed(sorted(end for end in ends if not end.isdigit()), 16, ", ")
+            hint = nearest(name, sorted(names)) or f"; name linear layers of it: {there}"
+            problems.append(f"{target!r} matches no module of this model{hint}")
         elif kinds:
             problems.append(f"{target!r} is not a linear layer but {', '.join(kinds)}")
         found.update({p: linears[p] for p in matches if p in linears})
     if problems:
-        raise ConfigError("LoRA target " + "; ".join(problems))
+        raise ConfigError("LoRA target (peft_lora_target_modules) " + "; ".join(problems))
     return dict(sorted(found.items()))
 
 

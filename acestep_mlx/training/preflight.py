@@ -15,6 +15,8 @@ from typing import Any
 
 import mlx.nn as nn
 
+from ..config.datasets import HubSet
+from ..config.read_datasets import read_datasets
 from ..config.run import RunConfig
 from ..convert.cache import conversion_folder, is_mlx_folder
 from ..convert.folder import plan_folder
@@ -72,14 +74,13 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     overwrite: the run begins anew, whatever the output folder holds.
     """
     check_folder("output_dir", config.output_path)
-    if not config.vae_cache_disable:
-        check_folder("cache_dir", config.resolve(config.cache_dir))
     _check_trackers(config)
     requests(config)
     model = base_model(config)
     make = of_flavour(config.model_flavour).components["transformer"].module
     skeleton = make(model.transformer) if model.transformer is not None else None
     _check_lora(config, skeleton, notify)
+    check_caches(config)
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
         output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)
@@ -94,6 +95,24 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     if changed := checkpoint.changed_settings(resume, config.to_dict()):
         notify(f"changed since {resume.name}: {', '.join(changed)}", "info")
     return Preflight(model, resume, int(state["step"]))
+
+
+def check_caches(config: RunConfig) -> None:
+    """ConfigError unless files can be written in each folder that the caches of a run go to."""
+    datasets = read_datasets(config)
+    places: dict[Path, str] = {}
+    if not config.vae_cache_disable:
+        places[config.resolve(config.cache_dir)] = "cache_dir"
+        places.setdefault(datasets.text_dir, "cache_dir of text_embeds")
+    for dataset in datasets.audio:
+        if not config.vae_cache_disable:
+            places.setdefault(dataset.text_dir, f"cache_dir of text_embeds, for {dataset.id}")
+        if dataset.cache_latents:
+            places.setdefault(dataset.latent_dir, f"cache_dir_vae of {dataset.id}")
+        if isinstance(dataset, HubSet) and dataset.download_dir is not None:
+            places.setdefault(dataset.download_dir, f"config.cache_dir of {dataset.id}")
+    for path, name in places.items():
+        check_folder(name, path)
 
 
 def check_folder(option: str, path: Path) -> None:

@@ -697,3 +697,12 @@ def test_epochs_without_end_as_the_original_trainer_writes_them(written: Any, pl
         assert load_config(given, ["epochs=-1"]).num_train_epochs == 0
         assert load_config(given, ["--epochs", "-1"]).num_train_epochs == 0
     assert (config.max_train_steps, config.num_train_epochs) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    "key", ["validation_prompt", "validation_lyrics", "validation_negative_prompt", "instance_prompt", 
+            "tracker_run_name", "output_dir", "peft_lora_target_modules", "optimizer", "revision"]
+)  # fmt: skip
+def test_no_text_holds_a_nul(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be text without NUL characters"):
+        load_config({key: "a\0b"})

@@ -216,6 +216,74 @@ def test_several_sets_defaults_and_disabled() -> None:
         read({"id": "a"}, {"id": "a"})
 
 
+TEXTS = {"dataset_type": "text_embeds", "instance_data_dir": None}
+
+
+def test_two_places_for_the_texts_are_told_apart() -> None:
+    """Neither the first nor the last is taken without a word; a disabled entry is none."""
+    first, second = {**TEXTS, "id": "t1", "default": True}, {**TEXTS, "id": "t2", "default": True}
+    with pytest.raises(ConfigError, match=r"default is true for 2 text_embeds entries \(t1, t2\); keep one"):
+        read({}, first, second)
+    with pytest.raises(ConfigError, match="two text_embeds entries have the id 't1'"):
+        read({}, first, {**second, "id": "t1", "default": False})
+    found = read({}, first, {**second, "cache_dir": "second", "disabled": True})
+    assert found.text_dir.name == "text" and found.disabled == ("t2",)
+    with pytest.raises(ConfigError, match="text_embeds='t2', which is not an entry's id"):
+        read({"text_embeds": "t2"}, first, {**second, "disabled": True})
+
+
+HUB = {"type": "huggingface", "dataset_name": "a/b", "instance_data_dir": None}
+
+
+@pytest.mark.parametrize(
+    ("entry", "names"),
+    [
+        ({**HUB, "config": {"lyrics_column": "a"}, "huggingface": {"lyrics_column": "b"}},
+         ("config.lyrics_column", "huggingface.lyrics_column")),
+        ({**HUB, "config": {"lyrics_column": "a"}, "lyrics_column": "b"},
+         ("config.lyrics_column", "lyrics_column")),
+        ({**HUB, "huggingface": {"split": "a"}, "split": "b"}, ("config.split", "split")),
+        ({**HUB, "config": {"revision": "a"}, "revision": "b"}, ("config.revision", "revision")),
+        ({**HUB, "config": {"audio_column": "a"}, "audio_column": "b"},
+         ("config.audio_column", "audio_column")),
+        ({**HUB, "config": {"audio_caption_fields": ["a"]}, "caption_column": "b"},
+         ("config.audio_caption_fields", "caption_column")),
+        ({"audio": {"lyrics_suffix": "_l.txt", "lyrics_extension": "lrc"}},
+         ("lyrics_suffix", "lyrics_extension")),
+        ({"audio": {"lyrics_filename_format": "{stem}.a", "lyrics_extension": "b"}},
+         ("lyrics_filename_format", "lyrics_extension")),
+    ],
+)  # fmt: skip
+def test_one_setting_in_two_places_must_agree(entry: dict[str, Any], names: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match="are the same setting but differ; keep one") as error:
+        one(entry)
+    assert all(f"{name}=" in str(error.value) for name in names), error.value
+
+
+def test_one_setting_said_twice_alike_is_one() -> None:
+    found = one(
+        {**HUB, "config": {"split": "a", "caption_column": ["c"]}, "split": "a", "caption_column": "c"}
+    )
+    assert isinstance(found, HubSet) and (found.split, found.caption_fields) == ("a", ("c",))
+    named = one({"audio": {"lyrics_filename_format": "{stem}.lrc", "lyrics_extension": ".lrc"}})
+    assert isinstance(named, FolderSet) and named.lyrics_format == "{stem}.lrc"
+
+
+@pytest.mark.parametrize("label", [5, 1.5, True, ["a"], {"a": 1}])
+def test_an_id_that_is_no_text_is_called_so(label: Any) -> None:
+    with pytest.raises(ConfigError, match="entry 1: id must be text, got"):
+        read({"id": label})
+    for missing in (None, "", " "):
+        with pytest.raises(ConfigError, match='entry 1 needs an "id"'):
+            read({"id": missing})
+
+
+@pytest.mark.parametrize("key", ["instance_prompt", "id", "csv_caption_column", "caption_column", "split"])
+def test_texts_hold_no_nul(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}.*NUL|folder's name"):
+        read({key: "a\0b"})
+
+
 def test_a_single_entry_without_a_list(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text(json.dumps({"id": "x", "instance_data_dir": "songs"}))

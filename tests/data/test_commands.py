@@ -96,8 +96,10 @@ def test_dry_run(project: Path) -> None:
      (["--resume_from_checkpoint=checkpoint-99"], "there is none"),
      (["--output_dir=/proc/xx"], "is not writable"),
      (["--output_dir=config.json/sub"], "config.json is a file"),
+     (["--cache_dir_vae=config.json"], "config.json is a file"),
      (["--validation_prompt=x", "--validation_prompt_library=nosuch"], "nosuch cannot be read: No such file"),
-     (["--acestep_lora_target=attn_qkv", "--peft_lora_target_modules=nosuch"], "matches no module"),
+     (["--acestep_lora_target=attn_qkv", "--peft_lora_target_modules=nosuch"], 
+      "LoRA target (peft_lora_target_modules) 'nosuch' matches no module"),
      (["--pretrained_model_name_or_path=songs"], "songs")],
 )  # fmt: skip
 def test_dry_run_refuses_what_training_refuses(arguments: list[str], part: str, project: Path) -> None:

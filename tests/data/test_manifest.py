@@ -17,6 +17,7 @@ from acestep_mlx.data.manifest import build_manifest, index_path
 from acestep_mlx.errors import ConfigError, DataError
 from acestep_mlx.io.hashes import hash_blocks
 from acestep_mlx.io.progress import Advance
+from acestep_mlx.training.preflight import check_caches
 
 from .songs import RATE, config, manifest, song, tone, write
 
@@ -533,3 +534,30 @@ def test_blocks_of_a_song_reach_from_its_first_byte_to_its_last(size: int) -> No
         found.add(hashed(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]))
     assert len(found) == 1 + len(places)
     assert hashed(content) == hashed(bytes(content))
+
+
+@pytest.mark.parametrize("key", ["cache_dir_vae", "cache_dir", "config", "cache_dir_text", "run"])
+def test_every_folder_of_caches_is_checked_at_once(key: str, tmp_path: Path, songs: Path) -> None:
+    """A file in its place, or above it, was met only after the first song was encoded."""
+    (tmp_path / "file").write_text("x")
+    for bad in (str(tmp_path / "file"), str(tmp_path / "file" / "{id}")):
+        texts: dict[str, object] = {"id": "texts", "dataset_type": "text_embeds"}
+        entry: dict[str, object] = {}
+        options: dict[str, object] = {}
+        if key == "cache_dir_vae":
+            entry = {key: bad}
+        elif key == "cache_dir":
+            texts[key] = bad
+        elif key == "config":
+            entry = {"type": "huggingface", "dataset_name": "a/b", "config": {"cache_dir": bad}}
+        else:
+            options = {"cache_dir" if key == "run" else key: bad}
+        with pytest.raises(ConfigError, match=r"cache_dir.* is a file; name a folder") as error:
+            check_caches(config(tmp_path, entry, texts, **options))
+        assert str(tmp_path / "file") in str(error.value)
+    check_caches(config(tmp_path, {}, {"id": "texts", "dataset_type": "text_embeds"}))
+
+
+def test_caches_that_are_not_written_may_lie_anywhere(tmp_path: Path, songs: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    check_caches(config(tmp_path, {"cache_dir_vae": str(tmp_path / "file"), "vae_cache_disable": True}))

@@ -170,6 +170,10 @@ def test_bad_specs(bad):
         ("conv", "not a linear layer but Conv1d"),
         ("lyric_embs", "not a linear layer but Embedding"),
         ("o_q", "matches no module"),
+        (
+            "nolayer",
+            r"\(peft_lora_target_modules\) 'nolayer' matches no module .*; name linear layers of it: .*to_k",
+        ),
     ],
 )
 def test_targets_that_cannot_be(target, says):
