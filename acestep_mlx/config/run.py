@@ -187,6 +187,9 @@ class Flow:
     logit_mean: float = option(0.0, "Mean of the logit-normal timestep density.", low=-10, high=10)
     logit_std: float = option(1.0, "Standard deviation of the logit-normal timestep density.", above=0,
         high=10)
+    ace_step_timestep_draws: int = option(2, "Draws of a song's timestep, of which the largest counts.",
+        low=1, high=2, status="ignored",
+        reason="only ACE-Step 1.5 models are trained so, and they are not supported yet")
     caption_dropout_probability: float = option(0.15,
         "How often a sample's caption is dropped, and, independently, its lyrics.", low=0, high=1)
     ace_step_ssl_loss_weight: Any = option(0.0, "Weight of the self-supervised alignment loss.",

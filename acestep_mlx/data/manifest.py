@@ -68,7 +68,8 @@ class Sample:
 
     def words(self, variant: int = 0) -> Words:
         """What is written of it, with one of its captions."""
-        return Words(self.captions[variant], self.lyrics, self.seconds)
+        language = self.dataset.lyrics_language
+        return Words(self.captions[variant], self.lyrics, self.seconds, language)
 
     @property
     def key(self) -> str:

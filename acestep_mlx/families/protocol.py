@@ -224,7 +224,7 @@ class LoRANames:
     paths whose dots became underscores → dotted. unused: modules of the checkpoint that are never used → why.
     others: further modules, `#` for a number, that adapters of other programs may sit on. lookalikes: width
     of the first list's layers → other models that call them the same. prefixes: program → what its loader
-    wants in front of a path.
+    wants in front of a path. spellings: dotted paths of other programs → ours, one rule after the other.
     """
 
     presets: Mapping[str, tuple[str, ...]]
@@ -240,6 +240,7 @@ class LoRANames:
     others: tuple[str, ...]
     lookalikes: Mapping[int, str]
     prefixes: Mapping[str, str]
+    spellings: tuple[tuple[str, str], ...] = ()
 
     @property
     def default_targets(self) -> tuple[str, ...]:
@@ -249,6 +250,13 @@ class LoRANames:
     def trailing_dims(self, path: str) -> int:
         """How many trailing 1s the LoRA tensors of this module have in PyTorch: 0 for a linear layer."""
         return next((dims for pattern, dims in self.convolutions if re.fullmatch(pattern, path)), 0)
+
+    def ours(self, path: str) -> str:
+        """Our path of a module that a file calls `path`, without any loader's prefix."""
+        for pattern, replacement in self.spellings:
+            if match := re.fullmatch(pattern, path):
+                path = match.expand(replacement)
+        return path
 
     def why_unused(self, path: str) -> str | None:
         """Why a LoRA on this module of the checkpoint changes nothing, or None where it does."""

@@ -16,11 +16,19 @@ Given = TypeVar("Given")
 
 @dataclass(frozen=True)
 class Words:
-    """What is written of a song, with one of its captions. lyrics: None without. seconds: of its sound."""
+    """What is written of a song, with one of its captions. lyrics: None without. seconds: of its sound.
+
+    The rest is None where it is not known. language: of the lyrics, an ISO code. bpm: beats a minute.
+    keyscale: `C major`. timesignature: beats a bar, `4`.
+    """
 
     caption: str
     lyrics: str | None
     seconds: float
+    language: str | None = None
+    bpm: int | float | None = None
+    keyscale: str | None = None
+    timesignature: str | None = None
 
 
 class Lyrics(NamedTuple):

@@ -20,6 +20,7 @@ from ...nn.recompute import checkpointed
 from ..v1.dit import timestep_features
 from .config import FULL, SLIDING, StackConfig, alternating
 from .layers import MLP, Attention, KeysValues, Rope, additive, rope_table, sight
+from .lora import LORA
 
 TIME_CHANNELS = 256
 
@@ -47,6 +48,11 @@ class TransformerConfig(StackConfig):
         "encoder_hidden_size": optional(WIDTH), "model_version": optional(text),
     }  # fmt: skip
     REQUIRED: ClassVar = ("hidden_size", "num_hidden_layers")
+
+    @property
+    def blocks(self) -> int:
+        """Layers that can be checkpointed."""
+        return self.num_hidden_layers
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -119,6 +125,8 @@ class ACEStep15Transformer(nn.Module):
     `checkpoint_blocks`: how many of the layers compute their activations again in the backward pass instead
     of keeping them.
     """
+
+    lora: ClassVar = LORA
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ def parse(name: str, names: LoRANames) -> Key | None:
 def _dotted(path: str, names: LoRANames) -> str | None:
     flat = next((path.removeprefix(p) for p in FLAT_PREFIXES if path.startswith(p)), None)
     if flat is None:
-        return strip_prefix(path).replace(".base_layer", "")
+        return names.ours(strip_prefix(path).replace(".base_layer", ""))
     for pattern, replacement in names.flat:
         if re.fullmatch(pattern, flat):
             return re.sub(pattern, replacement, flat)

@@ -1,0 +1,46 @@
+"""How the transformer's modules are called as LoRA targets, here and in other programs' files.
+
+Our paths are the original's, which PEFT folders, ComfyUI, Side-Step, SimpleTuner and LyCORIS use as well,
+with or without the `decoder.` that the transformer is there; diffusers has names of its own for attentions.
+"""
+
+from __future__ import annotations
+
+from ..protocol import LoRANames
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+LORA = LoRANames(
+    # The first as v1's of that name: queries, keys, values and outputs of both attentions.
+    presets={"attn_qkv": ATTENTION, "attn_qkv+mlp": (*ATTENTION, *MLP)},
+    default="attn_qkv",
+    option="acestep_lora_target",
+    refused={},
+    idle={},
+    full=(),
+    numbered=("layers",),
+    convolutions=(),
+    # Every linear layer.
+    flat=(
+        (r"(?:decoder_)?layers_(\d+)_(self|cross)_attn_([qkvo]_proj)", r"layers.\1.\2_attn.\3"),
+        (r"(?:decoder_)?layers_(\d+)_(self|cross)_attn_to_([qkv])", r"layers.\1.\2_attn.\3_proj"),
+        (r"(?:decoder_)?layers_(\d+)_(self|cross)_attn_to_out_0", r"layers.\1.\2_attn.o_proj"),
+        (r"(?:decoder_)?layers_(\d+)_mlp_((?:gate|up|down)_proj)", r"layers.\1.mlp.\2"),
+        (r"(?:decoder_)?(time_embed|time_embed_r)_(linear_[12]|time_proj)", r"\1.\2"),
+        (r"(?:decoder_)?condition_embedder", r"condition_embedder"),
+    ),
+    unused=(),
+    others=(),
+    lookalikes={2560: "ACE-Step 1.5 XL"},
+    prefixes={
+        "peft": "base_model.model.",
+        "comfyui": "diffusion_model.decoder.",
+        "simpletuner": "base_model.model.",
+    },
+    spellings=(
+        (r"decoder\.(.+)", r"\1"),
+        (r"(layers\.\d+\.(?:self|cross)_attn)\.to_([qkv])", r"\1.\2_proj"),
+        (r"(layers\.\d+\.(?:self|cross)_attn)\.to_out\.0", r"\1.o_proj"),
+    ),
+)
