@@ -158,6 +158,11 @@ class SongSet:
     lyrics_language: str | None
     lyrics_unsupported: str
 
+    @property
+    def label(self) -> str:
+        """As messages call it."""
+        return f"data set {self.id!r}"
+
 
 @dataclass(frozen=True)
 class SongList:

@@ -82,18 +82,18 @@ def windows(length: int, size: int | None, halo: int, align: int = 1) -> Iterato
 def windowed(
     fn: Callable[[int, int], mx.array],
     length: int,
+    layers: Sequence[Any],
     *,
     axis: int,
     size: int | None,
-    halo: int,
-    rate: Fraction,
     progress: Progress = silent,
 ) -> mx.array:
-    """A local function of `length` frames, window by window: `fn(low, high)` is its value for these frames.
+    """A run of local layers on `length` frames, window by window: `fn(low, high)` is its value for these.
 
     `axis` is the time axis of what `fn` gives. `progress` is told the frames done after each window. `length`
-    must be a multiple of `rate.denominator`.
+    must be a multiple of the denominator of the layers' rate.
     """
+    halo, rate = reach(layers)
 
     def piece(w: Window) -> mx.array:
         y = fn(w.low, w.high)

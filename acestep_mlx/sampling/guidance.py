@@ -133,8 +133,6 @@ def apg(
     average: mx.array | None = None,
     *,
     axes: tuple[int, ...] = (-2, -1),
-    momentum: float = MOMENTUM,
-    norm_threshold: float = NORM_THRESHOLD,
 ) -> tuple[mx.array, mx.array]:
     """Adaptive projected guidance; returns the velocity and the new running average of differences.
 
@@ -143,10 +141,10 @@ def apg(
     """
     difference = cond - uncond
     if average is not None:
-        difference = difference + momentum * average
+        difference = difference + MOMENTUM * average
     average = difference
     norm = mx.sqrt(mx.square(difference).sum(axes, keepdims=True))
-    difference = difference * mx.minimum(1.0, norm_threshold / norm)
+    difference = difference * mx.minimum(1.0, NORM_THRESHOLD / norm)
     direction = cond / mx.maximum(mx.sqrt(mx.square(cond).sum(axes, keepdims=True)), 1e-12)
     orthogonal = difference - (difference * direction).sum(axes, keepdims=True) * direction
     return cond + (scale - 1) * orthogonal, average

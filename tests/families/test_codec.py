@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -142,15 +143,8 @@ def test_overlaps_cover_the_true_receptive_field(monkeypatch: pytest.MonkeyPatch
 def test_windowed_refuses_nothing_and_reports() -> None:
     done: list[Advance] = []
     x = mx.arange(10.0)[None]
-    y = windowed(
-        lambda low, high: 2 * x[:, low:high],
-        10,
-        axis=1,
-        size=3,
-        halo=1,
-        rate=Fraction(1),
-        progress=done.append,
-    )
+    layer = SimpleNamespace(halo=1, rate=Fraction(1))
+    y = windowed(lambda low, high: 2 * x[:, low:high], 10, [layer], axis=1, size=3, progress=done.append)
     assert mx.array_equal(y, 2 * x)
     assert done[-1] == Advance(done=10, total=10) and len(done) == 4
 

@@ -65,7 +65,7 @@ def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
     folder = dataset.folder
     if not is_folder(folder):
         what = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise DataError(f"data set {dataset.id!r}: {folder} {what}; set instance_data_dir")
+        raise DataError(f"{dataset.label}: {folder} {what}; set instance_data_dir")
     rows = read_list(dataset.id, folder, dataset.listed) if dataset.listed is not None else None
     notes = [(shown(rows.file.name), note) for note in rows.notes] if rows is not None else []
     reader = _Reader(dataset, rows)
@@ -82,7 +82,7 @@ def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
         kinds = ", ".join(sorted(s.lstrip(".") for s in SUFFIXES))
         others = [f"{name}: {reason}" for name, reason in found.left_out]
         besides = f"; left out: {listed(others)}" if others else ""
-        raise DataError(f"data set {dataset.id!r}: no audio files in {folder} (known: {kinds}){besides}")
+        raise DataError(f"{dataset.label}: no audio files in {folder} (known: {kinds}){besides}")
     return Found(songs, found.left_out, notes)
 
 
@@ -112,7 +112,7 @@ class _Reader:
         ]
         if not found.songs:
             others = [f"{name}: {reason}" for name, reason in found.left_out]
-            raise DataError(f"data set {self.dataset.id!r}: no songs in the list; left out: {listed(others)}")
+            raise DataError(f"{self.dataset.label}: no songs in the list; left out: {listed(others)}")
         return found
 
     def song(self, path: Path) -> Song:

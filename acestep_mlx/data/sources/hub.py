@@ -78,7 +78,7 @@ def scan(dataset: HubSet, config: RunConfig) -> list[Song]:
             song.problem = song.problem or str(error)
         songs.append(song)
     if not songs:
-        raise DataError(f"data set {dataset.id!r}: {dataset.dataset_name} has no rows")
+        raise DataError(f"{dataset.label}: {dataset.dataset_name} has no rows")
     return songs
 
 
@@ -92,7 +92,7 @@ def _load(dataset: HubSet, folder: Path | None, saved: bool) -> Any:
         ) from None
     name = dataset.dataset_name
     if folder is None and not _HUB_NAME.fullmatch(name):
-        raise DataError(f"data set {dataset.id!r}: there is no folder {name} (dataset_name)")
+        raise DataError(f"{dataset.label}: there is no folder {name} (dataset_name)")
     cache = str(dataset.download_dir) if dataset.download_dir else None
     try:
         with _quiet(), _sound_as_it_is(datasets.Audio):
@@ -114,9 +114,7 @@ def _load(dataset: HubSet, folder: Path | None, saved: bool) -> Any:
     if isinstance(found, dict):
         split = dataset.split or _SPLIT
         if split not in found:
-            raise ConfigError(
-                f"data set {dataset.id!r}: no split {split!r} in {name}; there are {', '.join(found)}"
-            )
+            raise ConfigError(f"{dataset.label}: no split {split!r} in {name}; there are {', '.join(found)}")
         found = found[split]
     elif folder is not None:
         _check_split(dataset, name, found.split)
@@ -133,7 +131,7 @@ def _check_split(dataset: HubSet, name: str, saved: Any) -> None:
         return
     there = f"only the split {own!r}" if own else "no splits, only one table"
     raise ConfigError(
-        f"data set {dataset.id!r}: no split {dataset.split!r} in {name}, which was saved with {there}; "
+        f"{dataset.label}: no split {dataset.split!r} in {name}, which was saved with {there}; "
         "leave out split, or save the data set with its splits"
     )
 
@@ -220,7 +218,7 @@ def _stay_inside(dataset: HubSet, folder: Path, files: Iterable[str]) -> None:
         inside = any(named.is_relative_to(root) for root in own)
         if "://" in file or not inside or not any(named.resolve().is_relative_to(r.resolve()) for r in roots):
             raise DataError(
-                f"data set {dataset.id!r}: {folder} reads {file}, which lies outside the data set's folder; "
+                f"{dataset.label}: {folder} reads {file}, which lies outside the data set's folder; "
                 "copy it into the folder and name it there"
             )
 
@@ -296,7 +294,7 @@ def _why(dataset: HubSet, folder: Path | None, error: Exception) -> str:
     text = brief(error) or kind
     if isinstance(error, LookupError):  # a slip of the library, over files that it takes for data
         text = f"the datasets library does not understand its files: {kind}"
-    label = f"data set {dataset.id!r}"
+    label = dataset.label
     if kind == "ArrowNotImplementedError" and folder is None:
         return (
             f"{label}: {dataset.dataset_name} cannot be read at once, perhaps for more than 2 GB of sound in "
@@ -314,7 +312,7 @@ def _known(dataset: HubSet, table: Any, name: str, key: str) -> str:
     if name not in table.column_names:
         there = ", ".join(table.column_names)
         raise ConfigError(
-            f"data set {dataset.id!r}: no column {name!r} ({key}); there are {there}"
+            f"{dataset.label}: no column {name!r} ({key}); there are {there}"
             f"{nearest(name, table.column_names)}"
         )
     return name
@@ -332,7 +330,7 @@ def _sound_column(dataset: HubSet, table: Any) -> str:
     usual = [name for name in _SOUND_COLUMNS if name in found]
     if len(found) > 1 and not usual:
         raise ConfigError(
-            f"data set {dataset.id!r}: sound in {len(found)} columns ({', '.join(found)}); set audio_column"
+            f"{dataset.label}: sound in {len(found)} columns ({', '.join(found)}); set audio_column"
         )
     if found:
         return (usual or found)[0]
@@ -343,7 +341,7 @@ def _sound_column(dataset: HubSet, table: Any) -> str:
         if getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view"):
             return str(name)
     raise ConfigError(
-        f"data set {dataset.id!r}: no column with sound ({', '.join(table.column_names)}); set audio_column"
+        f"{dataset.label}: no column with sound ({', '.join(table.column_names)}); set audio_column"
     )
 
 
@@ -360,7 +358,7 @@ def _caption_columns(dataset: HubSet, table: Any) -> tuple[str, ...]:
     if _VARIANTS in table.column_names or dataset.fallback_caption is not None:
         return ()
     raise ConfigError(
-        f"data set {dataset.id!r}: no caption column among {', '.join(table.column_names)}; "
+        f"{dataset.label}: no caption column among {', '.join(table.column_names)}; "
         'set "config": {"audio_caption_fields": [...]}'
     )
 
@@ -372,7 +370,7 @@ def _lyrics_column(dataset: HubSet, table: Any, captions: Sequence[str]) -> str 
         column = next((name for name in _LYRICS_COLUMNS if name in table.column_names), None)
     if column is not None and column in captions:
         raise ConfigError(
-            f"data set {dataset.id!r}: {column!r} cannot be both the caption and the lyrics; "
+            f"{dataset.label}: {column!r} cannot be both the caption and the lyrics; "
             "set audio_caption_fields and lyrics_column"
         )
     return column

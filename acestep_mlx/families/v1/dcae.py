@@ -331,8 +331,7 @@ def _apply_run(run: Sequence[Any], x: mx.array, size: int | None) -> mx.array:
                 y = layer(y)
         return y
 
-    halo, rate = reach(run)
-    return windowed(piece, x.shape[TIME], axis=TIME, size=size, halo=halo, rate=rate)
+    return windowed(piece, x.shape[TIME], run, axis=TIME, size=size)
 
 
 class AutoencoderDC(nn.Module):

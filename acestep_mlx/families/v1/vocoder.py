@@ -22,7 +22,7 @@ from ...io.schema import number
 from ...nn.activations import silu_value
 from ...nn.config import MANY, ComponentConfig
 from ...nn.convolution import Conv1d, UpsamplingConv1d
-from ...nn.windows import reach, windowed
+from ...nn.windows import windowed
 
 TIME = 1  # the axis of (B, frames, channels) that may be cut into windows
 
@@ -242,18 +242,10 @@ class Vocoder(nn.Module):
             (self.head, self.head.layers()),
         ]
         for i, (network, layers) in enumerate(parts):
-            halo, rate = reach(layers)
 
             def piece(low: int, high: int, network: Any = network, x: mx.array = x) -> mx.array:
                 return network(x[:, low:high])
 
-            x = windowed(
-                piece,
-                total,
-                axis=TIME,
-                size=window,
-                halo=halo,
-                rate=rate,
-                progress=part(progress, i, len(parts)),
-            )
+            share = part(progress, i, len(parts))
+            x = windowed(piece, total, layers, axis=TIME, size=window, progress=share)
         return x.swapaxes(1, 2)

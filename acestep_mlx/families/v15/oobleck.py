@@ -22,7 +22,7 @@ from ...io.progress import Progress, silent
 from ...nn import cpu
 from ...nn.config import MANY, ComponentConfig
 from ...nn.convolution import Conv1d, UpsamplingConv1d
-from ...nn.windows import reach, windowed
+from ...nn.windows import windowed
 
 WINDOW = (
     64  # latent frames in work at a time, 2.6 s; a guess between memory and the overlap of 7 to 10 frames
@@ -248,9 +248,8 @@ class Oobleck(nn.Module):
             # Samples beyond the last whole frame are still seen by it.
             return self.encoder(wav[:, low : samples if high == length else high])
 
-        halo, rate = reach(self.encoder.steps())
         size = None if window is None else window * hop
-        y = windowed(piece, length, axis=1, size=size, halo=halo, rate=rate, progress=progress)
+        y = windowed(piece, length, self.encoder.steps(), axis=1, size=size, progress=progress)
         mean, scale = mx.split(y.astype(mx.float32), 2, axis=-1)
         return mean, mx.logaddexp(scale, 0.0) + 1e-4  # softplus
 
@@ -264,14 +263,9 @@ class Oobleck(nn.Module):
         if latents.ndim != 3 or latents.shape[2] != C or latents.shape[1] == 0:
             raise DataError(f"latents must be (B, T, {C}), got {tuple(latents.shape)}")
         z = latents.astype(self.dtype)
-        halo, rate = reach(self.decoder.steps())
-        y = windowed(
-            lambda low, high: self.decoder(z[:, low:high]),
-            z.shape[1],
-            axis=1,
-            size=window,
-            halo=halo,
-            rate=rate,
-            progress=progress,
-        )
+
+        def piece(low: int, high: int) -> mx.array:
+            return self.decoder(z[:, low:high])
+
+        y = windowed(piece, z.shape[1], self.decoder.steps(), axis=1, size=window, progress=progress)
         return y.astype(mx.float32)
