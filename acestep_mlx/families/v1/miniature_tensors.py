@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from math import prod, sqrt
 
+from ..random_weights import Shape, Spec
 from .geometry import Config, Geometry
-
-Shape = tuple[int, ...]
 
 # Bring random latents near zero mean and unit variance: the codec adds 1.9091 and multiplies by 0.1786.
 LATENT_GAIN, LATENT_MEAN = 1.5, -1.9
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One tensor: normal with `std` around `mean` (std 0: a constant)."""
-
-    name: str
-    shape: Shape
-    std: float
-    mean: float = 0.0
 
 
 def _dense(

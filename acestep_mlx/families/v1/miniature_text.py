@@ -30,7 +30,7 @@ vocals male female choir voice instrumental acoustic electric bright dark warm e
 melody beat bpm major minor key live studio"""
 
 
-def _merges(words: list[str], count: int) -> list[tuple[str, str]]:
+def byte_pairs(words: list[str], count: int) -> list[tuple[str, str]]:
     """The `count` most frequent byte-pair merges of the words, ties broken by the alphabet."""
     pieces = [list(word) for word in words]
     merges: list[tuple[str, str]] = []
@@ -62,7 +62,7 @@ def miniature_vocabulary() -> dict[str, Any]:
 
     for token in ("[STOP]", "[UNK]", "[SPACE]", *"!'(),-./:;?", *string.ascii_lowercase, *string.digits):
         add(token)
-    merges = _merges(TEXT.split(), FIXED_IDS["[en]"] - len(ids))
+    merges = byte_pairs(TEXT.split(), FIXED_IDS["[en]"] - len(ids))
     for pair in merges:
         add("".join(pair))
     if len(ids) != FIXED_IDS["[en]"]:
