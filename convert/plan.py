@@ -33,6 +33,7 @@ class Entry:
     module: nn.Module
     leaf: str
     shape: tuple[int, ...]  # ours
+    swapped: bool = False  # the last two axes, beside what the module asks for
 
     @property
     def by_rows(self) -> bool:
@@ -43,7 +44,7 @@ class Entry:
         """The converted tensor, in the source's dtype; weight normalisation is folded in float32."""
         values = [read(name) for name in self.sources]
         value = values[0] if len(values) == 1 else fold_weight_norm(*values)
-        return to_layout(self.module, self.leaf, value)
+        return to_layout(self.module, self.leaf, value.swapaxes(-1, -2) if self.swapped else value)
 
 
 @dataclass
@@ -127,14 +128,15 @@ def plan(component: str, keymap: KeyMap, module: nn.Module, shapes: Mapping[str,
             continue
         parent, _, leaf = target.rpartition(".")
         owner = modules.get(parent, module)
-        entries[target] = Entry(target, sources, owner, leaf, tuple(wanted[target]))
+        swapped = name in keymap.swapped and len(shapes[name]) > 2
+        entries[target] = Entry(target, sources, owner, leaf, tuple(wanted[target]), swapped)
         done.converted.update(dict.fromkeys(sources, target))
         shape = shapes[sources[-1]]
         if len(sources) == 2 and not _scales(shapes[sources[0]], shape):
             g = f"{sources[0]!r} of shape {shapes[sources[0]]}"
             problems.append(f"weight normalisation of {name!r}: {g} cannot scale {shape}")
             continue
-        got = _layout_shape(owner, leaf, shape)
+        got = _layout_shape(owner, leaf, (*shape[:-2], *shape[:-3:-1]) if swapped else shape)
         if got != wanted[target]:
             problems.append(f"{name!r} has shape {shape}, in our layout {got}; expected {wanted[target]}")
     problems += [f"missing tensor {name!r}" for name in wanted if name not in entries]

@@ -26,6 +26,7 @@ class Source:
     path_or_repo: str  # as the user gave it
     revision: str | None  # the hub's commit, or None for a folder
     without: frozenset[str] = frozenset()  # keys of config.json files that are not read
+    elsewhere: Path | None = None  # a folder with what `path` may lack
 
     @property
     def family(self) -> Family:
@@ -56,11 +57,16 @@ class Source:
         if self.revision is not None:
             return f"commit {self.revision}"
         whole = hashlib.sha256()
-        folders = [self.path / folder for folder in self.layout.folders]
-        entries = [self.path] if self.layout.one_file else [p for f in folders for p in f.iterdir()]
-        for path in sorted({path for path in entries if path.is_file()}):
+        if self.layout.one_file:
+            entries = {Path(): self.path}
+        else:
+            places = {folder: self.layout.where(self.path, folder) for folder in self.layout.folders}
+            entries = {Path(f) / path.name: path for f, place in places.items() for path in place.iterdir()}
+        for name, path in sorted(entries.items()):
+            if not path.is_file():
+                continue
             stat = path.stat()
-            whole.update(f"{path.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+            whole.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
             with open_file(path) as file:
                 whole.update(file.read(1 << 16))
         return f"content {whole.hexdigest()}"
@@ -135,13 +141,21 @@ def _one_file(source: Source) -> tuple[Family, Layout]:
 
 
 def _folder(source: Source) -> tuple[Family, Layout]:
-    known = [(family, layout) for family, layout in layouts() if not layout.one_file]
+    known = [
+        (family, layout if source.elsewhere is None else replace(layout, elsewhere=source.elsewhere))
+        for family, layout in layouts()
+        if not layout.one_file
+    ]
+    whole = [one for one in known if not one[1].missing(source.path)]
+    if len(whole) == 1:
+        return whole[0]
+    where = source.path_or_repo
+    if whole:
+        several = ", ".join(layout.title for _, layout in whole)
+        raise CheckpointError(f"{where} holds {several}; give the folder of the one that is meant")
     family, nearest = min(known, key=lambda one: len(one[1].missing(source.path)) / len(one[1].folders))
     missing = nearest.missing(source.path)
-    if not missing:
-        return family, nearest
-    where = source.path_or_repo
-    if any(source.path.name in layout.folders for _, layout in known):
+    if len(missing) >= len(nearest.folders) and any(source.path.name in one.folders for _, one in known):
         raise CheckpointError(f"{where} is one component of a checkpoint; give its parent folder")
     if (source.path / "transformer.safetensors").is_file() and (source.path / "config.json").is_file():
         raise CheckpointError(f"{where} is an MLX folder already; nothing to convert")
@@ -152,11 +166,15 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    gigabytes = released(repo).gigabytes
+    variant = released(repo)
+    beside = variant.beside if variant.repository == repo else None
+    gigabytes = variant.gigabytes
     progress(Advance(f"fetching {repo} from the hub (about {gigabytes} GB, kept in the hub's cache)"))
     patterns = [pattern for _, layout in layouts() if not layout.one_file for pattern in layout.patterns]
     try:
         path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        lacking = _lacking(Path(path)) if beside else []
+        shared = snapshot_download(beside, allow_patterns=lacking) if beside and lacking else None
     except GatedRepoError:
         raise CheckpointError(f"{repo}: access must be granted first; log in with `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -169,7 +187,17 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
         raise CheckpointError(
             f"{repo}: no such folder here, not in the hub's cache, and {_hub_failure(error)}"
         ) from error
-    return Source(Path(path), repo, Path(path).name)
+    return Source(Path(path), repo, Path(path).name, elsewhere=Path(shared) if shared else None)
+
+
+def _lacking(path: Path) -> list[str]:
+    """What a download needs of another repository, of the layout that comes nearest."""
+    found = min(
+        (layout for _, layout in layouts() if not layout.one_file), key=lambda one: len(one.missing(path))
+    )
+    return [
+        one for one in found.patterns if any(one.startswith(f"{folder}/") for folder in found.missing(path))
+    ]
 
 
 def _hub_failure(error: BaseException) -> str:

@@ -95,6 +95,7 @@ def mlx_folder(path: Path) -> list[str]:
     source = config["source"]
     lines = [
         f"{path}: MLX model of acestep-mlx, converter {config['converter_version']}",
+        f"  family: {folder.family.title}",
         f"  source: {source['path_or_repo']}{' at ' + source['revision'] if source.get('revision') else ''}",
         f"  precision: {precision(folder)}",
     ]

@@ -70,7 +70,7 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     if "config.json" in names and "transformer.safetensors" in names:
         return describe.mlx_folder(path)
     components = {folder for _, layout in layouts() for folder in layout.folders}
-    if names & components:
+    if names & components or any(not one.missing(path) for _, one in layouts() if not one.one_file):
         return describe.pytorch_checkpoint(path)
     if path.name in components and "config.json" in names:
         return [f"{path}: one component of a PyTorch checkpoint; give its parent folder"]

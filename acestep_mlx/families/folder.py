@@ -79,7 +79,7 @@ def quantizable(component: Component, path: str, layer: nn.Module, group_size: i
     return (
         component.quantized
         and isinstance(layer, nn.Linear)
-        and path.split(".", 1)[0] not in component.full_precision
+        and not any(f"{path}.".startswith(f"{kept}.") for kept in component.full_precision)
         and layer.weight.ndim == 2
         and layer.weight.shape[-1] % group_size == 0
     )

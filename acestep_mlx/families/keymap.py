@@ -20,6 +20,7 @@ class KeyMap:
     renames: tuple[tuple[str, str], ...] = ()
     drops: tuple[tuple[str, str], ...] = ()  # (pattern, reason)
     aliases: tuple[tuple[str, str], ...] = ()  # (key, the same tensor under its proper name)
+    swapped: tuple[str, ...] = ()  # keys of tensors whose last two axes we have the other way round
 
     def rename(self, key: str) -> str:
         key = dict(self.aliases).get(key, key)

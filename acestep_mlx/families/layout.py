@@ -63,7 +63,8 @@ class Layout:
 
     title: what such a checkpoint is called. places: of each component. marks: how names of tensors begin by
     which one file is known; none for a folder. beside: other files that a download takes along. strangers:
-    last parts of the names of tensors that are no component's.
+    last parts of the names of tensors that are no component's. elsewhere: a folder with what a checkpoint
+    lacks, for layouts of which that is said.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Layout:
     marks: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     strangers: Collection[str] = field(default=())
+    elsewhere: Path | None = None
 
     @property
     def one_file(self) -> bool:
@@ -89,9 +91,13 @@ class Layout:
         own = [(Path(folder) / name).as_posix() for folder in self.folders for name in wanted]
         return [*own, *self.beside]
 
+    def where(self, root: Path, folder: str) -> Path:
+        """Where one of `folders` is, or would be."""
+        return root / folder
+
     def missing(self, root: Path) -> list[str]:
         """Folders that such a checkpoint has, and `root` has not."""
-        return [folder for folder in self.folders if not (root / folder).is_dir()]
+        return [folder for folder in self.folders if not self.where(root, folder).is_dir()]
 
     def marked(self, names: Iterable[str]) -> bool:
         """Whether a file with tensors of these names can be such a checkpoint; `component` checks it."""
@@ -99,7 +105,7 @@ class Layout:
 
     def component(self, root: Path, name: str) -> ComponentSource:
         """Config and checked headers of one component. CheckpointError in one line."""
-        where = root / self.places[name].folder
+        where = self.where(root, self.places[name].folder)
         config_file = root if self.one_file else where / "config.json"
         config = {} if self.one_file else read_json(config_file)
         parts = self._parts(where, self.places[name].folder)

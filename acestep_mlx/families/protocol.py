@@ -78,13 +78,14 @@ class LatentSpec:
 
 @dataclass(frozen=True)
 class Variant:
-    """One released model: its hub repository, how much is fetched from there, in GB, and the commit that is
-    taken unless another is named.
+    """One released model: its hub repository, how much is fetched from there, in GB, the commit that is taken
+    unless another is named, and a repository with folders that this one lacks.
     """
 
     repository: str
     gigabytes: float
     revision: str | None = None
+    beside: str | None = None
 
 
 # ── where a model comes from ──────────────────────────────────────────────────────────────────────────

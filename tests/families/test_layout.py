@@ -6,7 +6,8 @@ from pathlib import Path
 
 from acestep_mlx.families import layouts
 from acestep_mlx.families.layout import Layout, Place
-from acestep_mlx.families.v15.layouts import DIFFUSERS, ORIGINAL
+from acestep_mlx.families.v15.layouts import DIFFUSERS, ORIGINAL, VARIANT
+from acestep_mlx.families.v15.silence import SILENCE
 
 
 def test_a_place_names_its_tensors_by_beginnings_or_whole_names() -> None:
@@ -27,15 +28,16 @@ def test_a_layout_is_known_by_its_folders_or_by_the_names_in_its_file(tmp_path: 
 
 
 def test_no_download_takes_what_can_run() -> None:
-    for layout in (*(one for _, one in layouts()), DIFFUSERS, *ORIGINAL.values()):
-        assert all(pattern.endswith((".json", ".safetensors")) for pattern in layout.patterns)
+    """The silence latent's archive holds a pickle, which is never unpickled."""
+    for layout in (*(one for _, one in layouts()), DIFFUSERS, *ORIGINAL.values(), VARIANT):
+        assert all(pattern.endswith((".json", ".safetensors", SILENCE)) for pattern in layout.patterns)
 
 
 def test_the_original_of_v15_holds_four_components_in_one_folder() -> None:
     turbo = ORIGINAL["turbo"]
-    assert turbo.folders == ["acestep-v15-turbo", "vae"]
+    assert turbo.folders == ["acestep-v15-turbo", "vae", "Qwen3-Embedding-0.6B"]
     owners = {
-        name: [c for c, place in turbo.places.items() if place.folder != "vae" and place.rename(name)]
+        name: [c for c, place in turbo.places.items() if "acestep" in place.folder and place.rename(name)]
         for name in ("decoder.norm_out.weight", "encoder.text_projector.weight", "null_condition_emb",
                      "tokenizer.quantizer.project_in.weight", "detokenizer.proj_out.weight", "lm.weight")
     }  # fmt: skip

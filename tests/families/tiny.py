@@ -12,6 +12,7 @@ from acestep_mlx.families.v15.conditions import ConditionConfig
 from acestep_mlx.families.v15.dit import TransformerConfig as TransformerConfig15
 from acestep_mlx.families.v15.fsq import DetokenizerConfig, TokenizerConfig
 from acestep_mlx.families.v15.oobleck import OobleckConfig
+from acestep_mlx.families.v15.qwen3 import Qwen3Config
 
 T = TypeVar("T")
 
@@ -58,6 +59,10 @@ SIZES: dict[type, dict[str, Any]] = {
     OobleckConfig: {  # 1920 samples a frame
         "encoder_hidden_size": 16, "channel_multiples": (1, 1, 1, 2, 2), "decoder_channels": 16,
         "decoder_input_channels": 8,
+    },
+    Qwen3Config: {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
     },
 }  # fmt: skip
 

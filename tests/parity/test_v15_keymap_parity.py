@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import shutil
 import warnings
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from acestep_mlx.convert.folder import Settings, write_folder
 from acestep_mlx.convert.plan import fold_weight_norm, plan, translate
-from acestep_mlx.convert.source import Source
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.families import REGISTRY
-from acestep_mlx.families.protocol import FoundTexts
-from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.conditions import ConditionConfig, ConditionEncoder
-from acestep_mlx.families.v15.config import BOOKKEEPING, SIZES, split_original
+from acestep_mlx.families.v15.config import BOOKKEEPING, split_original
 from acestep_mlx.families.v15.dit import ACEStep15Transformer, TransformerConfig
 from acestep_mlx.families.v15.fsq import AudioDetokenizer, AudioTokenizer, DetokenizerConfig, TokenizerConfig
 from acestep_mlx.families.v15.keymap import KEYMAPS
-from acestep_mlx.families.v15.layouts import DIFFUSERS
 from acestep_mlx.families.v15.layouts import ORIGINAL as LAYOUTS
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
 from acestep_mlx.nn.foreign_config import UnknownKeys
@@ -138,76 +128,6 @@ def test_both_layouts_give_the_same_tensors(component: str) -> None:
     from_original, from_diffusers = (translate(component, keymap, ours, t) for t in (tensors, theirs))
     assert from_original.keys() == from_diffusers.keys()
     assert all(mx.array_equal(from_original[name], from_diffusers[name]) for name in from_original)
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One random miniature in both layouts."""
-    root = tmp_path_factory.mktemp("v15")
-    original: dict[str, Any] = {}
-    configs: dict[str, Any] = {}
-    for component, (config_class, _) in COMPONENTS.items():
-        theirs = randomise(reference(component, tiny(config_class)))
-        tensors = {name: value.numpy() for name, value in theirs.state_dict().items()}
-        places = [root / "diffusers" / component]
-        if component == "vae":
-            places.append(root / "original" / "vae")
-        else:
-            original |= {original_name(component, name): value for name, value in tensors.items()}
-            configs[component] = {k: v for k, v in theirs.config.items() if not k.startswith("_")}
-        for folder in places:
-            folder.mkdir(parents=True)
-            save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
-            (folder / "config.json").write_text(json.dumps(dict(theirs.config), default=list))
-    folder = root / "original" / "acestep-v15-turbo"
-    folder.mkdir()
-    save_file(original, folder / "model.safetensors")
-    encoder = {f"encoder_{key}": configs["condition_encoder"][key] for key in SIZES}
-    merged = {k: v for one in reversed(configs.values()) for k, v in one.items()} | encoder
-    (folder / "config.json").write_text(json.dumps(merged, default=list))
-    return {"diffusers": root / "diffusers", "original": root / "original"}
-
-
-class NoTexts:
-    """ACE-Step 1.5 has its tokenizer in the text encoder's folder."""
-
-    files: dict[str, str] = {}  # noqa: RUF012
-
-    def find(self, *_: Any) -> FoundTexts:
-        return FoundTexts({}, {}, {})
-
-
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second family, as far as it is here."""
-    one = ACEStep15()
-    one.texts = NoTexts()  # type: ignore[attr-defined]
-    monkeypatch.setattr("acestep_mlx.families.v15.FAMILY", one, raising=False)
-    monkeypatch.setitem(REGISTRY, "v15", "acestep_mlx.families.v15")
-
-
-@pytest.mark.usefixtures("registered")
-def test_both_layouts_give_the_same_folder(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    prints = []
-    for name, layout in (("diffusers", DIFFUSERS), ("original", LAYOUTS["turbo"])):
-        source = Source(checkpoints[name], name, None)
-        assert source.family.name == "v15" and source.layout == layout
-        write_folder(source, tmp_path / name, Settings())
-        prints.append(json.loads((tmp_path / name / "config.json").read_text()))
-    assert prints[0]["fingerprints"] == prints[1]["fingerprints"] and prints[0]["family"] == "v15"
-    assert prints[0]["fingerprints"].keys() == COMPONENTS.keys()
-
-
-@pytest.mark.usefixtures("registered")
-def test_a_tensor_of_no_component_is_an_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(checkpoints["original"], tmp_path / "x") / "acestep-v15-turbo"
-    tensors = load_file(folder / "model.safetensors")
-    save_file({**tensors, "lm.x": tensors["null_condition_emb"], "decode.y": normal(1)},
-              folder / "model.safetensors")  # fmt: skip
-    with pytest.raises(
-        CheckpointError, match=r"2 problems: unknown tensor '(lm\.x|decode\.y)'; unknown tensor '"
-    ):
-        Source(tmp_path / "x", "x", None).component("transformer")
 
 
 def test_all_that_is_wrong_is_named_at_once() -> None:

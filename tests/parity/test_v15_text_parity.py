@@ -16,6 +16,7 @@ from acestep_mlx.families.v15.keymap import KEYMAPS
 from acestep_mlx.families.v15.qwen3 import Qwen3Config, Qwen3Encoder
 from acestep_mlx.nn.foreign_config import UnknownKeys
 
+from ..families.tiny import tiny
 from .v15 import randomise, relative_error, same_weights, torch
 
 pytestmark = pytest.mark.parity
@@ -45,9 +46,9 @@ def reference(config: Qwen3Config) -> Any:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Qwen3Encoder, Any]:
-    theirs = reference(Qwen3Config.tiny())
+    theirs = reference(tiny(Qwen3Config))
     ours = Qwen3Encoder(Qwen3Config.from_dict(theirs.config.to_dict()))
-    assert ours.config == Qwen3Config.tiny()
+    assert ours.config == tiny(Qwen3Config)
     return same_weights("text_encoder", ours, theirs), theirs
 
 
@@ -123,7 +124,7 @@ def test_every_tensor_of_the_true_sizes_has_its_place() -> None:
 
 def test_configs() -> None:
     assert Qwen3Config.from_dict(RELEASED) == Qwen3Config()
-    assert Qwen3Config.from_dict(dataclasses.asdict(Qwen3Config.tiny())) == Qwen3Config.tiny()
+    assert Qwen3Config.from_dict(dataclasses.asdict(tiny(Qwen3Config))) == tiny(Qwen3Config)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_an_unknown_and_a_missing_key() -> None:
 @pytest.mark.parametrize(("bits", "limit"), [(8, 0.03), (4, 0.4)])
 def test_quantised(bits: int, limit: float) -> None:
     """Linear layers only; nearer to full precision with more bits."""
-    config = dataclasses.replace(Qwen3Config.tiny(), hidden_size=64)
+    config = dataclasses.replace(tiny(Qwen3Config), hidden_size=64)
     theirs = reference(config)
     ours = same_weights("text_encoder", Qwen3Encoder(config), theirs)
     nn.quantize(ours, 64, bits, class_predicate=lambda _, m: isinstance(m, nn.Linear))

@@ -16,7 +16,12 @@ PAD, EOS = 0, 1
 
 
 class PromptTokenizer:
-    """The text encoder's `tokenizer.json`. Raises CheckpointError when the file is not one."""
+    """The text encoder's `tokenizer.json`. Raises CheckpointError when the file is not one.
+
+    pad: the id of what is no token.
+    """
+
+    pad = PAD
 
     def __init__(self, path: str | Path) -> None:
         try:
@@ -41,7 +46,7 @@ class PromptTokenizer:
         self._tokenizer.enable_truncation(max_length)
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(prompts)]
         length = max(len(row) for row in rows)
-        ids = np.full((len(rows), length), PAD, np.int32)
+        ids = np.full((len(rows), length), self.pad, np.int32)
         mask = np.zeros((len(rows), length), np.int32)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1

@@ -6,17 +6,21 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..protocol import Component, LoRANames, Objective, StepMemory
+from ..protocol import Component, LoRANames, Objective, StepMemory, Texts, Variant
 from ..songs import Padding
 from .latents import LATENTS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import mlx.nn as nn
 
     from ...config.run import RunConfig
     from ..layout import Layout
     from ..protocol import Folder, Prepare
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
+
+TURBO = "ACE-Step/Ace-Step1.5"  # with the autoencoder and the text encoder of all variants
 
 
 class ACEStep15:
@@ -30,30 +34,30 @@ class ACEStep15:
     instrumental = "[Instrumental]"
     key_mark: Mapping[str, Any] = {"family": "v15"}
 
+    # Not verifiable offline: names and sizes are taken from descriptions, no repository was opened. All but
+    # the first are one variant's folder, without autoencoder and text encoder.
+    variants: Mapping[str, Variant] = {
+        "v15-turbo": Variant(TURBO, 6.3),
+        "v15-base": Variant("ACE-Step/acestep-v15-base", 4.8, beside=TURBO),
+        "v15-sft": Variant("ACE-Step/acestep-v15-sft", 4.8, beside=TURBO),
+        "v15-xl-base": Variant("ACE-Step/acestep-v15-xl-base", 10.0, beside=TURBO),
+        "v15-xl-sft": Variant("ACE-Step/acestep-v15-xl-sft", 10.0, beside=TURBO),
+        "v15-xl-turbo": Variant("ACE-Step/acestep-v15-xl-turbo", 10.0, beside=TURBO),
+    }
+
     @cached_property
     def components(self) -> Mapping[str, Component]:
-        """Transformer, condition encoder, semantic tokens both ways, and the autoencoder."""
-        from .conditions import ConditionConfig, ConditionEncoder
-        from .dit import ACEStep15Transformer, TransformerConfig
-        from .fsq import AudioDetokenizer, AudioTokenizer, DetokenizerConfig, TokenizerConfig
-        from .keymap import KEYMAPS
-        from .oobleck import Oobleck, OobleckConfig
+        """Transformer, condition encoder, semantic tokens both ways, autoencoder and text encoder."""
+        from .components import COMPONENTS
 
-        parts = {
-            "transformer": (TransformerConfig, ACEStep15Transformer),
-            "condition_encoder": (ConditionConfig, ConditionEncoder),
-            "audio_tokenizer": (TokenizerConfig, AudioTokenizer),
-            "audio_token_detokenizer": (DetokenizerConfig, AudioDetokenizer),
-            "vae": (OobleckConfig, Oobleck),
-        }
-        return {name: Component(*part, KEYMAPS[name]) for name, part in parts.items()}
+        return COMPONENTS
 
     @cached_property
     def layouts(self) -> Sequence[Layout]:
-        """diffusers' folders, and the original's."""
-        from .layouts import DIFFUSERS, ORIGINAL
+        """diffusers' folders, the original's with several variants, and one variant's."""
+        from .layouts import DIFFUSERS, ORIGINAL, VARIANT
 
-        return DIFFUSERS, *ORIGINAL.values()
+        return DIFFUSERS, *ORIGINAL.values(), VARIANT
 
     @cached_property
     def lora(self) -> LoRANames:
@@ -101,3 +105,16 @@ class ACEStep15:
         from .objective import time_density
 
         return time_density(model)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The tokenizer of prompts and lyrics."""
+        from .texts import V15Texts
+
+        return V15Texts()
+
+    def write_miniature(self, folder: Path, seed: int = 0) -> None:
+        """See `miniature`."""
+        from .miniature import write_checkpoint
+
+        write_checkpoint(folder, seed=seed)

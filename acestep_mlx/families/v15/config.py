@@ -8,7 +8,7 @@ component has one reader: `from_dict` of its config class.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
 from ...errors import CheckpointError
@@ -36,6 +36,10 @@ class LayerConfig(ComponentConfig):
     LIMITS: ClassVar = {"rope_theta": number(1, 1e12), "rms_norm_eps": number(1e-12, 1)}
     IGNORED: ClassVar = {"attention_dropout"}  # which only training from the start would use
     REQUIRED: ClassVar[tuple[str, ...]] = ("hidden_size",)
+
+    def stored(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every size, so that both layouts give the same."""
+        return asdict(self)
 
     def problems(self) -> list[str]:
         """Sizes that do not go together."""

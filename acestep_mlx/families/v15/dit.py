@@ -7,9 +7,9 @@ the whole song, each followed by cross-attention to [lyrics, timbre, text] and a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -58,6 +58,10 @@ class TransformerConfig(StackConfig):
     def kinds(self) -> tuple[str, ...]:
         """Of each layer: sliding or full."""
         return tuple(self.layer_types) if self.layer_types else alternating(self.num_hidden_layers)
+
+    def stored(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Also which layers slide: the original says it, diffusers may leave it out."""
+        return {**super().stored(given), "layer_types": list(self.kinds)}
 
     def problems(self) -> list[str]:
         """Sizes that do not go together."""

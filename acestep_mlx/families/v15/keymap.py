@@ -18,7 +18,8 @@ KEYMAPS: dict[str, KeyMap] = {
         renames=((r"proj_(in|out)(?:\.1|_conv)\.(weight|bias)", r"proj_\1.\2"), *_DIFFUSERS_ATTENTION),
     ),
     "condition_encoder": KeyMap(
-        renames=_DIFFUSERS_ATTENTION,
+        renames=((r"silence_latent\.pt", "silence_latent"), *_DIFFUSERS_ATTENTION),
+        swapped=("silence_latent.pt",),  # as the original's file has it: channels before time
         drops=((r"timbre_encoder\.special_token", "in the checkpoint, but the forward pass never uses it"),),
     ),
     "audio_tokenizer": KeyMap(renames=_DIFFUSERS_ATTENTION),

@@ -69,14 +69,6 @@ class Qwen3Config(LayerConfig):
         check_leftover(cls.NAME, leftover, "Qwen3Config", values.get("transformers_version"), list(known))
         return super().from_dict(sizes)
 
-    @classmethod
-    def tiny(cls) -> Qwen3Config:
-        """Fits `ConditionConfig.tiny`."""
-        return cls(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, vocab_size=512,
-        )  # fmt: skip
-
 
 class Qwen3Encoder(nn.Module):
     """Tokens → hidden states. `embed_tokens` gives (B, L, D) of ids (B, L), unscaled."""

@@ -1,0 +1,100 @@
+"""The files of an ACE-Step 1.5 model that are no weights: Qwen3's tokenizer, of prompts and lyrics alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError, cause
+from ...io import schema
+from ...io.progress import Progress
+from ..layout import Layout
+from ..protocol import Folder, FoundTexts
+from ..v1.prompt import PromptTokenizer
+from .dit import TransformerConfig
+from .layouts import TOKENIZER, tokenizer_in
+from .prompt import END
+
+MAX_BYTES = 64 << 20  # of a tokenizer; Qwen3's has 11 MB
+
+
+class TextTokenizer(PromptTokenizer):
+    """Qwen3's tokenizer.json; it ends every text with `<|endoftext|>`, and pads with it.
+
+    Raises CheckpointError when the file is not one, or has ids that the text encoder lacks.
+    """
+
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        super().__init__(path)
+        end = self._tokenizer.token_to_id(END)
+        empty = self._tokenizer.encode("").ids
+        # Qwen3-Embedding's file asks for the end token, Qwen3's does not; the reference does what it says.
+        if end is None or empty not in ([end], []) or self._tokenizer.encode(END).ids != [end, *empty]:
+            raise CheckpointError(
+                f"{path}: not Qwen3's tokenizer: an empty text is {empty} there, {END} is {end}"
+            )
+        if self.largest_id >= vocab_size:
+            raise CheckpointError(
+                f"{path}: has ids up to {self.largest_id}, and the text encoder knows {vocab_size}: it is "
+                "another model's"
+            )
+        self.pad = end
+
+
+class V15Texts:
+    """See `families.protocol.Texts`."""
+
+    files: Mapping[str, str] = {"tokenizer": TOKENIZER}
+    config_keys: Mapping[str, schema.Check] = {}
+
+    def find(
+        self,
+        root: Path,
+        layout: Layout,
+        configs: Mapping[str, Any],
+        given: Mapping[str, str | Path],
+        progress: Progress,
+    ) -> FoundTexts:
+        """In the text encoder's folder, or in diffusers' `tokenizer`."""
+        path = Path(given["tokenizer"]).expanduser() if "tokenizer" in given else tokenizer_in(root, layout)
+        path = path / TOKENIZER if path.is_dir() else path
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing; download the checkpoint's {TOKENIZER} too, or give it with --tokenizer"
+            )
+        TextTokenizer(path, configs["text_encoder"].vocab_size)
+        try:
+            data = schema.read_file(path, MAX_BYTES)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {cause(error)}") from None
+        return FoundTexts({TOKENIZER: data}, {}, {"tokenizer": str(path)})
+
+    def lacking(self, root: Path, layout: Layout) -> Mapping[str, str]:
+        """A checkpoint that was downloaded without its tokenizer."""
+        if tokenizer_in(root, layout).is_file():
+            return {}
+        return {"tokenizer": f"it has no {TOKENIZER}; convert needs Qwen3-Embedding's"}
+
+    def describe(self, config: Mapping[str, Any]) -> list[str]:
+        """Which variant the model is."""
+        return [f"variant: {variant(TransformerConfig.from_dict(config['components']['transformer']))}"]
+
+    def prompt_tokenizer(self, folder: Folder) -> TextTokenizer:
+        """Of the text encoder."""
+        return TextTokenizer(self.lyric_vocab(folder), folder.component_config("text_encoder").vocab_size)
+
+    def lyric_tokenizer(self, folder: Folder) -> TextTokenizer:
+        """The same."""
+        return self.prompt_tokenizer(folder)
+
+    def lyric_vocab(self, folder: Folder) -> Path:
+        """The tokenizer's file."""
+        return folder.path / TOKENIZER
+
+
+def variant(config: TransformerConfig) -> str:
+    """The `model_flavour` of a model, as far as its config says it."""
+    kind = (config.model_version or "").rpartition("-")[2] or ("turbo" if config.is_turbo else "")
+    size = "xl-" if config.encoder_hidden_size not in (None, config.hidden_size) else ""
+    return f"v15-{size}{kind}" if kind else f"{size}base or {size}sft (its config.json does not say which)"
