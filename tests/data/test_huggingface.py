@@ -547,3 +547,12 @@ def test_a_slip_of_the_library_is_explained(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: [][0])
     with pytest.raises(DataError, match="does not understand its files: IndexError"):
         read(tmp_path, tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [(1990, "1990"), (1990.0, "1990"), (97.5, "97.5"), ([1990, "jazz"], "1990, jazz"), (float("nan"), ""),
+     (True, ""), (None, "")],
+)  # fmt: skip
+def test_numbers_among_captions_are_words(cell: Any, text: str) -> None:
+    assert huggingface._text(cell) == text

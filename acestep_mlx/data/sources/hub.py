@@ -409,6 +409,8 @@ def _text(value: Any) -> str:
     """A cell as one line; lists of tags are joined by ", "; dictionaries are not captions by themselves."""
     if isinstance(value, (list, tuple)):
         return ", ".join(text for text in (_text(part) for part in value) if text)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
+        return f"{value:.15g}"  # a year, a tempo
     return " ".join(unescape_breaks(value)[0].split()) if isinstance(value, str) else ""
 
 
