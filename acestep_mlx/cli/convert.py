@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     "--tokenizer",
     type=NamedPath(),
     metavar="PATH",
-    help="tokenizer.json or spiece.model of umt5-base, or a folder with one (else the checkpoint's own).",
+    help="The text encoder's tokenizer.json (or umt5-base's spiece.model), or a folder with it (else the "
+    "checkpoint's own).",
 )
 @click.option(
     "--allow-config-key",
