@@ -181,3 +181,23 @@ def test_a_batch(drop_text: bool, drop_lyrics: bool) -> None:
     rows = np.concatenate([a["lyrics"], a["timbre"], a["text"]])
     np.testing.assert_array_equal(batch["states"][0, :8], np.tile(a["null"], (8, 1)) if drop_text else rows)
     assert batch["states_mask"].tolist() == [[1] * 8 + [0] * 5, [1] * 8 + [0] * 5]
+
+
+def test_a_converted_model_encodes_songs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own text encoder, tokenizer, condition encoder and autoencoder."""
+    from acestep_mlx import families
+    from acestep_mlx.convert.folder import convert
+    from acestep_mlx.families.folder import ModelFolder
+    from acestep_mlx.families.v15.miniature import write_checkpoint
+
+    monkeypatch.setitem(families.REGISTRY, "v15", __name__)
+    write_checkpoint(tmp_path / "checkpoint")
+    convert(tmp_path / "checkpoint", tmp_path / "model")
+    parts = FAMILY.encoders(ModelFolder.open(tmp_path / "model"))
+    assert all(part.key(words()) for part in parts)
+    arrays = parts.latents.encode(np.zeros((1920 * 3 + 1, 2), np.float32)).arrays
+    arrays |= parts.text.encode(words()).arrays | parts.lyrics.encode(words(lyrics=None)).arrays
+    shape = Shape(5, len(arrays["text"]), len(arrays["lyrics"]))
+    batch = FAMILY.collate([CachedSong(arrays, False, False)], shape)
+    assert batch["latent_mask"].sum() == 4 and batch["states_mask"].all()
+    assert all(np.isfinite(array).all() for array in batch.values())

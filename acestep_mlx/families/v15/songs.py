@@ -17,12 +17,12 @@ from ..protocol import Folder
 from ..songs import Arrays, CachedSong, Encoded, Lyrics, PartEncoder, Shape, SongEncoders, Words
 from .conditions import ConditionEncoder
 from .latents import LATENTS
+from .layouts import TOKENIZER
 from .prompt import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, format_prompt
 
 VERSION = 1  # of what is kept; raise it when the computation changes
 INSTRUMENTAL = "[Instrumental]"  # the lyrics of songs in which nobody sings, as the original's data has them
 UNKNOWN_LANGUAGE = "unknown"  # and the language of those of which it is not known
-TOKENIZER = "tokenizer.json"  # of an MLX folder
 UNCUT = 1 << 16  # tokens, to say how long a text would have been
 
 
