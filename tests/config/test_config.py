@@ -706,3 +706,10 @@ def test_epochs_without_end_as_the_original_trainer_writes_them(written: Any, pl
 def test_no_text_holds_a_nul(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} must be text without NUL characters"):
         load_config({key: "a\0b"})
+
+
+@pytest.mark.parametrize("written", [0, 0.0, "0", "0.0", " 0.0 ", False, "false", "no", "none", None, ""])
+def test_a_refused_option_may_be_switched_off_in_any_way(written: Any) -> None:
+    load_config({"ace_step_ssl_loss_weight": written})
+    with pytest.raises(ConfigError, match="set it to 0"):
+        load_config({"ace_step_ssl_loss_weight": "0.1"})

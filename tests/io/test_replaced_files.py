@@ -13,7 +13,7 @@ import pytest
 from acestep_mlx.config.read import load_config
 from acestep_mlx.data.cache import Store
 from acestep_mlx.data.facts import AudioFacts, FactsIndex
-from acestep_mlx.io import atomic
+from acestep_mlx.io import atomic, new_folder
 from acestep_mlx.io.audio import write_audio
 from acestep_mlx.io.tensors import save_tensors
 from acestep_mlx.report.events import MetricsFile, StepDone
@@ -94,3 +94,16 @@ def test_two_writers_of_one_file_do_not_share_what_they_write_to(tmp_path: Path)
         first.write_bytes(b"first")
         second.write_bytes(b"second")
     assert place.read_bytes() == b"first" and list(tmp_path.iterdir()) == [place]
+
+
+def test_all_files_of_a_new_folder_are_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[str, bool] = {}
+    target = tmp_path / "checkpoint-1"
+    monkeypatch.setattr(new_folder, "sync", lambda path: synced.update({path.name: target.exists()}))
+    with new_folder.replaced_folder(target) as partial:
+        (partial / "inside").mkdir()
+        for name in ("a", "inside/b"):
+            (partial / name).write_text(name)
+    assert {name for name, there in synced.items() if not there} == {"a", "b", "inside", partial.name}

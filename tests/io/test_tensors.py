@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from acestep_mlx.errors import CheckpointError
+from acestep_mlx.io.hashes import cache_key, hash_text
 from acestep_mlx.io.tensors import SafetensorsWriter, save_tensors
 
 TENSORS = {"b": np.arange(6.0, dtype=np.float32).reshape(3, 2), "a": np.ones(4, np.float32)}
@@ -48,3 +49,10 @@ def test_a_file_that_its_check_refuses_never_gets_its_name(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="not what was meant"):
         save_tensors(path, {"a": mx.zeros(3)}, {}, check)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_that_differ_in_half_a_character_have_other_hashes() -> None:
+    texts = ["a?", "a\ufffd", "a\ud800", "a\udcff", "a\U0001f600"]
+    assert (
+        len({hash_text(text) for text in texts}) == len({cache_key(caption=t) for t in texts}) == len(texts)
+    )

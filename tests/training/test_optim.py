@@ -9,7 +9,7 @@ import pytest
 from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.config.read import load_config
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.training import build
+from acestep_mlx.training import build, settings
 from acestep_mlx.training.optimizers import SCHEDULES, Group, Schedule, make_optimizer
 
 diffusers_names = [name for name in SCHEDULES if name != "sine"]
@@ -166,3 +166,12 @@ def test_settings_are_for_optimizers_of_their_own_kind(optimizer, other):
         return {k: v for k, v in vars(one).items() if isinstance(v, (int, float, list, tuple, bool))}
 
     assert (made(config, other) == made(plain, other)) is (optimizer != other)
+
+
+@pytest.mark.parametrize(("epochs", "batches", "accumulate", "steps"), [
+    (1, 10, 1, 10), (1, 10, 4, 3), (3, 10, 4, 8), (2, 1, 4, 1), (5, 3, 2, 8),
+])  # fmt: skip
+def test_updates_of_so_many_epochs(epochs, batches, accumulate, steps):
+    """Accumulation runs on across epochs; what is left at the end is an update too."""
+    given = {"num_train_epochs": epochs, "gradient_accumulation_steps": accumulate}
+    assert settings.total_steps(load_config(given), batches) == steps
