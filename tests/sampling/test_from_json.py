@@ -188,3 +188,15 @@ def test_a_number_of_thousands_of_digits(refuse: Refuse) -> None:
 def test_a_byte_order_mark_is_tolerated(tmp_path: Path) -> None:
     (tmp_path / "song.json").write_text("\ufeff" + json.dumps({"acestep_mlx": good()}))
     assert read_record(tmp_path / "song.json")["request"]["prompt"] == "jazz"
+
+
+@pytest.mark.parametrize(("seeds", "retake", "wanted"), [
+    (None, None, ((1, 2), (8, 9))), ((5,), None, ((5,), ())), ((5, 6), None, ((5, 6), ())),
+    ((5, 6), (3, 4), ((5, 6), (3, 4))), (None, (3, 4), ((1, 2), (3, 4))),
+])  # fmt: skip
+def test_other_seeds_do_not_keep_the_retake_seeds_of_the_earlier_song(seeds, retake, wanted) -> None:
+    from acestep_mlx.cli.generate import _request
+
+    earlier = {"task": "retake", "prompt": "jazz", "seeds": [1, 2], "retake_seeds": [8, 9]}
+    made = _request(earlier, {"seeds": seeds, "retake_seeds": retake}, None, "")
+    assert (made.seeds, made.retake_seeds) == wanted

@@ -103,3 +103,13 @@ def test_a_model_with_time_first_gets_the_same_songs() -> None:
         assert mx.array_equal(turned(first.known.free), second.known.free)
         assert mx.array_equal(turned(first.whole(first.known.noise)), second.whole(second.known.noise))
     assert seeded([3, 4], TIME_FIRST)("initial", 9, 0).shape == (2, 9, 64)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("strength", [0.1, 0.5, 0.9])
+def test_audio2audio_mixes_as_much_noise_as_the_shift_says(strength: float, shift: float) -> None:
+    source, noise = mx.zeros((1, 8, 16, 4)), mx.ones((1, 8, 16, 4))
+    start, sigmas = tasks.audio2audio(source, noise, 40, strength, shift, schedule)
+    left = 1 - strength
+    assert start[0, 0, 0, 0].item() == pytest.approx(shift * left / (1 + (shift - 1) * left), rel=1e-5)
+    assert sigmas == schedule.timetable(int(left * 40), shift, left)

@@ -19,6 +19,7 @@ from acestep_mlx.families.v1.lyrics.report import lyrics_report, summary
 from acestep_mlx.families.v1.lyrics.tokenizer import MAX_TOKENS, LyricTokenizer
 from acestep_mlx.families.v1.miniature_text import miniature_vocabulary
 from acestep_mlx.io.text_files import read_text
+from acestep_mlx.text.clean import fit
 from acestep_mlx.text.detect import detect, detect_lines
 from acestep_mlx.text.languages import LANGUAGES, language_code
 from acestep_mlx.text.lines import line_languages
@@ -459,3 +460,8 @@ def test_work_grows_with_the_length_and_not_faster(tokenizer: LyricTokenizer, co
     tokenizer.tokenize(song(2))  # libraries and their tables are loaded
     once, twice, eight = (calls(tokenizer, song(copies)) for copies in (1, 2, 8))
     assert twice < 3 * once and eight < 12 * once, (once, twice, eight)
+
+
+@pytest.mark.parametrize("line", ["ﾗﾌﾞ", "「雨」", "각", "ｱｲ"])
+def test_east_asian_characters_are_left_to_their_romanisers(line: str) -> None:
+    assert fit(line, frozenset("ab")) == (line, [])

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, counted to the last one: when a run ends, and what its checkpoints say of them."""
+"""Numbers that are not finite, counted to the last: when a run ends, and what its checkpoints say."""
 
 from __future__ import annotations
 
