@@ -79,7 +79,7 @@ TAGS = (
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz
 MAX_FRAMES = 1 << 28  # 2 GiB as float32 stereo: an hour and a half at 48 kHz
 BLOCK = 1 << 16  # frames read or written at a time
-MAX_FRAMES = 1 << 36  # more than the header of any format that states them can count
+STATED_FRAMES = 1 << 36  # more than the header of any format that states them can count
 LOSSY_FRAMES = 4096  # by which the length that a lossy format states may be off
 MPEG = ("mp3", "mpeg")  # libsndfile's names of MP3
 _WAV_COMMENT = 16_000  # bytes that libsndfile may write before samples; from some 50 KB on no wav comes of it
@@ -445,7 +445,9 @@ def _opened(source: bytes | io.BytesIO) -> soundfile.SoundFile:
 
 def _read(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
     # Behind the last frame of a FLAC there may be tags, which its decoder takes for a damaged frame.
-    left = file.frames - file.tell() if file.format == "FLAC" and file.frames < MAX_FRAMES else MAX_FRAMES
+    left = (
+        file.frames - file.tell() if file.format == "FLAC" and file.frames < STATED_FRAMES else STATED_FRAMES
+    )
     # Else it seeks after every block, which damages MP3s, and fails where the length is not known.
     file.seekable = lambda: False
     while True:

@@ -356,6 +356,7 @@ def test_one_sample_and_eight_channels(tmp_path: Path) -> None:
 def test_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, np.zeros((100_000, 2)), 44100)
+    assert audio.MAX_FRAMES * 8 <= 1 << 31, "2 GiB of stereo in float32"
     monkeypatch.setattr(audio, "MAX_FRAMES", 50_000)
     with pytest.raises(DataError, match="too much for memory"):
         read_audio(path)
