@@ -215,7 +215,9 @@ reaches = WALK.reaches
 @pytest.mark.slow_cases(
     "cache_dir cache_dir_text cache_dir_vae compress_disk_cache vae_cache_ondemand vae_cache_disable "
     "num_eval_images validation_epoch_interval checkpoints_total_limit pretrained_model_name_or_path "
-    "resume_from_checkpoint model_family lora_format data_backend_config validation_prompt_library"
+    "resume_from_checkpoint model_family lora_format data_backend_config validation_prompt_library "
+    "checkpoint_step_interval checkpoint_epoch_interval eval_steps_interval validation_step_interval "
+    "report_to acestep_lora_target caption_dropout_probability lyrics_embedder_optimizer num_train_epochs"
 )
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_option_reaches_its_place(name: str, lab: Lab) -> None:

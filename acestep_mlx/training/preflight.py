@@ -80,12 +80,16 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     make = of_flavour(config.model_flavour).components["transformer"].module
     skeleton = make(model.transformer) if model.transformer is not None else None
     _check_lora(config, skeleton, notify)
-    check_caches(config)
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
         output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)
-    if resume is None:
-        return Preflight(model, None, 0)
+    step = 0 if resume is None else _check_resumed(config, resume, model, ranks, notify)
+    check_caches(config)
+    return Preflight(model, resume, step)
+
+
+def _check_resumed(config: RunConfig, resume: Path, model: BaseModel, ranks: int, notify: Notify) -> int:
+    """The step of the checkpoint that the run goes on from, once it is found to fit."""
     state = checkpoint.verify(resume)
     if not checkpoint.Health.of(state).healthy:
         healthy = checkpoint.last_healthy(resume.parent)
@@ -94,7 +98,7 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     _check_identity(config, resume, state, model, ranks)
     if changed := checkpoint.changed_settings(resume, config.to_dict()):
         notify(f"changed since {resume.name}: {', '.join(changed)}", "info")
-    return Preflight(model, resume, int(state["step"]))
+    return int(state["step"])
 
 
 def check_caches(config: RunConfig) -> None:

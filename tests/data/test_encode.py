@@ -102,6 +102,7 @@ def test_a_second_start_computes_nothing(root: Path, tiny_model: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in cache_files(root)} == before
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_computed_again(root: Path, tiny_model: Path) -> None:
     watch = Watch()
     songs = root / "songs"
@@ -125,7 +126,7 @@ def test_only_what_changed_is_computed_again(root: Path, tiny_model: Path) -> No
     assert watch.take() == []
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("component", ["dcae", "text_encoder"])
 def test_another_model_invalidates_its_own_results(component: str, root: Path, tiny_model: Path) -> None:
     watch = Watch()

@@ -167,7 +167,7 @@ def test_songs_are_encoded_on_demand(root: Path) -> None:
     assert cache._encoders["latents"]._loaded is None
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["mean", "std", "prompt"])
 def test_an_entry_that_lacks_an_array_or_has_another_length_is_made_again(part: str, root: Path) -> None:
     kind, stage = ("text", "captions") if part == "prompt" else ("latents", "latents")

@@ -191,7 +191,7 @@ def test_another_format_behind_a_song_that_was_written_to_a_pipe(suffix: str, tm
             probe(path)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["mp3", "bare mp3", "id3", "ogg", "flac"])
 def test_another_format_behind_a_wav_whose_size_was_never_written(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"

@@ -48,7 +48,7 @@ def line_of(act: Any) -> str:
     return ""
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_size_with_every_kind_of_nonsense(
     component: str, model: Path, monkeypatch: pytest.MonkeyPatch

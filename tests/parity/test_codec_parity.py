@@ -129,7 +129,7 @@ def pair_of_vocoders(config: VocoderConfig, old_weight_norm: bool = False) -> tu
     return take_over("vocoder", Vocoder(config), model), model
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DCAE_CONFIGS)
 def test_autoencoder(name: str) -> None:
     ours, theirs = pair_of_dcae(DCAE_CONFIGS[name])

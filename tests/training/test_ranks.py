@@ -277,7 +277,7 @@ def test_the_first_problem_is_everyones(meeting: Meeting, told: tuple[str | None
     assert meeting.run(lambda rank: meeting.join().agree(told[rank])) == [first, first]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "accumulate", "fp16"), [(1, 1, False), (1, 2, True), (0, 1, False), (0, 2, False)]
 )
