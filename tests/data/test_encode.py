@@ -68,6 +68,7 @@ def cache_files(root: Path) -> list[Path]:
     return sorted((root / "cache").rglob("*.cache"))
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_what_the_models_say(root: Path, tiny_model: Path) -> None:
     cache = encode(root, tiny_model)
     folder = ModelFolder.open(tiny_model)
@@ -296,6 +297,7 @@ def test_caches_that_vanish_during_a_run_are_made_again(root: Path, tiny_model: 
     assert cache._encoders["latents"]._loaded is None
 
 
+@pytest.mark.slow
 def test_a_song_that_changes_or_vanishes_is_skipped_and_named(root: Path, tiny_model: Path) -> None:
     settings = config(root)
     manifest = build_manifest(settings)

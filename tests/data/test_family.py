@@ -59,6 +59,7 @@ def test_songs_are_counted_at_the_familys_rates_and_limits(root: Path) -> None:
     assert ("c.wav", "lyrics line 1 is shouted") in manifest.report.sets[0].notes
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_its_encoders_give(root: Path) -> None:
     watch: list[str] = []
     cache = cached(root, watch)

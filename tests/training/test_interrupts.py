@@ -106,7 +106,7 @@ def test_handlers_and_an_ignored_hangup_are_put_back():
 
 
 # ── in a run ──────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_run_with_a_complete_checkpoint(root, tiny_model, number):
     name = f"signal-{number}"
