@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read by huggingface_hu
 # Loaded on first use, so that `acestep-mlx --help` imports neither MLX nor anything heavy.
 _EXPORTS = {
     "ACEStepPipeline": "acestep_mlx.pipeline",
-    "convert": "acestep_mlx.convert.folder",
+    "convert": "acestep_mlx.convert.converter",
     "train": "acestep_mlx.training.run",
 }
 __all__ = ["ACEStepPipeline", "__version__", "convert", "train"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from .config.request import Request
 from .errors import CheckpointError, ConfigError, DataError
-from .families.folder import ModelFolder
+from .families.model_folder import ModelFolder
 from .families.protocol import Codec
 from .io.audio import probe, read_audio
 from .io.progress import Advance, Progress, as_stage, silent

@@ -23,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from acestep_mlx.config.read import load_config
 from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.data.batches import Batches
 from acestep_mlx.data.encode import Cache
 from acestep_mlx.data.facts import FileAudio

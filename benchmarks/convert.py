@@ -22,7 +22,7 @@ from typing import Any
 CHILD = """
 import json, resource, sys, time
 import mlx.core as mx
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 flags = json.loads(sys.argv[3])
 start = time.perf_counter()
 report = convert(sys.argv[1], sys.argv[2], **flags)
@@ -42,7 +42,7 @@ print(json.dumps({
 LOAD = """
 import json, resource, sys, time
 import mlx.core as mx
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 start = time.perf_counter()
 folder = ModelFolder.open(sys.argv[1])
 quantize = None if folder.quantization else {"bits": 8, "group_size": 64, "mode": "affine"}

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from generate import TEXT, our_step
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1 import attention
 from acestep_mlx.families.v1 import memory as step_memory

@@ -11,7 +11,7 @@ class _Package(ModuleType):
     """A module that can be called, as the function and the package have the same public name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from .folder import convert
+        from .converter import convert
 
         return convert(*args, **kwargs)
 

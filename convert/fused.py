@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError, ConfigError
-from ..families.folder import ModelFolder
+from ..families.model_folder import ModelFolder
 from ..formatting import listed
 from ..io.hashes import hash_file
 from ..io.new_folder import new_folder, new_path
@@ -23,7 +23,7 @@ from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import Header, read_header, sample
 from ..io.tensors import SafetensorsWriter, load_lazily
 from ..lora.formats.read import find_file, read_lora
-from ..lora.layers import dense_weight
+from ..lora.linear import dense_weight
 from ..lora.lyrics_embedder import check_parameters, embedder_parameters
 from ..lora.merge import FuseError, check_strengths, fuse_layer, parameter_changes, parts_by_path, with_weight
 from ..lora.weights import LoRAWeights

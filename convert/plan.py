@@ -13,8 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import nearest
-from ..families.folder import parameters_of
 from ..families.keymap import KeyMap, keeps_rows, to_layout
+from ..families.model_folder import parameters_of
 from ..formatting import problem_report
 
 # How weight normalisation is spelt: (suffix of the magnitude g, suffix of the direction v).

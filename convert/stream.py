@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from ..families.folder import DTYPES, Quantization, component_module, quantizable
 from ..families.layout import ComponentSource
+from ..families.model_folder import DTYPES, Quantization, component_module, quantizable
 from ..io.safetensors import ITEM_SIZES
 from ..io.tensors import SafetensorsWriter, dtype_name, read_rows, read_tensor
 from ..nn.foreign_config import UnknownKeys

@@ -88,7 +88,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature checkpoint as an MLX folder in float32. Treat it as read-only."""
-    from acestep_mlx.convert.folder import convert
+    from acestep_mlx.convert.converter import convert
 
     folder = tmp_path_factory.mktemp("mlx") / "model"
     convert(tiny_checkpoint, folder, dtype="float32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.families.v1.geometry import TINY
 from acestep_mlx.families.v1.miniature import write_checkpoint
 

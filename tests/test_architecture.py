@@ -275,7 +275,7 @@ def test_a_circle_is_seen() -> None:
 def test_the_walls_are_seen() -> None:
     """The reader of imports finds what it is meant to find."""
     names = {name for name, _ in _imports(ROOT / "cli" / "demo.py")}
-    assert {"click", "acestep_mlx.errors", "acestep_mlx.testing.songs"} <= names
+    assert {"click", "acestep_mlx.errors", "acestep_mlx.testing.demo_songs"} <= names
 
 
 def test_help_is_light() -> None:

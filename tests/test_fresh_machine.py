@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from acestep_mlx.cli import main
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families.v1.lyrics.normalise import japanese
 from acestep_mlx.formatting import brief, without_secrets
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from acestep_mlx.cli import main
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
 

@@ -19,10 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import main
 from acestep_mlx.cli.describe import SECONDS, training_memory
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.data.facts import AudioFacts, FactsIndex, FileAudio, examine
 from acestep_mlx.errors import CheckpointError, DataError
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.formatting import size
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_says_what_is_wrong(
 def test_mlx_folder(
     tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from acestep_mlx.convert.folder import convert
+    from acestep_mlx.convert.converter import convert
 
     out = info(capsys, tiny_model)
     assert "precision: float32" in out and "1.75 M parameters" in out
@@ -542,7 +542,7 @@ def test_folders_with_pipes_in_place_of_files(
 
 @pytest.mark.parametrize("option", ["data_backend_config", "validation_prompt_library", "init_lora"])
 def test_settings_that_name_a_pipe(option: str, tmp_path: Path, tiny_model: Path) -> None:
-    from acestep_mlx.config.read import load_config
+    from acestep_mlx.config.read_run import load_config
     from acestep_mlx.errors import AceStepError
     from acestep_mlx.training.preflight import preflight
 
@@ -559,7 +559,7 @@ def test_settings_that_name_a_pipe(option: str, tmp_path: Path, tiny_model: Path
 
 
 def test_training_config_that_is_a_pipe(tmp_path: Path) -> None:
-    from acestep_mlx.config.read import load_config
+    from acestep_mlx.config.read_run import load_config
     from acestep_mlx.errors import ConfigError
 
     os.mkfifo(tmp_path / "config.json")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from acestep_mlx.config.optimizers import OPTIMIZERS
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.config.run import LR_SCHEDULERS, OPTIONS, PRECISION_BITS, SUPPORTED, RunConfig
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.families import of_flavour

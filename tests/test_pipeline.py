@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from acestep_mlx import ACEStepPipeline
 from acestep_mlx.config.request import Request
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.io.progress import Advance
 from acestep_mlx.lora.apply import AppliedLoRA
 from acestep_mlx.lora.formats.write import write_lora

@@ -465,7 +465,7 @@ class Heard:
         self.requests: list[Request] = []
 
     def from_pretrained(self, path: str, **options: Any) -> Any:
-        from acestep_mlx.families.folder import ModelFolder
+        from acestep_mlx.families.model_folder import ModelFolder
 
         self.opened.append((path, options))
         heard = self

@@ -11,15 +11,15 @@ import pytest
 
 from acestep_mlx.cli import main
 from acestep_mlx.cli.events import TrainDisplay
-from acestep_mlx.config.read import load_config
 from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.data.manifest import own_folders
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
 from acestep_mlx.report.events import Started, ValidationClip
-from acestep_mlx.testing.songs import write_configs
+from acestep_mlx.testing.demo_songs import write_configs
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.faults import same_again
 

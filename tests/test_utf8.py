@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from acestep_mlx.cli import main
-from acestep_mlx.config.read import load_config
 from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.config.run import OPTIONS
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.training.preflight import preflight
 
 from .training import runs

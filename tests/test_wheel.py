@@ -67,7 +67,7 @@ def test_what_the_wheel_installs(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"acestep_mlx", next(t for t in tops if t.endswith(".dist-info"))}
-    assert "acestep_mlx/convert/folder.py" in names
+    assert "acestep_mlx/convert/converter.py" in names
     assert any(name.startswith("acestep_mlx/examples/") and name.endswith("config.json") for name in names)
 
 

@@ -23,7 +23,7 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
     CONFIG is a config.json, env=NAME or example=NAME; --key=value overrides its settings. What is in the
     caches already is not computed again, so an interrupted run goes on where it was.
     """
-    from ..config.read import load_config
+    from ..config.read_run import load_config
     from ..data.encode import encode_dataset
     from ..data.manifest import build_manifest
     from ..training.preflight import check_caches

@@ -13,7 +13,7 @@ from ..formatting import brief, count, size
 from .paths import NamedPath
 
 if TYPE_CHECKING:
-    from ..convert.folder import Report
+    from ..convert.converter import Report
 
 
 @click.command("convert")
@@ -96,7 +96,7 @@ def command(
         raise click.UsageError("--q-bits, --q-group-size and --q-mode need -q")
     if not hf_path.strip():
         raise click.UsageError("--hf-path is empty; name a hub repository or a folder")
-    from ..convert.folder import convert
+    from ..convert.converter import convert
     from .progress import Display
 
     with Display() as progress:

@@ -30,7 +30,7 @@ def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
     """
     import mlx.core as mx
 
-    from ..families.folder import ModelFolder
+    from ..families.model_folder import ModelFolder
     from ..lora.formats.read import read_lora
 
     trained, again = read_lora(checkpoint), read_lora(exported)
@@ -59,7 +59,7 @@ def command(directory: Path) -> None:
     checks and generates. The result is noise; the way there is real.
     """
     from ..families import default
-    from ..testing.songs import write_configs, write_songs
+    from ..testing.demo_songs import write_configs, write_songs
 
     if directory.exists() and not directory.is_dir():
         raise AceStepError(f"{directory} is a file; name a folder")

@@ -13,7 +13,7 @@ from ..errors import CheckpointError, DataError
 from ..formatting import count, size
 
 if TYPE_CHECKING:
-    from ..families.folder import ModelFolder
+    from ..families.model_folder import ModelFolder
     from ..io.safetensors import TensorInfo
     from ..lora.weights import LoRAWeights
 
@@ -87,7 +87,7 @@ def pytorch_checkpoint(path: Path) -> list[str]:
 
 def mlx_folder(path: Path) -> list[str]:
     """An MLX folder: precision, components, source, and what fits this machine; all its weights are read."""
-    from ..families.folder import ModelFolder
+    from ..families.model_folder import ModelFolder
     from .progress import Display
 
     folder = ModelFolder.open(path)
@@ -146,7 +146,7 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
 
 def training_memory(model: Any, stored_bits: int | None) -> list[str]:
     """What training takes at each precision of the base, and whether this machine has it."""
-    from ..config.read import load_config
+    from ..config.read_run import load_config
     from ..families import of_flavour
     from ..training.memory import estimate, machine_memory, usable
 
@@ -305,7 +305,7 @@ def weights_file(path: Path) -> list[str]:
 
 def data_set(path: Path, kind: str) -> list[str]:
     """A folder of songs (`local`) or a Hugging Face data set (`huggingface`), as training would see it."""
-    from ..config.read import load_config
+    from ..config.read_run import load_config
     from ..data.manifest import build_manifest
     from .progress import Display
 
@@ -352,7 +352,7 @@ def lyrics(path: Path, folder: ModelFolder | None, given: Path | None, language:
     """Lyrics line by line, as training and `generate` read them. folder, given: the model, or the vocabulary
     of lyrics, to read them with.
     """
-    from ..convert.cache import cache_folder
+    from ..convert.conversions import cache_folder
     from ..families import default
     from ..io.text_files import read_text
     from ..text.sheet import read_sheet

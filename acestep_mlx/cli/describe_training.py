@@ -11,7 +11,7 @@ from ..errors import AceStepError, DataError, NewerVersionError
 from ..formatting import count, size
 
 if TYPE_CHECKING:
-    from ..families.folder import ModelFolder
+    from ..families.model_folder import ModelFolder
 
 
 def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
@@ -102,7 +102,7 @@ def _loss(value: float | None) -> str:
 
 def configuration(path: str | Path) -> list[str]:
     """A run configuration: what is set, and what is ignored."""
-    from ..config.read import load_config
+    from ..config.read_run import load_config
 
     config = load_config(path)
     changed = {k: v for k, v in config.to_dict().items() if config.origin(k) != "default"}

@@ -66,7 +66,7 @@ def command(
     The trained scale is multiplied in, so that strength 1.0 is right everywhere. The file is read back and
     compared before this says done.
     """
-    from ..families.folder import ModelFolder
+    from ..families.model_folder import ModelFolder
     from ..lora.formats.read import find_file, read_lora
     from ..lora.formats.recognise import check_model
     from ..lora.formats.write import DTYPES, prepare, verify, write_lora

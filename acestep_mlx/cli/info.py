@@ -15,7 +15,7 @@ from ..io.schema import KINDS, parse_json, read_file
 from .paths import NamedPath
 
 if TYPE_CHECKING:
-    from ..families.folder import ModelFolder
+    from ..families.model_folder import ModelFolder
 
 LYRICS_SUFFIXES = (".lyrics", ".lrc")
 LYRICS_ENDINGS = ("_lyrics.txt", ".lyrics.txt")
@@ -32,7 +32,7 @@ def command(path: str, model: Path | None, lyric_vocab: Path | None, lyrics_lang
     """Say what PATH is: a PyTorch checkpoint, MLX folder, LoRA, training checkpoint or output, data set,
     configuration (also env=NAME, example=NAME), metrics, lyrics or sound file. Nothing is changed.
     """
-    from ..families.folder import ModelFolder
+    from ..families.model_folder import ModelFolder
 
     folder = ModelFolder.open(model) if model is not None else None
     for line in _describe(path, folder, lyric_vocab, lyrics_language):
@@ -155,8 +155,8 @@ def _json(path: Path) -> list[str]:
     except ValueError as error:
         raise AceStepError(f"{path}: not JSON: {error}") from None
     if isinstance(content, list):
-        from ..config.read import load_config
         from ..config.read_datasets import read_datasets
+        from ..config.read_run import load_config
 
         found = read_datasets(load_config({"data_backend_config": str(path.resolve())}))
         sets = [f"  {one.id}: {one.type}, {one.place}" for one in found.audio]

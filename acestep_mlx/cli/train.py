@@ -36,7 +36,7 @@ def command(context: click.Context, config: str, dry_run: bool, overwrite: bool)
     checkpoint; the same command with resume_from_checkpoint=latest goes on from there, bit for bit. An
     output_dir that holds a run is gone on with, refused or moved aside, never replaced.
     """
-    from ..config.read import load_config
+    from ..config.read_run import load_config
 
     resolved = load_config(config, context.args)
     if dry_run:

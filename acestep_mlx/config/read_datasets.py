@@ -30,7 +30,7 @@ from .datasets import (
     lyrics_name,
 )
 from .parsing import kind_of, show
-from .read import read_config_json
+from .read_run import read_config_json
 from .run import RunConfig
 
 Block = TypeVar("Block")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config.run import RunConfig
 from ..errors import DataError, cause
-from ..families.folder import ModelFolder
+from ..families.model_folder import ModelFolder
 from ..families.songs import Arrays, PartEncoder, Words
 from ..io.atomic import PREFIX, SUFFIX
 from ..io.audio import is_silent, read_audio

@@ -14,7 +14,7 @@ from typing import Any
 from ..formatting import problem_report
 from ..io.safetensors import TensorInfo, read_header
 from ..io.schema import read_json
-from ..io.weights import read_weights
+from ..io.shards import read_weights
 
 Parts = dict[str, dict[str, TensorInfo]]  # component → its tensors, by the names that its key map knows
 

@@ -118,7 +118,7 @@ class FoundTexts:
 
 
 class Folder(Protocol):
-    """What a family asks of an opened model folder: `families.folder.ModelFolder` is one."""
+    """What a family asks of an opened model folder: `families.model_folder.ModelFolder` is one."""
 
     @property
     def path(self) -> Path: ...

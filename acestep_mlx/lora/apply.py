@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError
-from .layers import Wrapper, base_linears, own_dtype
+from .linear import Wrapper, base_linears, own_dtype
 from .lyrics_embedder import check_parameters, embedder_parameters, make_dense
 from .merge import Part, check_strengths, fuse_layer, parameter_changes, parts_by_path
 from .weights import LoRAWeights

@@ -19,7 +19,7 @@ from ..families.protocol import LoRANames
 from ..io.safetensors import FLOATS, PICKLES, read_header
 from ..io.tensors import load_tensors, save_tensors
 from .formats.keys import describe_unknown, parse
-from .layers import QUANTIZED, Wrapper, dense_layer, dense_weight
+from .linear import QUANTIZED, Wrapper, dense_layer, dense_weight
 from .weights import LoRAModule, LoRAWeights
 
 FOLDER = "lyrics_embedder"

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
-from .layers import QUANTIZED, dense_layer, dense_weight
+from .linear import QUANTIZED, dense_layer, dense_weight
 from .weights import LoRAModule, LoRAWeights
 
 Part = tuple[LoRAModule, float]  # a module of one LoRA, and the strength to use it with

@@ -26,7 +26,7 @@ from ..errors import ConfigError, nearest
 from ..families import default
 from ..formatting import listed
 from .formats.keys import describe_unknown
-from .layers import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
+from .linear import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
 from .weights import LoRAModule, LoRAWeights
 
 INIT_TYPES = ("default", "gaussian")

@@ -15,7 +15,7 @@ from ..families import default
 from ..families.protocol import Family
 from ..formatting import count, listed
 from .formats.keys import describe_unknown
-from .layers import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
+from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
 
 # Rank → what upstream's published recipes set beside it: a scale of 2, which its files do not say.
 UPSTREAM_RECIPES = {16: "alpha 32", 256: "alpha 32 with rsLoRA"}

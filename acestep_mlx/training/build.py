@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..config.run import RunConfig
 from ..data.batches import Batches
-from ..families.folder import ModelFolder
+from ..families.model_folder import ModelFolder
 from ..lora.formats.read import read_lora
 from ..lora.lyrics_embedder import make_dense, set_embedder, trainable_embedder
 from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, idle_targets, inject, load_adapters

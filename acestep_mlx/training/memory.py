@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from ..config.optimizers import OPTIMIZERS
 from ..config.run import RunConfig
 from ..families import of_flavour
-from ..families.folder import ModelFolder, quantizable
+from ..families.model_folder import ModelFolder, quantizable
 from ..families.protocol import Family, Load
 from ..families.songs import Shape
 from ..formatting import count, size

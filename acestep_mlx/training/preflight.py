@@ -18,12 +18,12 @@ import mlx.nn as nn
 from ..config.datasets import HubSet
 from ..config.read_datasets import read_datasets
 from ..config.run import RunConfig
-from ..convert.cache import conversion_folder, is_mlx_folder
-from ..convert.folder import plan_folder
+from ..convert.conversions import conversion_folder, is_mlx_folder
+from ..convert.converter import plan_folder
 from ..convert.source import is_repo, resolve
 from ..errors import CheckpointError, ConfigError, cause, not_utf8
 from ..families import of_flavour
-from ..families.folder import ModelFolder
+from ..families.model_folder import ModelFolder
 from ..families.protocol import Family
 from ..io.schema import is_utf8
 from ..lora.formats.read import read_lora

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.run import RunConfig
-from ..convert.cache import ensure_model
+from ..convert.conversions import ensure_model
 from ..data.encode import Cache, encode_dataset
 from ..data.manifest import build_manifest
-from ..families.folder import ModelFolder
+from ..families.model_folder import ModelFolder
 from ..formatting import count
 from ..io.progress import Progress
 from ..report.events import Listeners

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config.read import load_config
+from ..config.read_run import load_config
 from ..config.run import RunConfig
 from ..errors import AceStepError, CheckpointError, ConfigError, cause
 from ..report.events import Finished, Listener, Listeners, MetricsFile, Started, damage

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from ..config.request import Request
 from ..config.run import RunConfig
 from ..errors import ConfigError, DataError
-from ..families.folder import ModelFolder
+from ..families.model_folder import ModelFolder
 from ..io import schema
 from ..io.audio import write_audio
 from ..io.hashes import hash_text

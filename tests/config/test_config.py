@@ -12,8 +12,8 @@ import pytest
 
 from acestep_mlx.config.optimizers import OPTIMIZERS, SETTINGS
 from acestep_mlx.config.parsing import PARSERS
-from acestep_mlx.config.read import examples, load_config
 from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.read_run import examples, load_config
 from acestep_mlx.config.run import ALIASES, EXAMPLES, GROUPS, OPTIONS, SUPPORTED, RunConfig
 from acestep_mlx.errors import ConfigError
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from acestep_mlx.config.datasets import TABLES, CsvSet, DataSet, DataSets, FolderSet, HubSet
-from acestep_mlx.config.read import load_config
 from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import ConfigError
 
 SPEC = """[{"id": "my-audio-dataset", "type": "local", "dataset_type": "audio",

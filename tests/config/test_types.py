@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 from acestep_mlx.config.datasets import CsvSet, FolderSet, HubSet, Shuffle
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.config.request import Request
 

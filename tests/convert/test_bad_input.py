@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import main
-from acestep_mlx.convert.folder import SPARE, convert
+from acestep_mlx.convert.converter import SPARE, convert
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.formatting import size
 from acestep_mlx.io.safetensors import read_header
@@ -411,7 +411,7 @@ def test_a_full_disk(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 share = float(sys.argv[3])
 def progress(advance):
     if advance.total and advance.done >= share * advance.total:

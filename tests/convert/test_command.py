@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.cli import convert, main
-from acestep_mlx.convert import folder as converter
-from acestep_mlx.convert.folder import Report
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.convert import converter
+from acestep_mlx.convert.converter import Report
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1.layouts import FOLDERS
 from acestep_mlx.formatting import size
 from acestep_mlx.io.safetensors import read_header

@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 import acestep_mlx
 from acestep_mlx.convert import source as sources
 from acestep_mlx.convert import stream
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families import family, released
-from acestep_mlx.families.folder import MODES, ModelFolder, quantizable
+from acestep_mlx.families.model_folder import MODES, ModelFolder, quantizable
 from acestep_mlx.families.v1.miniature import write_checkpoint
 from acestep_mlx.io.progress import Advance
 from acestep_mlx.io.safetensors import read_header
@@ -230,7 +230,7 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "source", size=replace(TINY, text_encoder=wide))
     code = (
         "import resource, sys\n"
-        "from acestep_mlx.convert.folder import convert\n"
+        "from acestep_mlx.convert.converter import convert\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "convert(sys.argv[1], sys.argv[2], dtype='bfloat16')\n"
         "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from acestep_mlx.cli import main
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families.v1.geometry import TINY
 from acestep_mlx.families.v1.umt5 import UMT5Config

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1.codec import Codec
 from acestep_mlx.families.v1.geometry import TRUE
 from acestep_mlx.families.v1.lyrics.tokenizer import LyricTokenizer
@@ -73,7 +73,7 @@ def test_lyric_vocabulary_has_the_ids_the_model_relies_on(tiny_model: Path) -> N
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_weights_make_sane_sound(seed: int, tmp_path: Path) -> None:
     """Latents near unit variance, a wav that is finite, audible and not clipped."""
-    from acestep_mlx.convert.folder import convert
+    from acestep_mlx.convert.converter import convert
 
     write_checkpoint(tmp_path / "checkpoint", seed=seed)
     convert(tmp_path / "checkpoint", tmp_path / "model")

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import main
-from acestep_mlx.convert.cache import ensure_model
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.conversions import ensure_model
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1.layouts import ALL_IN_ONE, FOLDERS
 from acestep_mlx.families.v1.miniature_text import TEXT, WORDS
 from acestep_mlx.families.v1.spiece import tokenizer_json

@@ -17,11 +17,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from acestep_mlx.cli import describe
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.convert.source import Source, resolve
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families import REGISTRY
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.layouts import TEXT_ENCODER
 from acestep_mlx.families.v15.miniature import CHANNELS, write_checkpoint

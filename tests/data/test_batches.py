@@ -14,7 +14,7 @@ import pytest
 from acestep_mlx.data.batches import Batches, Item, songs_per_epoch
 from acestep_mlx.data.encode import Cache, encode_dataset
 from acestep_mlx.data.manifest import build_manifest
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1 import FAMILY as V1
 
 from .songs import config, song

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.cli.dry_run import Length, default_lines, run_length, setting_lines
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 
 from .songs import song
 

@@ -20,7 +20,7 @@ from acestep_mlx.data.encode import Cache, as_half, encode_dataset, load_part
 from acestep_mlx.data.facts import FileAudio, examine
 from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.errors import DataError
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.io.atomic import temporary
 from acestep_mlx.io.audio import read_audio
 from acestep_mlx.io.hashes import cache_key, hash_file

@@ -19,14 +19,14 @@ import soundfile as sf
 
 from acestep_mlx.config import read_datasets
 from acestep_mlx.config.datasets import BLOCKS, TABLES, Audio
-from acestep_mlx.config.read import load_config
 from acestep_mlx.config.read_datasets import read_block
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.config.run import RunConfig
 from acestep_mlx.data.batches import songs_per_epoch
 from acestep_mlx.data.encode import Cache, encode_dataset
 from acestep_mlx.data.manifest import Manifest, Sample, build_manifest
 from acestep_mlx.errors import ConfigError, DataError
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1 import songs
 
 from ..reach import Check, Walk

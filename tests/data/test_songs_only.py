@@ -116,8 +116,8 @@ def test_output_dir_is_the_songs_folder_itself(tmp_path: Path, songs: Path) -> N
 
 def test_clips_carry_the_tag(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moved to another folder they are known all the same."""
-    from acestep_mlx.config.read import load_config
-    from acestep_mlx.families.folder import ModelFolder
+    from acestep_mlx.config.read_run import load_config
+    from acestep_mlx.families.model_folder import ModelFolder
     from acestep_mlx.report.events import Listeners, ValidationClip
     from acestep_mlx.training.validation import ACEStepPipeline, Validation
 

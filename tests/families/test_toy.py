@@ -13,12 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 import acestep_mlx
 from acestep_mlx.cli import main
-from acestep_mlx.convert.cache import ensure_model
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.conversions import ensure_model
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.convert.source import hub_commit, resolve
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families import REGISTRY, family
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 
 from . import toy
 from .toy_checkpoint import ALPHABET, write_checkpoint

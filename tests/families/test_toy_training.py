@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.config.read import load_config
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.config.read_run import load_config
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.report.events import Evaluated, StepDone

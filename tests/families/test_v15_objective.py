@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families.songs import CachedSong, Shape
 from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15 import objective as flow

@@ -186,8 +186,8 @@ def test_a_batch(drop_text: bool, drop_lyrics: bool) -> None:
 def test_a_converted_model_encodes_songs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its own text encoder, tokenizer, condition encoder and autoencoder."""
     from acestep_mlx import families
-    from acestep_mlx.convert.folder import convert
-    from acestep_mlx.families.folder import ModelFolder
+    from acestep_mlx.convert.converter import convert
+    from acestep_mlx.families.model_folder import ModelFolder
     from acestep_mlx.families.v15.miniature import write_checkpoint
 
     monkeypatch.setitem(families.REGISTRY, "v15", __name__)

@@ -18,7 +18,7 @@ import pytest
 
 from acestep_mlx import families
 from acestep_mlx.config import run
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.protocol import Batch, Draw, LatentSpec, Load, Variant
 from acestep_mlx.families.songs import (
     Arrays,

@@ -16,9 +16,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.families.folder import ModelFolder
 from acestep_mlx.families.keymap import KeyMap
 from acestep_mlx.families.layout import Layout, Parts, Place
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.protocol import Component, FoundTexts, LoRANames
 from acestep_mlx.io import schema
 from acestep_mlx.io.progress import Progress

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.data.cache import Store
 from acestep_mlx.data.facts import AudioFacts, FactsIndex
 from acestep_mlx.io import atomic, new_folder

@@ -14,7 +14,7 @@ from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.apply import AppliedLoRA, apply_loras, remove_loras
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.write import write_lora
-from acestep_mlx.lora.layers import base_linears, dense_weight
+from acestep_mlx.lora.linear import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
 from acestep_mlx.lora.surgery import LoRASpec, from_model
 

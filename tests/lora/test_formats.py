@@ -23,7 +23,7 @@ from acestep_mlx.lora.formats.keys import parse
 from acestep_mlx.lora.formats.metadata import METADATA_KEY
 from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
 from acestep_mlx.lora.formats.write import FORMATS, TOLERANCES, verify, write_lora
-from acestep_mlx.lora.layers import base_linears, dense_weight
+from acestep_mlx.lora.linear import base_linears, dense_weight
 from acestep_mlx.lora.lyrics_embedder import (
     embedder_parameters,
     ignored_by_comfyui,

@@ -17,10 +17,10 @@ from mlx.utils import tree_flatten
 from acestep_mlx import cli
 from acestep_mlx.cli.fuse import rounding_lines
 from acestep_mlx.convert import fused as convert_fuse
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.convert.fused import FuseReport, fuse
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.formatting import size
 from acestep_mlx.io.safetensors import read_header, sample
 from acestep_mlx.lora.apply import apply_loras

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.families.v1.lora import LORA
-from acestep_mlx.lora.layers import dense_weight
+from acestep_mlx.lora.linear import dense_weight
 from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 from acestep_mlx.lora.surgery import (
     LoRALinear,

@@ -15,7 +15,7 @@ from acestep_mlx.convert.source import resolve
 from acestep_mlx.convert.stream import plan_component
 from acestep_mlx.errors import CheckpointError, NewerVersionError
 from acestep_mlx.families import family
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1.layouts import FOLDERS
 from acestep_mlx.io import safetensors as files
 
@@ -69,7 +69,7 @@ def test_every_size_with_every_kind_of_nonsense(
 
     monkeypatch.setitem(COMPONENTS, component, replace(made, module=build))
     header = files.read_header(model / f"{component}.safetensors")
-    monkeypatch.setattr("acestep_mlx.families.folder.read_header", lambda path: header)
+    monkeypatch.setattr("acestep_mlx.families.model_folder.read_header", lambda path: header)
     refused = 0
     for field in good:
         for odd in ODD:

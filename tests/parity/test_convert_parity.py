@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.convert.folder import convert
-from acestep_mlx.families.folder import ModelFolder
+from acestep_mlx.convert.converter import convert
+from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1.geometry import TINY
 from acestep_mlx.families.v1.miniature import write_checkpoint
 

@@ -13,7 +13,7 @@ from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.recognise import recognise
 from acestep_mlx.lora.formats.write import write_lora
-from acestep_mlx.lora.layers import base_linears
+from acestep_mlx.lora.linear import base_linears
 
 from ..families.tiny import tiny
 from ..later import Later

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import ConfigError
 
 from . import reference

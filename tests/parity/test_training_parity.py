@@ -8,12 +8,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.families import family
-from acestep_mlx.families.folder import Quantization, quantize_layers
+from acestep_mlx.families.model_folder import Quantization, quantize_layers
 from acestep_mlx.families.protocol import Draw
 from acestep_mlx.families.v1 import objective as flow
 from acestep_mlx.families.v1.dit import TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
-from acestep_mlx.lora.layers import dense_weight
+from acestep_mlx.lora.linear import dense_weight
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.families.folder import Quantization, quantize_layers
+from acestep_mlx.families.model_folder import Quantization, quantize_layers
 from acestep_mlx.families.protocol import Draw
 from acestep_mlx.families.songs import CachedSong, Shape, Words
 from acestep_mlx.families.v15 import ACEStep15
@@ -23,7 +23,7 @@ from acestep_mlx.families.v15.conditions import ConditionEncoder
 from acestep_mlx.families.v15.dit import ACEStep15Transformer, TransformerConfig
 from acestep_mlx.families.v15.objective import FlowMatching
 from acestep_mlx.families.v15.songs import texts
-from acestep_mlx.lora.layers import dense_weight
+from acestep_mlx.lora.linear import dense_weight
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep

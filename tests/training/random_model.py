@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from acestep_mlx.families.folder import quantizable
+from acestep_mlx.families.model_folder import quantizable
 from acestep_mlx.families.protocol import Family
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.training import checkpoint
 from acestep_mlx.training.validation import prompts

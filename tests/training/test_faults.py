@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import AceStepError
 from acestep_mlx.training.faults import OutOfMemory, explained, memory_advice, same_again
 

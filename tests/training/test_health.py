@@ -11,7 +11,7 @@ import shutil
 import mlx.core as mx
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import AceStepError
 from acestep_mlx.report.events import CheckpointSaved, Notice, StepDone
 from acestep_mlx.training import checkpoint

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1 import lyric_states
 from acestep_mlx.families.v1.lora import ATTENTION

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from acestep_mlx.config.optimizers import OPTIMIZERS
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.training import build, settings
 from acestep_mlx.training.optimizers import SCHEDULES, Group, Schedule, make_optimizer

@@ -91,7 +91,7 @@ def test_a_lora_without_checkpoints_is_not_replaced_by_latest(used):
 
 
 def test_dry_run_refuses_a_used_folder_with_the_same_words(used):
-    from acestep_mlx.config.read import load_config
+    from acestep_mlx.config.read_run import load_config
     from acestep_mlx.training.preflight import preflight
 
     config, _ = used

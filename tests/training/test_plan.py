@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from acestep_mlx.config.optimizers import OPTIMIZERS
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families.songs import Shape
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.config.run import OPTIONS, SUPPORTED
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.training import checkpoint

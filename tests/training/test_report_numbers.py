@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from acestep_mlx import __version__
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.config.run import RunConfig
 from acestep_mlx.io.audio import write_audio
 from acestep_mlx.report import charts

@@ -123,7 +123,7 @@ def test_checkpoint_holds_what_the_readme_says(finished):
         "config.json",
         "training_state.json",
     }
-    from acestep_mlx.config.read import load_config
+    from acestep_mlx.config.read_run import load_config
     from acestep_mlx.lora.formats.read import read_lora
 
     assert load_config(result.checkpoint / "config.json").lora_rank == 2
@@ -203,7 +203,7 @@ def test_longer_run_may_go_on_from_a_checkpoint(finished, root, tmp_path):
 
 @pytest.mark.slow
 def test_dry_run_says_where_a_run_goes_on_and_what_contradicts(root, tiny_model):
-    from acestep_mlx.config.read import load_config
+    from acestep_mlx.config.read_run import load_config
     from acestep_mlx.training.preflight import preflight
 
     config = runs.configuration(root, tiny_model, "preflight", max_train_steps=2, checkpointing_steps=2)
@@ -229,7 +229,7 @@ def test_dry_run_says_where_a_run_goes_on_and_what_contradicts(root, tiny_model)
 
 def test_preflight_says_what_a_lora_to_start_from_lacks(root, tiny_model, tmp_path):
     """A file without alpha, with modules that the model never uses; and which settings upstream's needs."""
-    from acestep_mlx.config.read import load_config
+    from acestep_mlx.config.read_run import load_config
     from acestep_mlx.training.preflight import preflight
 
     block = "transformer_blocks.0.cross_attn"

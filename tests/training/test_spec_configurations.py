@@ -14,7 +14,7 @@ import pytest
 
 from acestep_mlx.cli import main
 from acestep_mlx.lora.formats.read import read_lora
-from acestep_mlx.testing.songs import SONGS, write_songs
+from acestep_mlx.testing.demo_songs import SONGS, write_songs
 
 CONFIG = """{"model_family": "ace_step", "model_type": "lora", "model_flavour": "base",
  "pretrained_model_name_or_path": "ACE-Step/ACE-Step-v1-3.5B", "resolution": 0,

@@ -383,7 +383,7 @@ def test_dropout_comes_back_after_an_evaluation_that_fails() -> None:
 
 
 def test_clips_are_heard_without_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from acestep_mlx.config.read import load_config
+    from acestep_mlx.config.read_run import load_config
     from acestep_mlx.training import validation
 
     model = tiny.adapted(spec=LoRASpec(rank=2, dropout=0.5))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.report import trackers
 from acestep_mlx.report.events import (
     CheckpointSaved,

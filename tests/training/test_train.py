@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.config.read import load_config
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone, ValidationClip
 from acestep_mlx.training import checkpoint, faults
@@ -132,7 +132,7 @@ def test_a_tiny_model_overfits_one_clip(tmp_path, tiny_model):
     """The loss with fixed noise and timesteps falls at least fivefold."""
     from dataclasses import replace
 
-    from acestep_mlx.families.folder import ModelFolder
+    from acestep_mlx.families.model_folder import ModelFolder
     from acestep_mlx.families.v1.codec import Codec
     from acestep_mlx.io.audio import read_audio
     from acestep_mlx.lora.surgery import LoRASpec

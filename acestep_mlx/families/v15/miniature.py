@@ -17,7 +17,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from ..folder import parameters_of
+from ..model_folder import parameters_of
 from ..random_weights import Shape, Spec, random_values, write_weights
 from ..v1.miniature_text import TEXT, WORDS, byte_pairs
 from .components import COMPONENTS

@@ -15,7 +15,7 @@ from ...families import REGISTRY
 from ...families import family as family_of
 from ...families.protocol import Family
 from ...formatting import count, listed
-from ..layers import base_linears, linear_shape
+from ..linear import base_linears, linear_shape
 from ..lyrics_embedder import embedder_parameters
 from .keys import (
     FLAT_PREFIXES,

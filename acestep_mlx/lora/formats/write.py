@@ -22,7 +22,7 @@ from ... import __version__
 from ...config.lora_formats import FORMATS
 from ...errors import CheckpointError, ConfigError
 from ...io.tensors import save_tensors
-from ..layers import base_linears, row_norms_squared
+from ..linear import base_linears, row_norms_squared
 from ..lyrics_embedder import for_format
 from ..weights import LoRAWeights, relative_difference
 from .keys import describe_unknown

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, nearest
-from ..families.folder import DTYPES, FORMAT, FORMAT_VERSION, Quantization
+from ..families.model_folder import DTYPES, FORMAT, FORMAT_VERSION, Quantization
 from ..families.protocol import FoundTexts
 from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent

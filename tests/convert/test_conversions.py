@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from acestep_mlx.convert import cache
-from acestep_mlx.convert.cache import cache_folder, ensure_model
-from acestep_mlx.convert.folder import Settings
+from acestep_mlx.convert import conversions as cache
+from acestep_mlx.convert.conversions import cache_folder, ensure_model
+from acestep_mlx.convert.converter import Settings
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.families.folder import ModelFolder, Quantization
+from acestep_mlx.families.model_folder import ModelFolder, Quantization
 from acestep_mlx.io.progress import Advance
 
 COMMIT = "89abcdef" * 5
@@ -122,7 +122,7 @@ def test_a_broken_source_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -
 def test_two_processes_convert_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from acestep_mlx.convert.cache import ensure_model\n"
+        "from acestep_mlx.convert.conversions import ensure_model\n"
         "notes = []\n"
         "tell = lambda advance: advance.total or notes.append(advance.stage)\n"
         "print(ensure_model(sys.argv[1], cache_dir=sys.argv[2], progress=tell))\n"

@@ -14,10 +14,10 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
-from acestep_mlx.convert.folder import convert
+from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families import family
-from acestep_mlx.families.folder import ModelFolder, quantizable, quantize_layers
+from acestep_mlx.families.model_folder import ModelFolder, quantizable, quantize_layers
 from acestep_mlx.io.hashes import BLOCK
 from acestep_mlx.io.safetensors import SAMPLES, read_header
 from acestep_mlx.io.tensors import SafetensorsWriter, read_rows
@@ -127,7 +127,7 @@ def test_quantisable_looks_at_type_place_and_size() -> None:
 
 
 def test_quantize_layers_names_what_it_did(tiny_model: Path) -> None:
-    from acestep_mlx.families.folder import Quantization
+    from acestep_mlx.families.model_folder import Quantization
 
     model = ModelFolder.open(tiny_model).load("transformer")
     names = quantize_layers(COMPONENTS["transformer"], model, Quantization.of(4, 32))

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..families.folder import ModelFolder, Quantization
+from ..families.model_folder import ModelFolder, Quantization
 from ..io.hashes import hash_text
 from ..io.new_folder import exclusive, new_path
 from ..io.progress import Advance, Progress, silent
-from .folder import Settings, write_folder
+from .converter import Settings, write_folder
 from .source import Source, hub_commit, is_repo, resolve
 
 CONVERSION = "0.1.0"  # whose conversions are used; raise it when the weights would differ
