@@ -6,8 +6,9 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -290,3 +291,41 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+#: Names that two files may have outside the families: what one declares or tells, the other makes or draws.
+PAIRS = {
+    "cache": ("data", "cli"),
+    "events": ("report", "cli"),
+    "optimizers": ("config", "training"),
+    "progress": ("io", "cli"),
+    "run": ("config", "training"),
+}
+#: Shared files to which a file of the same name in each family's folder answers.
+ANSWERED = {"config": "nn", "keymap": "families", "memory": "training", "songs": "families"}
+
+
+def _shared_names(files: Iterable[str]) -> set[str]:
+    """Names of files that stand twice, outside the folders of families, which have one shape; or in such a
+    folder and outside."""
+    outside, own = Counter[str](), set()
+    for path in map(PurePosixPath, files):
+        if path.name != "__init__.py" and path.parts[0] == "families" and len(path.parts) > 2:
+            own.add(path.stem)
+        elif path.name != "__init__.py":
+            outside[path.stem] += 1
+    return {name for name, times in outside.items() if times > 1 or name in own}
+
+
+def test_a_name_is_one_thing() -> None:
+    files = [path.relative_to(ROOT).as_posix() for path in FILES]
+    assert _shared_names(files) == PAIRS.keys() | ANSWERED.keys()
+    for name, rooms in (*PAIRS.items(), *((name, (room,)) for name, room in ANSWERED.items())):
+        there = {_own(p) for p in FILES if p.stem == name and (_own(p) != "families" or "families" in rooms)}
+        assert there == set(rooms), name
+
+
+def test_a_name_of_two_things_is_seen() -> None:
+    files = ["data/folder.py", "convert/folder.py", "families/v1/dit.py", "families/v15/dit.py", "io/png.py"]
+    assert _shared_names(files) == {"folder"}
+    assert _shared_names(["families/v1/read.py", "config/read.py", "config/__init__.py"]) == {"read"}

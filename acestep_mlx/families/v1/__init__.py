@@ -76,8 +76,8 @@ class ACEStepV1:
         return memory.StepMemory(self.latents.frame_rate)
 
     def read_lyrics(self, text: str, language: str | None) -> Lyrics:
-        """See `lyrics.read`."""
-        from .lyrics.read import read_lyrics
+        """See `lyrics`."""
+        from .lyrics import read_lyrics
 
         return read_lyrics(text, language)
 
