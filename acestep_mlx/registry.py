@@ -14,6 +14,11 @@ def answers(name: str) -> Any:
     return import_module(REGISTRY[name]).FAMILY
 
 
+def of_flavour(flavour: str) -> Any:
+    """The family with this `model_flavour`, which a configuration has checked."""
+    return next(one for one in map(answers, REGISTRY) if flavour in one.variants)
+
+
 def flavours() -> tuple[str, ...]:
     """The values of `model_flavour`; the first is the default."""
     return tuple(flavour for name in REGISTRY for flavour in answers(name).variants)

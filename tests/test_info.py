@@ -125,7 +125,7 @@ def test_training_fits_where_what_is_usable_suffices(
         memory = need * 3 / 2 if need < 24e9 else need * 4 / 3
         for share, verdict in ((0.99, "does not fit"), (1.01, "fits")):
             monkeypatch.setattr(plan, "machine_memory", lambda m=int(share * memory): m)
-            (line,) = [one for one in training_memory(model, stored_bits) if f"={config}:" in one]
+            (line,) = [one for one in training_memory(V1, model, stored_bits) if f"={config}:" in one]
             assert line.endswith(f"about {size(need)}, {verdict}"), (config, share)
 
 

@@ -35,6 +35,7 @@ from acestep_mlx.training import evaluation as evaluate
 from acestep_mlx.training import run as loop
 from acestep_mlx.training.step import TrainStep
 
+from .families import v15
 from .reach import Walk
 from .small import small_model
 from .training import runs
@@ -640,6 +641,15 @@ def _(lab: Lab) -> None:
 
     np.testing.assert_allclose(logits(1.0), 2 * logits(0.5), atol=0.05)
     assert np.abs(logits(1.0)).max() > 0.2
+
+
+@reaches("ace_step_timestep_draws")
+def _(lab: Lab) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        v15.registered(patch)
+        for draws in (1, 2):
+            config = load_config({"model_flavour": "v15-base", "ace_step_timestep_draws": draws})
+            assert getattr(v15.FAMILY.objective(config), "draws") == draws  # noqa: B009
 
 
 @reaches("caption_dropout_probability")

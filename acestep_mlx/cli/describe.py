@@ -14,6 +14,7 @@ from ..formatting import count, size
 
 if TYPE_CHECKING:
     from ..families.model_folder import ModelFolder
+    from ..families.protocol import Family
     from ..io.safetensors import TensorInfo
     from ..lora.weights import LoRAWeights
 
@@ -73,9 +74,11 @@ def pytorch_checkpoint(path: Path) -> list[str]:
         except CheckpointError as error:
             problems.append(str(error))
     lines.append(f"  {size(bytes_total)} in all")
+    if model is not None and len(source.family.variants) > 1:
+        lines.append(f"  variant: {' or '.join(source.family.flavours(model))}")
     if problems or model is None:
         return [*lines, "it does not convert:", *(f"  {problem}" for problem in problems)]
-    lines += training_memory(model, None)
+    lines += training_memory(source.family, model, None)
     lacking = source.family.texts.lacking(source.path, source.layout)
     lines += [f"  {line}" for line in lacking.values()]
     flags = "".join(f" --{name.replace('_', '-')} PATH" for name in lacking)
@@ -114,7 +117,7 @@ def mlx_folder(path: Path) -> list[str]:
     with Display() as display:
         folder.check_contents(display)
     bits = (folder.quantization or {}).get("bits")
-    return lines + training_memory(folder.component_config("transformer"), bits)
+    return lines + training_memory(folder.family, folder.component_config("transformer"), bits)
 
 
 def precision(folder: ModelFolder) -> str:
@@ -144,22 +147,20 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
     return parameters, stored, quantized
 
 
-def training_memory(model: Any, stored_bits: int | None) -> list[str]:
+def training_memory(family: Family, model: Any, stored_bits: int | None) -> list[str]:
     """What training takes at each precision of the base, and whether this machine has it."""
     from ..config.read_run import load_config
-    from ..families import of_flavour
     from ..training.memory import estimate, machine_memory, usable
 
-    memory = machine_memory()
+    flavour, memory = family.flavours(model)[0], machine_memory()
     room = usable(memory)
     lines = [
         f"training (rank 16, batch 1, {SECONDS} s of music) on this machine, {size(memory)} "
         f"of which {size(room)} are usable:"
     ]
     for precision in ("no_change",) if stored_bits else ("no_change", "int8-quanto", "int4-quanto"):
-        config = load_config({"base_model_precision": precision})
-        load = of_flavour(config.model_flavour).memory.load(SECONDS)
-        need = estimate(config, load, model=model, stored_bits=stored_bits).total
+        config = load_config({"base_model_precision": precision, "model_flavour": flavour})
+        need = estimate(config, family.memory.load(SECONDS), model=model, stored_bits=stored_bits).total
         verdict = "fits" if need <= room else "does not fit"
         lines.append(f"  base_model_precision={precision}: about {size(need)}, {verdict}")
     return lines

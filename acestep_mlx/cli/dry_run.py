@@ -97,9 +97,9 @@ def default_lines(config: RunConfig) -> list[str]:
 
 def _options(config: RunConfig, only: str | None = None) -> list[tuple[str, bool]]:
     """(line, whether the user set it) of each supported option."""
-    rows = []
+    rows, counting = [], config.to_dict()
     for option in (o for group, options in GROUPS.items() if only in (None, group) for o in options):
-        if option.status == "supported":
+        if option.name in counting:
             origin = config.origin(option.name)
             given = origin != "default" and not origin.startswith("as ")
             rows.append((f"  {option.name} = {_value(getattr(config, option.name))}  ({origin})", given))

@@ -69,6 +69,9 @@ IGNORED: dict[str, str] = {
         metadata_update_interval override_dataset_config preserve_data_backend_cache
         skip_file_discovery text_cache_disable text_cache_ondemand text_embed_full_cache
         vae_cache_scan_behaviour vae_cache_preprocess""",
+    "nothing that comes with a model is run": "trust_remote_code",
+    "captions and lyrics are read as far as the model was trained to": "tokenizer_max_length",
+    "the text encoder comes with the model": "qwen_text_encoder_model_name_or_path",
     "the data set's `config` block names columns": """
         parquet_caption_column parquet_filename_column""",
     "publishing is left to the user: upload pytorch_lora_weights.safetensors": """
@@ -85,11 +88,11 @@ IGNORED: dict[str, str] = {
         refiner_training_strength rescale_betas_zero_snr save_text_encoder singlora_ramp_up_steps
         snr_gamma snr_weight soft_min_snr_sigma_data t5_padding text_encoder_limit text_encoder_lr
         timestep_bias_begin timestep_bias_end timestep_bias_multiplier timestep_bias_portion
-        tokenizer_max_length training_scheduler_timestep_spacing trust_remote_code use_soft_min_snr
+        training_scheduler_timestep_spacing use_soft_min_snr
         variant pretrained_vae_model_name_or_path pretrained_t5_model_name_or_path
         pretrained_gemma_model_name_or_path pretrained_unet_model_name_or_path
         pretrained_unet_subfolder pretrained_transformer_subfolder
-        qwen_text_encoder_model_name_or_path assistant_lora_strength
+        assistant_lora_strength
         assistant_lora_inference_strength validation_lycoris_strength vae_path distillation_config
         flow_cubic_schedule_weights disable_segmented_timestep_sampling audio_channels
         custom_text_encoder_intermediary_layers""",

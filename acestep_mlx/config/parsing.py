@@ -225,6 +225,14 @@ def parse(option: Option, value: Any, name: str, where: str) -> Any:
         raise ConfigError(f"{error} ({where}){error.hint}") from None
 
 
+def in_range(option: Option, number: float, name: str, where: str) -> None:
+    """ConfigError for a number outside the option's range."""
+    try:
+        _in_range(option, number, number, name)
+    except Mismatch as error:
+        raise ConfigError(f"{error} ({where}){error.hint}") from None
+
+
 def check_of(option: Option) -> Check:
     """The check of a value that has the option's type already."""
     check = _check_choice(option.choices) if option.choices else CHECKS[option.kind](option)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
+from ..registry import MAX_SECONDS, of_flavour
 from ..text.languages import forced_language
 from .datasets import (
     TABLES,
@@ -29,7 +30,7 @@ from .datasets import (
     SongSet,
     lyrics_name,
 )
-from .parsing import kind_of, show
+from .parsing import in_range, kind_of, show
 from .read_run import read_config_json
 from .run import RunConfig
 
@@ -111,7 +112,7 @@ def read_block(
     ignored: list[tuple[str, str, str]],
 ) -> Block:  # fmt: skip
     """A checked block of BLOCKS, what it leaves out filled in. `ignored` gathers (label, key, reason)."""
-    options = TABLES[block.__name__.lower()]
+    options, longest = TABLES[block.__name__.lower()], of_flavour(config.model_flavour).latents.max_seconds
     given: dict[str, Any] = {}
     seen: dict[str, str] = {}
     for one, key, value in options.read(raw.items(), where):
@@ -125,6 +126,8 @@ def read_block(
             raise ConfigError(
                 f"{seen[one.name]} and {key} are the same key but contradict each other ({where})"
             )
+        if one.high == MAX_SECONDS:
+            in_range(replace(one, high=longest), value, key, where)
         seen[one.name], given[one.name] = key, value
     followed = {name: getattr(config, one.follows) for name, one in options.items() if one.follows}
     return block(**{**followed, **given})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 from ..errors import ConfigError
 from ..formatting import without_secrets
 from ..io.filenames import as_stored
-from ..registry import MAX_SECONDS, REGISTRY, answers, flavours, lora_presets
+from ..registry import MAX_SECONDS, REGISTRY, answers, flavours, lora_presets, of_flavour
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
 from .lora_formats import FORMATS
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
 from .option import PathText, declared, foreign, option
-from .parsing import Options, show
+from .parsing import Options, in_range, show
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STRATEGIES = ("textfile", "filename", "instanceprompt", "csv", "huggingface")
@@ -187,9 +187,9 @@ class Flow:
     logit_mean: float = option(0.0, "Mean of the logit-normal timestep density.", low=-10, high=10)
     logit_std: float = option(1.0, "Standard deviation of the logit-normal timestep density.", above=0,
         high=10)
-    ace_step_timestep_draws: int = option(2, "Draws of a song's timestep, of which the largest counts.",
-        low=1, high=2, status="ignored",
-        reason="only ACE-Step 1.5 models are trained so, and they are not supported yet")
+    ace_step_timestep_draws: int = option(2,
+        "ACE-Step 1.5: draws of a song's timestep, of which the largest counts; 1 as other trainers have it.",
+        low=1, high=2)
     caption_dropout_probability: float = option(0.15,
         "How often a sample's caption is dropped, and, independently, its lyrics.", low=0, high=1)
     ace_step_ssl_loss_weight: Any = option(0.0, "Weight of the self-supervised alignment loss.",
@@ -359,11 +359,13 @@ class RunConfig(
         return self.origins.get(name, "default")
 
     def to_dict(self) -> dict[str, Any]:
-        """Supported options with their resolved values; plain JSON types. `load_config` accepts it again.
+        """Options that count for the model, with their resolved values; plain JSON types. `load_config`
+        accepts it again.
 
         This is what checkpoints, reports and trackers get, so access tokens are left out.
         """
-        return {name: without_secrets(getattr(self, name)) for name in SUPPORTED}
+        unused = of_flavour(self.model_flavour).unused
+        return {name: without_secrets(getattr(self, name)) for name in SUPPORTED if name not in unused}
 
     def resolve(self, path: str | Path, **fields: str) -> Path:
         """An absolute path: from the working directory, else (if it exists there) from the config's folder.
@@ -417,6 +419,7 @@ def finish(
     for name, (value, where) in given.items():
         if name in values and value is not None:
             values[name], origins[name] = value, where
+    _for_family(values, origins, ignored)
     for name in values:
         other = OPTIONS[name].follows
         if other and values[name] is None:
@@ -433,6 +436,33 @@ def finish(
             f"({origins['data_backend_config']})"
         )
     return RunConfig(**values, origins=origins, ignored=ignored, folder=folder, source=source)
+
+
+def _for_family(values: dict[str, Any], origins: dict[str, str], ignored: list[tuple[str, str]]) -> None:
+    """Defaults and limits of the chosen model; options that it has no use for are told, or refused."""
+    flavour = values["model_flavour"]
+    family = of_flavour(flavour)
+    for name, why in family.refused.items():
+        if not OPTIONS[name].is_off(values[name]):
+            raise ConfigError(f"{name}={show(values[name])} is not supported: {why} ({origins[name]})")
+    ignored += [(name, why) for name, why in family.unused.items() if name in origins]
+    preset, names = values["acestep_lora_target"], family.lora
+    others = [one.title for one in map(answers, REGISTRY) if one.lora.default == preset]
+    if preset not in names.presets and others and "acestep_lora_target" in origins:
+        del origins["acestep_lora_target"]  # configurations of other trainers carry it, and it is passed over
+        there = ", ".join(f"{name} ({' '.join(targets)})" for name, targets in names.presets.items())
+        why = f"{preset} is {others[0]}'s default; {family.title} gets {names.default}, of {there}"
+        ignored.append(("acestep_lora_target", why))
+    own = {
+        "pretrained_model_name_or_path": family.variants[flavour].repository,
+        "acestep_lora_target": names.default,
+        "audio_max_duration_seconds": family.latents.max_seconds,
+    }
+    values |= {name: value for name, value in own.items() if name not in origins}
+    for name in origins.keys() & values.keys():
+        if OPTIONS[name].high == MAX_SECONDS:
+            limited = replace(OPTIONS[name], high=family.latents.max_seconds)
+            in_range(limited, values[name], name, origins[name])
 
 
 def _check_length(values: dict[str, Any], origins: dict[str, str]) -> None:

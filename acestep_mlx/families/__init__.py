@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .. import registry
 from ..registry import REGISTRY, answers
 from .protocol import Family, Variant
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 def of_flavour(flavour: str) -> Family:
     """The family with this `model_flavour`, which a configuration has checked."""
-    return next(one for one in map(family, REGISTRY) if flavour in one.variants)
+    found: Family = registry.of_flavour(flavour)
+    return found
 
 
 def default() -> Family:
@@ -28,12 +30,17 @@ def family(name: str) -> Family:
     return found
 
 
+def families() -> Iterator[Family]:
+    """All of them."""
+    return map(family, REGISTRY)
+
+
 def layouts() -> Iterator[tuple[Family, Layout]]:
     """Every layout of every family."""
-    return ((one, layout) for one in map(family, REGISTRY) for layout in one.layouts)
+    return ((one, layout) for one in families() for layout in one.layouts)
 
 
 def released(repository: str | None = None) -> Variant:
     """The released model in a hub repository; the default one for None, and for a repository of others."""
-    variants = [variant for one in map(family, REGISTRY) for variant in one.variants.values()]
+    variants = [variant for one in families() for variant in one.variants.values()]
     return next((variant for variant in variants if variant.repository == repository), variants[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -80,12 +80,18 @@ class LatentSpec:
 class Variant:
     """One released model: its hub repository, how much is fetched from there, in GB, the commit that is taken
     unless another is named, and a repository with folders that this one lacks.
+
+    size: as people call it. transformer: what its config has otherwise than the class. advice: what to know
+    before training it.
     """
 
     repository: str
     gigabytes: float
     revision: str | None = None
     beside: str | None = None
+    size: str = ""
+    transformer: Mapping[str, Any] = field(default_factory=dict)
+    advice: str = ""
 
 
 # ── where a model comes from ──────────────────────────────────────────────────────────────────────────
@@ -359,6 +365,17 @@ class Family(Protocol):
     @property
     def variants(self) -> Mapping[str, Variant]:
         """By `model_flavour`; the first is the default."""
+
+    def flavours(self, config: Any) -> tuple[str, ...]:
+        """Which of the variants a model can be whose transformer has this config."""
+
+    @property
+    def unused(self) -> Mapping[str, str]:
+        """Options of a run that change nothing in this family's training → why."""
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Options of a run that this family cannot do → why, and what to do."""
 
     @property
     def latents(self) -> LatentSpec:

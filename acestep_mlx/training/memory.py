@@ -92,11 +92,11 @@ def estimate(
 ) -> Estimate:
     """Expected peak of training with `config` on batches like `load`.
 
-    model: sizes (default: the released 3.5B model). stored_bits: quantisation of the MLX folder, if any.
+    model: sizes (default: the released model's). stored_bits: quantisation of the MLX folder, if any.
     checkpointed: blocks that compute their activations again (default: all, or none if that is switched off).
     """
     family = of_flavour(config.model_flavour)
-    model = model or family.components["transformer"].config()
+    model = model or released_sizes(config)
     size = COMPUTE_DTYPES[config.mixed_precision].size
     bits = stored_bits or (config.quantization or {}).get("bits")
     if checkpointed is None:
@@ -122,6 +122,13 @@ def estimate(
             "program": FIXED,
         }
     )
+
+
+def released_sizes(config: RunConfig) -> Any:
+    """The config of the transformer that the released model of this flavour has."""
+    family = of_flavour(config.model_flavour)
+    sizes = family.variants[config.model_flavour].transformer
+    return family.components["transformer"].config(**sizes)
 
 
 def machine_memory() -> int:
@@ -190,7 +197,7 @@ def verdict(
 ) -> list[str]:
     """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits.
 
-    model: sizes (default: the released 3.5B model). batches: what a step may be made of (default: a minute
+    model: sizes (default: the released model's). batches: what a step may be made of (default: a minute
     of music). stored_bits: quantisation of the MLX folder, if any.
     """
     family = of_flavour(config.model_flavour)

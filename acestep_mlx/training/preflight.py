@@ -22,7 +22,7 @@ from ..convert.conversions import conversion_folder, is_mlx_folder
 from ..convert.converter import plan_folder
 from ..convert.source import is_repo, resolve
 from ..errors import CheckpointError, ConfigError, cause, not_utf8
-from ..families import of_flavour
+from ..families import families, of_flavour
 from ..families.model_folder import ModelFolder
 from ..families.protocol import Family
 from ..io.schema import is_utf8
@@ -77,7 +77,10 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     _check_trackers(config)
     requests(config)
     model = base_model(config)
-    make = of_flavour(config.model_flavour).components["transformer"].module
+    family = of_flavour(config.model_flavour)
+    if advice := family.variants[config.model_flavour].advice:
+        notify(advice, "info")
+    make = family.components["transformer"].module
     skeleton = make(model.transformer) if model.transformer is not None else None
     _check_lora(config, skeleton, notify)
     resume = _find_checkpoint(config, notify, overwrite)
@@ -145,13 +148,14 @@ def base_model(config: RunConfig) -> BaseModel:
         folder = ModelFolder.open(path)
         _check_family(config, folder.family, path)
         folder.check_bits((config.quantization or {}).get("bits"))
-        return BaseModel(
-            f"{path}, MLX folder, {_precision(folder)}", folder, folder.component_config("transformer")
-        )
+        sizes = folder.component_config("transformer")
+        _check_flavour(config, sizes, path)
+        return BaseModel(f"{path}, MLX folder, {_precision(folder)}", folder, sizes)
     if path.exists():
         source = resolve(path, config.revision)
         _check_family(config, source.family, path)
         sizes = plan_folder(source)["transformer"].config
+        _check_flavour(config, sizes, path)
         target = conversion_folder(source, config.quantization)
         if (target / "config.json").is_file():
             folder = ModelFolder.open(target)
@@ -160,9 +164,11 @@ def base_model(config: RunConfig) -> BaseModel:
         text = f"{path}, PyTorch checkpoint, will be converted once into {target}"
         return BaseModel(text, None, sizes)
     if is_repo(given):
+        _check_repository(config, given)
+        size = of_flavour(config.model_flavour).variants[config.model_flavour].size
         return BaseModel(
             f"{given}, downloaded and converted once if that has not been done yet; taken for the released "
-            "3.5B model",
+            f"{size} model",
             None,
             None,
         )
@@ -176,6 +182,28 @@ def _check_family(config: RunConfig, found: Family, path: Path) -> None:
         raise ConfigError(
             f"model_flavour={config.model_flavour} is {wanted.title}, and {path} is {found.title}; set "
             f"model_flavour={next(iter(found.variants))}, or name another model"
+        )
+
+
+def _check_flavour(config: RunConfig, sizes: Any, path: Path) -> None:
+    """ConfigError when the model is another variant of the family. sizes: its transformer's config."""
+    found = of_flavour(config.model_flavour).flavours(sizes)
+    if config.model_flavour not in found:
+        raise ConfigError(
+            f"model_flavour={config.model_flavour}, and {path} is {' or '.join(found)}; set "
+            f"model_flavour={found[0]}, or name another model"
+        )
+
+
+def _check_repository(config: RunConfig, repository: str) -> None:
+    """ConfigError when a repository is known to hold other variants than the one that is asked for."""
+    known = {flavour: one for family in families() for flavour, one in family.variants.items()}
+    found = [flavour for flavour, one in known.items() if one.repository == repository]
+    if found and config.model_flavour not in found:
+        flavour = config.model_flavour
+        raise ConfigError(
+            f"model_flavour={flavour}, and {repository} is {' or '.join(found)}; set "
+            f"model_flavour={found[0]}, or pretrained_model_name_or_path={known[flavour].repository}"
         )
 
 

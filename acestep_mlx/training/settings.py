@@ -30,10 +30,8 @@ def lora_spec(config: RunConfig) -> LoRASpec:
 
 
 def _preset(config: RunConfig) -> tuple[str, ...]:
-    """The targets of `acestep_lora_target`, or the family's own where that is not given."""
+    """The targets of `acestep_lora_target`."""
     family, chosen = of_flavour(config.model_flavour), config.acestep_lora_target
-    if config.origin("acestep_lora_target") == "default":
-        return family.lora.default_targets
     if chosen not in family.lora.presets:
         raise ConfigError(
             f"acestep_lora_target={chosen} is not for {family.title}; use one of "

@@ -139,6 +139,7 @@ CASES: dict[str, Case] = {
     "flow_schedule_shift": Case(**numbers(0.1, 100, 0, -1, 101), aliases=("shift",)),
     "logit_mean": Case(**numbers(-10, 10, -11, 11)),
     "logit_std": Case(**numbers(0.01, 10, 0, 11)),
+    "ace_step_timestep_draws": Case(**numbers(1, 2, 0, 3, whole=True)),
     "caption_dropout_probability": Case(**numbers(0, 1, -0.1, 1.1)),
     # checkpoints
     "checkpoint_step_interval": Case(

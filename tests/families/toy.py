@@ -105,6 +105,8 @@ class Toy:
     name = "toy"
     title = "Toy"
     variants: Mapping[str, Variant] = {"toy": Variant("nobody/toy", 0.0)}
+    unused: Mapping[str, str] = {}
+    refused: Mapping[str, str] = {}
     latents = SPEC
     padding = Padding(text=4, lyrics=8)
     instrumental = "hush"
@@ -112,6 +114,9 @@ class Toy:
     layouts = (LAYOUT,)
     texts = ToyTexts()
     components = COMPONENTS
+
+    def flavours(self, config: Any) -> tuple[str, ...]:
+        return ("toy",)
 
     def read_lyrics(self, text: str, language: str | None) -> Lyrics:
         shouted = ["lyrics line 1 is shouted"] if text.isupper() else []

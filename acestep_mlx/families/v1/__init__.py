@@ -28,13 +28,23 @@ class ACEStepV1:
     name = "v1"
     title = "ACE-Step v1"
     variants: Mapping[str, Variant] = {
-        "base": Variant("ACE-Step/ACE-Step-v1-3.5B", 7.7, "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c")
+        "base": Variant(
+            "ACE-Step/ACE-Step-v1-3.5B", 7.7, "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c", size="3.5B"
+        )
     }
+    unused: Mapping[str, str] = {
+        "ace_step_timestep_draws": "only ACE-Step 1.5 is trained so; ACE-Step v1 draws a timestep once"
+    }
+    refused: Mapping[str, str] = {}
     latents = LATENTS
 
     padding = Padding(text=32, lyrics=64)
     instrumental = "[inst]"
     key_mark: Mapping[str, Any] = {}
+
+    def flavours(self, config: Any) -> tuple[str, ...]:
+        """There is one."""
+        return tuple(self.variants)
 
     @cached_property
     def components(self) -> Mapping[str, Component]:

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 TURBO = "ACE-Step/Ace-Step1.5"  # with the autoencoder and the text encoder of all variants
+#: sizes of the XL transformer
+XL = {
+    "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "encoder_hidden_size": 2048,
+}  # fmt: skip
+_FROZEN = "ACE-Step 1.5 encodes lyrics with a frozen encoder, and nothing of it is trained"
+
+
+def _advice(base: str) -> str:
+    return (
+        f"turbo models are distilled to few steps, which training one undoes in part; train on "
+        f"model_flavour={base}, and hear the LoRA through this one with validation_model"
+    )
 
 
 class ACEStep15:
@@ -37,13 +50,28 @@ class ACEStep15:
     # Not verifiable offline: names and sizes are taken from descriptions, no repository was opened. All but
     # the first are one variant's folder, without autoencoder and text encoder.
     variants: Mapping[str, Variant] = {
-        "v15-turbo": Variant(TURBO, 6.3),
-        "v15-base": Variant("ACE-Step/acestep-v15-base", 4.8, beside=TURBO),
-        "v15-sft": Variant("ACE-Step/acestep-v15-sft", 4.8, beside=TURBO),
-        "v15-xl-base": Variant("ACE-Step/acestep-v15-xl-base", 10.0, beside=TURBO),
-        "v15-xl-sft": Variant("ACE-Step/acestep-v15-xl-sft", 10.0, beside=TURBO),
-        "v15-xl-turbo": Variant("ACE-Step/acestep-v15-xl-turbo", 10.0, beside=TURBO),
+        "v15-base": Variant("ACE-Step/acestep-v15-base", 4.8, beside=TURBO, size="2B base"),
+        "v15-sft": Variant("ACE-Step/acestep-v15-sft", 4.8, beside=TURBO, size="2B sft"),
+        "v15-turbo": Variant(TURBO, 6.3, size="2B turbo", advice=_advice("v15-base")),
+        "v15-xl-base": Variant("ACE-Step/acestep-v15-xl-base", 10.0, None, TURBO, "4B base", XL),
+        "v15-xl-sft": Variant("ACE-Step/acestep-v15-xl-sft", 10.0, None, TURBO, "4B sft", XL),
+        "v15-xl-turbo": Variant(
+            "ACE-Step/acestep-v15-xl-turbo", 10.0, None, TURBO, "4B turbo", XL, _advice("v15-xl-base")
+        ),
     }
+    unused: Mapping[str, str] = {
+        "flow_schedule_shift": "ACE-Step 1.5 draws its timesteps without a shift",
+        **dict.fromkeys(
+            ("lyrics_embedder_lr", "lyrics_embedder_optimizer", "lyrics_embedder_lr_scheduler"), _FROZEN
+        ),
+    }
+    refused: Mapping[str, str] = {"lyrics_embedder_train": f"{_FROZEN}; set it to false"}
+
+    def flavours(self, config: Any) -> tuple[str, ...]:
+        """As its config says; base and sft where it does not say which."""
+        from .config import kinds
+
+        return tuple(f"v15-{kind}" for kind in kinds(config))
 
     @cached_property
     def components(self) -> Mapping[str, Component]:
@@ -118,3 +146,6 @@ class ACEStep15:
         from .miniature import write_checkpoint
 
         write_checkpoint(folder, seed=seed)
+
+
+FAMILY = ACEStep15()

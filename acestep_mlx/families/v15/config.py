@@ -119,6 +119,20 @@ BOOKKEEPING = {
 }  # fmt: skip
 
 
+KINDS = ("base", "sft", "turbo")
+
+
+def kinds(transformer: Any) -> tuple[str, ...]:
+    """What a model with this transformer's config can be: `xl-turbo`; two where it does not say which.
+
+    Its `model_version` ends in its kind; without one, whether it `is_turbo` is all that is known.
+    """
+    said = (transformer.model_version or "").rpartition("-")[2]
+    found = (said,) if said in KINDS else ("turbo",) if transformer.is_turbo else ("base", "sft")
+    large = transformer.encoder_hidden_size not in (None, transformer.hidden_size)
+    return tuple(f"xl-{kind}" if large else kind for kind in found)
+
+
 def split_original(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The original config.json → component → what diffusers' config.json of it would say.
 

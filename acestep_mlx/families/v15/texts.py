@@ -12,6 +12,7 @@ from ...io.progress import Progress
 from ..layout import Layout
 from ..protocol import Folder, FoundTexts
 from ..v1.prompt import PromptTokenizer
+from .config import kinds
 from .dit import TransformerConfig
 from .layouts import TOKENIZER, tokenizer_in
 from .prompt import END
@@ -78,7 +79,9 @@ class V15Texts:
 
     def describe(self, config: Mapping[str, Any]) -> list[str]:
         """Which variant the model is."""
-        return [f"variant: {variant(TransformerConfig.from_dict(config['components']['transformer']))}"]
+        found = kinds(TransformerConfig.from_dict(config["components"]["transformer"]))
+        unsaid = " (its config.json does not say which)" if len(found) > 1 else ""
+        return [f"variant: {' or '.join(f'v15-{kind}' for kind in found)}{unsaid}"]
 
     def prompt_tokenizer(self, folder: Folder) -> TextTokenizer:
         """Of the text encoder."""
@@ -91,10 +94,3 @@ class V15Texts:
     def lyric_vocab(self, folder: Folder) -> Path:
         """The tokenizer's file."""
         return folder.path / TOKENIZER
-
-
-def variant(config: TransformerConfig) -> str:
-    """The `model_flavour` of a model, as far as its config says it."""
-    kind = (config.model_version or "").rpartition("-")[2] or ("turbo" if config.is_turbo else "")
-    size = "xl-" if config.encoder_hidden_size not in (None, config.hidden_size) else ""
-    return f"v15-{size}{kind}" if kind else f"{size}base or {size}sft (its config.json does not say which)"
