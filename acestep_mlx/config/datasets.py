@@ -49,7 +49,8 @@ class Entry:
     disable_multiline_split: bool = option(None, "A caption file is one caption.",
         follows="disable_multiline_split")
     cache_dir_vae: PathText | None = option(None, "Latent caches.")
-    cache_dir: PathText | None = option(None, "Folder of a text_embeds entry's caches.")
+    cache_dir: PathText | None = option(None,
+        "Folder of a text_embeds entry's caches; of a data set's latents, where cache_dir_vae is not given.")
     text_embeds: str | None = option(None, "id of the text_embeds entry to use.")
     vae_cache_disable: bool | None = option(None, "Write no latents of this set to disk.")
     vae_cache_ondemand: bool | None = option(None, "Encode latents of this set when first needed.")

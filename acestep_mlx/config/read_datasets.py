@@ -174,6 +174,8 @@ def _data_set(
     if strategy is None:
         strategy = "huggingface" if entry.type == "huggingface" else config.caption_strategy
     _check_source(entry, strategy, columns, where)
+    if None not in (entry.cache_dir, entry.cache_dir_vae) and entry.cache_dir != entry.cache_dir_vae:
+        ignored.append((entry.id, "cache_dir", f"cache_dir_vae={entry.cache_dir_vae} is given, and wins"))
     shared = vars(_shared(entry, audio, shuffle, strategy, text_dir, config, where))
     lyrics_format = _lyrics_format(audio, where)
     folder = config.resolve(entry.instance_data_dir) if entry.instance_data_dir else None

@@ -21,6 +21,7 @@ from ..io.hashes import cache_key, hash_text
 from ..io.progress import Progress, silent
 from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex
+from .once import kept, same_songs
 from .sources import folder
 from .summary import DatasetReport, SetReport
 
@@ -128,7 +129,11 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
             dataset.id, len(songs), dataset.interval, family, no_songs=found.left_out, sources=found.notes
         )
         report.listed = dataset.caption_strategy in ("csv", "huggingface")
-        for song, facts in _chosen(dataset, songs, index, progress):
+        report.in_files = not isinstance(dataset, HubSet)
+        chosen, again = _chosen(dataset, songs, index, progress)
+        report.twice = again
+        copies: dict[str, str] = {}  # content → the first song with it
+        for song, facts in chosen:
             reason = song.problem or _reason(dataset, facts)
             if reason is not None or facts is None:
                 skipped.append((f"{dataset.id}/{song.name}", str(reason)))
@@ -137,7 +142,9 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
             sample = _sample(dataset, song, facts, config, family, report)
             samples.append(sample)
             _count(sample, report)
-        report.left_out = report.files - report.songs - len(report.skipped)
+            if (first := copies.setdefault(facts.content, song.name)) != song.name and report.in_files:
+                report.copies.append((song.name, first))
+        report.left_out = report.files - report.songs - len(report.skipped) - len(again)
         reports.append(report)
     full = DatasetReport(reports, datasets.ignored, datasets.disabled)
     if not samples:
@@ -170,31 +177,39 @@ def _songs(dataset: DataSet, config: RunConfig, own: Mapping[Path, str]) -> fold
     if isinstance(dataset, HubSet):
         from .sources import hub
 
-        return folder.Found(hub.scan(dataset, config))
+        return hub.scan(dataset, config)
     return folder.scan(dataset, own)
 
 
 def _chosen(
     dataset: DataSet, songs: list[folder.Song], index: FactsIndex, progress: Progress
-) -> list[tuple[folder.Song, AudioFacts | None]]:
-    """Songs with the facts about their sound, in their order; unusable ones included.
+) -> tuple[list[tuple[folder.Song, AudioFacts | None]], list[tuple[str, str]]]:
+    """Songs with the facts about their sound, in their order, unusable ones included; and those that are
+    there again, as (name, reason).
 
     `max_num_samples` picks a subset that is the same in every run; only its songs are decoded.
     """
-    order = list(range(len(songs)))
-    limit = len(songs)
-    if dataset.max_num_samples is not None and dataset.max_num_samples < len(songs):
+    # a table repeats rows on purpose, as upstream's converter does
+    order = [[i] for i in range(len(songs))] if isinstance(dataset, HubSet) else same_songs(songs)
+    limit = len(order)
+    if dataset.max_num_samples is not None and dataset.max_num_samples < len(order):
         random.Random(dataset.id).shuffle(order)
         limit = dataset.max_num_samples
     chosen: dict[int, AudioFacts | None] = {}
+    again: dict[int, str] = {}
     good = 0
     while order and good < limit:
         part, order = order[: limit - good], order[limit - good :]
-        readable = [i for i in part if songs[i].problem is None]
+        readable = [i for group in part for i in group if songs[i].problem is None]
         facts = dict(zip(readable, index.look_up([songs[i].audio for i in readable], progress), strict=True))
-        chosen.update({i: facts.get(i) for i in part})
-        good += sum(_reason(dataset, one) is None for one in facts.values())
-    return [(songs[i], chosen[i]) for i in sorted(chosen)]
+        chosen.update({i: facts.get(i) for group in part for i in group})
+        for group in part:
+            usable = [i for i in group if i in facts and _reason(dataset, facts[i]) is None]
+            keep, others = kept(usable, songs, facts)
+            good += len(keep)
+            again |= others
+    left = [(songs[i].name, again[i]) for i in sorted(again)]
+    return [(songs[i], chosen[i]) for i in sorted(chosen.keys() - again.keys())], left
 
 
 def _reason(dataset: DataSet, facts: AudioFacts | None) -> str | None:

@@ -22,8 +22,9 @@ class SetReport:
 
     no_songs: sound files and folders that are nobody's songs (caches, packages). lyrics_changed: how many
     songs' lyrics were brought into the model's form. trigger: whether trigger words stand before captions.
-    listed: whether captions come from a list or a table rather than from files. sources: how that list or
-    table is read, where that is not plain.
+    listed: whether captions come from a list or a table rather than from files. in_files: whether each song
+    is a file of its own. twice: songs that are there once more. copies: (song, the one whose copy it is).
+    sources: how that list or table is read, where that is not plain.
     """
 
     id: str
@@ -36,6 +37,8 @@ class SetReport:
     left_out: int = 0
     no_songs: Named = field(default_factory=list)
     skipped: Named = field(default_factory=list)
+    twice: Named = field(default_factory=list)
+    copies: Named = field(default_factory=list)
     padded: Named = field(default_factory=list)
     cut: Named = field(default_factory=list)
     counted: Named = field(default_factory=list)
@@ -47,6 +50,7 @@ class SetReport:
     lyrics_changed: int = 0
     trigger: bool = False
     listed: bool = False
+    in_files: bool = True
     buckets: Counter[int] = field(default_factory=Counter)
     lyrics: dict[str, str] = field(default_factory=dict)
     passes: float = 1.0
@@ -78,6 +82,11 @@ class SetReport:
             changes = "time stamps left out, marks replaced by those the model knows"
             text = f"lyrics of {n} {self._of_all} are read in the model's form ({changes})"
             out.append((f"{text}; --dry-run lists them", "info"))
+        if self.twice:
+            again = listed([f"{name}: {reason}" for name, reason in self.twice])
+            out.append(
+                (f"trained once, though there twice in {self.id}: {len(self.twice)} ({again})", "warning")
+            )
         shown = [f"left out, no song: {name} ({reason})" for name, reason in self.no_songs[:_MOST]]
         more = len(self.no_songs) - len(shown)
         shown += [f"left out, no songs: {more} more; --dry-run lists them"] if more else []
@@ -140,7 +149,9 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
     out += _named("skipped", [f"{name}: {reason}" for name, reason in one.skipped], 0)
     out += _named("left out, no songs", [f"{name}: {reason}" for name, reason in one.no_songs], limit)
+    out += _named("there twice, trained once", [f"{name}: {reason}" for name, reason in one.twice], 0)
     details = {
+        "trained on though it is, byte for byte, a copy of": one.copies,
         "padded": one.padded,
         "cut": one.cut,
         "length counted by decoding": one.counted,

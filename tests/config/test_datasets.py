@@ -288,3 +288,10 @@ def test_a_single_entry_without_a_list(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text(json.dumps({"id": "x", "instance_data_dir": "songs"}))
     assert read_datasets(load_config({"data_backend_config": str(file)})).audio[0].id == "x"
+
+
+def test_where_latents_go_is_said_when_two_keys_name_places() -> None:
+    entry = {"id": "a", "instance_data_dir": "songs", "cache_dir_vae": "one"}
+    for other, said in (("one", []), ("two", [("a", "cache_dir", "cache_dir_vae=one is given, and wins")])):
+        found = read_datasets(load_config({"data_backend_config": [{**entry, "cache_dir": other}]}))
+        assert found.audio[0].latent_dir.name == "one" and list(found.ignored) == said

@@ -21,8 +21,8 @@ import numpy as np
 
 from ...config.datasets import HubSet
 from ...config.run import RunConfig
-from ...errors import ConfigError, DataError, nearest
-from ...formatting import brief
+from ...errors import AceStepError, ConfigError, DataError, nearest
+from ...formatting import brief, listed
 from ...io.audio import SUFFIXES
 from ...io.hashes import hash_blocks
 from ...io.schema import parse_json, read_file
@@ -30,7 +30,7 @@ from ...text.sheet import unescape_breaks
 from .. import sidecars
 from ..captions import clean_lyrics
 from ..facts import BLOCKS, BytesAudio, FileAudio
-from .folder import Song
+from .folder import Found, Song
 from .song_list import find_file
 
 _CAPTION_COLUMNS = ("prompt", "caption", "tags", "text", "description")
@@ -45,8 +45,8 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Where = Callable[[str], tuple[Path | None, str | None]]
 
 
-def scan(dataset: HubSet, config: RunConfig) -> list[Song]:
-    """The songs of a Hugging Face data set, in row order.
+def scan(dataset: HubSet, config: RunConfig) -> Found:
+    """The songs of a Hugging Face data set, in row order, and what is to be known of its columns.
 
     DataError: the library is missing, the data set cannot be found, loaded or reached. ConfigError: a
     configured column or split does not exist.
@@ -55,6 +55,7 @@ def scan(dataset: HubSet, config: RunConfig) -> list[Song]:
     saved = folder.is_dir() and any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
     table = _load(dataset, folder if folder.is_dir() else None, saved)
     sound = _sound_column(dataset, table)
+    _check_sound(dataset, table, sound)
     fields = _caption_columns(dataset, table)
     lyrics = _lyrics_column(dataset, table, fields)
     variants = _VARIANTS if dataset.caption_fields is None and _VARIANTS in table.column_names else None
@@ -78,8 +79,8 @@ def scan(dataset: HubSet, config: RunConfig) -> list[Song]:
             song.problem = song.problem or str(error)
         songs.append(song)
     if not songs:
-        raise DataError(f"{dataset.label}: {dataset.dataset_name} has no rows")
-    return songs
+        raise _no_rows(dataset)
+    return Found(songs, notes=_not_read(dataset, table, fields, lyrics))
 
 
 def _load(dataset: HubSet, folder: Path | None, saved: bool) -> Any:
@@ -98,7 +99,7 @@ def _load(dataset: HubSet, folder: Path | None, saved: bool) -> Any:
         with _quiet(), _sound_as_it_is(datasets.Audio):
             if folder is not None and saved:
                 _stay_inside(dataset, folder, _saved_files(folder))
-                found = datasets.load_from_disk(str(folder))
+                found = _saved(dataset, folder)
             elif folder is not None:
                 found = _from_folder(dataset, folder, cache)
             elif dataset.streaming:
@@ -107,21 +108,53 @@ def _load(dataset: HubSet, folder: Path | None, saved: bool) -> Any:
                 )
             else:
                 found = datasets.load_dataset(name, revision=dataset.revision, cache_dir=cache)
-    except DataError:
+    except AceStepError:
         raise
     except Exception as error:  # the library raises everything from ValueError to its own and Arrow's errors
         raise DataError(_why(dataset, folder, error)) from None
     if isinstance(found, dict):
-        split = dataset.split or _SPLIT
-        if split not in found:
-            raise ConfigError(f"{dataset.label}: no split {split!r} in {name}; there are {', '.join(found)}")
-        found = found[split]
+        found = found[_split_of(dataset, found)]
     elif folder is not None:
         _check_split(dataset, name, found.split)
     for column, feature in found.features.items():
         if isinstance(feature, datasets.Audio):
             found = found.cast_column(column, datasets.Audio(decode=False))
     return found
+
+
+def _no_rows(dataset: HubSet) -> DataError:
+    split = f" in its split {dataset.split}" if dataset.split else ""
+    return DataError(f"{dataset.label}: {dataset.dataset_name} has no rows{split}")
+
+
+def _split_of(dataset: HubSet, there: Iterable[str]) -> str:
+    """The split that is trained on. ConfigError when it is not there."""
+    split = dataset.split or _SPLIT
+    if split not in there:
+        raise ConfigError(
+            f"{dataset.label}: no split {split!r} in {dataset.dataset_name}; there are {', '.join(there)}"
+        )
+    return split
+
+
+def _saved(dataset: HubSet, folder: Path) -> Any:
+    """A data set as the library saved it: a table, or the split that is trained on, by its name.
+
+    DataError when it has no rows: the library saves such a one, and cannot load it.
+    """
+    import datasets
+
+    splits = folder / "dataset_dict.json"
+    if not splits.is_file():
+        return _saved_table(dataset, folder, datasets.load_from_disk)
+    split = _split_of(dataset, parse_json(read_file(splits))["splits"])
+    return {split: _saved_table(dataset, folder / split, datasets.load_from_disk)}
+
+
+def _saved_table(dataset: HubSet, folder: Path, load: Callable[[str], Any]) -> Any:
+    if not parse_json(read_file(folder / "state.json"))["_data_files"]:
+        raise _no_rows(dataset)
+    return load(str(folder))
 
 
 def _check_split(dataset: HubSet, name: str, saved: Any) -> None:
@@ -159,6 +192,12 @@ def _from_folder(dataset: HubSet, folder: Path, cache: str | None) -> Any:
     }
     _stay_inside(dataset, folder, itertools.chain.from_iterable(files.values()))
     # It reads a row group of parquet at once, and Arrow gives no more than 2 GB of sound at once.
+    empty = [Path(file).name for file in itertools.chain.from_iterable(files.values()) if _is_empty(file)]
+    if empty:
+        raise DataError(
+            f"{dataset.label}: no rows in {listed(empty)}, which the datasets library does not read; remove "
+            f"{'it' if len(empty) == 1 else 'them'}"
+        )
     if not any(map(_too_much_at_once, itertools.chain.from_iterable(files.values()))):
         try:
             builder.download_and_prepare()
@@ -168,6 +207,12 @@ def _from_folder(dataset: HubSet, folder: Path, cache: str | None) -> Any:
             if not files or not any(isinstance(reason, pa.ArrowNotImplementedError) for reason in reasons):
                 raise
     return {split: _from_parquet(names, cache) for split, names in files.items()}
+
+
+def _is_empty(file: str) -> bool:
+    import pyarrow.parquet as pq
+
+    return file.endswith(".parquet") and pq.read_metadata(file).num_rows == 0
 
 
 def _too_much_at_once(file: str) -> bool:
@@ -345,6 +390,31 @@ def _sound_column(dataset: HubSet, table: Any) -> str:
     )
 
 
+def _check_sound(dataset: HubSet, table: Any, column: str) -> None:
+    """ConfigError when the cells of a column are neither files, nor paths, nor bytes."""
+    import pyarrow as pa
+
+    kind = table.features.arrow_schema.field(column).type
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+    octets = (
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view
+    )  # fmt: skip
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(is_kind(kind) for is_kind in text + octets):
+        return
+    if any(is_kind(kind) for is_kind in lists) and pa.types.is_integer(kind.value_type):
+        return
+    names = [field.name for field in kind] if pa.types.is_struct(kind) else []
+    if {"bytes", "path"} & set(names):
+        return
+    what = f"fields {', '.join(names)}" if names else str(kind)
+    decoded = "array" in names or any(is_kind(kind) for is_kind in lists)
+    raise ConfigError(
+        f"{dataset.label}: column {column!r} holds {'decoded samples' if decoded else 'no sound'} ({what}); "
+        f"save the sound files or their paths in it{'' if dataset.audio_column else ', or set audio_column'}"
+    )
+
+
 def _caption_columns(dataset: HubSet, table: Any) -> tuple[str, ...]:
     if dataset.fallback_caption is not None:
         _known(dataset, table, dataset.fallback_caption, "fallback_caption_column")
@@ -361,6 +431,26 @@ def _caption_columns(dataset: HubSet, table: Any) -> tuple[str, ...]:
         f"{dataset.label}: no caption column among {', '.join(table.column_names)}; "
         'set "config": {"audio_caption_fields": [...]}'
     )
+
+
+def _not_read(
+    dataset: HubSet, table: Any, captions: Sequence[str], lyrics: str | None
+) -> list[tuple[str, str]]:
+    """(column, note) of each column that could have been taken as well, where nobody said which one."""
+    kinds = (
+        ("caption", captions, _CAPTION_COLUMNS, dataset.caption_fields, "audio_caption_fields"),
+        ("lyrics", [lyrics], _LYRICS_COLUMNS, dataset.lyrics_column, "lyrics_column"),
+    )
+    used = {lyrics, dataset.fallback_caption, *captions}
+    found = []
+    for kind, taken, usual, wanted, key in kinds:
+        if wanted is not None or not any(taken) or (kind == "caption" and dataset.only_instance_prompt):
+            continue
+        for name in usual:
+            if name in table.column_names and name not in used:
+                note = f"column {taken[0]!r} is the {kind}, {name!r} is not read; {key} chooses"
+                found.append((Path(dataset.dataset_name).name, note))
+    return found
 
 
 def _lyrics_column(dataset: HubSet, table: Any, captions: Sequence[str]) -> str | None:

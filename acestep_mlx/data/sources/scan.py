@@ -48,12 +48,12 @@ class SoundFiles:
 
 
 def sound_files(root: Path, own: Mapping[Path, str]) -> SoundFiles:
-    """Sound files below `root`; links are followed, each folder is visited once (they may loop).
+    """Sound files below `root`; links are followed, each folder is looked at once (they may loop).
 
     own: output and cache folders of this run, resolved → what each is.
     """
     found = SoundFiles()
-    visited: set[tuple[int, int]] = set()
+    met: dict[tuple[int, int], str] = {}  # folders, and under which name
 
     def failed(error: OSError) -> None:
         name = os.path.relpath(error.filename or root, root)
@@ -67,12 +67,16 @@ def sound_files(root: Path, own: Mapping[Path, str]) -> SoundFiles:
             failed(error)
             folders.clear()
             continue
-        if (status.st_dev, status.st_ino) in visited:
+        name = f"{shown(os.path.relpath(here, root))}/"
+        if (first := met.setdefault((status.st_dev, status.st_ino), name)) is not name:
+            found.left_out.append((name, f"the same folder as {first}"))
             folders.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
         inner = _project_parts(here)
+        folders.sort(key=lambda name: ((here / name).is_symlink(), name))  # a link after what it may lead to
         for name in list(folders):
+            if _is_met(here / name, met):
+                continue  # said when it is entered
             why = _own(here / name, own) or _no_songs(here / name, name.lower() in inner)
             if why is None:
                 continue
@@ -92,6 +96,14 @@ def sound_files(root: Path, own: Mapping[Path, str]) -> SoundFiles:
     found.files.sort(key=lambda path: path.relative_to(root).parts)
     found.left_out.sort()
     return found
+
+
+def _is_met(folder: Path, met: Mapping[tuple[int, int], str]) -> bool:
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) in met
 
 
 def _own(folder: Path, own: Mapping[Path, str]) -> str | None:
