@@ -14,6 +14,11 @@ def answers(name: str) -> Any:
     return import_module(REGISTRY[name]).FAMILY
 
 
+def default() -> Any:
+    """The first one: what folders are that name none, and what options speak of that name none."""
+    return answers(next(iter(REGISTRY)))
+
+
 def of_flavour(flavour: str) -> Any:
     """The family with this `model_flavour`, which a configuration has checked."""
     return next(one for one in map(answers, REGISTRY) if flavour in one.variants)

@@ -23,8 +23,8 @@ from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import Header, read_header, sample
 from ..io.tensors import SafetensorsWriter, load_lazily
 from ..lora.formats.read import find_file, read_lora
+from ..lora.full_modules import check_parameters, full_parameters
 from ..lora.linear import dense_weight
-from ..lora.lyrics_embedder import check_parameters, embedder_parameters
 from ..lora.merge import FuseError, check_strengths, fuse_layer, parameter_changes, parts_by_path, with_weight
 from ..lora.weights import LoRAWeights
 
@@ -128,9 +128,7 @@ def _whole_parameters(weights: LoRAWeights, path: str) -> LoRAWeights:
     return replace(
         weights,
         modules={},
-        lyrics_embedder={
-            n: v for n, v in (weights.lyrics_embedder or {}).items() if n.rpartition(".")[0] == path
-        },
+        full={n: v for n, v in (weights.full or {}).items() if n.rpartition(".")[0] == path},
         diffs={n: v for n, v in weights.diffs.items() if n.rpartition(".")[0] == path},
     )
 
@@ -148,13 +146,13 @@ class _Job:
         self.header, self.quantization, self.loras = header, quantization, loras
         self.parts = parts_by_path(loras)
         self.errors: dict[str, FuseError] = {}
-        self.changed = len({n for w, s in loras if s for n in [*(w.lyrics_embedder or {}), *w.diffs]})
+        self.changed = len({n for w, s in loras if s for n in [*(w.full or {}), *w.diffs]})
         self.arrays = load_lazily(source)
 
     def check(self, skeleton: nn.Module) -> None:
         """Raises CheckpointError for whole parameters that do not fit."""
         if self.changed:
-            here = embedder_parameters(skeleton)
+            here = full_parameters(skeleton)
             for weights, _ in self.loras:
                 check_parameters(here, weights, weights.source)
 

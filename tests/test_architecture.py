@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from acestep_mlx.families import layouts
+from acestep_mlx.families.v1 import FAMILY
+from acestep_mlx.families.v15 import ACEStep15
 
 ROOT = Path(__file__).resolve().parents[1] / "acestep_mlx"
 # A package may import from those on the same or a lower storey.
@@ -329,3 +331,26 @@ def test_a_name_of_two_things_is_seen() -> None:
     files = ["data/folder.py", "convert/folder.py", "families/v1/dit.py", "families/v15/dit.py", "io/png.py"]
     assert _shared_names(files) == {"folder"}
     assert _shared_names(["families/v1/read.py", "config/read.py", "config/__init__.py"]) == {"read"}
+
+
+def _read_options(path: Path, of_one_family: Mapping[str, str]) -> list[str]:
+    """The options of a single family that a file reads, other than those of its own."""
+    own = path.parts[path.parts.index("families") + 1] if "families" in path.parts else ""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    read = [node.attr for node in nodes if isinstance(node, ast.Attribute)]
+    return [name for name in read if of_one_family.get(name, own) != own]
+
+
+def test_options_of_one_family_are_read_in_its_folder() -> None:
+    known = (FAMILY, ACEStep15())
+    told = {name for family in known for name in (*family.unused, *family.refused)}
+    users = {name: [f.name for f in known if name not in {*f.unused, *f.refused}] for name in told}
+    of_one_family = {name: names[0] for name, names in users.items() if len(names) == 1}
+    assert of_one_family["lyrics_embedder_train"] == "v1"
+    assert not {path: read for path in FILES if (read := _read_options(path, of_one_family))}
+
+
+def test_an_option_of_another_family_is_seen() -> None:
+    v1 = ROOT / "families" / "v1" / "lyrics_embedder.py"
+    assert not _read_options(v1, {"lyrics_embedder_train": "v1"})
+    assert _read_options(v1, {"lyrics_embedder_train": "v15"}) == ["lyrics_embedder_train"]

@@ -228,12 +228,13 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
         lines.append(
             f"  base: {facts['base']}, fingerprint {str(facts.get('base_fingerprint', 'unknown'))[:16]}"
         )
-    if weights.lyrics_embedder:
-        parameters = sum(value.size for value in weights.lyrics_embedder.values())
-        tensors = count(len(weights.lyrics_embedder), "tensor")
-        lines.append(f"  lyrics embedder: {tensors}, {number(parameters)} parameters")
+    title = weights.family.lora.full.title
+    if weights.full:
+        parameters = sum(value.size for value in weights.full.values())
+        tensors = count(len(weights.full), "tensor")
+        lines.append(f"  {title}: {tensors}, {number(parameters)} parameters")
     if weights.diffs:
-        lines.append(f"  lyrics embedder: changes of {count(len(weights.diffs), 'tensor')}")
+        lines.append(f"  {title}: changes of {count(len(weights.diffs), 'tensor')}")
     return lines
 
 

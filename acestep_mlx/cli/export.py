@@ -83,8 +83,8 @@ def command(
         weights.check_against(base)
     else:
         check_model(weights.shapes, weights.family, weights.source)
-    write_lora(target, weights, kind, DTYPES[dtype], base=base, with_lyrics_embedder=with_lyrics_embedder)
-    written = prepare(weights, kind, base, with_lyrics_embedder=with_lyrics_embedder)
+    write_lora(target, weights, kind, DTYPES[dtype], base=base, with_full=with_lyrics_embedder)
+    written = prepare(weights, kind, base, with_full=with_lyrics_embedder)
     difference = verify(target, written, DTYPES[dtype])
     kinds = "DoRA" if weights.is_dora else "LoRA"
     click.echo(
@@ -99,10 +99,10 @@ def command(
     click.echo(f"read back and compared: the update {same}")
 
 
-def programs(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> str:
+def programs(weights: LoRAWeights, kind: str, with_full: bool) -> str:
     """The programs that load all of this LoRA from a file of this format."""
     if kind == "peft":
-        whole = with_lyrics_embedder and bool(weights.lyrics_embedder or weights.diffs)
+        whole = with_full and bool(weights.full or weights.diffs)
         return "the original pipeline, diffusers" + ("" if weights.is_dora or whole else ", ComfyUI")
     if kind == "simpletuner" and _convolutions(weights):
         return "SimpleTuner's resume (not --init_lora)"
@@ -113,10 +113,9 @@ def _convolutions(weights: LoRAWeights) -> list[str]:
     return [path for path in weights.modules if weights.family.lora.trailing_dims(path)]
 
 
-def notes(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> list[str]:
+def notes(weights: LoRAWeights, kind: str, with_full: bool) -> list[str]:
     """What the programs do with such a file that a user may not expect, and what the file lacks."""
-    from ..lora.lyrics_embedder import ignored_by_comfyui
-
+    modules = weights.family.lora.full
     lines = []
     if kind == "peft" and weights.is_dora:
         lines.append("ComfyUI does not load a DoRA from this file; --format comfyui is for it")
@@ -127,16 +126,15 @@ def notes(weights: LoRAWeights, kind: str, with_lyrics_embedder: bool) -> list[s
         )
     if kind != "mlx" and weights.is_dora:
         lines.append("a DoRA is the same in all programs at strength 1.0 only")
-    embedder = {**(weights.lyrics_embedder or {}), **weights.diffs}
-    if embedder and not with_lyrics_embedder:
-        lines.append("the trained lyrics embedder is not in this file; --with-lyrics-embedder adds it")
-    elif embedder and kind == "comfyui" and (unloaded := ignored_by_comfyui(embedder)):
+    trained = {**(weights.full or {}), **weights.diffs}
+    if trained and not with_full:
+        lines.append(f"the trained {modules.title} is not in this file; --with-lyrics-embedder adds it")
+    elif trained and kind == "comfyui" and (unloaded := modules.not_loaded(kind, trained)):
+        which = ", ".join(modules.unloadable[kind])
+        lines.append(f"ComfyUI has no way to load {len(unloaded)} of the {modules.title}'s tensors ({which})")
+    elif trained and kind == "peft":
         lines.append(
-            f"ComfyUI has no way to load {len(unloaded)} of the lyrics embedder's tensors (pos_bias_u/v)"
-        )
-    elif embedder and kind == "peft":
-        lines.append(
-            "ComfyUI does not load a lyrics embedder from this file; the original pipeline puts it in whole "
+            f"ComfyUI does not load a {modules.title} from this file; the original pipeline puts it in whole "
             "at any strength, and keeps it when the LoRA is unloaded"
         )
     if not weights.is_trained:

@@ -43,6 +43,7 @@ class Option:
     not. reason: why it is ignored or refused, or why its range is what it is.
     resume: a run that goes on must have the "same" value as its checkpoint, is "free" to have another, or
     "steers" by it: free, and said when it changes. tasks: of generation, that use it (all).
+    needs: the option without which it has no meaning.
     name, kind: set by the table that the option stands in.
     """
 
@@ -62,6 +63,7 @@ class Option:
     off: tuple[Any, ...] = ()
     resume: Resume = "same"
     tasks: tuple[str, ...] = ()
+    needs: str = ""
     name: str = ""
     kind: str = "any"
 

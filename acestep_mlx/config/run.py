@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..formatting import without_secrets
 from ..io.filenames import as_stored
-from ..registry import MAX_SECONDS, REGISTRY, answers, flavours, lora_presets, of_flavour
+from ..registry import MAX_SECONDS, REGISTRY, answers, default, flavours, lora_presets, of_flavour
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
 from .lora_formats import FORMATS
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
@@ -47,7 +47,7 @@ _FP8_NAMES = (
     "fp8-quanto fp8uz-quanto fp8-native fp8-torchao fp8wo-torchao fp8-int4-torchao fp8-sdnq fp8-bnb"
     " fp8-transformerengine"
 )
-_DEFAULT = answers(next(iter(REGISTRY)))
+_DEFAULT = default()
 _V15 = "ACE-Step v1.5 models are not supported yet; use model_flavour=base with ACE-Step/ACE-Step-v1-3.5B"
 
 free = partial(option, resume="free")
@@ -111,11 +111,12 @@ class LyricsEmbedder:
         "the lyric encoder: acestep_lora_target=attn_qkv), a song's lyrics are encoded once, not in every "
         "step.")
     lyrics_embedder_lr: float = steers(None, "Its learning rate. Default: learning_rate.", low=0, high=10,
-        follows="learning_rate")
+        follows="learning_rate", needs="lyrics_embedder_train")
     lyrics_embedder_optimizer: str = option(None, "Its optimizer. Default: optimizer.", choices=OPTIMIZERS,
-        spellings=SPELLINGS, follows="optimizer")
+        spellings=SPELLINGS, follows="optimizer", needs="lyrics_embedder_train")
     lyrics_embedder_lr_scheduler: str = steers(None, "Its schedule. Default: lr_scheduler.",
-        choices=LR_SCHEDULERS, spellings=LR_SPELLINGS, follows="lr_scheduler")
+        choices=LR_SCHEDULERS, spellings=LR_SPELLINGS, follows="lr_scheduler",
+        needs="lyrics_embedder_train")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ def of_flavour(flavour: str) -> Family:
 
 
 def default() -> Family:
-    """The first one: what folders are that name none, and what options speak of that name none."""
-    return family(next(iter(REGISTRY)))
+    """See `registry.default`."""
+    found: Family = registry.default()
+    return found
 
 
 def family(name: str) -> Family:

@@ -20,7 +20,8 @@ from ..io.safetensors import FLOATS, Header, read_header, sample
 from ..io.schema import show
 from ..io.tensors import contents_digest, load_lazily
 from ..nn.config import check_repeats
-from . import REGISTRY, family, layouts
+from ..registry import REGISTRY
+from . import family, layouts
 from .protocol import Component, Family
 
 FORMAT, FORMAT_VERSION = "acestep-mlx", 1

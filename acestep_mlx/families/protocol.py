@@ -219,19 +219,52 @@ class StepMemory(Protocol):
 
 
 @dataclass(frozen=True)
+class FullTraining:
+    """How a run trains modules in full: at what rate, by which optimizer and schedule."""
+
+    learning_rate: float
+    optimizer: str
+    lr_scheduler: str
+
+
+@dataclass(frozen=True)
+class FullModules:
+    """Modules that can be trained in full beside the LoRA, whose files may carry them under plain names.
+
+    prefixes: of their paths. name: of their folder beside the LoRA's file, of their optimizer's state, and
+    the beginning of their options (`…_train`, `…_lr`). title: in messages. settings: how a run trains them,
+    or None where it does not. unloadable: program → endings of tensors that its loader has no place for.
+    """
+
+    prefixes: tuple[str, ...] = ()
+    name: str = ""
+    title: str = ""
+    settings: Callable[[RunConfig], FullTraining | None] = lambda config: None
+    unloadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def holds(self, path: str) -> bool:
+        """Whether a module or a parameter at this path is, or is in, one of them."""
+        return f"{path}.".startswith(self.prefixes)
+
+    def not_loaded(self, program: str, names: Iterable[str]) -> list[str]:
+        """Those of the tensors that this program has no way to load."""
+        return [name for name in names if name.endswith(self.unloadable.get(program, ()))]
+
+
+@dataclass(frozen=True)
 class LoRANames:
     """How a transformer's modules are called as LoRA targets, here and in other programs' files.
 
     Paths are upstream's, patterns are matched against whole paths.
 
     presets: value of the configuration's `option` → targets. refused: a module that can still not carry a
-    LoRA → why. idle: a target that gets no gradient → a sentence. full: prefixes of what may be trained in
-    full beside the LoRA; a file may carry it under its plain names. numbered: lists of equal layers.
+    LoRA → why. idle: a target that gets no gradient → a sentence. numbered: lists of equal layers.
     convolutions: linear layers here that are convolutions in PyTorch, with their trailing dimensions. flat:
     paths whose dots became underscores → dotted. unused: modules of the checkpoint that are never used → why.
     others: further modules, `#` for a number, that adapters of other programs may sit on. lookalikes: width
     of the first list's layers → other models that call them the same. prefixes: program → what its loader
     wants in front of a path. spellings: dotted paths of other programs → ours, one rule after the other.
+    full: what can be trained in full beside the LoRA.
     """
 
     presets: Mapping[str, tuple[str, ...]]
@@ -239,7 +272,6 @@ class LoRANames:
     option: str
     refused: Mapping[str, str]
     idle: Mapping[str, str]
-    full: tuple[str, ...]
     numbered: tuple[str, ...]
     convolutions: tuple[tuple[str, int], ...]
     flat: tuple[tuple[str, str], ...]
@@ -248,6 +280,7 @@ class LoRANames:
     lookalikes: Mapping[int, str]
     prefixes: Mapping[str, str]
     spellings: tuple[tuple[str, str], ...] = ()
+    full: FullModules = FullModules()
 
     @property
     def default_targets(self) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError
+from .full_modules import check_parameters, full_parameters, make_dense
 from .linear import Wrapper, base_linears, own_dtype
-from .lyrics_embedder import check_parameters, embedder_parameters, make_dense
 from .merge import Part, check_strengths, fuse_layer, parameter_changes, parts_by_path
 from .weights import LoRAWeights
 
@@ -100,14 +100,14 @@ def _set_parameters(
     transformer: nn.Module, loras: Sequence[tuple[LoRAWeights, float]], originals: _Originals
 ) -> None:
     """Set the parameters that LoRAs bring whole; quantised layers among them become dense."""
-    if not any(strength and (w.lyrics_embedder or w.diffs) for w, strength in loras):
+    if not any(strength and (w.full or w.diffs) for w, strength in loras):
         return
-    here = embedder_parameters(transformer)
+    here = full_parameters(transformer)
     for weights, _ in loras:
         check_parameters(here, weights, weights.source)
     changes = parameter_changes(loras, here)
     originals.modules.update(make_dense(transformer, {name.rpartition(".")[0] for name in changes}))
-    here = embedder_parameters(transformer)
+    here = full_parameters(transformer)
     replaced = {f"{path}." for path in originals.modules}
     kept = {name: value for name, value in here.items() if name in changes}
     originals.parameters.update({n: v for n, v in kept.items() if f"{n.rpartition('.')[0]}." not in replaced})

@@ -49,7 +49,7 @@ def parts_by_path(loras: Sequence[tuple[LoRAWeights, float]]) -> dict[str, list[
 def parameter_changes(
     loras: Sequence[tuple[LoRAWeights, float]], here: dict[str, mx.array]
 ) -> dict[str, mx.array]:
-    """New values of the whole parameters (a lyrics embedder's) that the LoRAs carry, by upstream name.
+    """New values of the whole parameters that the LoRAs carry, by upstream name.
 
     `here` are the model's own values. Several LoRAs add up: W + Σ strength·(W' − W), float32; one at strength
     1 gives exactly its W'.
@@ -58,7 +58,7 @@ def parameter_changes(
     for weights, strength in loras:
         if not strength:
             continue
-        for name, value in (weights.lyrics_embedder or {}).items():
+        for name, value in (weights.full or {}).items():
             own = here[name].astype(mx.float32)
             if strength == 1 and name not in changes:
                 changes[name] = value.astype(mx.float32)

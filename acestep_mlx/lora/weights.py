@@ -81,7 +81,7 @@ class LoRAModule:
 class LoRAWeights:
     """All modules of a LoRA by upstream path, and what goes with them.
 
-    `metadata` are the trainer's own facts (rank, alpha, targets, base fingerprint, …), `lyrics_embedder` the
+    `metadata` are the trainer's own facts (rank, alpha, targets, base fingerprint, …), `full` the
     parameters trained in full (upstream names → values), `diffs` additions to whole parameters, `source` the
     name for messages. Of a file: `skipped` are its modules that change nothing, and are left out; `unscaled`
     of its modules do not say with what scale they were trained. `family`: of the model that it is for.
@@ -89,7 +89,7 @@ class LoRAWeights:
 
     modules: dict[str, LoRAModule]
     metadata: dict[str, Any] = field(default_factory=dict)
-    lyrics_embedder: dict[str, mx.array] | None = None
+    full: dict[str, mx.array] | None = None
     diffs: dict[str, mx.array] = field(default_factory=dict)
     source: str = "this LoRA"
     skipped: tuple[str, ...] = ()
@@ -137,18 +137,18 @@ class LoRAWeights:
     @property
     def is_trained(self) -> bool:
         """Whether it changes anything: some B is not zero, or there are magnitudes or whole parameters."""
-        whole = self.is_dora or bool(self.lyrics_embedder) or bool(self.diffs)
+        whole = self.is_dora or bool(self.full) or bool(self.diffs)
         return whole or any(bool(mx.any(m.b != 0).item()) for m in self.modules.values())
 
     @property
     def parameter_count(self) -> int:
         arrays = [x for m in self.modules.values() for x in (m.a, m.b, m.magnitude) if x is not None]
-        return sum(x.size for x in [*arrays, *(self.lyrics_embedder or {}).values(), *self.diffs.values()])
+        return sum(x.size for x in [*arrays, *(self.full or {}).values(), *self.diffs.values()])
 
     def check_finite(self) -> None:
         """Raises CheckpointError naming the modules that hold NaN or infinity."""
         named = [(p, x) for p, m in self.modules.items() for x in (m.a, m.b, m.magnitude) if x is not None]
-        named += [*(self.lyrics_embedder or {}).items(), *self.diffs.items()]
+        named += [*(self.full or {}).items(), *self.diffs.items()]
         finite = [mx.isfinite(x).all() for _, x in named]
         mx.eval(finite)
         bad = list(dict.fromkeys(p for (p, _), ok in zip(named, finite, strict=True) if not ok.item()))

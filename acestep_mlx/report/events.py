@@ -193,6 +193,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+OTHER_RATE = "learning_rate_"  # of what is trained beside the LoRA, with its name behind
 _number = schema.optional(schema.number(-1e50, 1e50))  # null: it was not finite
 #: by the type of an event's field: what metrics.jsonl may hold for it, and what stands for it where it lacks
 _BY_TYPE: dict[str, tuple[schema.Check, Any]] = {
@@ -211,8 +212,13 @@ def _row_schema(kind: type[Event]) -> tuple[schema.Check, dict[str, Any]]:
     checks = {name: check for name, (check, _) in kinds.items()}
     if "path" in checks:
         checks["path"] = schema.path_text
-    checks["learning_rate_lyrics_embedder"] = _number
-    return schema.record({"step": schema.whole(0, 10**9)}, checks), {n: d for n, (_, d) in kinds.items()}
+
+    def check(row: Any, where: str) -> dict[str, Any]:
+        rates = {name: _number for name in row if name.startswith(OTHER_RATE)}
+        found: dict[str, Any] = schema.record({"step": schema.whole(0, 10**9)}, checks | rates)(row, where)
+        return found
+
+    return check, {n: d for n, (_, d) in kinds.items()}
 
 
 _ROWS = {name: _row_schema(kind) for name, kind in RECORDED.items()}

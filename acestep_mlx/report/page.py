@@ -16,11 +16,12 @@ import numpy as np
 
 from .. import __version__
 from ..config.run import RunConfig
+from ..families import of_flavour
 from ..formatting import brief, rate, size
 from ..io.atomic import write_bytes
 from ..io.audio import log_mel
 from .charts import Series, evenly, line_chart, number
-from .events import read_metrics
+from .events import OTHER_RATE, read_metrics
 from .spectrogram import log_mel_png
 
 CLIPS_PER_PROMPT = 6
@@ -40,8 +41,8 @@ def write_report(output_dir: Path, config: RunConfig) -> Path | None:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1><p>LoRA training of ACE-Step v1 3.5B with acestep-mlx "
-        f"{__version__}</p>"
+        f"<header><h1>{escape(title)}</h1><p>LoRA training of "
+        f"{of_flavour(config.model_flavour).title} with acestep-mlx {__version__}</p>"
         f"</header>{_summary(steps, evaluations, config)}{_charts(steps, evaluations)}"
         f"{_clips(clips)}{_settings(config)}</main><script>{SCRIPT}</script></body></html>"
     )
@@ -96,7 +97,10 @@ def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
     by_bin = [Series(name, _points(rows, name), f"r{i}") for i, name in enumerate(bins)]
     rates = [
         Series("LoRA", _points(steps, "learning_rate"), "c0"),
-        Series("lyrics embedder", _points(steps, "learning_rate_lyrics_embedder"), "c1"),
+        *(
+            Series(name.removeprefix(OTHER_RATE).replace("_", " "), _points(steps, name), "c1")
+            for name in dict.fromkeys(key for row in steps for key in row if key.startswith(OTHER_RATE))
+        ),
     ]
     losses = [
         Series("each step", _points(steps, "loss"), "c0", faint=True),

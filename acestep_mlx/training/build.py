@@ -14,12 +14,12 @@ from ..config.run import RunConfig
 from ..data.batches import Batches
 from ..families.model_folder import ModelFolder
 from ..lora.formats.read import read_lora
-from ..lora.lyrics_embedder import make_dense, set_embedder, trainable_embedder
+from ..lora.full_modules import make_dense, set_full, train_full
 from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, idle_targets, inject, load_adapters
 from . import checkpoint, faults, memory
 from .optimizers import Group, Schedule, make_optimizer
 from .prepare import Job, Prepared
-from .settings import COMPUTE_DTYPES, lora_spec, step_settings, total_steps
+from .settings import COMPUTE_DTYPES, full_training, lora_spec, step_settings, total_steps
 from .step import TrainStep
 
 
@@ -81,15 +81,16 @@ def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRA
     model = folder.load(
         "transformer", dtype=COMPUTE_DTYPES[config.mixed_precision], quantize=config.quantization
     )
-    if config.lyrics_embedder_train:
+    in_full = full_training(config)
+    if in_full is not None:
         make_dense(model)
     inject(model, spec, seed=config.seed)
     if start is not None:
         load_adapters(model, start, f"init_lora={config.init_lora}")
-    if config.lyrics_embedder_train:
-        if start is not None and start.lyrics_embedder:
-            set_embedder(model, start.lyrics_embedder, f"init_lora={config.init_lora}")
-        trainable_embedder(model)
+    if in_full is not None:
+        if start is not None and start.full:
+            set_full(model, start.full, f"init_lora={config.init_lora}")
+        train_full(model)
         masters = {
             path: value.astype(mx.float32)
             for path, value in dict(tree_flatten(model.trainable_parameters())).items()
@@ -104,22 +105,23 @@ def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRA
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a trainable parameter belongs to a LoRA layer (else to the lyrics embedder)."""
+    """Whether a trainable parameter belongs to a LoRA layer (else to a module that is trained in full)."""
     return path.rsplit(".", 1)[-1] in TRAINABLE
 
 
 def optimizer_groups(config: RunConfig, model: nn.Module, total: int) -> list[Group]:
-    """The LoRA's group, and the lyrics embedder's where it is trained."""
+    """The LoRA's group, and that of what is trained in full."""
     paths = list(dict(tree_flatten(model.trainable_parameters())))
     lora = [path for path in paths if is_adapter(path)]
     rest = [path for path in paths if not is_adapter(path)]
     schedule = _schedule(config, config.lr_scheduler, config.learning_rate, total)
     groups = [Group("lora", _optimizer(config, config.optimizer, schedule.base), schedule, lora)]
-    if rest:
-        assert all(path.startswith(model.lora.full) for path in rest)
-        schedule = _schedule(config, config.lyrics_embedder_lr_scheduler, config.lyrics_embedder_lr, total)
-        made = _optimizer(config, config.lyrics_embedder_optimizer, schedule.base)
-        groups.append(Group("lyrics_embedder", made, schedule, rest))
+    in_full = full_training(config)
+    if in_full is not None:
+        assert all(map(model.lora.full.holds, rest))
+        schedule = _schedule(config, in_full.lr_scheduler, in_full.learning_rate, total)
+        made = _optimizer(config, in_full.optimizer, schedule.base)
+        groups.append(Group(model.lora.full.name, made, schedule, rest))
     return groups
 
 

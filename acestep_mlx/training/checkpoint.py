@@ -5,7 +5,7 @@
         adapter.safetensors                the trained parameters themselves, float32
         optimizer.safetensors              moments, per parameter group
         sampler.safetensors                random key, gradient under accumulation
-        lyrics_embedder/                   where it is trained
+        NAME/NAME.safetensors              of modules that are trained in full
         config.json                        the resolved configuration
         training_state.json                step, data order, identity, size and SHA-256 of all other files
 
@@ -40,7 +40,6 @@ FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
 STATE = "training_state.json"
 ADAPTER = "adapter.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
-LYRICS = "lyrics_embedder"
 NAME = re.compile(r"checkpoint-(\d+)")
 TENSORS = (ADAPTER, "optimizer.safetensors", "sampler.safetensors")
 MAX_STEPS = 10**9  # of anything that is counted in a run
@@ -377,12 +376,10 @@ def changed_settings(path: Path, now: Mapping[str, Any]) -> list[str]:
     """
     then = schema.read_json(path / "config.json")
     names = [name for name, option in OPTIONS.items() if option.resume == "steers" and name in then]
-    if not now.get("lyrics_embedder_train"):
-        names = [name for name in names if not name.startswith("lyrics_embedder_")]
     return [
         f"{name} {_short(then[name])} → {_short(now[name])}"
         for name in names
-        if name in now and then[name] != now[name]
+        if name in now and then[name] != now[name] and now.get(OPTIONS[name].needs, True)
     ]
 
 

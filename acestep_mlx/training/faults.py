@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 from ..config.run import RunConfig
 from ..errors import AceStepError, refusal
+from ..families import of_flavour
 from .checkpoint import Checkpoint, Health, last_healthy
+from .settings import full_training
 
 # Pieces of what Metal, CUDA and the CPU allocator say. The first two groups are RuntimeErrors of MLX.
 OUT_OF_MEMORY = (
@@ -46,9 +48,14 @@ def memory_advice(config: RunConfig, longest_seconds: float = 0.0) -> list[str]:
         advice.append("mixed_precision=bf16")
     if config.lora_rank > 16:
         advice.append("lora_rank=16")
-    if config.lyrics_embedder_train:
-        advice.append("lyrics_embedder_train=false")
+    if full_training(config) is not None:
+        advice.append(f"{_full_name(config)}_train=false")
     return [*advice, "closing other programs"]
+
+
+def _full_name(config: RunConfig) -> str:
+    """What the options of modules that are trained in full begin with."""
+    return of_flavour(config.model_flavour).lora.full.name
 
 
 def same_again(config: RunConfig) -> str:
@@ -76,8 +83,8 @@ def way_on(config: RunConfig, resumed: Checkpoint | None) -> str:
             f"--output_dir={where} --resume_from_checkpoint=latest"
         )
     lower = f"--learning_rate={config.learning_rate / 4:g}"
-    if config.lyrics_embedder_train:
-        lower += f" --lyrics_embedder_lr={config.lyrics_embedder_lr / 4:g}"
+    if (in_full := full_training(config)) is not None:
+        lower += f" --{_full_name(config)}_lr={in_full.learning_rate / 4:g}"
     if found is None:
         return f"{known}Begin anew at a lower rate: {lower} --overwrite"
     return f"{known}Go on from it at a lower rate: --resume_from_checkpoint={start} {lower}"

@@ -23,7 +23,7 @@ from ..families.protocol import Family, Load
 from ..families.songs import Shape
 from ..formatting import count, size
 from ..lora.surgery import find_targets
-from .settings import COMPUTE_DTYPES, lora_spec
+from .settings import COMPUTE_DTYPES, full_training, lora_spec
 
 GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
@@ -70,7 +70,7 @@ def weight_bytes(family: Family, config: Any, bits: int | None, group: int, size
 def adapter_parameters(
     family: Family, config: Any, rank: int, targets: tuple[str, ...], dora: bool
 ) -> tuple[int, int, tuple[str, ...]]:
-    """(LoRA parameters, lyrics embedder parameters, paths of the modules with a LoRA)."""
+    """(LoRA parameters, those of what can be trained in full, paths of the modules with a LoRA)."""
     model = family.components["transformer"].module(config)
     count = 0
     modules = find_targets(model, targets)
@@ -78,8 +78,8 @@ def adapter_parameters(
         out, inputs = module.weight.shape
         count += rank * (out + inputs) + (out if dora else 0)
     parameters = dict(tree_flatten(model.parameters()))
-    embedder = sum(v.size for k, v in parameters.items() if f"{k}.".startswith(family.lora.full))
-    return count, embedder, tuple(modules)
+    whole = sum(v.size for k, v in parameters.items() if f"{k}.".startswith(family.lora.full.prefixes))
+    return count, whole, tuple(modules)
 
 
 def estimate(
@@ -102,13 +102,17 @@ def estimate(
     if checkpointed is None:
         checkpointed = model.blocks if config.gradient_checkpointing else 0
     spec = lora_spec(config)
-    lora, embedder, paths = adapter_parameters(family, model, spec.rank, spec.targets, spec.use_dora)
-    embedder = embedder if config.lyrics_embedder_train else 0
-    paths += family.lora.full if config.lyrics_embedder_train else ()
+    lora, whole, paths = adapter_parameters(family, model, spec.rank, spec.targets, spec.use_dora)
+    in_full = full_training(config)
+    if in_full is None:
+        whole = 0
+    else:
+        paths += family.lora.full.prefixes
     accumulates = 1 if config.gradient_accumulation_steps > 1 else 0
-    trained = 4.0 * (lora + embedder)  # in float32
+    trained = 4.0 * (lora + whole)  # in float32
     kept = OPTIMIZERS[config.optimizer].kept(config.optimizer_config, spec.rank)
-    moments = 4.0 * (lora * kept + embedder * OPTIMIZERS[config.lyrics_embedder_optimizer].slots)
+    slots = OPTIMIZERS[in_full.optimizer].slots if in_full is not None else 0
+    moments = 4.0 * (lora * kept + whole * slots)
     found = family.memory.activations(model, load, size, checkpointed)
     return Estimate(
         {

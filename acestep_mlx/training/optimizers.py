@@ -138,7 +138,7 @@ def make_optimizer(
 
 @dataclass
 class Group:
-    """Parameters that share an optimizer and a schedule: the LoRA, or the lyrics embedder.
+    """Parameters that share an optimizer and a schedule: the LoRA, or what is trained in full.
 
     `paths` are full parameter paths (`transformer_blocks.0.attn.to_q.lora_a`); the optimizer works on a flat
     mapping from path to array, so its state is `{"step", "learning_rate", path: {slot: array}}`.

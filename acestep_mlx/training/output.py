@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, cause
+from ..families import families
 from ..formatting import count, size
 from ..io.disk import free_space, largest_file
 from ..report.events import read_metrics
-from .checkpoint import LORA, LYRICS, checkpoints
+from .checkpoint import LORA, checkpoints
 
 METRICS, REPORT, CLIPS = "metrics.jsonl", "report.html", "validation"
 LOCK = ".acestep-mlx.lock"
@@ -136,7 +137,7 @@ def set_aside(folder: Path, logs: Path | None = None) -> Path | None:
     logs: the trackers' folder, moved too where it is inside.
     """
     names = [path.name for path in reversed(checkpoints(folder))]
-    names += [name for name in (LORA, LYRICS, REPORT, CLIPS, METRICS) if (folder / name).exists()]
+    names += [name for name in (*_weights(), REPORT, CLIPS, METRICS) if (folder / name).exists()]
     if logs is not None and logs.parent == folder and logs.exists():
         names.append(logs.name)
     return _move(folder, names)
@@ -150,13 +151,18 @@ def set_later_aside(folder: Path, step: int) -> Path | None:
     later = [p.name for p in checkpoints(folder) if int(p.name.rpartition("-")[2]) > step]
     if not later:
         return None
-    names = [*reversed(later), *(name for name in (LORA, LYRICS) if (folder / name).exists())]
+    names = [*reversed(later), *(name for name in _weights() if (folder / name).exists())]
     target = _move(folder, names)
     assert target is not None
     for name in (METRICS, REPORT):
         if (folder / name).is_file():
             shutil.copy2(folder / name, target / name)
     return target
+
+
+def _weights() -> list[str]:
+    """The LoRA's file, and the folders of what any family trains in full beside it."""
+    return [LORA, *(one.lora.full.name for one in families() if one.lora.full.name)]
 
 
 def _move(folder: Path, names: list[str]) -> Path | None:

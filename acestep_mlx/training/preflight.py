@@ -27,10 +27,10 @@ from ..families.model_folder import ModelFolder
 from ..families.protocol import Family
 from ..io.schema import is_utf8
 from ..lora.formats.read import read_lora
-from ..lora.lyrics_embedder import check_embedder, embedder_parameters
+from ..lora.full_modules import check_full, full_parameters
 from ..lora.surgery import check_start, find_targets
 from . import checkpoint, output
-from .settings import lora_spec
+from .settings import full_training, lora_spec
 from .validation import requests
 
 Notify = Callable[[str, str], None]  # (text, "info" or "warning")
@@ -238,15 +238,16 @@ def _check_lora(config: RunConfig, skeleton: nn.Module | None, notify: Notify) -
         raise CheckpointError(f"init_lora: {error}") from None
     for line in start.notes:
         notify(f"{where}: {line}", "warning")
-    if start.lyrics_embedder and not config.lyrics_embedder_train:
+    if start.full and full_training(config) is None:
+        modules = start.family.lora.full
         raise ConfigError(
-            f"{where} carries a trained lyrics embedder; set lyrics_embedder_train=true to go on from it"
+            f"{where} carries a trained {modules.title}; set {modules.name}_train=true to go on from it"
         )
     if skeleton is None:
         return
     check_start(skeleton, start, dict.fromkeys(targets, spec.rank), spec.use_dora, where)
-    if start.lyrics_embedder:
-        check_embedder(embedder_parameters(skeleton), start.lyrics_embedder, where, complete=True)
+    if start.full:
+        check_full(full_parameters(skeleton), start.full, where, complete=True)
 
 
 def _is_in(path: Path, folder: Path) -> bool:

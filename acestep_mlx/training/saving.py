@@ -10,13 +10,14 @@ import mlx.core as mx
 from .. import __version__
 from ..errors import AceStepError, refusal
 from ..lora.formats.write import write_lora
-from ..lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
+from ..lora.full_modules import full_parameters, save_full
 from ..lora.surgery import from_model
 from ..report.page import write_report
 from . import checkpoint
 from .build import Built
 from .faults import way_on
 from .prepare import Job, Prepared
+from .settings import full_training
 from .trainer import Counters
 
 
@@ -70,7 +71,7 @@ class Writer:
         return path, removed
 
     def lora(self, folder: Path) -> Path:
-        """Write the LoRA for other loaders (and the lyrics embedder) into `folder`; the LoRA's path."""
+        """Write the LoRA for other loaders (and what is trained in full) into `folder`; the LoRA's path."""
         config, model = self.job.config, self.built.model
         facts = {
             "step": self.counters.step,
@@ -79,8 +80,8 @@ class Writer:
         }
         weights = from_model(model, self.built.spec, **facts)
         path = write_lora(folder / checkpoint.LORA, weights, config.lora_format, base=model)
-        if config.lyrics_embedder_train:
-            save_lyrics_embedder(folder, embedder_parameters(model))
+        if full_training(config) is not None:
+            save_full(folder, full_parameters(model), model.lora.full)
         return path
 
     def report(self) -> Path | None:

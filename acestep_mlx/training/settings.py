@@ -9,6 +9,7 @@ import mlx.core as mx
 from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..families import of_flavour
+from ..families.protocol import FullTraining
 from ..lora.surgery import LoRASpec
 from .step import StepSettings
 
@@ -38,6 +39,11 @@ def _preset(config: RunConfig) -> tuple[str, ...]:
             f"{', '.join(family.lora.presets)}, or peft_lora_target_modules"
         )
     return family.lora.presets[chosen]
+
+
+def full_training(config: RunConfig) -> FullTraining | None:
+    """How modules are trained in full beside the LoRA; None where none are."""
+    return of_flavour(config.model_flavour).lora.full.settings(config)
 
 
 def step_settings(config: RunConfig) -> StepSettings:

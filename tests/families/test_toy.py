@@ -13,12 +13,15 @@ from safetensors.numpy import load_file, save_file
 
 import acestep_mlx
 from acestep_mlx.cli import main
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.convert.conversions import ensure_model
 from acestep_mlx.convert.converter import convert
 from acestep_mlx.convert.source import hub_commit, resolve
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.families import REGISTRY, family
 from acestep_mlx.families.model_folder import ModelFolder
+from acestep_mlx.lora.full_modules import full_parameters, make_dense
+from acestep_mlx.training.settings import full_training
 
 from . import toy
 from .toy_checkpoint import ALPHABET, write_checkpoint
@@ -130,3 +133,10 @@ def test_folders_that_name_no_family_are_v1(tiny_model: Path, tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(config))
     folder = ModelFolder.open(tmp_path)
     assert folder.family is family("v1") and folder.load("transformer")
+
+
+def test_a_family_without_modules_to_train_in_full_has_none(checkpoint: Path, tmp_path: Path) -> None:
+    assert full_training(load_config({"model_flavour": "toy"})) is None
+    convert(checkpoint, tmp_path / "model")
+    net = ModelFolder.open(tmp_path / "model").load("transformer")
+    assert not full_parameters(net) and not make_dense(net)

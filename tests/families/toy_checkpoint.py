@@ -50,7 +50,6 @@ LORA = LoRANames(
     option="acestep_lora_target",
     refused={},
     idle={},
-    full=(),
     numbered=("layers",),
     convolutions=(),
     flat=((r"layers_(\d+)", r"layers.\1"), (r"(enter|leave)", r"\1")),

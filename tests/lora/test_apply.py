@@ -14,8 +14,8 @@ from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.apply import AppliedLoRA, apply_loras, remove_loras
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.write import write_lora
+from acestep_mlx.lora.full_modules import full_parameters, set_full
 from acestep_mlx.lora.linear import base_linears, dense_weight
-from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
 from acestep_mlx.lora.surgery import LoRASpec, from_model
 
 from .standin import KINDS, TOKENS, disturb, make, trained
@@ -42,9 +42,9 @@ def weights_of(spec: LoRASpec, kind: str = "float32", seed: int = 1, embedder: b
     model = trained(spec, kind, seed)
     weights = from_model(model, spec)
     if embedder:
-        weights.lyrics_embedder = {
+        weights.full = {
             name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(i + seed))
-            for i, (name, value) in enumerate(embedder_parameters(model).items())
+            for i, (name, value) in enumerate(full_parameters(model).items())
         }
     return weights
 
@@ -150,14 +150,14 @@ def test_applying_replaces_what_was_there():
 def test_a_lyrics_embedder_comes_along(kind):
     weights = weights_of(LORA, embedder=True)
     expected = trained(LORA, kind)
-    set_embedder(expected, weights.lyrics_embedder)
+    set_full(expected, weights.full)
     model = make(kind)
     apply_loras(model, [(weights, 1.0)])
     assert distance(model(TOKENS), expected(TOKENS)) < (2e-6 if kind == "float32" else 2e-2)
     half = make(kind)
     apply_loras(half, [(weights, 0.5)])
-    base, whole = embedder_parameters(make(kind)), weights.lyrics_embedder
-    for name, value in embedder_parameters(half).items():
+    base, whole = full_parameters(make(kind)), weights.full
+    for name, value in full_parameters(half).items():
         wanted = 0.5 * (base[name] + whole[name])
         assert distance(value, wanted) < (1e-6 if kind == "float32" else 1e-2), name
 
@@ -165,8 +165,8 @@ def test_a_lyrics_embedder_comes_along(kind):
 def test_comfyui_files_apply_too(tmp_path):
     base = make()
     weights = weights_of(DORA, embedder=True)
-    weights.lyrics_embedder.pop("lyric_encoder.encoders.0.self_attn.pos_bias_u")  # ComfyUI cannot carry it
-    path = write_lora(tmp_path / "x.safetensors", weights, "comfyui", base=base, with_lyrics_embedder=True)
+    weights.full.pop("lyric_encoder.encoders.0.self_attn.pos_bias_u")  # ComfyUI cannot carry it
+    path = write_lora(tmp_path / "x.safetensors", weights, "comfyui", base=base, with_full=True)
     one, two = make(), make()
     apply_loras(one, [(weights, 1.0)])
     apply_loras(two, [(read_lora(path), 1.0)])
@@ -183,7 +183,7 @@ def test_what_does_not_fit_leaves_the_model_alone():
     model = make()
     before = snapshot(model)
     wrong = weights_of(LORA, embedder=True)
-    wrong.lyrics_embedder["lyric_proj.bias"] = mx.zeros((3,))
+    wrong.full["lyric_proj.bias"] = mx.zeros((3,))
     with pytest.raises(CheckpointError, match=r"lyric_proj\.bias has shape"):
         apply_loras(model, [(weights_of(DORA), 1.0), (wrong, 1.0)])
     assert_untouched(model, before)

@@ -23,14 +23,13 @@ from acestep_mlx.lora.formats.keys import parse
 from acestep_mlx.lora.formats.metadata import METADATA_KEY
 from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
 from acestep_mlx.lora.formats.write import FORMATS, TOLERANCES, verify, write_lora
-from acestep_mlx.lora.linear import base_linears, dense_weight
-from acestep_mlx.lora.lyrics_embedder import (
-    embedder_parameters,
-    ignored_by_comfyui,
-    read_lyrics_embedder,
-    save_lyrics_embedder,
-    set_embedder,
+from acestep_mlx.lora.full_modules import (
+    full_parameters,
+    read_full,
+    save_full,
+    set_full,
 )
+from acestep_mlx.lora.linear import base_linears, dense_weight
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights, relative_difference
 
@@ -54,7 +53,7 @@ def upstream_weights(model: StandIn) -> readers.Weights:
         found[f"{path}.weight"] = weight.reshape(*weight.shape, *(1,) * LORA.trailing_dims(path))
         if "bias" in linear:
             found[f"{path}.bias"] = np.array(linear.bias.astype(mx.float32))
-    for name, value in embedder_parameters(model).items():
+    for name, value in full_parameters(model).items():
         found.setdefault(name, np.array(value.astype(mx.float32)))
     return found
 
@@ -118,13 +117,13 @@ def test_comfyui_is_announced_where_it_loads_all_of_a_file(spec, kind, embedder,
     base_model, model = make(), trained(SPECS[spec])
     weights = from_model(model, SPECS[spec])
     if embedder:
-        weights.lyrics_embedder = {n: 1.1 * v for n, v in embedder_parameters(base_model).items()}
-        set_embedder(model, weights.lyrics_embedder)
+        weights.full = {n: 1.1 * v for n, v in full_parameters(base_model).items()}
+        set_full(model, weights.full)
     path = tmp_path / "x.safetensors"
-    write_lora(path, weights, kind, base=base_model, with_lyrics_embedder=embedder)
+    write_lora(path, weights, kind, base=base_model, with_full=embedder)
     base, wanted = upstream_weights(base_model), adapted(model, upstream_weights(model))
     got, unused = readers.comfyui(path, base)
-    lost = ignored_by_comfyui(weights.lyrics_embedder or {})
+    lost = LORA.full.not_loaded("comfyui", weights.full or {})
     whole = not unused and all(np.allclose(got[k], v, atol=1e-5) for k, v in wanted.items() if k not in lost)
     assert ("ComfyUI" in programs(weights, kind, embedder)) == whole
     if spec == "dora" and kind == "peft" and not embedder:
@@ -677,37 +676,37 @@ def with_embedder() -> tuple[StandIn, StandIn, LoRAWeights]:
     base, model = make(), trained(SPECS["lora"])
     changed = {
         name: value + 0.05 * mx.random.normal(value.shape, key=mx.random.key(i))
-        for i, (name, value) in enumerate(embedder_parameters(model).items())
+        for i, (name, value) in enumerate(full_parameters(model).items())
     }
-    set_embedder(model, changed)
+    set_full(model, changed)
     weights = from_model(model, SPECS["lora"])
-    weights.lyrics_embedder = embedder_parameters(model)
+    weights.full = full_parameters(model)
     return base, model, weights
 
 
-def test_embedder_parameters_have_upstream_names_under_lora():
+def test_full_parameters_have_upstream_names_under_lora():
     plain, injected = make(), trained(SPECS["lora"])
-    assert embedder_parameters(plain).keys() == embedder_parameters(injected).keys()
-    assert len(embedder_parameters(plain)) == 1 + 3 * 2 + 1 + 2 + 2
+    assert full_parameters(plain).keys() == full_parameters(injected).keys()
+    assert len(full_parameters(plain)) == 1 + 3 * 2 + 1 + 2 + 2
     quantised = make("q8")
-    names = {n for n, _ in embedder_parameters(quantised).items()}
-    assert names == set(embedder_parameters(plain))
-    for name, value in embedder_parameters(quantised).items():
-        assert value.shape == embedder_parameters(plain)[name].shape
+    names = {n for n, _ in full_parameters(quantised).items()}
+    assert names == set(full_parameters(plain))
+    for name, value in full_parameters(quantised).items():
+        assert value.shape == full_parameters(plain)[name].shape
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "q8"])
 def test_saved_embedder_goes_back_into_any_base(kind, tmp_path):
     _, _, weights = with_embedder()
     write_lora(tmp_path / FILE_NAME, weights)
-    save_lyrics_embedder(tmp_path, weights.lyrics_embedder)
+    save_full(tmp_path, weights.full, LORA.full)
     again = read_lora(tmp_path)
-    assert again.lyrics_embedder.keys() == weights.lyrics_embedder.keys()
+    assert again.full.keys() == weights.full.keys()
     target = make(kind)
     inject(target, SPECS["lora"])
-    set_embedder(target, again.lyrics_embedder)
-    for name, value in embedder_parameters(target).items():
-        wanted = weights.lyrics_embedder[name]
+    set_full(target, again.full)
+    for name, value in full_parameters(target).items():
+        wanted = weights.full[name]
         assert mx.allclose(value.astype(mx.float32), wanted, rtol=1e-2 if kind != "float32" else 0), name
 
 
@@ -715,22 +714,22 @@ def test_the_file_for_each_loader_carries_the_embedder(tmp_path):
     base_model, model, weights = with_embedder()
     base = upstream_weights(base_model)
     wanted = adapted(model, upstream_weights(model))
-    write_lora(tmp_path / FILE_NAME, weights, with_lyrics_embedder=True)
+    write_lora(tmp_path / FILE_NAME, weights, with_full=True)
     got, unused = readers.original_pipeline(tmp_path, base)
     assert unused == []
     assert_same(got, wanted)
 
     path = tmp_path / "comfyui.safetensors"
-    write_lora(path, weights, "comfyui", base=base_model, with_lyrics_embedder=True)
+    write_lora(path, weights, "comfyui", base=base_model, with_full=True)
     got, unused = readers.comfyui(path, base)
     assert unused == []
-    lost = ignored_by_comfyui(weights.lyrics_embedder)
+    lost = LORA.full.not_loaded("comfyui", weights.full)
     assert lost == ["lyric_encoder.encoders.0.self_attn.pos_bias_u"]
     assert_same({**got, **{n: wanted[n] for n in lost}}, wanted)
 
     again = read_lora(path)
     assert again.diffs and again.modules.keys() < weights.modules.keys()
-    write_lora(tmp_path / "back" / FILE_NAME, again, base=base_model, with_lyrics_embedder=True)
+    write_lora(tmp_path / "back" / FILE_NAME, again, base=base_model, with_full=True)
     got, _ = readers.original_pipeline(tmp_path / "back", base)
     assert_same({**got, **{n: wanted[n] for n in lost}}, wanted)
 
@@ -739,31 +738,31 @@ def test_embedder_exports_that_cannot_be(tmp_path):
     base, _, weights = with_embedder()
     path = tmp_path / "x.safetensors"
     with pytest.raises(ConfigError, match="SimpleTuner"):
-        write_lora(path, weights, "simpletuner", with_lyrics_embedder=True)
+        write_lora(path, weights, "simpletuner", with_full=True)
     with pytest.raises(ConfigError, match="--model"):
-        write_lora(path, weights, "comfyui", with_lyrics_embedder=True)
-    weights.lyrics_embedder = None
+        write_lora(path, weights, "comfyui", with_full=True)
+    weights.full = None
     with pytest.raises(ConfigError, match="has no lyrics embedder"):
-        write_lora(path, weights, "comfyui", base=base, with_lyrics_embedder=True)
+        write_lora(path, weights, "comfyui", base=base, with_full=True)
     assert not path.exists()
 
 
 def test_bad_embedders(tmp_path):
-    tensors = embedder_parameters(make())
+    tensors = full_parameters(make())
     with pytest.raises(CheckpointError, match=r"lyric_proj\.bias is missing"):
-        set_embedder(make(), {k: v for k, v in tensors.items() if k != "lyric_proj.bias"})
+        set_full(make(), {k: v for k, v in tensors.items() if k != "lyric_proj.bias"})
     with pytest.raises(CheckpointError, match="has shape"):
-        set_embedder(make(width=32), tensors)
+        set_full(make(width=32), tensors)
     folder = tmp_path / "lyrics_embedder"
     folder.mkdir()
     with pytest.raises(CheckpointError, match="found 0"):
-        read_lyrics_embedder(tmp_path, LORA)
+        read_full(tmp_path, LORA)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     with pytest.raises(CheckpointError, match="pickle"):
-        read_lyrics_embedder(tmp_path, LORA)
+        read_full(tmp_path, LORA)
     save_file({"something.weight": A}, folder / "x.safetensors")
     with pytest.raises(CheckpointError, match="no lyrics embedder"):
-        read_lyrics_embedder(tmp_path, LORA)
+        read_full(tmp_path, LORA)
 
 
 # Properties -------------------------------------------------------------------------------------------------

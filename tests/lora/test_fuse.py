@@ -21,6 +21,7 @@ from acestep_mlx.convert.converter import convert
 from acestep_mlx.convert.fused import FuseReport, fuse
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.families.model_folder import ModelFolder
+from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.formatting import size
 from acestep_mlx.io.safetensors import read_header, sample
 from acestep_mlx.lora.apply import apply_loras
@@ -28,7 +29,7 @@ from acestep_mlx.lora.formats import write as formats
 from acestep_mlx.lora.formats.metadata import METADATA_KEY
 from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
 from acestep_mlx.lora.formats.write import write_lora
-from acestep_mlx.lora.lyrics_embedder import embedder_parameters, save_lyrics_embedder
+from acestep_mlx.lora.full_modules import full_parameters, save_full
 from acestep_mlx.lora.merge import FuseError
 from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
@@ -56,12 +57,12 @@ def loras(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         disturb(model, len(name))
         write_lora(root / name / FILE_NAME, from_model(model, spec))
         if name == "embedder":
-            values = embedder_parameters(model).items()
+            values = full_parameters(model).items()
             trained = {
                 n: v + 0.1 * mx.random.normal(v.shape, key=mx.random.key(i))
                 for i, (n, v) in enumerate(values)
             }
-            save_lyrics_embedder(root / name, trained)
+            save_full(root / name, trained, LORA.full)
     return {path.name: path for path in root.iterdir()}
 
 
@@ -326,11 +327,11 @@ def test_exporting_a_lyrics_embedder(loras, tiny_model, tmp_path, capsys):
         "for the original pipeline, diffusers\n" in out and "ComfyUI does not load a lyrics embedder" in out
     )
     assert "puts it in whole at any strength" in out
-    assert read_lora(tmp_path / "a.safetensors").lyrics_embedder is None
-    assert read_lora(tmp_path / "b.safetensors").lyrics_embedder
+    assert read_lora(tmp_path / "a.safetensors").full is None
+    assert read_lora(tmp_path / "b.safetensors").full
     options = ("--with-lyrics-embedder", "--format", "comfyui")
     export(loras["embedder"], "-o", tmp_path / "c.safetensors", *options, "--model", tiny_model)
-    assert "4 of the lyrics embedder's tensors (pos_bias_u/v)" in capsys.readouterr().out
+    assert "4 of the lyrics embedder's tensors (pos_bias_u, pos_bias_v)" in capsys.readouterr().out
     for path in (tmp_path / "b.safetensors", tmp_path / "c.safetensors"):
         assert velocity(tiny_model, (path, 1.0)).shape == (1, 8, 16, 12)
     same = distance(

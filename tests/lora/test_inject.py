@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.families.v1.lora import LORA
+from acestep_mlx.lora.full_modules import train_full
 from acestep_mlx.lora.linear import dense_weight
-from acestep_mlx.lora.lyrics_embedder import trainable_embedder
 from acestep_mlx.lora.surgery import (
     LoRALinear,
     LoRASpec,
@@ -270,7 +270,7 @@ def test_dora_follows_a_base_that_is_trained_too():
     """A lyrics embedder under DoRA: ‖W‖ is not what it was when the adapter came."""
     model = make()
     inject(model, LoRASpec(rank=4, use_dora=True))
-    trainable_embedder(model)
+    train_full(model)
     before = model(TOKENS)
     assert mx.array_equal(before, make()(TOKENS))
     disturb(model)

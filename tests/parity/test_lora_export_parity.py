@@ -17,7 +17,7 @@ from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.lora.formats.read import FILE_NAME, read_lora
 from acestep_mlx.lora.formats.scales import PeftSettings
 from acestep_mlx.lora.formats.write import write_lora
-from acestep_mlx.lora.lyrics_embedder import embedder_parameters, set_embedder
+from acestep_mlx.lora.full_modules import full_parameters, set_full
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAWeights
 
@@ -220,12 +220,12 @@ def test_the_lyrics_embedder_in_a_file_overwrites_the_base(
     weights = train_a_little(ours, LoRASpec(rank=4, alpha=10))
     trained = {
         name: value + 0.05 * mx.random.normal(value.shape, key=mx.random.key(i))
-        for i, (name, value) in enumerate(embedder_parameters(ours).items())
+        for i, (name, value) in enumerate(full_parameters(ours).items())
     }
     _, plain = run_ours(ours, make_inputs(CONFIG))
-    set_embedder(ours, trained)
-    weights.lyrics_embedder = trained
-    write_lora(tmp_path / FILE_NAME, weights, with_lyrics_embedder=True)
+    set_full(ours, trained)
+    weights.full = trained
+    write_lora(tmp_path / FILE_NAME, weights, with_full=True)
     load(theirs, tmp_path)
     velocity, states = run_ours(ours, make_inputs(CONFIG))
     expected, expected_states = run_reference(theirs, make_inputs(CONFIG))

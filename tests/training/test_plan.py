@@ -15,7 +15,7 @@ from acestep_mlx.families.songs import Shape
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
-from acestep_mlx.lora.lyrics_embedder import trainable_embedder
+from acestep_mlx.lora.full_modules import train_full
 from acestep_mlx.lora.surgery import LoRASpec, inject
 from acestep_mlx.training import build, settings
 from acestep_mlx.training import memory as plan
@@ -112,7 +112,7 @@ def test_what_is_trained_is_counted_with_what_its_optimizers_keep(
     model = ACEStepTransformer(WIDE)
     inject(model, settings.lora_spec(config))
     if own is not None:
-        trainable_embedder(model)
+        train_full(model)
     step = TrainStep(
         model, build.optimizer_groups(config, model, 10), settings.step_settings(config), FlowMatching()
     )

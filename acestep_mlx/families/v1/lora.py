@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..protocol import LoRANames
+from .lyrics_embedder import LYRICS_EMBEDDER
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LYRICS = ("linear_q", "linear_k", "linear_v")
@@ -22,7 +23,7 @@ LORA = LoRANames(
         "speaker_embedder": "speaker_embedder gets no gradient, because its input is always zero in this "
         "model: its LoRA stays untrained"
     },
-    full=("lyric_embs.", "lyric_encoder.", "lyric_proj."),
+    full=LYRICS_EMBEDDER,
     numbered=("transformer_blocks", "lyric_encoder.encoders"),
     convolutions=(
         (r"transformer_blocks\.\d+\.ff\.(inverted_conv|point_conv)\.conv", 1),

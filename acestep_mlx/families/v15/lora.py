@@ -18,7 +18,6 @@ LORA = LoRANames(
     option="acestep_lora_target",
     refused={},
     idle={},
-    full=(),
     numbered=("layers",),
     convolutions=(),
     # Every linear layer.

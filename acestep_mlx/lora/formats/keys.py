@@ -68,15 +68,15 @@ def strip_prefix(name: str) -> str:
 
 
 def parse(name: str, names: LoRANames) -> Key | None:
-    """Where the tensor `name` belongs, or None. Role "embedder": a plain parameter name."""
+    """Where the tensor `name` belongs, or None. Role "full": a plain parameter name."""
     for pattern, role in _ROLES:
         if match := pattern.fullmatch(name):
             path = _dotted(match["path"], names)
             groups = match.groupdict()
             return Key(path, role, groups.get("adapter")) if path else None
     plain = strip_prefix(name).replace(".base_layer.", ".")
-    if plain.startswith(names.full):
-        return Key(plain, "embedder")
+    if names.full.holds(plain):
+        return Key(plain, "full")
     return None
 
 

@@ -17,12 +17,11 @@ from ...families.protocol import Family
 from ...formatting import count
 from ...io.safetensors import FLOATS, PICKLES, read_header
 from ...io.tensors import load_tensors
-from ..lyrics_embedder import FOLDER as EMBEDDER_FOLDER
-from ..lyrics_embedder import read_lyrics_embedder
+from ..full_modules import read_full
 from ..weights import LoRAModule, LoRAWeights
 from .keys import Key, describe_unknown, parse
 from .metadata import METADATA_KEY, read_facts
-from .recognise import is_embedder_parameter, recognise
+from .recognise import is_full_parameter, recognise
 from .scales import PeftSettings, check_scale, read_settings
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -53,8 +52,8 @@ def find_file(path: str | Path) -> Path:
 def read_lora(path: str | Path) -> LoRAWeights:
     """A LoRA from any supported file or folder, in float32.
 
-    A folder may also hold `lyrics_embedder/`. Raises CheckpointError for files that are corrupt, of another
-    kind or another model, or contradictory, for unknown keys, and for NaN.
+    A folder may also hold one of modules that were trained in full. Raises CheckpointError for files that are
+    corrupt, of another kind or another model, or contradictory, for unknown keys, and for NaN.
     """
     file = find_file(path)
     header = read_header(file)
@@ -80,8 +79,9 @@ def read_lora(path: str | Path) -> LoRAWeights:
     ours = read_facts(metadata, file)
     family = adapter.family if adapter is not None else default()
     weights = _collect(family, tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
-    if Path(path).expanduser().is_dir() and (file.parent / EMBEDDER_FOLDER).is_dir():
-        weights.lyrics_embedder = read_lyrics_embedder(file.parent, family.lora)
+    name = family.lora.full.name
+    if name and Path(path).expanduser().is_dir() and (file.parent / name).is_dir():
+        weights.full = read_full(file.parent, family.lora)
     weights.check_finite()
     return weights
 
@@ -95,17 +95,17 @@ def _collect(
 ) -> LoRAWeights:
     """Sort tensors into modules by the key tables and find every module's scale."""
     parts: dict[str, dict[str, mx.array]] = {}
-    embedder: dict[str, mx.array] = {}
+    full: dict[str, mx.array] = {}
     diffs: dict[str, mx.array] = {}
     unknown, twice = [], []
     adapters: set[str] = set()
     for name, value in sorted(tensors.items()):
         key = parse(name, family.lora)
-        if key is None or (key.role == "embedder" and not is_embedder_parameter(key.path, family)):
+        if key is None or (key.role == "full" and not is_full_parameter(key.path, family)):
             unknown.append(name)
-        elif key.role in ("embedder", "set_weight"):
-            target = key.path if key.role == "embedder" else f"{key.path}.weight"
-            embedder[target] = value
+        elif key.role in ("full", "set_weight"):
+            target = key.path if key.role == "full" else f"{key.path}.weight"
+            full[target] = value
         elif key.role in ("diff", "diff_b"):
             diffs[f"{key.path}.{'weight' if key.role == 'diff' else 'bias'}"] = value
         else:
@@ -123,11 +123,11 @@ def _collect(
         raise CheckpointError(f"{where} holds more than one adapter for the same modules: {names}")
     if not parts:
         raise CheckpointError(f"{where} holds no LoRA modules")
-    elsewhere = [name for name in [*embedder, *diffs] if not name.startswith(family.lora.full)]
+    elsewhere = [name for name in [*full, *diffs] if not family.lora.full.holds(name)]
     if elsewhere:
         raise CheckpointError(
-            f"{where} holds whole weights of {count(len(elsewhere), 'parameter')} outside the lyrics "
-            f"embedder, which are not supported: {describe_unknown(elsewhere)}"
+            f"{where} holds whole weights of {count(len(elsewhere), 'parameter')} outside the "
+            f"{family.lora.full.title}, which are not supported: {describe_unknown(elsewhere)}"
         )
     skipped = tuple(path for path in sorted(parts) if family.lora.why_unused(path))
     used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
@@ -138,7 +138,7 @@ def _collect(
     scales = _Scales(ours, settings, where)
     modules = {path: _module(path, part, scales, where) for path, part in used.items()}
     unscaled = sum(not scales.stored(part.get("alpha")) for part in used.values())
-    return LoRAWeights(modules, ours, embedder or None, diffs, where, skipped, unscaled, family)
+    return LoRAWeights(modules, ours, full or None, diffs, where, skipped, unscaled, family)
 
 
 def _oriented(key: Key, value: mx.array) -> tuple[str, mx.array]:

@@ -11,12 +11,11 @@ from functools import cache
 import mlx.nn as nn
 
 from ...errors import CheckpointError
-from ...families import REGISTRY
-from ...families import family as family_of
+from ...families import families
 from ...families.protocol import Family
 from ...formatting import count, listed
+from ..full_modules import full_parameters
 from ..linear import base_linears, linear_shape
-from ..lyrics_embedder import embedder_parameters
 from .keys import (
     FLAT_PREFIXES,
     PREFIXES,
@@ -99,8 +98,7 @@ def recognise(names: Iterable[str]) -> Adapter | None:
     names = list(names)
     modules = tuple(dict.fromkeys(path for path in map(module_of, names) if path))
     strangers = {
-        family: tuple(path for path in modules if not is_ours(path, family))
-        for family in map(family_of, REGISTRY)
+        family: tuple(path for path in modules if not is_ours(path, family)) for family in families()
     }
     family, strange = min(strangers.items(), key=lambda item: len(item[1]))
     roles = {key.role for key in (parse(name, family.lora) for name in names) if key is not None}
@@ -123,7 +121,7 @@ def is_ours(path: str, family: Family) -> bool:
     key = parse(f"{path}.alpha", names)
     if key is None:
         return False
-    full = f"{key.path}.".startswith(names.full)  # may be trained as a whole, with norms and biases
+    full = names.full.holds(key.path)  # may be trained as a whole, with norms and biases
     return full or names.numberless(key.path) in _kinds(family) or names.why_unused(key.path) is not None
 
 
@@ -153,14 +151,14 @@ def released(family: Family) -> dict[str, tuple[int, int]]:
     return {path: linear_shape(linear) for path, linear in base_linears(_skeleton(family)).items()}
 
 
-def is_embedder_parameter(name: str, family: Family) -> bool:
+def is_full_parameter(name: str, family: Family) -> bool:
     """Whether what may be trained in full has a parameter of this upstream name, in whatever layer."""
-    return family.lora.numberless(name) in _embedder_kinds(family)
+    return family.lora.numberless(name) in _full_kinds(family)
 
 
 @cache
-def _embedder_kinds(family: Family) -> frozenset[str]:
-    return frozenset(map(family.lora.numberless, embedder_parameters(_skeleton(family))))
+def _full_kinds(family: Family) -> frozenset[str]:
+    return frozenset(map(family.lora.numberless, full_parameters(_skeleton(family))))
 
 
 @cache

@@ -22,8 +22,8 @@ from ... import __version__
 from ...config.lora_formats import FORMATS
 from ...errors import CheckpointError, ConfigError
 from ...io.tensors import save_tensors
+from ..full_modules import for_format
 from ..linear import base_linears, row_norms_squared
-from ..lyrics_embedder import for_format
 from ..weights import LoRAWeights, relative_difference
 from .keys import describe_unknown
 from .metadata import METADATA_KEY, VERSION
@@ -41,12 +41,12 @@ def write_lora(
     dtype: mx.Dtype = mx.float32,
     *,
     base: nn.Module | None = None,
-    with_lyrics_embedder: bool = False,
+    with_full: bool = False,
 ) -> Path:
     """Write one .safetensors file, read it back, compare, and only then give it its name.
 
-    `base` is the transformer without this LoRA (injected adapters may sit on it): DoRA and the lyrics
-    embedder for ComfyUI are computed against it. `with_lyrics_embedder` puts the trained embedder in too.
+    `base` is the transformer without this LoRA (injected adapters may sit on it): DoRA, and what was
+    trained in full, for ComfyUI are computed against it. `with_full` puts the latter in too.
     Raises ConfigError for a format that cannot hold this LoRA, CheckpointError if the file does not verify.
     """
     path = Path(path)
@@ -56,7 +56,7 @@ def write_lora(
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: a LoRA file's name must end in .safetensors")
-    prepared = prepare(weights, format, base, with_lyrics_embedder=with_lyrics_embedder)
+    prepared = prepare(weights, format, base, with_full=with_full)
     tensors = {k: v.astype(dtype) for k, v in to_tensors(prepared, format).items()}
     mx.eval(tensors)
     _check_range(tensors, dtype)
@@ -71,12 +71,12 @@ def write_lora(
 
 
 def prepare(
-    weights: LoRAWeights, format: str, base: nn.Module | None = None, *, with_lyrics_embedder: bool = False
+    weights: LoRAWeights, format: str, base: nn.Module | None = None, *, with_full: bool = False
 ) -> LoRAWeights:
     """The same LoRA in the form that `format` stores: scale baked into b, one rank, magnitudes its way."""
     spec = FORMATS[format]
-    prepared = replace(weights, lyrics_embedder=None, diffs={})
-    if with_lyrics_embedder:  # first, because it may merge modules whose magnitudes are the trained ones
+    prepared = replace(weights, full=None, diffs={})
+    if with_full:  # first, because it may merge modules whose magnitudes are the trained ones
         prepared = for_format(weights, format, base)
     modules = dict(prepared.modules)
     if spec.baked:
@@ -124,7 +124,7 @@ def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:
     for name, diff in prepared.diffs.items():
         module_path, _, leaf = name.rpartition(".")
         tensors[f"{module_path}.{'diff' if leaf == 'weight' else 'diff_b'}"] = diff
-    for name, value in (prepared.lyrics_embedder or {}).items():
+    for name, value in (prepared.full or {}).items():
         module_path, _, leaf = name.rpartition(".")
         if format == "peft" and module_path in prepared.modules:
             module_path += ".base_layer"  # where peft keeps the layer that it has wrapped
@@ -190,10 +190,10 @@ def verify(path: Path, expected: LoRAWeights, dtype: mx.Dtype, name: str | None 
         if not same_kind or not difference <= TOLERANCES[dtype]:
             raise CheckpointError(f"{name} reads back differently: {module_path} by {difference:.2g}")
         worst = max(worst, difference)
-    for wanted, found in ((expected.lyrics_embedder, again.lyrics_embedder), (expected.diffs, again.diffs)):
+    for wanted, found in ((expected.full, again.full), (expected.diffs, again.diffs)):
         wanted, found = wanted or {}, found or {}
         if wanted.keys() != found.keys() or not all(
             mx.array_equal(found[k], v.astype(dtype).astype(mx.float32)).item() for k, v in wanted.items()
         ):
-            raise CheckpointError(f"{name} reads back differently: the lyrics embedder")
+            raise CheckpointError(f"{name} reads back differently: the {expected.family.lora.full.title}")
     return worst

@@ -1,4 +1,4 @@
-"""The trained lyrics embedder (lyric_embs, lyric_encoder, lyric_proj in full) beside or inside a LoRA file.
+"""Modules that were trained in full (`families.protocol.FullModules`), beside or inside a LoRA file.
 
 Its tensors carry the plain upstream names, also where LoRA layers sit on some of its linear layers.
 """
@@ -8,33 +8,26 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, ConfigError
-from ..families.protocol import LoRANames
+from ..families.protocol import FullModules, LoRANames
 from ..io.safetensors import FLOATS, PICKLES, read_header
 from ..io.tensors import load_tensors, save_tensors
 from .formats.keys import describe_unknown, parse
 from .linear import QUANTIZED, Wrapper, dense_layer, dense_weight
 from .weights import LoRAModule, LoRAWeights
 
-FOLDER = "lyrics_embedder"
-FILE = "lyrics_embedder.safetensors"
 
-# What ComfyUI's key table has no place for.
-COMFYUI_IGNORES = ("pos_bias_u", "pos_bias_v")
-
-
-def embedder_parameters(transformer: nn.Module) -> dict[str, mx.array]:
-    """Upstream name → value of the lyrics embedder's own parameters, dequantised in float32; no adapter's."""
+def full_parameters(transformer: nn.Module) -> dict[str, mx.array]:
+    """Upstream name → value of these modules' own parameters, dequantised in float32; no adapter's."""
     found: dict[str, mx.array] = {}
     inside: set[str] = set()
     for path, module in transformer.named_modules():
-        if not f"{path}.".startswith(transformer.lora.full):
+        if not transformer.lora.full.holds(path):
             continue
         if isinstance(module, Wrapper):
             inside.add(f"{path}.linear")
@@ -54,14 +47,14 @@ def _own_parameters(module: nn.Module) -> dict[str, mx.array]:
 
 
 def make_dense(transformer: nn.Module, only: Container[str] | None = None) -> dict[str, nn.Module]:
-    """Replace the quantised layers of the lyrics embedder by dense ones, so that it can be trained or set.
+    """Replace the quantised layers of these modules by dense ones, so that they can be trained or set.
 
     Returns the layers that stood there, by path. `only` limits it to these paths.
     """
     before: dict[str, nn.Module] = {
         path: module
         for path, module in transformer.named_modules()
-        if f"{path}.".startswith(transformer.lora.full)
+        if transformer.lora.full.holds(path)
         and (only is None or path in only)
         and isinstance(module, QUANTIZED)
     }
@@ -71,16 +64,14 @@ def make_dense(transformer: nn.Module, only: Container[str] | None = None) -> di
     return before
 
 
-def set_embedder(
-    transformer: nn.Module, tensors: Mapping[str, mx.array], where: str = "the lyrics embedder"
-) -> None:
+def set_full(transformer: nn.Module, tensors: Mapping[str, mx.array], where: str = "") -> None:
     """Put trained values (upstream names) into the model, in the precision that each parameter has there.
 
     Quantised layers become dense. Raises CheckpointError naming what is missing, unknown or of another shape.
     """
     make_dense(transformer)
-    here = embedder_parameters(transformer)
-    check_embedder(here, tensors, where, complete=True)
+    here = full_parameters(transformer)
+    check_full(here, tensors, where or f"the {transformer.lora.full.title}", complete=True)
     wrapped = {p for p, m in transformer.named_modules() if isinstance(m, Wrapper)}
     updates = []
     for name, value in tensors.items():
@@ -90,7 +81,7 @@ def set_embedder(
     transformer.update(tree_unflatten(updates))
 
 
-def check_embedder(
+def check_full(
     here: Mapping[str, mx.array], tensors: Mapping[str, mx.array], where: str, *, complete: bool
 ) -> None:
     """Raises CheckpointError naming tensors that are unknown, of another shape or (if `complete`) missing."""
@@ -108,21 +99,21 @@ def check_embedder(
 
 
 def check_parameters(here: Mapping[str, mx.array], weights: LoRAWeights, where: str) -> None:
-    """The same for what a LoRA carries of the lyrics embedder, whole or as differences."""
-    for tensors in (weights.lyrics_embedder or {}, weights.diffs):
-        check_embedder(here, tensors, where, complete=False)
+    """The same for what a LoRA carries of parameters, whole or as differences."""
+    for tensors in (weights.full or {}, weights.diffs):
+        check_full(here, tensors, where, complete=False)
 
 
-def save_lyrics_embedder(folder: str | Path, tensors: Mapping[str, mx.array]) -> Path:
-    """Write `<folder>/lyrics_embedder/lyrics_embedder.safetensors` (atomically); tensors keep their dtype."""
-    path = Path(folder) / FOLDER / FILE
+def save_full(folder: str | Path, tensors: Mapping[str, mx.array], modules: FullModules) -> Path:
+    """Write `<folder>/NAME/NAME.safetensors` (atomically); tensors keep their dtype."""
+    path = Path(folder) / modules.name / f"{modules.name}.safetensors"
     save_tensors(path, tensors, {"format": "pt"})
     return path
 
 
-def read_lyrics_embedder(folder: str | Path, names: LoRANames) -> dict[str, mx.array]:
-    """What save_lyrics_embedder wrote (or SimpleTuner's, turned into .safetensors), by upstream name."""
-    folder = Path(folder) / FOLDER
+def read_full(folder: str | Path, names: LoRANames) -> dict[str, mx.array]:
+    """What `save_full` wrote (or SimpleTuner's, turned into .safetensors), by upstream name."""
+    folder = Path(folder) / names.full.name
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         pickles = [p for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
@@ -134,52 +125,55 @@ def read_lyrics_embedder(folder: str | Path, names: LoRANames) -> dict[str, mx.a
     unknown = [
         n
         for n, key in keys.items()
-        if key is None or key.role != "embedder" or header.tensors[n].dtype not in FLOATS
+        if key is None or key.role != "full" or header.tensors[n].dtype not in FLOATS
     ]
     if unknown or not keys:
-        raise CheckpointError(f"{files[0]} is no lyrics embedder: {describe_unknown(unknown) or 'empty'}")
+        raise CheckpointError(f"{files[0]} is no {names.full.title}: {describe_unknown(unknown) or 'empty'}")
     tensors = load_tensors(files[0])
     return {key.path: tensors[name] for name, key in keys.items() if key is not None}
 
 
 def for_format(weights: LoRAWeights, format: str, base: nn.Module | None) -> LoRAWeights:
-    """`weights` with the lyrics embedder in the form that `format`'s loader applies.
+    """`weights` with what was trained in full in the form that `format`'s loader applies.
 
     peft (the original pipeline) and mlx: plain values, which replace the base's. ComfyUI: differences from
     the base, with the LoRA of the same module merged into them, because one patch per module is all it keeps.
     """
+    modules_in_full = weights.family.lora.full
+    title = modules_in_full.title
     if format == "simpletuner":
         raise ConfigError(
-            "SimpleTuner takes a lyrics embedder from a pickle beside the LoRA, not from the LoRA file; "
+            f"SimpleTuner takes a {title} from a pickle beside the LoRA, not from the LoRA file; "
             "export without it"
         )
-    if weights.lyrics_embedder is None and not weights.diffs:
-        raise ConfigError("this LoRA has no lyrics embedder to export")
+    if weights.full is None and not weights.diffs:
+        raise ConfigError(f"this LoRA has no {title} to export")
     if format != "comfyui" and not weights.diffs:
         return weights
     if base is None:
         raise ConfigError(
-            f"the lyrics embedder in format {format!r} is relative to the base model: "
+            f"the {title} in format {format!r} is relative to the base model: "
             "give it too (--model MLX_FOLDER)"
         )
-    here = embedder_parameters(base)
-    given = weights.lyrics_embedder or {}
-    check_parameters(here, weights, "the lyrics embedder")
+    here = full_parameters(base)
+    given = weights.full or {}
+    check_parameters(here, weights, f"the {title}")
     values = {name: value.astype(mx.float32) for name, value in given.items()}
     for name, diff in weights.diffs.items():
         values[name] = values.get(name, here[name].astype(mx.float32)) + diff
     if format != "comfyui":
-        return replace(weights, lyrics_embedder=values, diffs={})
+        return replace(weights, full=values, diffs={})
     modules = dict(weights.modules)
     diffs = {}
+    lost = modules_in_full.not_loaded(format, values)
     for name, value in values.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf in COMFYUI_IGNORES:
+        if name in lost:
             continue
+        module, _, leaf = name.rpartition(".")
         if leaf == "weight" and module in modules:
             value = _merged(modules.pop(module), value)
         diffs[name] = value - here[name].astype(mx.float32)
-    return replace(weights, modules=modules, lyrics_embedder=None, diffs=diffs)
+    return replace(weights, modules=modules, full=None, diffs=diffs)
 
 
 def _merged(module: LoRAModule, weight: mx.array) -> mx.array:
@@ -189,14 +183,9 @@ def _merged(module: LoRAModule, weight: mx.array) -> mx.array:
     return module.adapted_weight(like)
 
 
-def ignored_by_comfyui(tensors: Mapping[str, Any]) -> list[str]:
-    """The trained tensors that ComfyUI has no way to load."""
-    return [name for name in tensors if name.endswith(COMFYUI_IGNORES)]
-
-
-def trainable_embedder(transformer: nn.Module) -> None:
-    """Unfreeze the lyrics embedder's own parameters (dense ones; call make_dense first)."""
+def train_full(transformer: nn.Module) -> None:
+    """Unfreeze these modules' own parameters (dense ones; call make_dense first)."""
     for path, module in transformer.named_modules():
-        if f"{path}.".startswith(transformer.lora.full):
+        if transformer.lora.full.holds(path):
             own = [] if isinstance(module, Wrapper) else list(_own_parameters(module))
             module.unfreeze(keys=own, recurse=False)
