@@ -212,6 +212,7 @@ MAY_NOT: dict[str, Any] = {
 ELSEWHERE = {
     "model_family", "model_type", "model_flavour", "lora_type", "grad_clip_method", "evaluation_type",
     "loss_type", "peft_lora_mode", "timestep_bias_strategy", "num_validation_images",
+    "ace_step_timestep_draws",  # of another family
     "pretrained_model_name_or_path", "revision", "output_dir", "cache_dir", "cache_dir_text", "cache_dir_vae",
     "data_backend_config", "init_lora", "resume_from_checkpoint", "num_train_epochs",
 }  # fmt: skip
