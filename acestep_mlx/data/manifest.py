@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..config.datasets import DataSet, DataSets, HubSet
 from ..config.read_datasets import read_datasets
@@ -35,6 +36,7 @@ class Sample:
     that is used; `seconds` is at most the data set's maximum and may be below what the model takes (then
     the sound is padded with silence). latents: how the model counts it. misread: how it is read
     since an earlier version read such a song wrongly. former: the part (start, seconds) that it took then.
+    known: what else the model is told of the song, by field of `families.songs.Words`.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Sample:
     latents: LatentSpec
     misread: str = ""
     former: tuple[float, float] | None = None
+    known: tuple[tuple[str, Any], ...] = ()
 
     @property
     def samples(self) -> int:
@@ -69,20 +72,24 @@ class Sample:
 
     def words(self, variant: int = 0) -> Words:
         """What is written of it, with one of its captions."""
-        language = self.dataset.lyrics_language
-        return Words(self.captions[variant], self.lyrics, self.seconds, language)
+        known = dict(self.known)
+        if self.dataset.lyrics_language is not None:
+            known["language"] = self.dataset.lyrics_language
+        return Words(self.captions[variant], self.lyrics, self.seconds, **known)
 
     @property
     def key(self) -> str:
-        """Identity for the sample order: changes when the song, its captions, its lyrics or its part
-        changes.
+        """Identity for the sample order: changes when the song, its captions, its lyrics, its part or what
+        else is known of it changes.
         """
+        known = {"known": self.known} if self.known else {}
         return cache_key(
             id=self.id,
             content=self.content,
             captions=self.captions,
             lyrics=self.lyrics,
             part=[self.start, self.seconds],
+            **known,
         )
 
 
@@ -123,7 +130,7 @@ def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: 
     reports: list[SetReport] = []
     own = own_folders(config, datasets)
     for dataset in datasets.audio:
-        found = _songs(dataset, config, own)
+        found = _songs(dataset, config, own, family)
         songs = found.songs
         report = SetReport(
             dataset.id, len(songs), dataset.interval, family, no_songs=found.left_out, sources=found.notes
@@ -173,12 +180,12 @@ def own_folders(config: RunConfig, datasets: DataSets) -> dict[Path, str]:
     return own | {Path(os.path.realpath(config.output_path)): "output_dir of this run"}
 
 
-def _songs(dataset: DataSet, config: RunConfig, own: Mapping[Path, str]) -> folder.Found:
+def _songs(dataset: DataSet, config: RunConfig, own: Mapping[Path, str], family: Family) -> folder.Found:
     if isinstance(dataset, HubSet):
         from .sources import hub
 
-        return hub.scan(dataset, config)
-    return folder.scan(dataset, own)
+        return hub.scan(dataset, config, family.metadata)
+    return folder.scan(dataset, own, family.metadata)
 
 
 def _chosen(
@@ -253,6 +260,7 @@ def _sample(
         latents=family.latents,
         misread=facts.misread,
         former=None if former is None else _part(dataset, longest, former, config.seed),
+        known=_known(song, family, report),
     )
 
 
@@ -273,6 +281,15 @@ def _count(sample: Sample, report: SetReport) -> None:
         report.no_lyrics.append(name)
     else:
         report.lyrics[name] = sample.lyrics
+
+
+def _known(song: folder.Song, family: Family, report: SetReport) -> tuple[tuple[str, Any], ...]:
+    """What the model is told of the song beside its caption and lyrics."""
+    known = family.read_metadata(song.metadata)
+    problems = [*song.unread, *known.problems]
+    report.unread += [(song.name, problem) for problem in problems]
+    report.known.update(known.values.keys())
+    return tuple(sorted(known.values.items()))
 
 
 def _lyrics(dataset: DataSet, song: folder.Song, family: Family, report: SetReport) -> str | None:

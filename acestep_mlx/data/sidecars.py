@@ -10,15 +10,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 from ..io.audio import SUFFIXES
-from ..io.filenames import composed
-from ..io.schema import open_file
+from ..io.filenames import composed, shown
+from ..io.schema import open_file, parse_json
 from ..io.text_files import read_text
 from ..text.marks import mark_line
 from ..text.sheet import has_stamp, is_marked, timed_lines, unescape_breaks
@@ -156,6 +156,24 @@ def beside(name: str, named: Callable[[str], Path | None]) -> tuple[Path, str] |
         if found is not None:
             return found, "another trainer's metadata (underfit)"
     return None
+
+
+def metadata(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Fields of a JSON file beside a song, as they are written; nothing of what `generate` writes there.
+
+    names: field → names that keys have for it, in lower case. DataError when it is no JSON object.
+    """
+    if _is_ours(path):
+        return {}
+    try:
+        content = parse_json(read_text(path)[0])
+    except ValueError as error:
+        raise DataError(f"{shown(path.name)}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{shown(path.name)}: not a JSON object")
+    keys = {key.strip().lower(): value for key, value in content.items()}
+    found = {field: next((keys[n] for n in known if n in keys), None) for field, known in names.items()}
+    return {field: value for field, value in found.items() if value is not None}
 
 
 def _is_ours(path: Path) -> bool:

@@ -22,6 +22,7 @@ class SetReport:
 
     no_songs: sound files and folders that are nobody's songs (caches, packages). lyrics_changed: how many
     songs' lyrics were brought into the model's form. trigger: whether trigger words stand before captions.
+    known: what the model is told beside captions and lyrics, and of how many songs; unread: what cannot be.
     listed: whether captions come from a list or a table rather than from files. in_files: whether each song
     is a file of its own. twice: songs that are there once more. copies: (song, the one whose copy it is).
     sources: how that list or table is read, where that is not plain.
@@ -53,6 +54,8 @@ class SetReport:
     in_files: bool = True
     buckets: Counter[int] = field(default_factory=Counter)
     lyrics: dict[str, str] = field(default_factory=dict)
+    known: Counter[str] = field(default_factory=Counter)
+    unread: Named = field(default_factory=list)
     passes: float = 1.0
 
     @property
@@ -78,6 +81,9 @@ class SetReport:
         if self.no_lyrics:
             advice = f"put lyrics into {lyrics}, {self.family.instrumental} where nobody sings"
             out.append((self._lacking("lyrics", self.no_lyrics, self.without_lyrics, advice), "info"))
+        if unread := [f"{name}: {problem}" for name, problem in self.unread]:
+            what = f"{count(len(unread), 'value')} of songs' metadata in {self.id} not understood"
+            out.append((f"{what} ({listed(unread)}), and left out of their prompts", "warning"))
         if n := self.lyrics_changed:
             changes = "time stamps left out, marks replaced by those the model knows"
             text = f"lyrics of {n} {self._of_all} are read in the model's form ({changes})"
@@ -147,6 +153,8 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
     if languages := one.languages():
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
         out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
+    if one.known:
+        out.append(f"  known beside captions: {', '.join(f'{what} {n}' for what, n in one.known.items())}")
     out += _named("skipped", [f"{name}: {reason}" for name, reason in one.skipped], 0)
     out += _named("left out, no songs", [f"{name}: {reason}" for name, reason in one.no_songs], limit)
     out += _named("there twice, trained once", [f"{name}: {reason}" for name, reason in one.twice], 0)
@@ -158,6 +166,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         "encoded again, because what was kept of them was wrong": one.again,
         "list": one.sources,
         "text": one.notes,
+        "metadata not understood, left out": one.unread,
     }
     for label, named in details.items():
         out += _named(label, [f"{name}: {detail}" for name, detail in named], limit)

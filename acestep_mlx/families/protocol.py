@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..io.schema import Check
     from .keymap import KeyMap
     from .layout import Layout
-    from .songs import Arrays, CachedSong, Lyrics, Padding, Shape, SongEncoders
+    from .songs import Arrays, CachedSong, Known, Lyrics, Padding, Shape, SongEncoders
 
 Batch = Mapping[str, "mx.array"]
 Prepare = Callable[[Batch], "dict[str, mx.array]"]
@@ -451,6 +451,15 @@ class Family(Protocol):
 
     def read_lyrics(self, text: str, language: str | None) -> Lyrics:
         """Lyrics as somebody wrote them in the model's form. language: of all lines, where it is known."""
+
+    @property
+    def metadata(self) -> Mapping[str, Sequence[str]]:
+        """What the model is told of a song beside its caption: field of `Words` → names that files have for
+        it, in lower case. Nothing where there is no place for it.
+        """
+
+    def read_metadata(self, given: Mapping[str, Any]) -> Known:
+        """Fields of `metadata` as somebody wrote them, in the model's form."""
 
     def encoders(self, folder: Folder) -> SongEncoders:
         """What encodes songs for this model."""

@@ -31,6 +31,13 @@ class Words:
     timesignature: str | None = None
 
 
+class Known(NamedTuple):
+    """What is known of a song beside its caption, by field of `Words`; a line for what is not understood."""
+
+    values: dict[str, Any]
+    problems: list[str]
+
+
 class Lyrics(NamedTuple):
     """Lyrics in a model's form, None where nothing is left; what was changed; lines that it cannot sing."""
 

@@ -141,7 +141,8 @@ def test_dry_run_shows_every_supported_option() -> None:
     given = setting_lines(config)
     assert given == ["  lora_rank = 4  (given)", "ignored keys:", f"  resolution: {config.ignored[0][1]}"]
     lines = given + default_lines(config)
-    assert {line.split(" = ")[0].strip() for line in lines if " = " in line} == set(SUPPORTED)
+    others = {"ace_step_timestep_draws"}  # of another model
+    assert {line.split(" = ")[0].strip() for line in lines if " = " in line} == set(SUPPORTED) - others
 
 
 @pytest.mark.parametrize(

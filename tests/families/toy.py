@@ -24,6 +24,7 @@ from acestep_mlx.families.songs import (
     Arrays,
     CachedSong,
     Encoded,
+    Known,
     Lyrics,
     Padding,
     PartEncoder,
@@ -107,6 +108,7 @@ class Toy:
     variants: Mapping[str, Variant] = {"toy": Variant("nobody/toy", 0.0)}
     unused: Mapping[str, str] = {}
     refused: Mapping[str, str] = {}
+    metadata: Mapping[str, Sequence[str]] = {}
     latents = SPEC
     padding = Padding(text=4, lyrics=8)
     instrumental = "hush"
@@ -121,6 +123,9 @@ class Toy:
     def read_lyrics(self, text: str, language: str | None) -> Lyrics:
         shouted = ["lyrics line 1 is shouted"] if text.isupper() else []
         return Lyrics(text.strip() or None, [], shouted)
+
+    def read_metadata(self, given: Mapping[str, Any]) -> Known:
+        return Known({}, [])
 
     def encoders(self, folder: ModelFolder) -> SongEncoders:
         return SongEncoders(Ear(folder), Prompt(folder), Sung(folder))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ...config.datasets import CsvSet, LocalSet, lyrics_name
 from ...errors import DataError
@@ -34,7 +35,10 @@ _SHEET_LINES = 8  # so many lines beside another caption are lyrics
 
 @dataclass
 class Song:
-    """A song that was found, before its sound was looked at. name: unique within its data set, for people."""
+    """A song that was found, before its sound was looked at. name: unique within its data set, for people.
+
+    metadata: what the model can be told beside, as it is written; unread: files with it that are damaged.
+    """
 
     name: str
     audio: AudioRef
@@ -42,6 +46,8 @@ class Song:
     lyrics: str | None
     notes: list[str] = field(default_factory=list)
     problem: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -56,19 +62,24 @@ class Found:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
+def scan(
+    dataset: LocalSet,
+    own: Mapping[Path, str] | None = None,
+    metadata: Mapping[str, Sequence[str]] | None = None,
+) -> Found:
     """The songs of a local or CSV data set, sorted by name.
 
-    own: output and cache folders of the run, resolved, with what each is. DataError when the folder is not
-    there or holds no songs.
+    own: output and cache folders of the run, resolved, with what each is. metadata: see
+    `families.protocol.Family`. DataError when the folder is not there or holds no songs.
     """
+    metadata = metadata or {}
     folder = dataset.folder
     if not is_folder(folder):
         what = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise DataError(f"{dataset.label}: {folder} {what}; set instance_data_dir")
-    rows = read_list(dataset.id, folder, dataset.listed) if dataset.listed is not None else None
+    rows = read_list(dataset.id, folder, dataset.listed, metadata) if dataset.listed is not None else None
     notes = [(shown(rows.file.name), note) for note in rows.notes] if rows is not None else []
-    reader = _Reader(dataset, rows)
+    reader = _Reader(dataset, rows, metadata)
     if isinstance(dataset, CsvSet) and rows is not None:
         return replace(reader.listed(rows), notes=notes)
     found = sound_files(folder, own or {})
@@ -89,8 +100,8 @@ def scan(dataset: LocalSet, own: Mapping[Path, str] | None = None) -> Found:
 class _Reader:
     """Songs with their captions and lyrics; a text that cannot be used makes the song a problem."""
 
-    def __init__(self, dataset: LocalSet, rows: Rows | None) -> None:
-        self.dataset, self.folder = dataset, dataset.folder
+    def __init__(self, dataset: LocalSet, rows: Rows | None, metadata: Mapping[str, Sequence[str]]) -> None:
+        self.dataset, self.folder, self.metadata = dataset, dataset.folder, metadata
         self.rows = rows.by_name if rows is not None else {}
         self.unused = set(self.rows)  # rows whose song was not met
         self.folders = Folders()
@@ -145,7 +156,21 @@ class _Reader:
             song.lyrics = self._lyrics(path, song, row)
         except DataError as error:
             song.problem = str(error)
+        if self.metadata:
+            self._known(path, song, row)
         return song
+
+    def _known(self, path: Path, song: Song, row: Row | None) -> None:
+        """What is known of the song beside: of the list, else of a JSON file of the song's name."""
+        listed = {name: text for name, text in (row.metadata if row is not None else {}).items() if text}
+        names = (f"{path.stem}.json", f"{path.name}.json")
+        file = next((f for n in names if (f := self.folders.find(path.parent, n)) is not None), None)
+        try:
+            beside = sidecars.metadata(file, self.metadata) if file is not None else {}
+        except DataError as error:
+            song.unread.append(str(error))
+            beside = {}
+        song.metadata = {**beside, **listed}
 
     def _text(self, file: Path, song: Song) -> str:
         text, note = read_text(file)
@@ -188,7 +213,8 @@ class _Reader:
             file, what = other
             text = f"{shown(file.name)} looks like {what}, which is not read"
             if captions and not file.name.lower().endswith(".caption.txt"):  # there, NAME.txt holds lyrics
-                song.notes.append(text)
+                if not (self.metadata and file.suffix.lower() == ".json"):
+                    song.notes.append(text)
                 return captions
             raise DataError(f"{text}; put the caption alone into {shown(path.stem)}.txt{lyrics}")
         if not captions and (file := self.lists.find(path, self.folder)) is not None:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .. import sidecars
 from ..captions import clean_lyrics
 from ..facts import BLOCKS, BytesAudio, FileAudio
 from .folder import Found, Song
-from .song_list import find_file
+from .song_list import columns_of, find_file
 
 _CAPTION_COLUMNS = ("prompt", "caption", "tags", "text", "description")
 _LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
@@ -45,8 +45,10 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 Where = Callable[[str], tuple[Path | None, str | None]]
 
 
-def scan(dataset: HubSet, config: RunConfig) -> Found:
+def scan(dataset: HubSet, config: RunConfig, metadata: Mapping[str, Sequence[str]] | None = None) -> Found:
     """The songs of a Hugging Face data set, in row order, and what is to be known of its columns.
+
+    metadata: see `families.protocol.Family`.
 
     DataError: the library is missing, the data set cannot be found, loaded or reached. ConfigError: a
     configured column or split does not exist.
@@ -60,7 +62,9 @@ def scan(dataset: HubSet, config: RunConfig) -> Found:
     lyrics = _lyrics_column(dataset, table, fields)
     variants = _VARIANTS if dataset.caption_fields is None and _VARIANTS in table.column_names else None
     where = _locator(folder if folder.is_dir() else None, saved, config, dataset)
-    described = [c for c in {*fields, lyrics, variants, dataset.fallback_caption} if c is not None]
+    taken = {*fields, lyrics, variants, dataset.fallback_caption}
+    told = columns_of(metadata or {}, [name for name in table.column_names if name not in {*taken, sound}])
+    described = [c for c in {*taken, *told.values()} if c is not None]
     rows: list[dict[str, Any]] = (
         table.select_columns(described).to_list() if described else [{} for _ in range(len(table))]
     )
@@ -72,6 +76,7 @@ def scan(dataset: HubSet, config: RunConfig) -> Found:
         song = _song(name, sounds, sound, number, cell, where)
         song.captions = _captions(row, fields, variants, dataset.fallback_caption)
         song.lyrics = _lyrics(row.get(lyrics)) if lyrics else None
+        song.metadata = {field: row.get(column) for field, column in told.items()}
         try:
             sidecars.check_caption("\n".join(song.captions), "the caption", listed=True)
             sidecars.check_lyrics(song.lyrics or "", "the lyrics")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,11 +27,12 @@ _ADDRESS = "a web address; download the song into the folder and name its file"
 
 @dataclass(frozen=True)
 class Row:
-    """What a list says of a song. problem: why it cannot be used."""
+    """What a list says of a song. problem: why it cannot be used. metadata: texts of columns by field."""
 
     caption: str
     lyrics: str
     problem: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,8 +100,12 @@ def _find_list(label: str, folder: Path, wanted: Path) -> Path:
 
 
 # ── the list ─────────────────────────────────────────────────────────────────────────────────────────
-def read_list(label: str, folder: Path, wanted: SongList) -> Rows:
-    """The list of a data set. DataError or ConfigError when it cannot be used."""
+def read_list(
+    label: str, folder: Path, wanted: SongList, metadata: Mapping[str, Sequence[str]] | None = None
+) -> Rows:
+    """The list of a data set. DataError or ConfigError when it cannot be used. metadata: see
+    `families.protocol.Family`.
+    """
     path = _find_list(label, folder, wanted.file)
     content, note = read_text(path, limit=1 << 28)
     delimiter, text = sidecars.list_head(content)
@@ -119,10 +124,11 @@ def read_list(label: str, folder: Path, wanted: SongList) -> Rows:
         }
         _differ(columns, path)
         unread = _also_meant(columns, wanted, header)
+        told = columns_of(metadata or {}, [name for name in header if name not in columns.values()])
         seen: set[str] = set()
         for cells in reader:
             seen |= {name for name, cell in zip(header, cells, strict=False) if cell.strip()}
-            _add(rows, cells, header, columns, folder, done + 1, delimiter)
+            _add(rows, cells, header, columns, told, folder, done + 1, delimiter)
             done = above + reader.line_num
     except csv.Error as error:
         said = str(error).replace("unexpected end of data", "a quote opened there is never closed")
@@ -134,19 +140,18 @@ def read_list(label: str, folder: Path, wanted: SongList) -> Rows:
 
 
 def _add(
-    rows: Rows, cells: Sequence[str], header: Sequence[str], columns: dict[str, str | None], folder: Path,
-    line: int, delimiter: str,
+    rows: Rows, cells: Sequence[str], header: Sequence[str], columns: dict[str, str | None],
+    told: Mapping[str, str], folder: Path, line: int, delimiter: str,
 ) -> None:  # fmt: skip
-    """Add a row of the list. line: where it begins."""
+    """Add a row of the list. told: field of metadata → column. line: where it begins."""
 
-    def cell(kind: str) -> str:
-        column = columns[kind]
+    def cell(column: str | None) -> str:
         at = header.index(column) if column is not None else len(cells)
         return cells[at] if at < len(cells) else ""
 
     if not any(text.strip() for text in cells):
         return
-    name = cell("filename").strip()
+    name = cell(columns["filename"]).strip()
     if not name:
         rows.nameless.append(f"{rows.file.name}, line {line}")
         return
@@ -155,7 +160,8 @@ def _add(
             name = name.replace("\\", "/")
         name = Path(name).as_posix()
     name = composed(name)
-    row = Row(cell("caption"), cell("lyrics"))
+    metadata = {field: cell(column).strip() for field, column in told.items()}
+    row = Row(cell(columns["caption"]), cell(columns["lyrics"]), metadata=metadata)
     if any(more.strip() for more in cells[len(header) :]):
         row = replace(row, problem=(
             f"its row in {rows.file.name} (line {line}) has more columns than the header; quote texts that "
@@ -164,6 +170,13 @@ def _add(
     if name in rows.by_name and rows.by_name[name] != row:
         row = replace(row, problem=f"{rows.file.name} has several rows for it, which differ; keep one")
     rows.by_name[name] = row
+
+
+def columns_of(metadata: Mapping[str, Sequence[str]], header: Sequence[str]) -> dict[str, str]:
+    """Field of metadata → the column that has it, whatever its case; the first of the usual names counts."""
+    known = {name.strip().lower(): name for name in reversed(header)}
+    found = {field: next((known[n] for n in names if n in known), None) for field, names in metadata.items()}
+    return {field: column for field, column in found.items() if column is not None}
 
 
 def _column(wanted: str | None, kind: str, header: list[str], path: Path, required: bool) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import Component, Family, LoRANames, Objective, StepMemory, Texts, Variant
-from ..songs import Padding
+from ..songs import Known, Padding
 from .latents import LATENTS
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class ACEStepV1:
         "ace_step_timestep_draws": "only ACE-Step 1.5 is trained so; ACE-Step v1 draws a timestep once"
     }
     refused: Mapping[str, str] = {}
+    metadata: Mapping[str, Sequence[str]] = {}
     latents = LATENTS
 
     padding = Padding(text=32, lyrics=64)
@@ -90,6 +91,10 @@ class ACEStepV1:
         from .lyrics import read_lyrics
 
         return read_lyrics(text, language)
+
+    def read_metadata(self, given: Mapping[str, Any]) -> Known:
+        """Nothing: tempo and key are words of the caption."""
+        return Known({}, [])
 
     def encoders(self, folder: Folder) -> SongEncoders:
         """Autoencoder, text encoder, lyric tokenizer."""

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import Component, LoRANames, Objective, StepMemory, Texts, Variant
-from ..songs import Padding
+from ..songs import Known, Padding
 from .latents import LATENTS
 
 if TYPE_CHECKING:
@@ -106,6 +106,19 @@ class ACEStep15:
         from .songs import read_lyrics
 
         return read_lyrics(text)
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Sequence[str]]:
+        """Tempo, key, metre and language."""
+        from .song_facts import NAMES
+
+        return NAMES
+
+    def read_metadata(self, given: Mapping[str, Any]) -> Known:
+        """See `song_facts.read`."""
+        from .song_facts import read
+
+        return read(given)
 
     def encoders(self, folder: Folder) -> SongEncoders:
         """Autoencoder, and text and condition encoder."""

@@ -1,0 +1,98 @@
+"""What people write of a song's tempo, key, metre and language, as the model was taught to read it.
+
+Forms: a whole number of beats a minute; a note with `#`, `b`, `♯` or `♭` and `major` or `minor`; `2`, `3`,
+`4` or `6` beats a bar; an ISO code.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...errors import ConfigError
+from ...io.schema import show
+from ...text.languages import language_code
+from ..songs import Known
+
+#: field of `Words` → names that columns and keys of files have for it
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "bpm": ("bpm", "tempo"),
+    "keyscale": ("keyscale", "key", "scale"),
+    "timesignature": ("timesignature", "time_signature", "signature", "sig"),
+    "language": ("language", "lang"),
+}
+SLOWEST, FASTEST = 20, 400
+METRES = ("2", "3", "4", "6")
+_UNKNOWN = {"", "n/a", "na", "none", "null", "unknown", "auto", "?", "-"}
+_KEY = re.compile(r"([A-Ga-g])\s*(#|♯|♭|b|sharp|flat)?(?:[\s_-]*(major|maj|minor|min|m|M))?")
+_ACCIDENTALS = {"sharp": "#", "flat": "b"}
+_METRE = re.compile(r"(\d+)(?:\s*/\s*\d+)?")
+_CODE = re.compile(r"[a-z]{2,3}")
+
+
+def _bpm(text: str) -> int | None:
+    try:
+        tempo = float(re.sub(r"\s*bpm$", "", text, flags=re.IGNORECASE))
+    except ValueError:
+        return None
+    return round(tempo) if SLOWEST <= tempo <= FASTEST else None
+
+
+def _keyscale(text: str) -> str | None:
+    """`f# Min` → `F# minor`; a note alone is major."""
+    found = _KEY.fullmatch(text) or _KEY.fullmatch(text[:1] + text[1:].lower())
+    if found is None:
+        return None
+    note, accidental, mode = found.groups()
+    minor = mode is not None and (mode == "m" or mode.startswith("min"))
+    accidental = _ACCIDENTALS.get(accidental, accidental or "")
+    return f"{note.upper()}{accidental} {'minor' if minor else 'major'}"
+
+
+def _timesignature(text: str) -> str | None:
+    """`6/8` → `6`."""
+    found = _METRE.fullmatch(text)
+    return found[1] if found and found[1] in METRES else None
+
+
+def _language(text: str) -> str | None:
+    try:
+        return language_code(text)
+    except ConfigError:  # v1 sings fewer
+        plain = text.lower().replace("_", "-").split("-")[0]
+        return plain if _CODE.fullmatch(plain) else None
+
+
+_READERS: Mapping[str, tuple[Callable[[str], int | str | None], str]] = {
+    "bpm": (_bpm, f"beats a minute, {SLOWEST} to {FASTEST}"),
+    "keyscale": (_keyscale, "a key like C major or F# minor"),
+    "timesignature": (_timesignature, f"one that the model knows: {', '.join(METRES)}, or with /4 or /8"),
+    "language": (_language, "a language's code"),
+}
+
+
+def read(given: Mapping[str, Any]) -> Known:
+    """What is known, of raw values by field; what cannot be understood is told and left out."""
+    found = Known({}, [])
+    for name, value in given.items():
+        if _is_unknown(name, value):
+            continue
+        reader, wanted = _READERS[name]
+        plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        text = f"{value:.15g}" if plain and isinstance(value, float) else str(value).strip()
+        known = reader(text) if plain else None
+        if known is None:
+            found.problems.append(f"{name} {show(value)} is not {wanted}")
+        else:
+            found.values[name] = known
+    return found
+
+
+def _is_unknown(name: str, value: Any) -> bool:
+    """Blank, not a number, or a word that says so; other programs write a tempo of 0 for it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    text = str(value).strip().lower()
+    return text in _UNKNOWN or (name == "bpm" and text in ("0", "0.0"))
