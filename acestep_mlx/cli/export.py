@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,24 @@ import click
 from ..config.lora_formats import FORMATS
 from ..errors import ConfigError
 from ..formatting import count, size
+from ..registry import REGISTRY, answers
 from .paths import NamedPath
 
 if TYPE_CHECKING:
+    from ..families.protocol import Family
     from ..lora.weights import LoRAWeights
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
+
+
+def _special() -> str:
+    """How the formats differ for families that have a way of their own, for the help."""
+    text = ""
+    for one in map(answers, REGISTRY):
+        kinds = [f"{name}: for {', '.join(who)}" for name, who in one.lora.programs.items()]
+        folder = ", a folder" if one.lora.peft_folder else ""
+        text += f" {one.title}{folder}: {'; '.join(kinds)}." if kinds else ""
+    return text
 
 
 @click.command("export")
@@ -26,7 +39,7 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
     default="peft",
     show_default=True,
     type=click.Choice(list(FORMATS)),
-    help="; ".join(f"{name}: for {one.programs}" for name, one in FORMATS.items()) + ".",
+    help="; ".join(f"{name}: for {one.programs}" for name, one in FORMATS.items()) + "." + _special(),
 )
 @click.option(
     "--dtype",
@@ -40,7 +53,7 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
     "--output",
     type=NamedPath(),
     metavar="FILE",
-    help=f"File to write, or a folder for {FILE_NAME} (default: named after PATH, here).",
+    help=f"File to write, or a folder for {FILE_NAME} or peft's files (default: named after PATH, here).",
 )
 @click.option(
     "--model",
@@ -69,13 +82,16 @@ def command(
     from ..families.model_folder import ModelFolder
     from ..lora.formats.read import find_file, read_lora
     from ..lora.formats.recognise import check_model
-    from ..lora.formats.write import DTYPES, prepare, verify, write_lora
+    from ..lora.formats.write import DTYPES, prepare, verify, write_lora, write_peft_folder
 
     source = find_file(path)
-    target = _target(source if path.is_file() else path, kind, output)
+    folder = kind == "peft" and _family(source).lora.peft_folder
+    target = _target(source if path.is_file() else path, kind, output, folder)
     if target.exists() and target.samefile(source):
         raise ConfigError(f"{target} is the LoRA itself; choose another file with -o")
-    if target.exists() and not force:
+    if folder:
+        _check_folder(target.parent, force)
+    elif target.exists() and not force:
         raise ConfigError(f"{target} exists already; overwrite it with --force or choose another with -o")
     weights = read_lora(path)
     base = ModelFolder.open(model).load("transformer") if model else None
@@ -83,15 +99,19 @@ def command(
         weights.check_against(base)
     else:
         check_model(weights.shapes, weights.family, weights.source)
-    write_lora(target, weights, kind, DTYPES[dtype], base=base, with_full=with_lyrics_embedder)
     written = prepare(weights, kind, base, with_full=with_lyrics_embedder)
+    if folder:
+        write_peft_folder(target.parent, weights, DTYPES[dtype], base=base)
+    else:
+        write_lora(target, weights, kind, DTYPES[dtype], base=base, with_full=with_lyrics_embedder)
     difference = verify(target, written, DTYPES[dtype])
     kinds = "DoRA" if weights.is_dora else "LoRA"
     click.echo(
-        f"{target}: {kinds} of {count(len(weights.modules), 'module')}, rank {weights.rank}, {dtype}, "
+        f"{target.parent if folder else target}: {kinds} of {count(len(weights.modules), 'module')}, "
+        f"rank {weights.rank}, {dtype}, "
         f"{size(target.stat().st_size)}, for {programs(weights, kind, with_lyrics_embedder)}"
     )
-    if kind == "peft" and target.name != FILE_NAME:
+    if kind == "peft" and not folder and target.name != FILE_NAME:
         click.echo(f"note: the original pipeline wants a folder with this file in it as {FILE_NAME}")
     for line in notes(weights, kind, with_lyrics_embedder):
         click.echo(f"note: {line}")
@@ -101,12 +121,16 @@ def command(
 
 def programs(weights: LoRAWeights, kind: str, with_full: bool) -> str:
     """The programs that load all of this LoRA from a file of this format."""
+    names = weights.family.lora
     if kind == "peft":
         whole = with_full and bool(weights.full or weights.diffs)
-        return "the original pipeline, diffusers" + ("" if weights.is_dora or whole else ", ComfyUI")
+        known = names.programs.get(kind, ("the original pipeline", "diffusers"))
+        marks = {who: names.marks.get(who, ".*") for who in known}
+        own = [who for who, mark in marks.items() if any(re.fullmatch(mark, p) for p in weights.modules)]
+        return ", ".join(own if weights.is_dora or whole else [*own, "ComfyUI"])
     if kind == "simpletuner" and _convolutions(weights):
         return "SimpleTuner's resume (not --init_lora)"
-    return FORMATS[kind].programs
+    return ", ".join(names.programs.get(kind, [FORMATS[kind].programs]))
 
 
 def _convolutions(weights: LoRAWeights) -> list[str]:
@@ -142,12 +166,47 @@ def notes(weights: LoRAWeights, kind: str, with_full: bool) -> list[str]:
     return [*lines, *weights.notes]
 
 
-def _target(source: Path, kind: str, output: Path | None) -> Path:
+def _family(file: Path) -> Family:
+    """Of the model that the LoRA in `file` is for; the default one where that cannot be told."""
+    from ..families import default
+    from ..io.safetensors import read_header
+    from ..lora.formats.recognise import recognise
+
+    adapter = recognise(read_header(file).tensors)
+    return adapter.family if adapter is not None else default()
+
+
+def _check_folder(folder: Path, force: bool) -> None:
+    """ConfigError where peft's folder cannot be, or would take the place of anything but another one."""
+    from ..lora.formats.read import PEFT_FILE
+    from ..lora.formats.scales import ADAPTER_CONFIG
+
+    if folder.suffix == ".safetensors" or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder} cannot be a folder, which this format is; choose another with -o")
+    inside = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if others := [name for name in inside if name not in (PEFT_FILE, ADAPTER_CONFIG)]:
+        raise ConfigError(f"{folder} holds other files ({others[0]}); choose another folder with -o")
+    if inside and not force:
+        raise ConfigError(f"{folder} exists already; overwrite it with --force or choose another with -o")
+
+
+def _target(source: Path, kind: str, output: Path | None, folder: bool) -> Path:
     """The file to write: as told, in the folder told, or named after the source."""
+    if folder:
+        from ..lora.formats.read import PEFT_FILE
+
+        return (output or Path(f"{_name(source)}-peft")) / PEFT_FILE
     if output is not None:
         return output / FILE_NAME if output.is_dir() or not output.suffix else output
-    source = source.absolute()
-    name = (
-        source.parent.name if source.name == FILE_NAME else source.stem if source.is_file() else source.name
-    )
+    name = _name(source)
     return Path(f"{name}-peft", FILE_NAME) if kind == "peft" else Path(f"{name}-{kind}.safetensors")
+
+
+def _name(source: Path) -> str:
+    """What files made of this one begin with: its folder's name where its own says nothing."""
+    from ..lora.formats.read import FILE_NAMES
+
+    source = source.absolute()
+    if source.name in FILE_NAMES:
+        return source.parent.name
+    return source.stem if source.is_file() else source.name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import registry
 from ..registry import REGISTRY, answers
-from .protocol import Family, Variant
+from .protocol import Family, LoRANames, Variant
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -34,6 +34,11 @@ def family(name: str) -> Family:
 def families() -> Iterator[Family]:
     """All of them."""
     return map(family, REGISTRY)
+
+
+def of_lora(names: LoRANames) -> Family:
+    """The family whose transformer has these names of LoRA targets; the default one if none has."""
+    return next((one for one in families() if one.lora is names), default())
 
 
 def layouts() -> Iterator[tuple[Family, Layout]]:

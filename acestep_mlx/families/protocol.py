@@ -238,7 +238,7 @@ class FullModules:
 
     prefixes: tuple[str, ...] = ()
     name: str = ""
-    title: str = ""
+    title: str = "layers trained in full"
     settings: Callable[[RunConfig], FullTraining | None] = lambda config: None
     unloadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -262,9 +262,13 @@ class LoRANames:
     convolutions: linear layers here that are convolutions in PyTorch, with their trailing dimensions. flat:
     paths whose dots became underscores → dotted. unused: modules of the checkpoint that are never used → why.
     others: further modules, `#` for a number, that adapters of other programs may sit on. lookalikes: width
-    of the first list's layers → other models that call them the same. prefixes: program → what its loader
-    wants in front of a path. spellings: dotted paths of other programs → ours, one rule after the other.
-    full: what can be trained in full beside the LoRA.
+    of the first list's layers → other models that call them the same. prefixes: format → what its loaders
+    want in front of a path. spellings: dotted paths of other programs → ours, one rule after the other.
+    renamed: format → our paths as its loaders call them, one rule after the other. programs: format → who
+    loads it, where that is not as for other models. marks: program → pattern of a path by which alone it
+    knows a file in the format peft. peft_folder: whether that format is a folder with peft's own files.
+    recipes: rank → upstream's advice for it with a scale of 2, which files do not say. full: what can be
+    trained in full beside the LoRA.
     """
 
     presets: Mapping[str, tuple[str, ...]]
@@ -281,6 +285,11 @@ class LoRANames:
     prefixes: Mapping[str, str]
     spellings: tuple[tuple[str, str], ...] = ()
     full: FullModules = FullModules()
+    renamed: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    programs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    marks: Mapping[str, str] = field(default_factory=dict)
+    peft_folder: bool = False
+    recipes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def default_targets(self) -> tuple[str, ...]:
@@ -293,10 +302,11 @@ class LoRANames:
 
     def ours(self, path: str) -> str:
         """Our path of a module that a file calls `path`, without any loader's prefix."""
-        for pattern, replacement in self.spellings:
-            if match := re.fullmatch(pattern, path):
-                path = match.expand(replacement)
-        return path
+        return _renamed(path, self.spellings)
+
+    def theirs(self, path: str, format: str) -> str:
+        """What the loaders of a format call our `path`, with their prefix."""
+        return self.prefixes.get(format, "") + _renamed(path, self.renamed.get(format, ()))
 
     def why_unused(self, path: str) -> str | None:
         """Why a LoRA on this module of the checkpoint changes nothing, or None where it does."""
@@ -307,6 +317,13 @@ class LoRANames:
         for name in self.numbered:
             path = re.sub(rf"^({re.escape(name)})\.(0|[1-9]\d*)(?=\.)", r"\1.#", path)
         return path
+
+
+def _renamed(path: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        if match := re.fullmatch(pattern, path):
+            path = match.expand(replacement)
+    return path
 
 
 class Draw(NamedTuple):

@@ -23,7 +23,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError, nearest
-from ..families import default
+from ..families import default, of_lora
 from ..formatting import listed
 from .formats.keys import describe_unknown
 from .linear import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
@@ -287,7 +287,7 @@ def from_model(transformer: nn.Module, spec: LoRASpec, **facts: Any) -> LoRAWeig
         path: LoRAModule(layer.lora_a.T, layer.lora_b.T, layer.scale, layer.m if "m" in layer else None)
         for path, layer in adapter_modules(transformer).items()
     }
-    return LoRAWeights(modules, spec.facts | facts)
+    return LoRAWeights(modules, spec.facts | facts, family=of_lora(transformer.lora))
 
 
 def check_start(

@@ -17,9 +17,6 @@ from ..formatting import count, listed
 from .formats.keys import describe_unknown
 from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row_norms_squared
 
-# Rank → what upstream's published recipes set beside it: a scale of 2, which its files do not say.
-UPSTREAM_RECIPES = {16: "alpha 32", 256: "alpha 32 with rsLoRA"}
-
 
 @dataclass
 class LoRAModule:
@@ -126,7 +123,7 @@ class LoRAWeights:
         if not self.unscaled:
             return self.left_out
         some = "" if self.unscaled == len(self.modules) else f" for {count(self.unscaled, 'module')}"
-        recipe = UPSTREAM_RECIPES.get(self.rank)
+        recipe = self.family.lora.recipes.get(self.rank)
         example = f"2 (upstream's recipe for rank {self.rank}: {recipe})" if recipe else "alpha/rank"
         line = (
             f"no alpha is stored{some}: the scale that it was trained with is unknown, and 1.0 is taken, "

@@ -70,4 +70,5 @@ LORA = LoRANames(
         6144: "FLUX.2",
     },
     prefixes={"simpletuner": "transformer."},
+    recipes={16: "alpha 32", 256: "alpha 32 with rsLoRA"},
 )

@@ -35,11 +35,21 @@ LORA = LoRANames(
     prefixes={
         "peft": "base_model.model.",
         "comfyui": "diffusion_model.decoder.",
-        "simpletuner": "base_model.model.",
+        "simpletuner": "transformer.",
     },
     spellings=(
         (r"decoder\.(.+)", r"\1"),
         (r"(layers\.\d+\.(?:self|cross)_attn)\.to_([qkv])", r"\1.\2_proj"),
         (r"(layers\.\d+\.(?:self|cross)_attn)\.to_out\.0", r"\1.o_proj"),
     ),
+    # diffusers' loader looks for its own names, and leaves the others to guesses.
+    renamed={
+        "simpletuner": (
+            (r"(layers\.\d+\.(?:self|cross)_attn)\.([qkv])_proj", r"\1.to_\2"),
+            (r"(layers\.\d+\.(?:self|cross)_attn)\.o_proj", r"\1.to_out.0"),
+        )
+    },
+    programs={"peft": ("the official app", "peft", "diffusers"), "simpletuner": ("diffusers",)},
+    marks={"diffusers": r".*\.[qk]_proj"},
+    peft_folder=True,
 )

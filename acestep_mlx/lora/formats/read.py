@@ -25,7 +25,8 @@ from .recognise import is_full_parameter, recognise
 from .scales import PeftSettings, check_scale, read_settings
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-FILE_NAMES = (FILE_NAME, "adapter_model.safetensors")  # looked for in a folder, in this order
+PEFT_FILE = "adapter_model.safetensors"  # in a folder as peft saves it
+FILE_NAMES = (FILE_NAME, PEFT_FILE)  # looked for in a folder, in this order
 
 
 def find_file(path: str | Path) -> Path:

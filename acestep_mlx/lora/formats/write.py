@@ -20,14 +20,16 @@ import numpy as np
 
 from ... import __version__
 from ...config.lora_formats import FORMATS
-from ...errors import CheckpointError, ConfigError
+from ...errors import CheckpointError, ConfigError, cause
+from ...io.new_folder import replaced_folder
 from ...io.tensors import save_tensors
 from ..full_modules import for_format
 from ..linear import base_linears, row_norms_squared
 from ..weights import LoRAWeights, relative_difference
 from .keys import describe_unknown
 from .metadata import METADATA_KEY, VERSION
-from .read import read_lora
+from .read import PEFT_FILE, read_lora
+from .scales import ADAPTER_CONFIG
 
 # Tolerated ‖ΔW_file − ΔW‖/‖ΔW‖: a few roundings of A and of B.
 TOLERANCES = {mx.float32: 1e-6, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}
@@ -68,6 +70,44 @@ def write_lora(
         check=lambda partial: verify(partial, prepared, dtype, name=str(path)),
     )
     return path
+
+
+def write_peft_folder(
+    folder: str | Path, weights: LoRAWeights, dtype: mx.Dtype = mx.float32, *, base: nn.Module | None = None
+) -> Path:
+    """Write a folder as peft saves one, whole or not at all; it takes the place of what is there. The LoRA's
+    file, which by itself is right at strength 1.0 too: the settings beside it leave nothing to be multiplied.
+
+    Raises as `write_lora`, and CheckpointError where the folder cannot be written.
+    """
+    folder = Path(folder).absolute()
+    try:
+        with replaced_folder(folder) as partial:
+            write_lora(partial / PEFT_FILE, weights, "peft", dtype, base=base)
+            text = json.dumps(peft_settings(weights), indent=2)
+            (partial / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {cause(error)}") from None
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(partial), str(folder))) from None
+    return folder / PEFT_FILE
+
+
+def peft_settings(weights: LoRAWeights) -> dict[str, Any]:
+    """The adapter_config.json of what `write_lora` makes of `weights` in the format peft."""
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": weights.rank,
+        "lora_alpha": weights.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": weights.is_dora,
+        "target_modules": list(weights.modules),
+    }
 
 
 def prepare(
@@ -111,16 +151,16 @@ def _baked_scale(facts: Mapping[str, Any]) -> float | None:
 def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:
     """Keys and arrays as the loader of `format` wants them, float32."""
     spec, names = FORMATS[format], prepared.family.lora
-    prefix = names.prefixes.get(format, "")
     tensors = {}
     for path, module in prepared.modules.items():
+        name = names.theirs(path, format)
         dims = 0 if format == "mlx" else names.trailing_dims(path)
         a, b = (module.a, module.b) if spec.baked else (module.a.T, module.b.T)
         ones = (1,) * dims
-        tensors[f"{prefix}{path}.{spec.a}"] = a.reshape(*a.shape, *ones)
-        tensors[f"{prefix}{path}.{spec.b}"] = b.reshape(*b.shape, *ones)
+        tensors[f"{name}.{spec.a}"] = a.reshape(*a.shape, *ones)
+        tensors[f"{name}.{spec.b}"] = b.reshape(*b.shape, *ones)
         if module.magnitude is not None:
-            tensors[f"{prefix}{path}.{spec.magnitude}"] = _magnitude(module.magnitude, format, dims)
+            tensors[f"{name}.{spec.magnitude}"] = _magnitude(module.magnitude, format, dims)
     for name, diff in prepared.diffs.items():
         module_path, _, leaf = name.rpartition(".")
         tensors[f"{module_path}.{'diff' if leaf == 'weight' else 'diff_b'}"] = diff
