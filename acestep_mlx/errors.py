@@ -16,6 +16,8 @@ def cause(error: OSError) -> str:
     """Why the system refuses something, in a few words."""
     if error.errno in NO_SPACE:
         return "the disk is full"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):  # of making a folder, or a file in one
+        return "a file is where a folder has to be"
     if error.errno == errno.EFBIG:
         return "a file may not grow that large (ulimit -f, or the file system's limit)"
     return error.strerror or str(error) or type(error).__name__

@@ -86,21 +86,23 @@ class Job:
         with SafetensorsWriter(path, self.outputs()) as writer:
             for entry in self.plan.entries:
                 for rows in self.slices(entry):
-                    self._write_rows(entry, rows.astype(self.dtype), writer)
+                    self._write_rows(entry, rows, writer)
                 mx.clear_cache()
                 read(self.source_bytes(entry))
         return writer
 
-    def _write_rows(self, entry: Entry, rows: mx.array, writer: SafetensorsWriter) -> None:
+    def _write_rows(self, entry: Entry, source: mx.array, writer: SafetensorsWriter) -> None:
+        rows = source.astype(self.dtype)
         parts = self.pack(entry, rows)
         largest = mx.max(mx.abs(rows)) if rows.size else mx.array(0.0)
         mx.eval(largest, *parts.values())
         if not mx.isfinite(largest).item():
             info = self.source.tensors[entry.sources[-1]]
-            raise CheckpointError(
-                f"{info.path}: {entry.sources[-1]!r} has values that are not finite in "
-                f"{dtype_name(self.dtype)}; use --dtype bfloat16 or float32, or download the file again"
-            )
+            what, advice = "values that are not finite", "download the file again"
+            if mx.isfinite(source).all().item():
+                what = f"values that {dtype_name(self.dtype)} cannot hold"
+                advice = f"use --dtype {'float32' if self.dtype == mx.bfloat16 else 'bfloat16 or float32'}"
+            raise CheckpointError(f"{info.path}: {entry.sources[-1]!r} has {what}; {advice}")
         for name, value in parts.items():
             writer.write(name, value)
 

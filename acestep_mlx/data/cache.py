@@ -33,11 +33,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 class Store:
-    """Arrays by key in a folder, or in memory when folder is None."""
+    """Arrays by key in a folder, or in memory when folder is None.
 
-    def __init__(self, folder: Path | None, compress: bool = False) -> None:
+    signed: whether only entries that know their key are taken, which those of 0.1 do not.
+    """
+
+    def __init__(self, folder: Path | None, compress: bool = False, signed: bool = False) -> None:
         self.folder = folder
         self.compress = compress
+        self.keys = () if signed else (None,)  # besides an entry's own
         self._memory: dict[str, dict[str, np.ndarray]] = {}
 
     def path(self, key: str) -> Path:
@@ -80,7 +84,7 @@ class Store:
             return None
         try:
             blob = zlib.decompress(body) if kind == _DEFLATED else body
-            return load(blob) if _own_key(blob) in (None, key) else None
+            return load(blob) if _own_key(blob) in (key, *self.keys) else None
         except (zlib.error, SafetensorError, ValueError):
             return None
 

@@ -47,7 +47,7 @@ class Cache:
         self.report = manifest.report
         self.family = manifest.family
         self._encoders: dict[str, PartEncoder[Any]] = self.family.encoders(folder)._asdict()
-        self._stores: dict[tuple[Path | None, Path], Store] = {}
+        self._stores: dict[tuple[Path | None, Path, bool], Store] = {}
         self._compress = config.compress_disk_cache
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
@@ -83,9 +83,11 @@ class Cache:
         dataset = sample.dataset
         folder = dataset.latent_dir if kind == "latents" else dataset.text_dir
         on_disk = dataset.cache_latents if kind == "latents" else self._write_text
-        place = (folder if on_disk else None, folder)
+        # Sound takes minutes to encode, and its length tells most entries apart; words do neither.
+        signed = kind != "latents"
+        place = (folder if on_disk else None, folder, signed)
         if place not in self._stores:
-            self._stores[place] = Store(place[0], self._compress)
+            self._stores[place] = Store(place[0], self._compress, signed)
         return self._stores[place]
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────

@@ -174,7 +174,9 @@ class ModelFolder:
         raise self._another(path, why)
 
     def check_contents(self, progress: Progress = silent) -> None:
-        """Read all weights; CheckpointError when those of a component are not what its fingerprint says."""
+        """Read all weights; CheckpointError when those of a component are not what its fingerprint says, or
+        a tokenizer is another than was converted.
+        """
         headers = {name: read_header(self.file(name)) for name in self.family.components}
         total = sum(info.nbytes for header in headers.values() for info in header.tensors.values())
         done = 0
@@ -193,6 +195,8 @@ class ModelFolder:
                 wanted = self.fingerprints[name]
                 why = f"its fingerprint is {found[:16]}, and {wanted[:16]} is recorded"
                 raise self._another(self.file(name), why)
+        self.prompt_tokenizer()
+        self.lyric_vocab()
 
     def _another(self, path: Path, why: str) -> CheckpointError:
         return CheckpointError(

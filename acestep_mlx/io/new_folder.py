@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError, cause, not_utf8
-from ..formatting import size
+from ..formatting import listed, size
 from .atomic import sync
 from .disk import free_space
+from .filenames import shown
 from .progress import Advance, Progress, silent
 from .schema import is_utf8
 
@@ -85,7 +86,8 @@ def new_path(dst: str | Path, option: str) -> Path:
             what = "it" if place == dst else str(place)
             raise CheckpointError(f"{dst} cannot be a folder: {what} is a file; choose another {option}")
     if dst.exists() and any(dst.iterdir()):
-        raise CheckpointError(f"{dst} exists already; delete it or choose another {option}")
+        there = listed(sorted(shown(entry.name) for entry in dst.iterdir()), 3)
+        raise CheckpointError(f"{dst} exists already, with {there} in it; choose another {option}")
     return dst
 
 

@@ -109,6 +109,7 @@ def save_tensors(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path, ".safetensors") as partial:
+            partial.open("xb").close()  # MLX does not say why it cannot
             mx.save_safetensors(str(partial), dict(tensors), dict(metadata))
             check(partial)
     except (OSError, RuntimeError) as error:

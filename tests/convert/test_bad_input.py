@@ -336,10 +336,22 @@ def test_settings(changes: dict[str, object], message: str, tiny_checkpoint: Pat
 
 def test_float16_overflow_is_named(source: Path, tmp_path: Path) -> None:
     edit_weights(source / DCAE, lambda t: t["decoder.conv_out.bias"].fill(1e6))
-    with pytest.raises(CheckpointError, match=r"'decoder\.conv_out\.bias' has values .* finite in F16; use"):
+    with pytest.raises(
+        CheckpointError, match=r"'decoder\.conv_out\.bias' has values that F16 cannot hold; use"
+    ):
         convert(source, tmp_path / "model", dtype="float16")
     assert not (tmp_path / "model").exists()
     convert(source, tmp_path / "model", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+def test_damaged_weights_are_not_said_to_need_another_dtype(
+    dtype: str | None, source: Path, tmp_path: Path
+) -> None:
+    not_a_number(source)
+    with pytest.raises(CheckpointError, match="not finite; download the file again") as caught:
+        convert(source, tmp_path / "model", dtype=dtype)
+    assert "--dtype" not in str(caught.value)
 
 
 def test_an_existing_folder_is_not_touched(tiny_checkpoint: Path, tmp_path: Path) -> None:

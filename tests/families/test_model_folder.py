@@ -14,6 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
+from acestep_mlx.cli.describe import mlx_folder
 from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families import family
@@ -317,6 +318,34 @@ def test_another_models_tokenizer(name: str, other: str | None, model: Path) -> 
     (model / name).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=rf"{name}: has ids up to \d+, and the model knows \d+"):
         make()
+
+
+@pytest.mark.parametrize("how", ["swapped", "another"])
+def test_a_tokenizer_whose_ids_are_others_is_refused(how: str, model: Path) -> None:
+    """All ids are known to the text encoder, and mean other words."""
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    if how == "swapped":
+        pieces = content["model"]["vocab"]
+        one, other = list(pieces)[-2:] if isinstance(pieces, dict) else (-2, -1)
+        pieces[one], pieces[other] = pieces[other], pieces[one]
+    if how == "another":
+        del content["post_processor"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not the tokenizer that this model was conv"):
+        ModelFolder.open(model).prompt_tokenizer()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not the tokenizer"):
+        mlx_folder(model)
+
+
+def test_a_folder_that_does_not_say_its_tokenizer(model: Path) -> None:
+    """As 0.1 wrote them: the tokenizer is taken, and `info` says that it cannot be known."""
+    assert any("tokenizer: SHA-256" in line for line in mlx_folder(model))
+    config = json.loads((model / "config.json").read_text())
+    del config["tokenizer"]
+    (model / "config.json").write_text(json.dumps(config))
+    assert ModelFolder.open(model).prompt_tokenizer()
+    assert any("tokenizer: unknown whether" in line for line in mlx_folder(model))
 
 
 def test_weights_that_are_no_floats(model: Path) -> None:

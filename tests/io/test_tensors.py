@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import mlx.core as mx
@@ -56,3 +58,25 @@ def test_texts_that_differ_in_half_a_character_have_other_hashes() -> None:
     assert (
         len({hash_text(text) for text in texts}) == len({cache_key(caption=t) for t in texts}) == len(texts)
     )
+
+
+@pytest.mark.parametrize("why", ["a file is there", "no writing", "no room"])
+def test_why_tensors_cannot_be_written_is_said(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder" / "lora.safetensors"
+    if why == "a file is there":
+        path.parent.write_text("")
+        said = "a file is where a folder has to be"
+    else:
+        number, said = {
+            "no writing": (errno.EACCES, "Permission denied"),
+            "no room": (errno.ENOSPC, "disk is full"),
+        }[why]
+
+        def refuse(self: Path, mode: str) -> None:
+            raise OSError(number, os.strerror(number), str(self))
+
+        monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=f"lora.safetensors cannot be written: .*{said}"):
+        save_tensors(path, {"a": mx.zeros(3)}, {})

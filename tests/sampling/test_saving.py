@@ -134,6 +134,14 @@ def test_a_name_as_long_as_it_may_be_is_written(tmp_path):
     assert save(path) == (path, [])
 
 
+@pytest.mark.parametrize("name", ["notes/a.wav", "notes/more/a.wav"])
+def test_a_file_in_the_place_of_a_folder_is_called_so(name, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(DataError, match="a file is where a folder has to be"):
+        r.check_writable([tmp_path / name], force=False)
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_a_link_to_nothing_is_left_alone(tmp_path):
     link = tmp_path / "a.wav"
     link.symlink_to(tmp_path / "elsewhere.wav")

@@ -12,6 +12,7 @@ from ...io.hashes import content_hash
 from ...io.progress import Progress
 from ..layout import Layout
 from ..protocol import Folder, FoundTexts
+from ..tokenizers import TOKENIZER_KEY, check_tokenizer, describe_tokenizer, recorded_tokenizer
 from . import prompt_files
 from .lyrics import vocabulary
 from .lyrics.tokenizer import LyricTokenizer
@@ -25,7 +26,8 @@ class V1Texts:
 
     files: Mapping[str, str] = {"tokenizer": TOKENIZER, "lyric_vocab": LYRIC_VOCAB}
     config_keys: Mapping[str, schema.Check] = {
-        "lyric_vocab": schema.optional(schema.record({}, {"source": schema.text, "sha256": schema.text}))
+        "lyric_vocab": schema.optional(schema.record({}, {"source": schema.text, "sha256": schema.text})),
+        **TOKENIZER_KEY,
     }
 
     def find(
@@ -42,6 +44,7 @@ class V1Texts:
         where = root / layout.places["text_encoder"].folder
         files = prompt_files.find(given.get("tokenizer"), where, configs["text_encoder"].vocab_size)
         recorded = {"lyric_vocab": {"source": vocab.source, "sha256": vocab.sha256}}
+        recorded |= recorded_tokenizer(files[TOKENIZER])
         return FoundTexts({**files, LYRIC_VOCAB: vocab.data}, recorded, {"lyric vocabulary": vocab.source})
 
     def lacking(self, root: Path, layout: Layout) -> Mapping[str, str]:
@@ -54,13 +57,17 @@ class V1Texts:
         """Whose the lyric vocabulary is."""
         vocab = config.get("lyric_vocab") or {}
         whose = "upstream's" if vocab.get("sha256") == vocabulary.SHA256 else "another than upstream's"
-        return [f"lyric vocabulary: {whose}, from {vocab.get('source', 'unknown')}"]
+        return [
+            f"lyric vocabulary: {whose}, from {vocab.get('source', 'unknown')}",
+            describe_tokenizer(config),
+        ]
 
     def prompt_tokenizer(self, folder: Folder) -> PromptTokenizer:
         """Of the text encoder."""
         tokenizer = PromptTokenizer(folder.path / TOKENIZER)
         known = folder.component_config("text_encoder").vocab_size
         self._check_ids(folder.path / TOKENIZER, tokenizer.largest_id, known)
+        check_tokenizer(folder, TOKENIZER)
         return tokenizer
 
     def lyric_tokenizer(self, folder: Folder) -> LyricTokenizer:

@@ -11,13 +11,12 @@ from ...io import schema
 from ...io.progress import Progress
 from ..layout import Layout
 from ..protocol import Folder, FoundTexts
+from ..tokenizers import MAX_BYTES, TOKENIZER_KEY, check_tokenizer, describe_tokenizer, recorded_tokenizer
 from ..v1.prompt import PromptTokenizer
 from .config import kinds
 from .dit import TransformerConfig
 from .layouts import TOKENIZER, tokenizer_in
 from .prompt import END
-
-MAX_BYTES = 64 << 20  # of a tokenizer; Qwen3's has 11 MB
 
 
 class TextTokenizer(PromptTokenizer):
@@ -47,7 +46,7 @@ class V15Texts:
     """See `families.protocol.Texts`."""
 
     files: Mapping[str, str] = {"tokenizer": TOKENIZER}
-    config_keys: Mapping[str, schema.Check] = {}
+    config_keys: Mapping[str, schema.Check] = TOKENIZER_KEY
 
     def find(
         self,
@@ -69,7 +68,7 @@ class V15Texts:
             data = schema.read_file(path, MAX_BYTES)
         except OSError as error:
             raise CheckpointError(f"{path}: {cause(error)}") from None
-        return FoundTexts({TOKENIZER: data}, {}, {"tokenizer": str(path)})
+        return FoundTexts({TOKENIZER: data}, recorded_tokenizer(data), {"tokenizer": str(path)})
 
     def lacking(self, root: Path, layout: Layout) -> Mapping[str, str]:
         """A checkpoint that was downloaded without its tokenizer."""
@@ -81,11 +80,15 @@ class V15Texts:
         """Which variant the model is."""
         found = kinds(TransformerConfig.from_dict(config["components"]["transformer"]))
         unsaid = " (its config.json does not say which)" if len(found) > 1 else ""
-        return [f"variant: {' or '.join(f'v15-{kind}' for kind in found)}{unsaid}"]
+        variant = f"variant: {' or '.join(f'v15-{kind}' for kind in found)}{unsaid}"
+        return [variant, describe_tokenizer(config)]
 
     def prompt_tokenizer(self, folder: Folder) -> TextTokenizer:
         """Of the text encoder."""
-        return TextTokenizer(self.lyric_vocab(folder), folder.component_config("text_encoder").vocab_size)
+        known = folder.component_config("text_encoder").vocab_size
+        tokenizer = TextTokenizer(self.lyric_vocab(folder), known)
+        check_tokenizer(folder, TOKENIZER)
+        return tokenizer
 
     def lyric_tokenizer(self, folder: Folder) -> TextTokenizer:
         """The same."""
