@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +17,7 @@ from .config.request import Request
 from .errors import CheckpointError, ConfigError, DataError
 from .families.model_folder import ModelFolder
 from .families.protocol import Codec
+from .families.requests import check_task, request_for
 from .io.audio import probe, read_audio
 from .io.progress import Advance, Progress, as_stage, silent
 from .sampling.sample import sample
@@ -74,7 +76,7 @@ class ACEStepPipeline:
     @property
     def text_encoder(self) -> nn.Module:
         """Prompts → states."""
-        return self._component("text_encoder", lambda: self.folder.load("text_encoder"))
+        return self.component("text_encoder")
 
     @property
     def codec(self) -> Codec:
@@ -91,22 +93,39 @@ class ACEStepPipeline:
         """Lyrics → ids."""
         return self._component("lyric_tokenizer", self.folder.lyric_tokenizer)
 
+    def component(self, name: str) -> Any:
+        """Any component of the model by its name, without LoRAs."""
+        return self._component(name, lambda: self.folder.load(name))
+
+    def __getattr__(self, name: str) -> Any:
+        """What only pipelines of this model have: see `families.protocol.Family.surface`."""
+        if name.startswith("_") or name == "family":
+            raise AttributeError(name)
+        found = getattr(self.family.surface(self), name, None)
+        if found is None:
+            raise AttributeError(f"the pipeline of {self.family.title} has no {name!r}")
+        return found
+
     def _component(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self._loaded:
             self._loaded[name] = load()
         return self._loaded[name]
 
     def release(self, *names: str) -> None:
-        """Let components go that this pipeline has loaded itself; they load again when they are needed."""
-        for name in names:
+        """Let components go that this pipeline has loaded itself, all without a name; they load again when
+        they are needed.
+        """
+        for name in names or tuple(self._loaded):
             if name not in self._given:
                 self._loaded.pop(name, None)
                 self._applied &= name != "transformer"
         mx.clear_cache()
 
-    def _make_room(self, *names: str) -> None:
+    def _room_for(self, part: str = "") -> None:
+        """With `low_memory` only this one of codec and transformer stays; without one: what reads texts."""
         if self.low_memory:
-            self.release(*names)
+            large = {"codec", "transformer"}
+            self.release(*(large - {part}), *(set(self._loaded) - large if part else ()))
 
     # ── LoRAs ────────────────────────────────────────────────────────────────────────────────────────
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
@@ -178,12 +197,15 @@ class ACEStepPipeline:
         conditions: Any,
         source: mx.array | None = None,
         progress: Progress = silent,
+        *,
+        initial: mx.array | None = None,
     ) -> mx.array:
-        """Latents (songs, …) float32; `source` are the source's latents (1, …)."""
+        """Latents (songs, …) float32; `source` are the source's latents (1, …), `initial` the first noise."""
         return sample(
             self.family.conditioned(self.transformer, conditions, request),
             request,
             source=source,
+            initial=initial,
             progress=as_stage(progress, "denoising"),
         )
 
@@ -200,52 +222,102 @@ class ACEStepPipeline:
         `source_audio` (samples, 2) at that rate takes the place of the request's file; `conditions` those
         that `prepare` would make.
         """
-        source = None
+        check_task(self.family, self.family.song_settings(self.folder), request.task)
         if source_audio is None:
             source_audio = self.read_source(request)
         elif not request.needs_source:
             raise ConfigError(f"{request.task} takes no source")
+        encoded = None
         if source_audio is not None:
-            self._make_room("text_encoder", "transformer")
-            source = self.codec.encode(source_audio, progress=as_stage(progress, "encoding the source"))
+            request = self._as_long_as(request, len(source_audio))
+            self._room_for("codec")
+            encoded = self.codec.encode(source_audio, progress=as_stage(progress, "encoding the source"))
+        latents = self._latents(request, encoded, conditions, progress)
+        return self._sound(latents, None if request.task == "extend" else source_audio, progress)
+
+    def _as_long_as(self, request: Request, samples: int) -> Request:
+        """Of a song that is made from so many samples: with the duration that the model may be told."""
+        latents = self.family.latents
+        seconds = samples / latents.sample_rate + request.extend_left + request.extend_right
+        return replace(request, duration=min(seconds, latents.max_seconds))
+
+    def _latents(
+        self,
+        request: Request,
+        encoded: Any,
+        conditions: Any,
+        progress: Progress,
+        initial: mx.array | None = None,
+    ) -> mx.array:
+        """Of a song; encoded: its source, as `families.protocol.Family.source` takes it."""
+        source = None
+        if encoded is not None:
+            self._room_for()
+            source = self.family.source(request, encoded, self)
         if conditions is None:
-            self._make_room("codec", "transformer")
+            self._room_for()
             progress(Advance("reading prompt and lyrics", 0, 1, "share"))
             conditions = self.prepare(request)
-        self._make_room("codec", "text_encoder")
-        latents = self.sample(request, conditions, source, progress)
+        self._room_for("transformer")
+        latents = self.sample(request, conditions, source, progress, initial=initial)
         if not mx.isfinite(latents).all().item():
             raise CheckpointError(
                 "the model gave values that are not numbers; is the LoRA or the model damaged?"
             )
-        self._make_room("transformer")
+        return latents
+
+    def _sound(self, latents: mx.array, source_audio: np.ndarray | None, progress: Progress) -> np.ndarray:
+        """Songs (songs, samples, 2), as long as what they were made from."""
+        self._room_for("codec")
         sound = np.array(self.codec.decode(latents, progress=as_stage(progress, "decoding")))
-        if source_audio is not None and request.task != "extend":
-            sound = sound[:, : len(source_audio)]
-        return sound
+        sound = self.family.finish(sound)
+        return sound if source_audio is None else sound[:, : len(source_audio)]
 
     def generate(
         self,
         prompt: str = "",
         lyrics: str = "",
-        duration: float = 30.0,
+        duration: float | None = None,
         seed: int | Sequence[int] | None = None,
         *,
         source_audio: np.ndarray | None = None,
+        src_latents: mx.array | None = None,
+        latents: mx.array | None = None,
+        output_type: Literal["audio", "latent"] = "audio",
         progress: Progress = silent,
         **options: Any,
-    ) -> np.ndarray:
+    ) -> Any:
         """Make a song: (samples, 2) float32 at the model's rate; with several seeds (songs, samples, 2).
 
-        duration in seconds, rounded down to whole latent frames. Without a seed one is drawn.
-        `options` are the other fields of `config.request.Request`. Raises ConfigError, DataError or
-        CheckpointError in one line.
+        duration in seconds, counted in whole latent frames; 30 unless the model's reference has another
+        default. Without a seed one is drawn. `options` are the other fields of `config.request.Request`, also
+        by the names that the model's reference has for them. src_latents (1, …): the source's, in place of
+        its sound. latents (songs, …): the first noise, in place of the seeds'. output_type "latent": songs as
+        an `mx.array` (songs, …), not decoded. Raises ConfigError, DataError or CheckpointError in one line.
         """
-        seeds = (random_seed(),) if seed is None else (seed,) if isinstance(seed, int) else tuple(seed)
+        songs = 1 if latents is None else latents.shape[0]
+        several = isinstance(seed, Sequence)
+        if not isinstance(seed, Sequence):
+            seed = (random_seed() if seed is None else seed,)
+        seeds = tuple(seed)
+        seeds += tuple(random_seed() for _ in range(songs - len(seeds)))
         values = {"prompt": prompt, "lyrics": lyrics, "duration": duration, "seeds": seeds, **options}
-        request = Request.from_dict(values)
-        songs = self.run(request, source_audio=source_audio, progress=progress)
-        return songs if isinstance(seed, Sequence) else songs[0]
+        arguments = self.family.surface(self).arguments({k: v for k, v in values.items() if v is not None})
+        idle = self.family.song_settings(self.folder).idle
+        for name in sorted(arguments.keys() & idle.keys()):
+            warnings.warn(f"{name} changes nothing: {idle[name]}", stacklevel=2)
+        request = request_for(self.family, self.folder, arguments, literal=True)
+        if output_type == "audio" and src_latents is None and latents is None:
+            sound = self.run(request, source_audio=source_audio, progress=progress)
+            return sound if several else sound[0]
+        if src_latents is None and source_audio is None:
+            source_audio = self.read_source(request)
+        given = src_latents if source_audio is None else self.codec.encode(source_audio)
+        made = self._latents(request, given, None, progress, latents)
+        if output_type == "latent":
+            return made
+        sound = self._sound(made, source_audio, progress)
+        return sound if several or songs > 1 else sound[0]
 
 
 def random_seed() -> int:

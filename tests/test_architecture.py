@@ -222,7 +222,6 @@ NAMES_ALLOWED = {
     "cli/convert.py": "help of the flag that gives v1's tokenizer",
     "lora/formats/recognise.py": "the text encoders of image models",
     "pipeline.py": "the parts of a pipeline",
-    "training/validation.py": "a part of the pipeline",
 }
 OUTSIDE = [path for path in FILES if _own(path) not in ("families", "testing")]
 

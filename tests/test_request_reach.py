@@ -21,8 +21,11 @@ import soundfile
 from acestep_mlx import ACEStepPipeline, pipeline
 from acestep_mlx.cli import generate, main
 from acestep_mlx.config.request import GUIDANCE, SCHEDULERS, TASKS, Request
+from acestep_mlx.errors import ConfigError
+from acestep_mlx.families.requests import request_for
+from acestep_mlx.families.v1 import FAMILY
 from acestep_mlx.families.v1 import conditions as conditioning
-from acestep_mlx.families.v1.conditions import Encoded, Velocity
+from acestep_mlx.families.v1.conditions import SETTINGS, Encoded, Velocity
 from acestep_mlx.io import audio
 from acestep_mlx.sampling import record
 
@@ -132,6 +135,37 @@ def _(lab: Lab) -> None:
     lab.differ({"lyrics_language": "de"}, lyrics="[verse]\nnun")
 
 
+@reaches("vocal_language", "bpm", "keyscale", "timesignature")
+def _(lab: Lab) -> None:
+    """Other models read them (`tests/families/test_v15_songs_made.py`)."""
+    asked = Request(vocal_language="de", bpm=97.5, keyscale="C minor", timesignature="3")
+    for name, typed in (
+        ("vocal_language", "de"),
+        ("bpm", 97.5),
+        ("keyscale", "C minor"),
+        ("timesignature", "3"),
+    ):
+        assert getattr(asked, name) == typed
+        assert request_for(FAMILY, None, {name: typed}) == Request() and "v1" in SETTINGS.idle[name]
+
+
+@reaches("cfg_interval_start", "cfg_interval_end")
+def _(lab: Lab) -> None:
+    lab.differ({"cfg_interval_start": 0.2})
+    lab.differ({"cfg_interval_end": 0.2})
+    np.testing.assert_allclose(
+        lab(cfg_interval_start=0.9999, cfg_interval_end=1.0), lab(guidance_scale=1.0), atol=1e-5
+    )
+
+
+@reaches("cover_strength")
+def _(lab: Lab) -> None:
+    """Of a task that v1 does not have."""
+    assert "cover" in TASKS and Request(task="cover", cover_strength=0.5).cover_strength == 0.5
+    with pytest.raises(ConfigError, match="v1 has no task cover; choose one of text2music, retake"):
+        request_for(FAMILY, None, {"task": "cover"})
+
+
 @reaches("negative_prompt")
 def _(lab: Lab) -> None:
     lab.differ({"negative_prompt": "noise"})
@@ -140,7 +174,7 @@ def _(lab: Lab) -> None:
 @reaches("task")
 def _(lab: Lab) -> None:
     more = {"extend": {"extend_right": 1.0}, "edit": {"edit_prompt": "rock"}, "repaint": {"repaint_end": 0.6}}
-    songs = [lab(task=task, **more.get(task, {})) for task in TASKS]
+    songs = [lab(task=task, **more.get(task, {})) for task in SETTINGS.tasks]
     for i, one in enumerate(songs):
         for other in songs[i + 1 :]:
             assert one.shape != other.shape or np.abs(one - other).max() > 1e-3
@@ -453,7 +487,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "retake_seeds": ("9,10", (9, 10)), "repaint_start": ("1.5", 1.5), "repaint_end": ("3.5", 3.5),
     "extend_left": ("4.5", 4.5), "extend_right": ("5.5", 5.5), "edit_prompt": ("rock", "rock"),
     "edit_lyrics": ("la", "la"), "edit_begin": ("0.2", 0.2), "edit_end": ("0.8", 0.8),
-    "edit_samples": ("2", 2), "reference_strength": ("0.6", 0.6),
+    "edit_samples": ("2", 2), "reference_strength": ("0.6", 0.6), "cover_strength": ("0.7", 0.7),
 }  # fmt: skip
 
 
@@ -507,7 +541,7 @@ def flags(name: str, typed: str) -> list[str]:
     return [f"--{flag}", typed] if typed else [f"--no-{flag}"]
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Request)])
+@pytest.mark.parametrize("name", [f.name for f in fields(Request) if f.name not in SETTINGS.idle])
 def test_every_flag_of_a_setting_arrives(name: str, heard: Heard) -> None:
     assert name in TYPED, f"{name} is a setting: type it here"
     typed, value = TYPED[name]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config.option import Option
-from ..config.request import REQUEST, Request
-from ..errors import ConfigError, DataError
+from ..config.request import MODELS_OWN, REQUEST, Request
+from ..errors import CheckpointError, ConfigError, DataError
 from ..io.filenames import as_stored
 from ..io.hashes import hash_file
 from ..io.schema import show
@@ -25,6 +25,7 @@ from .progress import Display
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..families.model_folder import ModelFolder
     from ..pipeline import ACEStepPipeline
 
 NUMBERS = {"float": float, "int": int}
@@ -80,7 +81,8 @@ def _option(option: Option) -> Callable[..., Any]:
     if option.kind == "numbers":
         return click.option(flag, option.name, type=Whole(), metavar="N[,N…]", help=help)
     if option.default not in (None, ""):
-        help += f" [default: {option.default}{option.unit and ' ' + option.unit}]"
+        own = ", or the model's own" if option.name in MODELS_OWN else ""
+        help += f" [default: {option.default}{option.unit and ' ' + option.unit}{own}]"
     kind: Any = Seconds() if option.unit == "s" else NUMBERS.get(option.kind, str)
     metavar = option.unit.upper() or ("NUMBER" if option.kind in NUMBERS else "TEXT")
     return click.option(flag, option.name, type=kind, metavar=metavar, help=help)
@@ -128,7 +130,7 @@ def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[
     help="Its strength, once for all or once for each. [default: 1]",
 )
 @click.option("--fuse-loras", is_flag=True, help="Merge LoRAs into the weights first: faster, more memory.")
-@click.option("--sample-rate", type=int, metavar="HZ", help="44100 or 48000. [default: 44100]")
+@click.option("--sample-rate", type=int, metavar="HZ", help="44100 or 48000. [default: the model's]")
 @click.option(
     "--from-json",
     type=NamedPath(str),
@@ -156,6 +158,7 @@ def command(
 
     Each song gets a JSON beside it with everything that made it; --from-json repeats it.
     """
+    from ..pipeline import ACEStepPipeline
     from ..sampling import record
 
     if lyrics_file is not None:
@@ -169,13 +172,20 @@ def command(
         raise click.UsageError("--prompt is needed: what the music is like (or --from-json to repeat a song)")
     earlier = record.read_record(from_json) if from_json else {}
     where = f"from {from_json}" if from_json else ""
-    request = _request(earlier.get("request", {}), given, batch, where)
-    sample_rate = sample_rate or earlier.get("sample_rate", record.RATES[0])
-    if sample_rate not in record.RATES:
+    if sample_rate is not None and sample_rate not in record.RATES:
         raise ConfigError(f"--sample-rate must be {' or '.join(map(str, record.RATES))}, got {sample_rate}")
     model = model or earlier.get("model", {}).get("path")
-    if model is None:
-        raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
+    asked = (earlier.get("request", {}), given, batch, where)
+    try:
+        if model is None:
+            raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
+        pipe = ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse_loras)
+    except (click.UsageError, CheckpointError):
+        _request(*asked)  # what no model makes sense of is said first
+        raise
+    folder, latents = pipe.folder, pipe.folder.family.latents
+    request = _request(*asked, folder)
+    sample_rate = sample_rate or earlier.get("sample_rate", latents.sample_rate)
     chosen = _loras(loras, lora_scales, earlier)
     request.check_source()
     paths = record.output_paths(output, request)
@@ -185,15 +195,16 @@ def command(
     largest = math.ceil(seconds * sample_rate * 4)  # as 16-bit stereo, uncompressed
     record.check_writable([*paths, *beside], force=force, largest=largest)
 
-    pipe = _open(model, chosen, fuse_loras)
+    _load(pipe, chosen)
     source = pipe.read_source(request)
     facts = _facts(pipe)
     _compare(earlier, facts)
-    latents = pipe.folder.family.latents
     length = 0.0 if source is None else len(source) / latents.sample_rate
     if source is not None and (request.repaint_end or 0) > length + latents.seconds(1):
         click.echo(f"note: --repaint-end is the song's end, after {length:.2f} s", err=True)
-    for name, why in request.idle(name for name, value in given.items() if value is not None).items():
+    typed = [name for name, value in given.items() if value is not None]
+    idle = folder.family.song_settings(folder).idle
+    for name, why in {**request.idle(typed), **{name: idle[name] for name in typed if name in idle}}.items():
         click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
     _remark(pipe, request)
     started = time.perf_counter()
@@ -218,17 +229,13 @@ def command(
         raise DataError(lost[-1], details=lost[:-1])
 
 
-def _open(model: str, loras: list[tuple[str, float]], fuse: bool) -> ACEStepPipeline:
-    """The pipeline with its LoRAs; what of them cannot be used is said."""
-    from ..pipeline import ACEStepPipeline
-
-    pipe = ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse)
+def _load(pipe: ACEStepPipeline, loras: list[tuple[str, float]]) -> None:
+    """The pipeline's LoRAs; what of them cannot be used is said."""
     for path, scale in loras:
         pipe.load_lora(path, scale)
     for lora in pipe.loras:
         for line in lora.weights.left_out:
             click.echo(f"note: {lora.path}: {line}", err=True)
-    return pipe
 
 
 def _plot(saved: Path, song: np.ndarray, sample_rate: int, lost: list[str]) -> str:
@@ -244,14 +251,25 @@ def _plot(saved: Path, song: np.ndarray, sample_rate: int, lost: list[str]) -> s
     return f", spectrogram {record.beside(saved, '.png')}"
 
 
-def _request(earlier: dict[str, Any], given: dict[str, Any], batch: int | None, where: str) -> Request:
+def _request(
+    earlier: dict[str, Any],
+    given: dict[str, Any],
+    batch: int | None,
+    where: str,
+    folder: ModelFolder | None = None,
+) -> Request:
+    """The earlier song's settings with those that are given, as the model takes them."""
+    from ..families.requests import request_for
     from ..pipeline import random_seed
 
     values = {**earlier, **{name: value for name, value in given.items() if value is not None}}
     if given["seeds"] is not None and given["retake_seeds"] is None:
         values.pop("retake_seeds", None)
     values.setdefault("seeds", (random_seed(),))
-    request = Request.from_dict(values, where)
+    if folder is None:
+        request = Request.from_dict(values, where)
+    else:
+        request = request_for(folder.family, folder, values, where)
     if request.source is not None:  # so that the song's record says it from everywhere
         request = replace(request, source=os.path.realpath(as_stored(Path(request.source).expanduser())))
     if batch is None:

@@ -14,17 +14,19 @@ from typing import Any
 
 from ..errors import ConfigError, DataError, nearest
 from ..io.schema import Mismatch
-from ..registry import FRAME, MAX_SECONDS
+from ..registry import FRAME, MAX_SECONDS, default
 from ..text.languages import forced_language
-from .option import PathText, declared, option
+from .option import Option, PathText, declared, option
 from .parsing import check_of
 
-TASKS = ("text2music", "retake", "repaint", "extend", "edit", "audio2audio")
-NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio")
+TASKS = ("text2music", "retake", "repaint", "extend", "edit", "audio2audio", "cover")
+NEEDS_SOURCE = ("repaint", "extend", "edit", "audio2audio", "cover")
 SCHEDULERS = ("euler", "heun", "pingpong")
 GUIDANCE = ("apg", "cfg", "cfg_star")
 SHIFT = 3.0
 MAX_SEED = 2**63 - 1
+MODELS_OWN = ("lyrics", "steps", "guidance_scale", "guidance_interval")  # of which models may have defaults
+SHORTEST = 0.01  # seconds of a song, before its model is asked
 ANEW = ("text2music", "retake")  # tasks without a source
 SAMPLED = tuple(task for task in TASKS if task != "edit")  # an edit has a loop of its own
 
@@ -37,11 +39,15 @@ class Request:
     prompt: str = option("", "What the music is like: genre, instruments, mood, tempo, voice.")
     lyrics: str = option("", "Lyrics, with [verse]-like marks on lines of their own.")
     lyrics_language: str = option("auto", "Language of the lyrics (ja, Japanese, ...); auto: found by line.")
+    vocal_language: str = option("auto", "What the model is told of the language (en, zh, unknown, ...).")
+    bpm: float | None = option(None, "Tempo that the model is told.", low=0, high=1000)
+    keyscale: str | None = option(None, "Key that the model is told (C major, ...).")
+    timesignature: str | None = option(None, "Beats a bar that the model is told (4, 3, ...).")
     negative_prompt: str = option("", "What the music should not be like; in place of an empty prompt.",
         tasks=SAMPLED)
     task: str = option("text2music", "What to make.", choices=TASKS)
-    duration: float = option(30.0, "Length; with a source, the source's length.", low=1, high=MAX_SECONDS,
-        unit="s", tasks=ANEW)
+    duration: float = option(30.0, "Length; with a source, the source's length.", low=SHORTEST,
+        high=MAX_SECONDS, unit="s", tasks=ANEW)
     seeds: tuple[int, ...] = option((0,), "One song for each seed.", low=0, high=MAX_SEED)
     steps: int = option(60, "Denoising steps.", low=1, high=1000)
     scheduler: str = option("euler", "How steps are taken (heun evaluates the model twice).",
@@ -54,6 +60,9 @@ class Request:
     guidance_scale: float = option(15.0, "Strength of guidance; 0 or 1 switches it off.", low=0, high=100)
     guidance_interval: float = option(0.5, "Share of the run, in its middle, that is guided.", low=0, high=1,
         tasks=SAMPLED)
+    cfg_interval_start: float = option(0.0, "Guide from this share of the noise's way to music on.",
+        low=0, high=1, tasks=SAMPLED)
+    cfg_interval_end: float = option(1.0, "Guide up to this share of it.", low=0, high=1, tasks=SAMPLED)
     guidance_decay: float = option(0.0, "How far the scale falls within the interval.", low=0, high=1,
         tasks=SAMPLED)
     min_guidance_scale: float = option(3.0, "The scale that decay falls towards.", low=0, high=100,
@@ -96,14 +105,13 @@ class Request:
         tasks=("edit",))
     reference_strength: float = option(0.5, "audio2audio: how much of the source stays.", low=0, high=1,
         tasks=("audio2audio",))
+    cover_strength: float = option(1.0, "cover: how much the source leads.", low=0, high=1,
+        tasks=("cover",))
     # fmt: on
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
-            try:
-                object.__setattr__(self, name, check(getattr(self, name), name))
-            except Mismatch as error:
-                raise ConfigError(str(error)) from None
+        for name, one in REQUEST.items():
+            object.__setattr__(self, name, _check(one, getattr(self, name)))
         forced_language(self.lyrics_language, "lyrics_language")
         if not self.seeds:
             raise ConfigError("seeds must have at least one number")
@@ -120,6 +128,11 @@ class Request:
                 )
         if self.task == "edit" and self.edit_prompt is None and self.edit_lyrics is None:
             raise ConfigError("edit needs edit_prompt or edit_lyrics")
+        if self.cfg_interval_start > self.cfg_interval_end:
+            raise ConfigError(
+                f"cfg_interval_start must not lie after cfg_interval_end, got {self.cfg_interval_start} and "
+                f"{self.cfg_interval_end}"
+            )
         if self.edit_begin > self.edit_end:
             raise ConfigError(
                 f"edit_begin must not lie after edit_end, got {self.edit_begin} and {self.edit_end}"
@@ -177,12 +190,20 @@ class Request:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "") -> Request:
-        """The reverse; ConfigError names a key that is not known."""
-        for key in values:
-            if key not in REQUEST:
-                raise ConfigError(f"unknown setting {key!r}{nearest(key, REQUEST)}{where and f' ({where})'}")
+    def from_dict(
+        cls, values: Mapping[str, Any], where: str = "", seconds: tuple[float, float] | None = None
+    ) -> Request:
+        """The reverse; ConfigError names a key that is not known. seconds: the least and the most that the
+        model makes; None: the first family's.
+        """
+        low, high = seconds or (default().latents.shortest, default().latents.max_seconds)
         try:
+            for key, value in values.items():
+                if key not in REQUEST:
+                    raise ConfigError(f"unknown setting {key!r}{nearest(key, REQUEST)}")
+                one = REQUEST[key]
+                if one.high == MAX_SECONDS:
+                    _check(replace(one, low=low if one.low == SHORTEST else one.low, high=high), value)
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{error}{where and f' ({where})'}") from None
@@ -204,9 +225,10 @@ class Request:
             (("zero_steps", "zero_init"), self.guidance != "cfg_star", "they belong to guidance cfg_star"),
             (("min_guidance_scale",), not self.guidance_decay, "guidance_decay is 0"),
             (("guidance_scale_text", "guidance_scale_lyric"), not double, "both must be above 1"),
-            (("guidance", "guidance_decay", "guidance_interval", "negative_prompt"), not guided,
-             "a guidance_scale of 0 or 1 switches guidance off"),
-            (("lyrics_language",), not (self.lyrics or self.edit_lyrics), "there are no lyrics"),
+            (("guidance", "guidance_decay", "guidance_interval", "negative_prompt", "cfg_interval_start",
+              "cfg_interval_end"), not guided, "a guidance_scale of 0 or 1 switches guidance off"),
+            (("lyrics_language", "vocal_language"), not (self.lyrics or self.edit_lyrics),
+             "there are no lyrics"),
         ):  # fmt: skip
             reasons |= dict.fromkeys(names, why) if idle else {}
         return {name: reasons[name] for name in given if name in reasons}
@@ -214,4 +236,11 @@ class Request:
 
 #: every field of a request by name
 REQUEST = declared(Request)
-_CHECKS = {name: check_of(one) for name, one in REQUEST.items()}
+
+
+def _check(option: Option, value: Any) -> Any:
+    """The value of an option; ConfigError where it cannot have it."""
+    try:
+        return check_of(option)(value, option.name)
+    except Mismatch as error:
+        raise ConfigError(str(error)) from None

@@ -36,7 +36,7 @@ class LatentSpec:
 
     sample_rate: Hz of the stereo sound that the codec takes and gives. samples_per_frame: of that sound.
     shape: of one song's latents, None where time is. min_seconds: shorter songs are padded with silence.
-    max_seconds: the longest that the model was trained on.
+    max_seconds: the longest that the model was trained on. shortest: seconds of a song that is made.
     """
 
     sample_rate: int
@@ -44,6 +44,7 @@ class LatentSpec:
     shape: tuple[int | None, ...]
     min_seconds: float
     max_seconds: float
+    shortest: float = 1.0
 
     @property
     def time_axis(self) -> int:
@@ -62,6 +63,10 @@ class LatentSpec:
     def whole_frames(self, seconds: float) -> int:
         """Frames that fit into `seconds`."""
         return int(seconds * self.sample_rate / self.samples_per_frame)
+
+    def song_frames(self, seconds: float) -> int:
+        """Frames of a song that is made to last so long."""
+        return self.whole_frames(seconds)
 
     def covering(self, samples: int) -> int:
         """Frames that hold so many samples, the padded last one included."""
@@ -348,11 +353,25 @@ class Objective(Protocol):
         """(B,) float32, computed by the model in `dtype`."""
 
 
+@dataclass(frozen=True)
+class SongSettings:
+    """What a model makes of the settings of a song (`config.request.Request`).
+
+    tasks: that it has. defaults: of settings where it has its own. literal: further ones of Python's
+    `generate`. idle: settings that change nothing → why.
+    """
+
+    tasks: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    literal: Mapping[str, Any]
+    idle: Mapping[str, str]
+
+
 class Codec(Protocol):
     """Sound ↔ latents."""
 
     def encode(self, wav: np.ndarray | mx.array, *, progress: Progress = ...) -> Any:
-        """Latents (B, …) of sound (samples, 2) or (B, samples, 2) at the family's sample rate."""
+        """What `Family.source` takes, of sound (samples, 2) or (B, samples, 2) at the family's rate."""
 
     def decode(self, latents: mx.array, *, progress: Progress = ...) -> mx.array:
         """Sound (B, samples, 2) float32."""
@@ -373,9 +392,21 @@ class Models(Protocol):
     def lyric_tokenizer(self) -> Any:
         """Lyrics → ids."""
 
+    def component(self, name: str) -> Any:
+        """Any other component of the family."""
+
 
 class Conditioned(Protocol):
-    """A model that has been told what the song is to be: what `sampling` samples."""
+    """A model that has been told what the song is to be: what `sampling` samples.
+
+    told: whether it also sees the part of a song that is given, and makes the whole anew beside it.
+    """
+
+    @property
+    def told(self) -> bool: ...
+
+    def silence(self, frames: int) -> mx.array:
+        """Latents (1, …) of silence."""
 
     @property
     def latents(self) -> LatentSpec:
@@ -393,9 +424,13 @@ class Conditioned(Protocol):
     def frames_at_once(self) -> int:
         """Of all rows of an evaluation together."""
 
-    def velocity(self, branches: int, songs: int) -> Any:
+    def beside(self, songs: int, given: Any = None) -> tuple[Any, float] | None:
+        """A velocity that is mixed in after guidance, a row a song, and its share."""
+
+    def velocity(self, branches: int, songs: int, given: Any = None) -> Any:
         """A `sampling.denoise.Velocity` for rows [conditional × songs, unconditional × songs, text alone ×
         songs], as many as `branches`. For an edit those of the source, then those of the target.
+        given: a `sampling.tasks.Given` where the task has one and the model is `told`.
         """
 
 
@@ -489,6 +524,20 @@ class Family(Protocol):
 
     def codec(self, load: Callable[[str], nn.Module]) -> Codec:
         """Sound ↔ latents, of components that `load` gives by name."""
+
+    def song_settings(self, folder: Folder | None) -> SongSettings:
+        """Of this model; of the family's first kind where there is none yet."""
+
+    def source(self, request: Request, encoded: Any, models: Models) -> mx.array:
+        """The latents (1, …) of a request's source as its task takes them. encoded: what the codec gave, or
+        latents.
+        """
+
+    def finish(self, sound: np.ndarray) -> np.ndarray:
+        """Songs (songs, samples, 2) float32 as they are heard, of what the codec gave."""
+
+    def surface(self, models: Models) -> Any:
+        """What a pipeline of this model has beside what all have, as attributes of one object."""
 
     def conditions(self, request: Request, models: Models) -> Any:
         """What the encoders make of a request's texts."""

@@ -50,23 +50,37 @@ class Guided:
     """Velocity of a batch of songs under guidance; holds APG's running average between evaluations.
 
     velocity has the songs of each branch as rows: [conditional × B, unconditional × B(, text alone × B)].
+    beside: a velocity of the songs that is mixed in after guidance, and its share.
     The guided interval is counted in steps but compared with the number of the evaluation, as in the
     reference: under Heun, which has nearly two a step, it lies in the first half of the run.
     """
 
     def __init__(
-        self, velocity: Velocity, guidance: Guidance, songs: int, steps: int, evaluations: int
+        self,
+        velocity: Velocity,
+        guidance: Guidance,
+        songs: int,
+        steps: int,
+        evaluations: int,
+        beside: tuple[Velocity, float] | None = None,
     ) -> None:
-        self.guidance, self.songs, self.steps = guidance, songs, steps
+        self.guidance, self.songs, self.steps, self._beside = guidance, songs, steps, beside
         self._start, self._end = guidance.window(steps)
         self._all = velocity if self._end > self._start else None
-        outside = self._start > 0 or self._end < evaluations
+        outside = self._start > 0 or self._end < evaluations or (guidance.first, guidance.last) != (0, 1)
         self._plain = velocity.part(0, songs) if outside else None
         self._average: mx.array | None = None
 
     def __call__(self, latents: mx.array, sigma: float, index: int) -> mx.array:
         """Velocity (B, …) of evaluation number `index`."""
-        if not self._start <= index < self._end:
+        velocity = self._guided(latents, sigma, index)
+        if self._beside is None:
+            return velocity
+        other, share = self._beside
+        return (1 - share) * velocity + share * other(latents, sigma)
+
+    def _guided(self, latents: mx.array, sigma: float, index: int) -> mx.array:
+        if not (self._start <= index < self._end and self.guidance.covers(sigma)):
             assert self._plain is not None
             return self._plain(latents, sigma)
         assert self._all is not None
@@ -92,6 +106,7 @@ def denoise(
     omega: float = 10.0,
     known: Known | None = None,
     first_step: int = 0,
+    beside: tuple[Velocity, float] | None = None,
     progress: Progress = silent,
 ) -> mx.array:
     """From latents (B, …) at sigmas[first_step] to clean latents, in float32.
@@ -103,7 +118,7 @@ def denoise(
     todo = [(index, stage) for index, stage in enumerate(line) if stage.step >= first_step]
     if not todo:
         return latents if known is None else known.clean
-    guided = Guided(velocity, guidance, latents.shape[0], len(sigmas), len(line))
+    guided = Guided(velocity, guidance, latents.shape[0], len(sigmas), len(line), beside)
     if known is not None:
         latents = known.at(todo[0][1].sigma)
     return _walk(

@@ -24,6 +24,7 @@ class Guidance:
     `interval` is the share of the run's steps, in its middle, that is guided. Within it the scale
     falls from `scale` towards `minimum` by `decay` (0 keeps it, 1 goes all the way). `text_scale` and
     `lyric_scale` above 1, both of them, replace `kind` by double-condition guidance. `axes`: of APG's norms.
+    Noise levels outside `first` ≤ 1 − σ ≤ `last` are not guided.
     """
 
     kind: str = "apg"
@@ -36,6 +37,8 @@ class Guidance:
     zero_steps: int = 1
     zero_init: bool = True
     axes: tuple[int, ...] = (-2, -1)
+    first: float = 0.0
+    last: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in GUIDANCE:
@@ -55,6 +58,8 @@ class Guidance:
             zero_steps=request.zero_steps,
             zero_init=request.zero_init,
             axes=axes,
+            first=request.cfg_interval_start,
+            last=request.cfg_interval_end,
         )
 
     @property
@@ -78,6 +83,10 @@ class Guidance:
             return 0, 0
         start = int(steps * ((1 - self.interval) / 2))
         return start, int(steps * (self.interval / 2 + 0.5))
+
+    def covers(self, sigma: float) -> bool:
+        """Whether this noise level may be guided."""
+        return self.first <= 1.0 - sigma <= self.last
 
     def scale_at(self, index: int, steps: int) -> float:
         """The scale of evaluation number `index`, inside the window."""

@@ -36,13 +36,17 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Material:
-    """What a task is made of. `given`: the source's latents (B, …), where there is one."""
+    """What a task is made of. `given`: the source's latents (B, …), where there is one. `silence`, `told`: as
+    of `families.protocol.Conditioned`.
+    """
 
     request: Request
     latents: LatentSpec
     schedule: Schedule
     noise: NoiseSource
     given: mx.array | None
+    silence: Callable[[int], mx.array]
+    told: bool
 
     @property
     def source(self) -> mx.array:
@@ -56,7 +60,7 @@ class Material:
         """Of the source, or as the request says."""
         if self.request.needs_source:
             return self.source.shape[self.latents.time_axis]
-        return self.latents.whole_frames(self.request.duration)
+        return self.latents.song_frames(self.request.duration)
 
     @property
     def sigmas(self) -> list[float]:
@@ -72,10 +76,18 @@ class Material:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a model is told of a song: latents `source` (B, …); `free`, 1 where it is to make something."""
+
+    source: mx.array
+    free: mx.array
+
+
+@dataclass(frozen=True)
 class Start:
     """Where a run begins: latents (B, …) at the level of `sigmas[first_step]`, or what is `known` of them.
 
-    `whole` makes the song of what comes out.
+    `whole` makes the song of what comes out. `given`: what a model that can be told is told.
     """
 
     latents: mx.array
@@ -83,6 +95,7 @@ class Start:
     known: Known | None = None
     first_step: int = 0
     whole: Callable[[mx.array], mx.array] = lambda latents: latents
+    given: Given | None = None
 
 
 def _anew(song: Material) -> Start:
@@ -98,24 +111,42 @@ def _repaint(song: Material) -> Start:
     start, end = count_of(request.repaint_start), song.frames
     if request.repaint_end is not None:
         end = min(count_of(request.repaint_end), end)
+    if song.told:
+        return _retold(song, start, end)
     if (start, end) == (0, song.frames):  # nothing is given: a retake of the source's length
         return _retake(song)
     noise, other = song.draw("initial"), song.draw("retake")
     return _around(song, repaint(song.source, noise, other, start, end, request.change, song.latents))
 
 
+def _retold(song: Material, start: int, end: int) -> Start:
+    """A repaint by a model that is told the rest, and of silence where it is to make something."""
+    T, axis = song.frames, song.latents.time_axis
+    start = min(start, T - 1)
+    free = _between(start, max(end, start + 1), song.source, axis)
+    source = mx.where(free == 1, song.silence(T), song.source)
+    return Start(song.draw("initial"), song.sigmas, given=Given(source, free))
+
+
+def _cover(song: Material) -> Start:
+    return Start(song.draw("initial"), song.sigmas, given=Given(song.source, mx.ones_like(song.source)))
+
+
 def _extend(song: Material) -> Start:
     request = song.request
     left, right = song.draw("left", request.extend_left), song.draw("right", request.extend_right)
     longest = song.latents.whole_frames(song.latents.max_seconds)
-    made = extend(song.source, song.draw("initial"), left, right, song.latents, longest=longest)
+    made = extend(
+        song.source, song.draw("initial"), left, right, song.latents, longest=longest, silence=song.silence
+    )
     return _around(song, made.known, made.whole)
 
 
 def _around(song: Material, known: Known, whole: Callable[[mx.array], mx.array] = Start.whole) -> Start:
     """The start of a run around what is known: the less may vary, the later it enters."""
     sigmas = song.sigmas
-    return Start(known.clean, sigmas, known, first_step(len(sigmas), song.request.change), whole)
+    given = Given(known.clean, known.free) if song.told else None
+    return Start(known.clean, sigmas, known, first_step(len(sigmas), song.request.change), whole, given)
 
 
 def _audio2audio(song: Material) -> Start:
@@ -131,6 +162,7 @@ TASKS: dict[str, Callable[[Material], Start]] = {
     "repaint": _repaint,
     "extend": _extend,
     "audio2audio": _audio2audio,
+    "cover": _cover,
 }
 
 
@@ -161,8 +193,7 @@ def repaint(
             f"the section to repaint must lie in 0 to {seconds(T):.2f} s, got {seconds(start):.2f} s to "
             f"{seconds(end):.2f} s"
         )
-    position = _positions(T, latents.time_axis)
-    free = mx.broadcast_to(((position >= start) & (position < end)).astype(mx.float32), source.shape)
+    free = _between(start, end, source, latents.time_axis)
     return Known(source, mx.where(free == 1, retake(noise, other, variance), noise), free)
 
 
@@ -185,13 +216,21 @@ class Extension:
 
 
 def extend(
-    source: mx.array, noise: mx.array, left: mx.array, right: mx.array, latents: LatentSpec, *, longest: int
+    source: mx.array,
+    noise: mx.array,
+    left: mx.array,
+    right: mx.array,
+    latents: LatentSpec,
+    *,
+    longest: int,
+    silence: Callable[[int], mx.array] | None = None,
 ) -> Extension:
     """Continue `source` (B, …) to both sides by as many frames as `left` and `right` noise have.
 
-    `noise` has the source's length. When one side would make the window longer than `longest` frames, the
-    far end of the source is kept aside. (The reference counts the left part twice when it measures the
-    right one, cannot add more frames than the source has, and keeps the wrong frames aside.)
+    `noise` has the source's length; `silence` is the model's, zeros without. When one side would make the
+    window longer than `longest` frames, the far end of the source is kept aside. (The reference counts the
+    left part twice when it measures the right one, cannot add more frames than the source has, and keeps the
+    wrong frames aside.)
     """
     axis = latents.time_axis
     T, L, R = (x.shape[axis] for x in (source, left, right))
@@ -207,14 +246,21 @@ def extend(
     after = _cut(source, axis, T - excess, T) if excess and L else None
     start, stop = (excess if R else 0), (T - excess if L else T)
 
-    def silence(frames: int) -> mx.array:
-        return mx.zeros((len(source), *latents.of(frames)))
+    def quiet(frames: int) -> mx.array:
+        size = (len(source), *latents.of(frames))
+        return mx.zeros(size) if silence is None else mx.broadcast_to(silence(frames), size)
 
-    clean = mx.concatenate([silence(L), _cut(source, axis, start, stop), silence(R)], axis=axis)
+    clean = mx.concatenate([quiet(L), _cut(source, axis, start, stop), quiet(R)], axis=axis)
     around = mx.concatenate([left, _cut(noise, axis, start, stop), right], axis=axis)
     position = _positions(clean.shape[axis], axis)
     free = ((position < L) | (position >= clean.shape[axis] - R)).astype(mx.float32)
     return Extension(Known(clean, around, mx.broadcast_to(free, clean.shape)), before, after, axis)
+
+
+def _between(start: int, stop: int, source: mx.array, axis: int) -> mx.array:
+    """As large as `source`: 1 at frames start … stop - 1, 0 elsewhere."""
+    position = _positions(source.shape[axis], axis)
+    return mx.broadcast_to(((position >= start) & (position < stop)).astype(mx.float32), source.shape)
 
 
 def _positions(frames: int, axis: int) -> mx.array:

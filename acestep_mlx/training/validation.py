@@ -15,7 +15,9 @@ import mlx.nn as nn
 from ..config.request import Request
 from ..config.run import RunConfig
 from ..errors import ConfigError, DataError
+from ..families import of_flavour
 from ..families.model_folder import ModelFolder
+from ..families.requests import request_for
 from ..io import schema
 from ..io.audio import write_audio
 from ..io.hashes import hash_text
@@ -98,19 +100,26 @@ def _library_file(path: Path, lyrics: str) -> list[Prompt]:
     return found
 
 
-def requests(config: RunConfig) -> dict[str, Request]:
-    """The song that each prompt asks for, by its name. Raises ConfigError where it makes no sense."""
+def requests(config: RunConfig, folder: ModelFolder | None = None) -> dict[str, Request]:
+    """The song that each prompt asks for, by its name. folder: of the model that makes it, if there is one.
+
+    A model's own defaults come before the configuration's. Raises ConfigError where it makes no sense.
+    """
     if config.validation_disable:
         return {}
+    family = of_flavour(config.model_flavour) if folder is None else folder.family
+    own = family.song_settings(folder).defaults
+    set_by = {"steps": "validation_num_inference_steps", "guidance_scale": "validation_guidance"}
+    common = {
+        name: getattr(config, option)
+        for name, option in set_by.items()
+        if name not in own or config.origin(option) != "default"
+    }
+    common |= {"duration": config.validation_audio_duration, "seeds": (config.validation_seed,)}
+    common |= {"negative_prompt": config.validation_negative_prompt or ""}
     return {
-        p.name: Request(
-            prompt=p.caption,
-            lyrics=p.lyrics,
-            negative_prompt=config.validation_negative_prompt or "",
-            duration=config.validation_audio_duration,
-            seeds=(config.validation_seed,),
-            steps=config.validation_num_inference_steps,
-            guidance_scale=config.validation_guidance,
+        p.name: request_for(
+            family, folder, {**common, "prompt": p.caption, **({"lyrics": p.lyrics} if p.lyrics else {})}
         )
         for p in prompts(config)
     }
@@ -125,14 +134,14 @@ class Validation:
 
     def __init__(self, config: RunConfig, folder: ModelFolder, output_dir: Path) -> None:
         self.folder, self.target = folder, output_dir / "validation"
-        self.requests = requests(config)
+        self.requests = requests(config, folder)
         self.conditions: dict[str, Any] = {}
         self._told: set[str] | None = None  # clips without LoRA that were named, in earlier starts too
         if self.requests:
             pipeline = ACEStepPipeline(folder, low_memory=True)
             self.conditions = {name: pipeline.prepare(r) for name, r in self.requests.items()}
             mx.eval([c.prompt for c in self.conditions.values()])
-            pipeline.release("text_encoder")
+            pipeline.release()
 
     def __call__(
         self, model: nn.Module, step: int, emit: Listeners, stopped: Callable[[], bool] = lambda: False

@@ -12,13 +12,15 @@ from ..songs import Known, Padding
 from .latents import LATENTS
 
 if TYPE_CHECKING:
+    import mlx.core as mx
     import mlx.nn as nn
+    import numpy as np
 
     from ...config.request import Request
     from ...config.run import RunConfig
     from ...io.progress import Progress
     from ..layout import Layout
-    from ..protocol import Codec, Conditioned, Folder, Models, Prepare
+    from ..protocol import Codec, Conditioned, Folder, Models, Prepare, SongSettings
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 
@@ -133,6 +135,27 @@ class ACEStepV1:
         from .codec import Codec
 
         return Codec(load("dcae"), load("vocoder"))
+
+    def song_settings(self, folder: Folder | None) -> SongSettings:
+        """`Request`'s own, of which a few are other models'."""
+        from .conditions import SETTINGS
+
+        return SETTINGS
+
+    def source(self, request: Request, encoded: Any, models: Models) -> mx.array:
+        """As the codec gave it."""
+        latents: mx.array = encoded
+        return latents
+
+    def finish(self, sound: np.ndarray) -> np.ndarray:
+        """As the codec gave it."""
+        return sound
+
+    def surface(self, models: Models) -> Any:
+        """Nothing more."""
+        from ..requests import Plain
+
+        return Plain()
 
     def conditions(self, request: Request, models: Models) -> Any:
         """See `conditions.read`."""

@@ -12,19 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...config.request import Request
+from ...config.request import TASKS, Request
 from ...text.sheet import read_sheet
-from ..protocol import Models
+from ..protocol import Models, SongSettings
 from . import schedule as levels
 from .latents import LATENTS
 from .lyrics.report import summary
 from .prompt import MAX_LENGTH
 
+SETTINGS = SongSettings(
+    tasks=tuple(task for task in TASKS if task != "cover"),
+    defaults={},
+    literal={},
+    idle={
+        **dict.fromkeys(
+            ("bpm", "keyscale", "timesignature", "vocal_language"),
+            "ACE-Step v1 hears of it in the prompt alone",
+        ),
+        **dict.fromkeys(("cfg_interval_start", "cfg_interval_end"), "ACE-Step v1 takes guidance_interval"),
+    },
+)
 TAU = 0.01
 TEXT_BLOCKS = (8, 10)  # of UMT5
 LYRIC_LAYERS = (4, 6)  # of the lyric encoder
@@ -240,10 +252,18 @@ class Conditioned:
     latents = LATENTS
     schedule = levels
     norm_axes = (-2, -1)  # channel by channel
+    told = False
     # Three branches of 240 s, or ten songs of 30 s with two.
     frames_at_once = 8192
 
-    def velocity(self, branches: int, songs: int) -> Velocity:
+    def silence(self, frames: int) -> mx.array:
+        """Zeros, as in the reference."""
+        return mx.zeros((1, *LATENTS.of(frames)))
+
+    def beside(self, songs: int, given: Any = None) -> None:
+        """Nothing."""
+
+    def velocity(self, branches: int, songs: int, given: Any = None) -> Velocity:
         """Rows of the prompt, or for an edit of the prompt and of the target."""
         if self.request.task == "edit":
             assert self.conditions.target is not None

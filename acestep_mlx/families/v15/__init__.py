@@ -11,13 +11,18 @@ from ..songs import Known, Padding
 from .latents import LATENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    import mlx.core as mx
     import mlx.nn as nn
+    import numpy as np
 
+    from ...config.request import Request
     from ...config.run import RunConfig
+    from ...io.progress import Progress
     from ..layout import Layout
-    from ..protocol import Folder, Prepare
+    from ..protocol import Codec, Conditioned, Folder, Models, Prepare, SongSettings
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 TURBO = "ACE-Step/Ace-Step1.5"  # with the autoencoder and the text encoder of all variants
@@ -153,6 +158,68 @@ class ACEStep15:
         from .texts import V15Texts
 
         return V15Texts()
+
+    def codec(self, load: Callable[[str], Any]) -> Codec:
+        """The autoencoder."""
+        from .codec import Codec
+
+        return Codec(load("vae"))
+
+    def song_settings(self, folder: Folder | None) -> SongSettings:
+        """See `generation.settings`."""
+        from .generation import settings
+
+        return settings(folder)
+
+    def source(self, request: Request, encoded: Any, models: Models) -> mx.array:
+        """See `generation.source`."""
+        from .generation import source
+
+        return source(request, encoded, models)
+
+    def finish(self, sound: np.ndarray) -> np.ndarray:
+        """As loud as the reference makes it."""
+        from .codec import finish
+
+        return finish(sound)
+
+    def surface(self, models: Models) -> Any:
+        """See `surface`."""
+        from .surface import Surface
+
+        return Surface(models)
+
+    def conditions(self, request: Request, models: Models) -> Any:
+        """See `generation.read`."""
+        from .generation import read
+
+        return read(request, models)
+
+    def conditioned(self, transformer: nn.Module, conditions: Any, request: Request) -> Conditioned:
+        """See `generation.Conditioned`."""
+        from .generation import Conditioned
+
+        return Conditioned(transformer, conditions, request)
+
+    def remarks(self, request: Request, models: Models) -> list[str]:
+        """Texts that are cut, and the language that the lyrics were taken for."""
+        from .generation import remarks
+
+        return remarks(request, models)
+
+    def lyrics_report(
+        self,
+        text: str,
+        language: str | None,
+        folder: Folder | None,
+        given: Path | None,
+        cache: Path,
+        progress: Progress,
+    ) -> list[str]:
+        """How many tokens, counted with the model's tokenizer; they are read as they are written."""
+        from .generation import lyrics_report
+
+        return lyrics_report(text, language, folder, given)
 
     def write_miniature(self, folder: Path, seed: int = 0) -> None:
         """See `miniature`."""

@@ -84,6 +84,11 @@ def by_song(order: mx.array, songs: int) -> tuple[mx.array, mx.array]:
     return mx.array(index), mx.array(np.arange(K) < np.array([len(own) for own in rows])[:, None])
 
 
+def tiled(latents: mx.array, frames: int) -> mx.array:
+    """The first of `latents` (1, T, C); beyond their end they begin again."""
+    return mx.tile(latents, (1, -(-frames // latents.shape[1]), 1))[:, :frames]
+
+
 class ConditionEncoder(nn.Module):
     """Text states, lyric embeddings and reference latents → what the transformer attends to.
 
@@ -127,8 +132,7 @@ class ConditionEncoder(nn.Module):
 
     def silence(self, frames: int) -> mx.array:
         """Latents of silence, (1, frames, C); beyond their end they begin again."""
-        have = self.silence_latent.shape[1]
-        return mx.tile(self.silence_latent, (1, -(-frames // have), 1))[:, :frames]
+        return tiled(self.silence_latent, frames)
 
     def silent_reference(self) -> mx.array:
         """(1, 750, C): the reference of a song that has none."""

@@ -6,6 +6,8 @@ sigma in [0, 1] is the share of noise in the latents and the time that the model
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -29,3 +31,21 @@ def sigmas(steps: int, shift: float = 3.0) -> np.ndarray:
 def guided(sigma: float, start: float = 0.0, end: float = 1.0) -> bool:
     """Whether a step at this level is guided: start ≤ 1 − σ ≤ end, counted from noise to music."""
     return start <= 1.0 - sigma <= end
+
+
+def timetable(steps: int, shift: float, strongest: float = 1.0) -> list[float]:
+    """Levels of `steps` steps without the final 0; strongest: where the first one lies before shifting."""
+    if strongest == 1.0:
+        return [float(sigma) for sigma in sigmas(steps, shift)[:-1]]
+    return [noise_level(float(level), shift) for level in np.linspace(strongest, 0, steps + 1)[:-1]]
+
+
+def custom_timetable(positions: Sequence[int], shift: float) -> list[float]:
+    """The levels at `positions` (rising, from 1) of a run of as many steps as the last one says."""
+    full = timetable(max(positions), shift)
+    return [full[position - 1] for position in positions]
+
+
+def noise_level(strongest: float, shift: float) -> float:
+    """The level that lies at `strongest` before shifting."""
+    return float(np.float32(shift * strongest / (1 + (shift - 1) * strongest)))
