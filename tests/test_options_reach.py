@@ -700,8 +700,10 @@ class Hearing:
     """Stands for the pipeline: remembers the requests and gives a short noise."""
 
     asked: list[Any] = []  # noqa: RUF012
+    models: set[Path] = set()  # noqa: RUF012
 
-    def __init__(self, folder: Any, **options: Any) -> None: ...
+    def __init__(self, folder: Any, **options: Any) -> None:
+        Hearing.models = {*Hearing.models, folder.path}
 
     def prepare(self, request: Any) -> Any:
         return types.SimpleNamespace(prompt=mx.zeros(1), request=request)
@@ -753,6 +755,17 @@ def _asks(value: Any, field: str) -> Callable[[Lab], None]:
 
 for _name, (_value, _field) in ASKS.items():
     reaches(_name)(_asks(_value, _field))
+
+
+@reaches("validation_model")
+def _(lab: Lab) -> None:
+    other = lab.root / "heard" / "model"
+    if not other.is_dir():
+        small_model(other.parent, seed=6)
+    for changes, wanted in (({}, lab.model), ({"validation_model": str(other)}, other)):
+        Hearing.models = set()
+        _, asked = _heard(lab, **changes, validation_seed=5)
+        assert len(asked) == 2 and {wanted} == Hearing.models
 
 
 @reaches("validation_prompt_library")

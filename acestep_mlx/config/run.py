@@ -231,6 +231,9 @@ class Validation:
     validation_seed: int = free(None, "Seed of validation clips. Default: seed.", low=0, high=2**32 - 1,
         follows="seed")
     validation_negative_prompt: str | None = free(None, "Negative caption of validation clips.")
+    validation_model: PathText | None = free(None,
+        "Another variant of the same model that clips are made with, given as pretrained_model_name_or_path "
+        "is: a LoRA trained on base is heard through turbo. While a clip is made both are in memory.")
     validation_on_startup: bool = free(False, "Validate before the first step.")
     validation_disable: bool = free(False, "No validation clips.")
     eval_steps_interval: int | None = free(None,

@@ -28,6 +28,7 @@ from ..families.protocol import Family
 from ..io.schema import is_utf8
 from ..lora.formats.read import read_lora
 from ..lora.full_modules import check_full, full_parameters
+from ..lora.linear import linear_shape
 from ..lora.surgery import check_start, find_targets
 from . import checkpoint, output
 from .settings import full_training, lora_spec
@@ -41,12 +42,13 @@ class BaseModel:
     """What `pretrained_model_name_or_path` is: in words, and what is known of it without a download.
 
     folder: the MLX folder that will be trained on, where it exists. transformer: its sizes, or None for a
-    model that is on the hub only.
+    model that is on the hub only; so too its family.
     """
 
     text: str
     folder: ModelFolder | None
     transformer: Any
+    family: Family | None
 
     @property
     def line(self) -> str:
@@ -83,6 +85,7 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     make = family.components["transformer"].module
     skeleton = make(model.transformer) if model.transformer is not None else None
     _check_lora(config, skeleton, notify)
+    _check_validation_model(config, skeleton)
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
         output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)
@@ -143,51 +146,79 @@ def check_folder(option: str, path: Path) -> None:
 def base_model(config: RunConfig) -> BaseModel:
     """The model of a configuration. CheckpointError when there is none, or it cannot be used."""
     given = config.pretrained_model_name_or_path
+    model = _model(config, given, config.revision, "pretrained_model_name_or_path")
+    if model.family is None:
+        _check_repository(config, given)
+    else:
+        _check_flavour(config, model.family, model.transformer, config.resolve(given))
+    return model
+
+
+def _model(config: RunConfig, given: str, revision: str | None, option: str) -> BaseModel:
+    """What an option of a configuration names. CheckpointError when it is no model."""
     path = config.resolve(given)
     if path.exists() and is_mlx_folder(path):
         folder = ModelFolder.open(path)
-        _check_family(config, folder.family, path)
         folder.check_bits((config.quantization or {}).get("bits"))
-        sizes = folder.component_config("transformer")
-        _check_flavour(config, sizes, path)
-        return BaseModel(f"{path}, MLX folder, {_precision(folder)}", folder, sizes)
+        text = f"{path}, MLX folder, {_precision(folder)}"
+        return BaseModel(text, folder, folder.component_config("transformer"), folder.family)
     if path.exists():
-        source = resolve(path, config.revision)
-        _check_family(config, source.family, path)
+        source = resolve(path, revision)
         sizes = plan_folder(source)["transformer"].config
-        _check_flavour(config, sizes, path)
         target = conversion_folder(source, config.quantization)
         if (target / "config.json").is_file():
             folder = ModelFolder.open(target)
             text = f"{path}, PyTorch checkpoint, converted already in {target}, {_precision(folder)}"
-            return BaseModel(text, folder, folder.component_config("transformer"))
+            return BaseModel(text, folder, folder.component_config("transformer"), source.family)
         text = f"{path}, PyTorch checkpoint, will be converted once into {target}"
-        return BaseModel(text, None, sizes)
+        return BaseModel(text, None, sizes, source.family)
     if is_repo(given):
-        _check_repository(config, given)
         size = of_flavour(config.model_flavour).variants[config.model_flavour].size
         return BaseModel(
             f"{given}, downloaded and converted once if that has not been done yet; taken for the released "
             f"{size} model",
             None,
             None,
+            None,
         )
-    raise CheckpointError(f"pretrained_model_name_or_path: there is no model at {path}")
+    raise CheckpointError(f"{option}: there is no model at {path}")
 
 
-def _check_family(config: RunConfig, found: Family, path: Path) -> None:
-    """ConfigError when the model is not of the family that the configuration names."""
+def _check_validation_model(config: RunConfig, trained: nn.Module | None) -> None:
+    """ConfigError when the LoRA cannot be heard through `validation_model`. trained: a skeleton."""
+    given = config.validation_model
+    if given is None or not requests(config):
+        return
+    heard = _model(config, given, None, "validation_model")
     wanted = of_flavour(config.model_flavour)
-    if found is not wanted:
+    if heard.family is None or trained is None:
+        return
+    if heard.family is not wanted:
         raise ConfigError(
-            f"model_flavour={config.model_flavour} is {wanted.title}, and {path} is {found.title}; set "
-            f"model_flavour={next(iter(found.variants))}, or name another model"
+            f"validation_model={given} is {heard.family.title}, and {wanted.title} is trained; name another "
+            "variant of the same model"
+        )
+    other = heard.family.components["transformer"].module(heard.transformer)
+    shapes = [
+        {path: linear_shape(layer) for path, layer in find_targets(one, lora_spec(config).targets).items()}
+        for one in (trained, other)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"validation_model={given} is of another size than the model that is trained, and its LoRA does "
+            "not fit; name another variant of the same size"
         )
 
 
-def _check_flavour(config: RunConfig, sizes: Any, path: Path) -> None:
-    """ConfigError when the model is another variant of the family. sizes: its transformer's config."""
-    found = of_flavour(config.model_flavour).flavours(sizes)
+def _check_flavour(config: RunConfig, family: Family, sizes: Any, path: Path) -> None:
+    """ConfigError when the model is of another family or variant. sizes: its transformer's config."""
+    wanted = of_flavour(config.model_flavour)
+    if family is not wanted:
+        raise ConfigError(
+            f"model_flavour={config.model_flavour} is {wanted.title}, and {path} is {family.title}; set "
+            f"model_flavour={family.flavours(sizes)[0]}, or name another model"
+        )
+    found = family.flavours(sizes)
     if config.model_flavour not in found:
         raise ConfigError(
             f"model_flavour={config.model_flavour}, and {path} is {' or '.join(found)}; set "

@@ -17,7 +17,7 @@ from . import checkpoint
 from .distributed import World
 from .interrupts import StopRequest
 from .preflight import preflight
-from .validation import Validation
+from .validation import Validation, requests
 
 
 @dataclass
@@ -65,7 +65,16 @@ def prepare(job: Job) -> Prepared:
     resumed = _resumed(job) if first else None
     folder = job.world.first_then_others(lambda: open_model(job.config, job.emit.progress))
     cache = job.world.first_then_others(lambda: _caches(job, folder))
-    return Prepared(resumed, folder, cache, Validation(job.config, folder, job.output) if first else None)
+    return Prepared(resumed, folder, cache, _validation(job, folder) if first else None)
+
+
+def _validation(job: Job, folder: ModelFolder) -> Validation:
+    """With the model that clips are made with; another than is trained is opened where there are any."""
+    other = job.config.validation_model
+    if other is None or not requests(job.config):
+        return Validation(job.config, folder, job.output)
+    heard = open_model(job.config, job.emit.progress, other)
+    return Validation(job.config, heard, job.output, borrowed=True)
 
 
 def _resumed(job: Job) -> checkpoint.Checkpoint | None:
@@ -80,14 +89,16 @@ def _resumed(job: Job) -> checkpoint.Checkpoint | None:
     return None
 
 
-def open_model(config: RunConfig, progress: Progress) -> ModelFolder:
-    """The model of a configuration as an MLX folder, converted where that has not been done yet."""
-    source = config.pretrained_model_name_or_path
+def open_model(config: RunConfig, progress: Progress, other: str | None = None) -> ModelFolder:
+    """The model of a configuration as an MLX folder, converted where that has not been done yet; or the
+    `other` that it names.
+    """
+    source = other or config.pretrained_model_name_or_path
     local = config.resolve(source)
     path = ensure_model(
         local if local.exists() else source,
         quantize=config.quantization,
-        revision=config.revision,
+        revision=None if other else config.revision,
         progress=progress,
     )
     return ModelFolder.open(path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,11 +23,13 @@ from ..io import schema
 from ..io.audio import write_audio
 from ..io.hashes import hash_text
 from ..io.progress import Advance
-from ..lora.surgery import disabled, evaluating
+from ..lora.apply import apply_loras, remove_loras
+from ..lora.surgery import disabled, evaluating, from_model
 from ..pipeline import ACEStepPipeline
 from ..report.events import Listeners, ValidationClip, read_metrics
 from ..sampling.record import SOFTWARE
 from .output import METRICS
+from .settings import COMPUTE_DTYPES, lora_spec
 
 SLUG_BYTES = 120  # of the 255 that a file name may have
 
@@ -125,15 +128,28 @@ def requests(config: RunConfig, folder: ModelFolder | None = None) -> dict[str, 
     }
 
 
+class Heard(NamedTuple):
+    """A transformer with the LoRA as it is now. without: while it lasts, the LoRA is off."""
+
+    model: nn.Module
+    without: Callable[[], contextlib.AbstractContextManager[None]]
+
+
 class _Stopped(Exception):
     """The run was asked to stop while a clip was made."""
 
 
 class Validation:
-    """Made before the model is loaded: texts are encoded now, and the text encoder is freed again."""
+    """Made before the model is loaded: texts are encoded now, and the text encoder is freed again.
 
-    def __init__(self, config: RunConfig, folder: ModelFolder, output_dir: Path) -> None:
-        self.folder, self.target = folder, output_dir / "validation"
+    folder: of the model that clips are made with; borrowed: it is not the one that is trained.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: ModelFolder, output_dir: Path, *, borrowed: bool = False
+    ) -> None:
+        self.folder, self.target, self.config = folder, output_dir / "validation", config
+        self.borrowed = borrowed
         self.requests = requests(config, folder)
         self.conditions: dict[str, Any] = {}
         self._told: set[str] | None = None  # clips without LoRA that were named, in earlier starts too
@@ -153,9 +169,9 @@ class Validation:
         if not self.requests:
             return
         try:
-            with evaluating(model):
+            with evaluating(model), self._heard(model) as heard:
                 for name in self.requests:
-                    self._clips(model, name, step, emit, stopped)
+                    self._clips(heard, name, step, emit, stopped)
         except _Stopped:
             pass
         except DataError as error:
@@ -163,13 +179,35 @@ class Validation:
         finally:
             mx.clear_cache()
 
+    @contextlib.contextmanager
+    def _heard(self, model: nn.Module) -> Iterator[Heard]:
+        """What clips are made with: the model, or for as long as that lasts another with the model's LoRA."""
+        if not self.borrowed:
+            yield Heard(model, lambda: disabled(model))
+            return
+        dtype = COMPUTE_DTYPES[self.config.mixed_precision]
+        other = self.folder.load("transformer", dtype=dtype, quantize=self.config.quantization)
+        loras = [(from_model(model, lora_spec(self.config)), 1.0)]
+        apply_loras(other, loras)
+
+        @contextlib.contextmanager
+        def without() -> Iterator[None]:
+            remove_loras(other)
+            try:
+                yield
+            finally:
+                apply_loras(other, loras)
+
+        yield Heard(other, without)
+
     def _clips(
-        self, model: nn.Module, name: str, step: int, emit: Listeners, stopped: Callable[[], bool]
+        self, heard: Heard, name: str, step: int, emit: Listeners, stopped: Callable[[], bool]
     ) -> None:
         """The clip of a prompt with the LoRA, and once the one without it."""
+        model = heard.model
         base = self.target / f"base_{_slug(name)}_{self._digest(name)}.wav"
         if not base.is_file():
-            with disabled(model):
+            with heard.without():
                 self._clip(model, name, base, stopped)
         if self._told is None:
             rows = read_metrics(self.target.parent / METRICS)

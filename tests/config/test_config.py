@@ -163,6 +163,7 @@ CASES: dict[str, Case] = {
     "validation_epoch_interval": Case(**numbers(1, 100, 0, whole=True)),
     "validation_seed": Case(**numbers(0, 2**32 - 1, -1, whole=True)),
     "validation_negative_prompt": Case(**text()),
+    "validation_model": Case(**path()),
     "validation_on_startup": Case(**flag()),
     "validation_disable": Case(**flag()),
     "eval_steps_interval": Case(**numbers(0, 1000, -1, whole=True)),
