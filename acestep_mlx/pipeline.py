@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,6 +21,8 @@ from .families.requests import check_task, request_for
 from .io.audio import probe, read_audio
 from .io.progress import Advance, Progress, as_stage, silent
 from .sampling.sample import sample
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class ACEStepPipeline:
         """Lyrics → ids."""
         return self._component("lyric_tokenizer", self.folder.lyric_tokenizer)
 
-    def component(self, name: str) -> Any:
+    def component(self, name: str) -> nn.Module:
         """Any component of the model by its name, without LoRAs."""
         return self._component(name, lambda: self.folder.load(name))
 
@@ -106,10 +108,11 @@ class ACEStepPipeline:
             raise AttributeError(f"the pipeline of {self.family.title} has no {name!r}")
         return found
 
-    def _component(self, name: str, load: Callable[[], Any]) -> Any:
+    def _component(self, name: str, load: Callable[[], T]) -> T:
         if name not in self._loaded:
             self._loaded[name] = load()
-        return self._loaded[name]
+        found: T = self._loaded[name]
+        return found
 
     def release(self, *names: str) -> None:
         """Let components go that this pipeline has loaded itself, all without a name; they load again when

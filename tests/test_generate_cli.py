@@ -254,9 +254,9 @@ def test_what_was_changed_in_the_lyrics_is_said_first(run: Run, tmp_path: Path, 
     ],
 )
 def test_lengths_as_people_write_them(text: str, seconds: float) -> None:
-    from acestep_mlx.cli.generate import Seconds
+    from acestep_mlx.cli import generate
 
-    assert Seconds().convert(text, None, None) == seconds
+    assert generate.seconds(text) == seconds
 
 
 LENGTHS = ["--duration", "--repaint-start", "--repaint-end", "--extend-left", "--extend-right"]

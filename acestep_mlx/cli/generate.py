@@ -33,37 +33,27 @@ CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:\.\d*)?)")  # 3:30, 1:02:03.5
 COMMON = ("prompt", "lyrics", "duration", "steps", "guidance_scale", "seeds")  # at the top of --help
 
 
-class Seconds(click.ParamType):
+def seconds(value: str) -> float:
     """A length in seconds, or as a clock shows it: `210`, `210s`, `3:30`."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip()
-        clock = CLOCK.fullmatch(text)
-        if clock is not None:
-            hours, minutes, seconds = clock.groups()
-            return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
-        try:
-            return float(text.removesuffix("s"))
-        except ValueError:
-            self.fail(f"{show(value)} is not a length; write seconds (210) or minutes (3:30)", param, ctx)
+    text = value.strip()
+    clock = CLOCK.fullmatch(text)
+    if clock is not None:
+        hours, minutes, rest = clock.groups()
+        return 3600 * int(hours or 0) + 60 * int(minutes) + float(rest)
+    try:
+        return float(text.removesuffix("s"))
+    except ValueError:
+        raise click.BadParameter(
+            f"{show(value)} is not a length; write seconds (210) or minutes (3:30)"
+        ) from None
 
 
-class Whole(click.ParamType):
+def numbers(value: str) -> tuple[int, ...]:
     """Whole numbers, separated by commas."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{show(value)} is not a list of whole numbers", param, ctx)
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{show(value)} is not a list of whole numbers") from None
 
 
 def _flag(name: str) -> str:
@@ -79,11 +69,11 @@ def _option(option: Option) -> Callable[..., Any]:
         help += f" [default: {'on' if option.default else 'off'}]"
         return click.option(f"{flag}/--no-{flag[2:]}", option.name, default=None, help=help)
     if option.kind == "numbers":
-        return click.option(flag, option.name, type=Whole(), metavar="N[,N…]", help=help)
+        return click.option(flag, option.name, type=numbers, metavar="N[,N…]", help=help)
     if option.default not in (None, ""):
         own = ", or the model's own" if option.name in MODELS_OWN else ""
         help += f" [default: {option.default}{option.unit and ' ' + option.unit}{own}]"
-    kind: Any = Seconds() if option.unit == "s" else NUMBERS.get(option.kind, str)
+    kind: Any = seconds if option.unit == "s" else NUMBERS.get(option.kind, str)
     metavar = option.unit.upper() or ("NUMBER" if option.kind in NUMBERS else "TEXT")
     return click.option(flag, option.name, type=kind, metavar=metavar, help=help)
 

@@ -330,7 +330,7 @@ CONFIG_SCHEMA = schema.record(
 
 def _read_config(path: Path) -> dict[str, Any]:
     """The config.json of an MLX folder, checked; CheckpointError in one line."""
-    config = schema.read_artifact(
+    config: dict[str, Any] = schema.read_artifact(
         path,
         CONFIG_SCHEMA,
         what="the model",

@@ -275,7 +275,8 @@ def read_audio(
         samples = samples.mean(axis=1, keepdims=True)
     if sample_rate is not None:
         samples = resample(samples, info.sample_rate, sample_rate)
-    return np.clip(samples, -1.0, 1.0)
+    found: np.ndarray = np.clip(samples, -1.0, 1.0)
+    return found
 
 
 def write_audio(
@@ -344,7 +345,9 @@ def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:
         return samples.astype(np.float32, copy=False)
     import soxr
 
-    return soxr.resample(np.ascontiguousarray(samples, dtype=np.float32), source, target, quality="HQ")
+    given = np.ascontiguousarray(samples, dtype=np.float32)
+    found: np.ndarray = soxr.resample(given, source, target, quality="HQ")
+    return found
 
 
 def is_silent(samples: np.ndarray) -> bool:
@@ -363,7 +366,8 @@ def to_stereo(
         return np.repeat(samples, 2, axis=1).astype(np.float32, copy=False)
     # Beyond 7.1 nothing is agreed: odd and even channels, as in stereo pairs.
     shares = np.array(layouts.get(n, [_RIGHT if i % 2 else _LEFT for i in range(n)]))
-    return (samples @ (shares / shares.sum(axis=0))).astype(np.float32)
+    found: np.ndarray = (samples @ (shares / shares.sum(axis=0))).astype(np.float32)
+    return found
 
 
 @cache

@@ -178,7 +178,8 @@ def _followed(block: np.ndarray, sync: np.ndarray) -> np.ndarray:
     length |= block[sync + 5] >> 5
     size = np.where(adts, length, _MP3_SIZES[second & 31, third >> 1])
     after = np.minimum(sync + size, len(block) - 2)
-    return (size > 0) & (block[after] == 0xFF) & (block[after + 1] == second)
+    found: np.ndarray = (size > 0) & (block[after] == 0xFF) & (block[after + 1] == second)
+    return found
 
 
 def _ogg_ends(data: Data) -> Iterator[int]:

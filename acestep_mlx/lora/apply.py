@@ -55,7 +55,7 @@ class AppliedLoRA(Wrapper, nn.Module):
         self.train(linear.training)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.linear(x)
+        y: mx.array = self.linear(x)
         change = (x @ self.lora_a) @ self.lora_b
         if "gain" in self:
             base = y - self.linear.bias if "bias" in self.linear else y

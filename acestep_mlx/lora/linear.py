@@ -43,7 +43,8 @@ def linear_shape(linear: nn.Module) -> tuple[int, int]:
 def dense_weight(layer: nn.Module) -> mx.array:
     """The weight of a linear or embedding layer, (out, in) float32; dequantising does not round it."""
     if not isinstance(layer, QUANTIZED):
-        return layer.weight.astype(mx.float32)
+        found: mx.array = layer.weight.astype(mx.float32)
+        return found
     scales, biases = layer.scales, layer.get("biases")
     if biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
@@ -56,7 +57,8 @@ def dense_weight(layer: nn.Module) -> mx.array:
 def own_dtype(layer: nn.Module) -> mx.Dtype:
     """The precision that the layer computes in: its weight's; a quantised one's scales' or bias's."""
     if not isinstance(layer, QUANTIZED):
-        return layer.weight.dtype
+        found: mx.Dtype = layer.weight.dtype
+        return found
     dtypes = [layer[k].dtype for k in ("scales", "bias") if k in layer]
     floats = [dtype for dtype in dtypes if mx.issubdtype(dtype, mx.floating)]
     return floats[0] if floats else mx.bfloat16
@@ -90,7 +92,8 @@ def times_weight(x: mx.array, linear: nn.Module) -> mx.array:
             bits=linear.bits,
             mode=linear.mode,
         )
-    return x @ linear.weight.astype(x.dtype).T
+    found: mx.array = x @ linear.weight.astype(x.dtype).T
+    return found
 
 
 def row_norms_squared(linear: nn.Module) -> mx.array:

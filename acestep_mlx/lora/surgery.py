@@ -136,7 +136,7 @@ class LoRALinear(_Adapter):
     """Float32 masters under any activation dtype: lora_a (in, r), lora_b (r, out)."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.linear(x)
+        y: mx.array = self.linear(x)
         return y + self._update(x).astype(y.dtype) if self.enabled else y
 
 
@@ -151,13 +151,13 @@ class DoRALinear(_Adapter):
 
     def norms(self, dtype: mx.Dtype = mx.float32) -> mx.array:
         """‖W + s·BA‖ per output row, (out,) float32; W is multiplied in `dtype`."""
-        trained = "weight" in self.linear.trainable_parameters()  # a lyrics embedder's, which moves
+        trained = "weight" in self.linear.trainable_parameters()  # in full: it moves
         base_sq = row_norms_squared(self.linear) if trained else self._base_sq
         a, b = self.lora_a.T.astype(dtype), self.lora_b.T
         return adapted_norms(self.linear, base_sq, a, b, self.scale)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.linear(x)
+        y: mx.array = self.linear(x)
         if not self.enabled:
             return y
         gain = self.m / mx.stop_gradient(self.norms(x.dtype))

@@ -24,7 +24,8 @@ def second_stream() -> mx.Stream:
     """Another stream for this thread, to which alone it belongs."""
     if not hasattr(_lanes, "second"):
         _lanes.second = mx.new_stream(mx.Device(mx.cpu))
-    return _lanes.second
+    second: mx.Stream = _lanes.second
+    return second
 
 
 # ── functions of float32 ─────────────────────────────────────────────────────────────────────────────

@@ -43,7 +43,8 @@ def checkpointed(module: nn.Module) -> Callable[..., mx.array]:
         def plain(params: dict[str, Any], *inputs: Any) -> mx.array:
             module.update(params)
             try:
-                return module(*inputs, **constants)
+                found: mx.array = module(*inputs, **constants)
+                return found
             finally:
                 module.update(parameters)  # leave no traced array behind
 
@@ -54,7 +55,8 @@ def checkpointed(module: nn.Module) -> Callable[..., mx.array]:
             first, rest = gradients[:count], gradients[count:]
             if first:  # one by one, or a gradient that nobody asks for would be computed with the others
                 rest = [mx.depends([g], first)[0] for g in rest]
-            return _refill(primals, first + rest)
+            refilled: tuple[Any, ...] = _refill(primals, first + rest)
+            return refilled
 
         forward = with_gradient(plain, backward)
         return forward(parameters, *inputs)

@@ -286,7 +286,8 @@ def _comment(path: Path) -> str:
             return _wav_comment(sound)
     try:
         with without_noise(), soundfile.SoundFile(os.fsencode(path)) as file:
-            return file.comment
+            found: str = file.comment
+            return found
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
 

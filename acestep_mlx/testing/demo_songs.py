@@ -78,7 +78,8 @@ def synthesise(song: Song, seed: int = 0) -> np.ndarray:
     bass = np.sin(2 * np.pi * np.cumsum(55.0 * 2.0 ** (root / 12)) / SAMPLE_RATE) * np.exp(-2.0 * since)
     drum = 0.3 * rng.standard_normal(n) * np.exp(-30.0 * since)
     stereo = np.stack([left + bass + drum, right + bass + drum], axis=1)
-    return (0.8 * stereo / np.abs(stereo).max()).astype(np.float32)
+    found: np.ndarray = (0.8 * stereo / np.abs(stereo).max()).astype(np.float32)
+    return found
 
 
 def write_songs(folder: Path) -> list[Path]:

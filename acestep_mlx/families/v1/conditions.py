@@ -211,8 +211,13 @@ class Velocity:
         factors = mx.array(self._factors, dtype=transformer.dtype)[:, None, None]
         scale = (factors, *DIFFUSION_BLOCKS) if any(f != 1.0 for f in self._factors) else None
 
-        def run(latents: mx.array, timestep: mx.array, mask: mx.array | None, cross_kv: list) -> mx.array:
-            velocity = transformer.decode(
+        def run(
+            latents: mx.array,
+            timestep: mx.array,
+            mask: mx.array | None,
+            cross_kv: Sequence[tuple[mx.array, mx.array]],
+        ) -> mx.array:
+            velocity: mx.array = transformer.decode(
                 latents, None, None, mask, timestep, cross_kv=cross_kv, query_scale=scale
             )
             return velocity.astype(mx.float32)

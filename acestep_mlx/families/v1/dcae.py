@@ -125,7 +125,8 @@ class ResBlock(nn.Module):
         self._act = ACTIVATIONS[act_fn]
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.norm(self.conv2(self._act(self.conv1(x))), x)
+        x = self.norm(self.conv2(self._act(self.conv1(x))), x)
+        return x
 
 
 class Down(nn.Module):
@@ -148,7 +149,7 @@ class Down(nn.Module):
         self.unshuffle, self.shortcut, self.out_channels = unshuffle, shortcut, out_channels
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.conv(x)
+        y: mx.array = self.conv(x)
         if self.unshuffle:
             y = pixel_unshuffle(y)
         if self.shortcut:
@@ -291,7 +292,8 @@ class Decoder(nn.Module):
         return y
 
     def _tail(self, x: mx.array) -> mx.array:
-        return self.conv_out(self._act(self.norm_out(x)))
+        x = self.conv_out(self._act(self.norm_out(x)))
+        return x
 
 
 def apply_layers(

@@ -139,7 +139,8 @@ class PatchEmbed(nn.Module):
         # Kernel and stride are the whole patch, so the convolution is a matrix product.
         patches = latents.transpose(0, 3, 2, 1).reshape(B, T, H * C)
         weight = conv.weight.reshape(conv.weight.shape[0], -1)  # (O, H, 1, C) → (O, H·C)
-        return project(norm(mx.addmm(conv.bias, patches, weight.T)))
+        tokens: mx.array = project(norm(mx.addmm(conv.bias, patches, weight.T)))
+        return tokens
 
 
 class TimestepEmbedding(nn.Module):
@@ -174,7 +175,8 @@ class GatedConv(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, T, D) → (B, T, D)."""
         depth = self.depth_conv.conv
-        return self.point_conv.conv(gated_conv(self.inverted_conv.conv(x), depth.weight, depth.bias))
+        x = self.point_conv.conv(gated_conv(self.inverted_conv.conv(x), depth.weight, depth.bias))
+        return x
 
 
 class Block(nn.Module):

@@ -138,7 +138,9 @@ class MultiscaleLinearAttention(nn.Module):
         y = queries.reshape(B, G, H * W, D) @ context  # the last column is the normaliser
         y = y[..., :D] / (y[..., D:] + 1e-15)
         y = y.swapaxes(1, 2).reshape(B, H, W, G * D)
-        return self.norm_out(self.to_out(y.astype(x.dtype)), x)
+        y = self.to_out(y.astype(x.dtype))
+        x = self.norm_out(y, x)
+        return x
 
 
 @mx.compile

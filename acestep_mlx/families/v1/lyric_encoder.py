@@ -109,7 +109,8 @@ class Embed(nn.Module):
         self.out = [nn.Linear(dim_in, dim), nn.LayerNorm(dim, eps=1e-5)]
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.out[1](self.out[0](x))
+        x = self.out[1](self.out[0](x))
+        return x
 
 
 class LyricEncoder(nn.Module):
@@ -137,7 +138,8 @@ class LyricEncoder(nn.Module):
         L = x.shape[1]
         x = self.embed(x)
         if L == 0:
-            return self.after_norm(x)
+            x = self.after_norm(x)
+            return x
         D = x.shape[-1]
         x = x * math.sqrt(D)
         positions = relative_positions(L, D).astype(x.dtype)
@@ -146,4 +148,5 @@ class LyricEncoder(nn.Module):
         for i, layer in enumerate(self.encoders):
             run = checkpointed(layer) if checkpoint else layer
             x = run(x, positions=positions, mask=keep, query_scale=factor if first <= i < last else 1.0)
-        return self.after_norm(x)
+        x = self.after_norm(x)
+        return x

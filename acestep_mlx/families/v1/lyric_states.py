@@ -62,7 +62,7 @@ class LyricStates:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        found = self.model.encode_lyrics(mx.array(ids)[None], mx.ones((1, len(ids))))[0]
+        found: mx.array = self.model.encode_lyrics(mx.array(ids)[None], mx.ones((1, len(ids))))[0]
         mx.async_eval(found)  # what led to it is let go of
         self._kept[key] = found
         self.bytes += found.nbytes

@@ -62,7 +62,7 @@ def features(config: TransformerConfig, load: Load, size: int, checkpointed: int
 
 def activations(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
     """Bytes at the worse of two moments: the backward pass of a block, and that of the lyric encoder."""
-    terms = {
+    terms: dict[str, float] = {
         name: getattr(FITTED[size], name) * value
         for name, value in features(config, load, size, checkpointed).items()
     }

@@ -94,7 +94,8 @@ class LyricsTokens(PartEncoder[Words]):
         return None if words.lyrics is None else {**self._key, "lyrics": words.lyrics}
 
     def load(self) -> LyricTokenizer:
-        return self._folder.lyric_tokenizer()
+        found: LyricTokenizer = self._folder.lyric_tokenizer()
+        return found
 
     def encode(self, given: Words) -> Encoded:
         report = self.loaded.report(str(given.lyrics))

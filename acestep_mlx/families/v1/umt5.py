@@ -239,4 +239,5 @@ class UMT5Encoder(nn.Module):
         factor, first, last = query_scale or (1.0, 0, 0)
         for i, block in enumerate(self.encoder.block):
             x = block(x, mask, buckets, factor if first <= i < last else 1.0)
-        return self.encoder.final_layer_norm(x)
+        states: mx.array = self.encoder.final_layer_norm(x)
+        return states

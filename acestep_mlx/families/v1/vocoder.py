@@ -155,7 +155,8 @@ class Backbone(nn.Module):
         for channel_layer, stage in zip(self.channel_layers, self.stages, strict=True):
             for layer in (*channel_layer, *stage):
                 x = layer(x)
-        return self.norm(x)
+        x = self.norm(x)
+        return x
 
 
 class ResBlock(nn.Module):
@@ -244,7 +245,8 @@ class Vocoder(nn.Module):
         for i, (network, layers) in enumerate(parts):
 
             def piece(low: int, high: int, network: Any = network, x: mx.array = x) -> mx.array:
-                return network(x[:, low:high])
+                x = network(x[:, low:high])
+                return x
 
             share = part(progress, i, len(parts))
             x = windowed(piece, total, layers, axis=TIME, size=window, progress=share)

@@ -55,4 +55,5 @@ class Codec:
 def finish(sound: np.ndarray) -> np.ndarray:
     """Songs (songs, samples, 2), each as loud as the reference makes it: its largest sample at −1 dB."""
     peak = np.abs(sound).max(axis=(1, 2), keepdims=True)
-    return sound * (LOUDEST / np.maximum(peak, 1e-6))
+    found: np.ndarray = sound * (LOUDEST / np.maximum(peak, 1e-6))
+    return found

@@ -137,7 +137,7 @@ def encode(both: tuple[str, str], models: Models) -> mx.array:
     conditions, encoder = models.component("condition_encoder"), models.text_encoder
     ids, mask = models.prompt_tokenizer([text], MAX_TEXT_TOKENS)
     lyric_ids, lyric_mask = models.prompt_tokenizer([lyrics], MAX_LYRIC_TOKENS)
-    states, _ = conditions(
+    found: tuple[mx.array, mx.array] = conditions(
         encoder(input_ids=ids, attention_mask=mask),
         mask,
         encoder.embed_tokens(lyric_ids),
@@ -145,7 +145,7 @@ def encode(both: tuple[str, str], models: Models) -> mx.array:
         conditions.silent_reference(),
         mx.zeros((1,), dtype=mx.int32),
     )
-    return states
+    return found[0]
 
 
 def remarks(request: Request, models: Models) -> list[str]:

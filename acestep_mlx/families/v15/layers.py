@@ -230,4 +230,5 @@ class EncoderStack(nn.Module):
         full, sliding = sight(x.shape[1], config.sliding_window, valid, x.dtype)
         for layer, kind in zip(self.layers, self._layer_types, strict=True):
             x = layer(x, seen=sliding if kind == SLIDING else full, rope=rope)
-        return self.norm(x)
+        x = self.norm(x)
+        return x

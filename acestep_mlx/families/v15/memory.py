@@ -59,7 +59,7 @@ def activations(
 ) -> float:
     """Bytes in the backward pass of a layer, with what the others keep: all or, checkpointed, their input."""
     found = terms(config, load, size)
-    layer = sum(getattr(factors, name) * found[name] for name in ("tokens", "heads", "gated"))
+    layer: float = sum(getattr(factors, name) * found[name] for name in ("tokens", "heads", "gated"))
     free = config.num_hidden_layers - checkpointed
     keeping = max(FIRST_KEPT * free, free - 1.0)  # what the layer in work keeps is counted already
     given = 4.0 * load.batch * load.frames * config.in_channels  # the batch and its noise, float32

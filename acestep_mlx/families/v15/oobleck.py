@@ -133,7 +133,8 @@ class ResidualUnit(nn.Module):
         self.halo = self.conv1.halo
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
+        x = x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
+        return x
 
 
 class EncoderBlock(nn.Module):

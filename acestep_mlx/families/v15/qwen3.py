@@ -85,7 +85,7 @@ class Qwen3Encoder(nn.Module):
 
         A token sees those before it and itself. Rows outside the mask are finite.
         """
-        x = self.embed_tokens(input_ids)
+        x: mx.array = self.embed_tokens(input_ids)
         L, config = x.shape[1], self.config
         at = mx.arange(L)
         seen = (at[None] <= at[:, None])[None, None]  # [1, 1, L, L]
@@ -94,4 +94,5 @@ class Qwen3Encoder(nn.Module):
         rope, mask = rope_table(L, config.head_dim, config.rope_theta), additive(seen, x.dtype)
         for layer in self.layers:
             x = layer(x, seen=mask, rope=rope)
-        return self.norm(x)
+        x = self.norm(x)
+        return x

@@ -66,7 +66,7 @@ class PeftSettings:
         said = int(_pattern(self.rank_pattern, path, self.rank))
         if said != rank:
             raise ValueError(f"{self.source} says rank {said} for {path}, and its tensors have rank {rank}")
-        alpha = _pattern(self.alpha_pattern, path, self.alpha)
+        alpha: float = _pattern(self.alpha_pattern, path, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 

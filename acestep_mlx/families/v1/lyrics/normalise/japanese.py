@@ -57,6 +57,7 @@ def romaji(line: str) -> str:
 
 def _romaji(text: str) -> str | None:
     try:
-        return _cutlet().romaji(text)
+        found: str | None = _cutlet().romaji(text)
+        return found
     except (KeyError, IndexError):  # a code point that its tables lack, a foreign word that is empty
         return None

@@ -16,4 +16,5 @@ def _transliter() -> Any:
 
 def romanise(text: str) -> str:
     """`사랑해` → `salanghae`; anything that is not a Hangul syllable stays."""
-    return _transliter().translit(text)
+    found: str = _transliter().translit(text)
+    return found

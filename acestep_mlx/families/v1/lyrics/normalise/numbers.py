@@ -48,7 +48,8 @@ class Unreadable(Exception):
 
 def _say(number: float, language: str, **form: Any) -> str:
     try:
-        return num2words(number, lang=language, **form)
+        found: str = num2words(number, lang=language, **form)
+        return found
     except Exception as error:
         # Every language module fails in its own way: NotImplementedError, OverflowError, KeyError …
         raise Unreadable(number) from error
