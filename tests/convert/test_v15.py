@@ -28,7 +28,6 @@ from acestep_mlx.families.v15.miniature import CHANNELS, write_checkpoint
 from acestep_mlx.families.v15.silence import SILENCE, read_silence
 from acestep_mlx.families.v15.texts import TextTokenizer
 from acestep_mlx.io.tensors import read_tensor
-from acestep_mlx.training.preflight import _check_family
 
 VARIANT = "acestep-v15-turbo"
 
@@ -173,19 +172,7 @@ def test_info_tells_family_and_variant(
     assert "  family: ACE-Step 1.5" in lines and f"  variant: {said}" in lines
 
 
-def test_the_files_of_the_two_families_are_told_apart(
-    original: Path, tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    config = type("Config", (), {"model_flavour": "v15-base"})
-    with pytest.raises(ConfigError, match=r"v15-base is ACE-Step 1.5, and .* is ACE-Step v1; set model_flav"):
-        _check_family(config, resolve(tiny_checkpoint).family, tiny_checkpoint)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"v15-base is ACE-Step 1.5, and .* is ACE-Step v1"):
-        _check_family(config, ModelFolder.open(tiny_model).family, tiny_model)  # type: ignore[arg-type]
-    config.model_flavour = "base"
-    with pytest.raises(
-        ConfigError, match=r"base is ACE-Step v1, and .* is ACE-Step 1.5; set model_flavour=v15"
-    ):
-        _check_family(config, resolve(original).family, original)  # type: ignore[arg-type]
+def test_v1_s_options_are_not_for_it(original: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lyric_vocab: ACE-Step 1\.5 is converted without such an option"):
         convert(original, tmp_path / "model", lyric_vocab=tiny_checkpoint / "x.json")
 
