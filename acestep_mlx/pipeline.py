@@ -306,10 +306,12 @@ class ACEStepPipeline:
         seeds += tuple(random_seed() for _ in range(songs - len(seeds)))
         values = {"prompt": prompt, "lyrics": lyrics, "duration": duration, "seeds": seeds, **options}
         arguments = self.family.surface(self).arguments({k: v for k, v in values.items() if v is not None})
-        idle = self.family.song_settings(self.folder).idle
-        for name in sorted(arguments.keys() & idle.keys()):
-            warnings.warn(f"{name} changes nothing: {idle[name]}", stacklevel=2)
+        if output_type not in ("audio", "latent"):
+            raise ConfigError(f"output_type must be audio or latent, got {output_type!r}")
         request = request_for(self.family, self.folder, arguments, literal=True)
+        settings = self.family.song_settings(self.folder)
+        for name, why in settings.reasons(arguments, request.task).items():
+            warnings.warn(f"{name} changes nothing: {why}", stacklevel=2)
         if output_type == "audio" and src_latents is None and latents is None:
             sound = self.run(request, source_audio=source_audio, progress=progress)
             return sound if several else sound[0]

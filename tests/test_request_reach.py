@@ -135,11 +135,14 @@ def _(lab: Lab) -> None:
     lab.differ({"lyrics_language": "de"}, lyrics="[verse]\nnun")
 
 
-@reaches("vocal_language", "bpm", "keyscale", "timesignature")
+@reaches("vocal_language", "bpm", "keyscale", "timesignature", "instruction")
 def _(lab: Lab) -> None:
-    """Other models read them (`tests/families/test_v15_songs_made.py`)."""
-    asked = Request(vocal_language="de", bpm=97.5, keyscale="C minor", timesignature="3")
+    """Other models read them (`tests/families/test_v15_generation.py`)."""
+    asked = Request(
+        vocal_language="de", bpm=97.5, keyscale="C minor", timesignature="3", instruction="Cover it:"
+    )
     for name, typed in (
+        ("instruction", "Cover it:"),
         ("vocal_language", "de"),
         ("bpm", 97.5),
         ("keyscale", "C minor"),

@@ -193,8 +193,8 @@ def command(
     if source is not None and (request.repaint_end or 0) > length + latents.seconds(1):
         click.echo(f"note: --repaint-end is the song's end, after {length:.2f} s", err=True)
     typed = [name for name, value in given.items() if value is not None]
-    idle = folder.family.song_settings(folder).idle
-    for name, why in {**request.idle(typed), **{name: idle[name] for name in typed if name in idle}}.items():
+    own = folder.family.song_settings(folder).reasons(typed, request.task)
+    for name, why in {**request.idle(typed), **own}.items():
         click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
     _remark(pipe, request)
     started = time.perf_counter()

@@ -43,6 +43,7 @@ class Request:
     bpm: float | None = option(None, "Tempo that the model is told.", low=0, high=1000)
     keyscale: str | None = option(None, "Key that the model is told (C major, ...).")
     timesignature: str | None = option(None, "Beats a bar that the model is told (4, 3, ...).")
+    instruction: str | None = option(None, "What the model is told to do (default: the task's sentence).")
     negative_prompt: str = option("", "What the music should not be like; in place of an empty prompt.",
         tasks=SAMPLED)
     task: str = option("text2music", "What to make.", choices=TASKS)

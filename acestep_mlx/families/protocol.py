@@ -358,13 +358,19 @@ class SongSettings:
     """What a model makes of the settings of a song (`config.request.Request`).
 
     tasks: that it has. defaults: of settings where it has its own. literal: further ones of Python's
-    `generate`. idle: settings that change nothing → why.
+    `generate`. idle: settings that change nothing → why; idle_in: of a task.
     """
 
     tasks: tuple[str, ...]
     defaults: Mapping[str, Any]
     literal: Mapping[str, Any]
     idle: Mapping[str, str]
+    idle_in: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def reasons(self, names: Iterable[str], task: str) -> dict[str, str]:
+        """Which of the settings change nothing in a task with this model, and why."""
+        reasons = {**self.idle_in.get(task, {}), **self.idle}
+        return {name: reasons[name] for name in names if name in reasons}
 
 
 class Codec(Protocol):

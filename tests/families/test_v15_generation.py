@@ -77,7 +77,7 @@ def make(pipe: ACEStepPipeline, **changes: Any) -> np.ndarray:
         {"bpm": 120}, {"keyscale": "C minor"}, {"timesignature": "3"}, {"seeds": (4,)}, {"steps": 3},
         {"shift": 1.0}, {"guidance_scale": 2.0}, {"guidance": "cfg"}, {"cfg_interval_start": 0.1},
         {"cfg_interval_end": 0.1}, {"scheduler": "heun"}, {"scheduler": "pingpong"}, {"oss_steps": (1, 3)},
-        {"guidance_decay": 1.0}, {"task": "retake"}, {"duration": 2.3},
+        {"guidance_decay": 1.0}, {"task": "retake"}, {"duration": 2.3}, {"instruction": "Sing"},
     ],
     ids=str,
 )  # fmt: skip
@@ -171,6 +171,11 @@ def test_a_section_anew(pipe: ACEStepPipeline) -> None:
     one, other = (make(pipe, task="repaint", repaint_start=s, repaint_end=1.0) for s in (0.2, 0.6))
     assert one.shape == other.shape == SOURCE.shape and np.abs(one - other).max() > 1e-3
     assert np.abs(one - make(pipe, duration=1.4)).max() > 1e-3
+    settings = pipe.family.song_settings(pipe.folder)
+    assert settings.reasons(["variance", "prompt"], "repaint") == {
+        "variance": "ACE-Step 1.5 makes the section anew"
+    }
+    assert settings.reasons(["variance"], "retake") == {}
 
 
 @pytest.mark.parametrize("task", ["edit", "lego"])
@@ -215,6 +220,42 @@ def test_little_memory_is_little(base: Path, pipe: ACEStepPipeline) -> None:
     made = low.generate("jazz", "la", 1.0, seed=[1, 2], steps=2)
     assert np.array_equal(made, pipe.generate("jazz", "la", 1.0, seed=[1, 2], steps=2))
     assert made.shape == (2, 48000, 2) and set(low._loaded) == {"codec"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flavour", "given", "steps", "scale"),
+    [
+        ("turbo", {}, 8, 1.0),
+        ("turbo", {"validation_num_inference_steps": 2, "validation_guidance": 4.0}, 2, 1.0),
+        ("base", {"validation_num_inference_steps": 2, "validation_guidance": 4.0}, 2, 4.0),
+    ],
+)
+def test_clips_of_a_training_run(
+    flavour: str, given: dict[str, Any], steps: int, scale: float, base: Path, turbo: Path, tmp_path: Path
+) -> None:
+    """With the model's own steps and guidance unless the configuration says otherwise."""
+    from acestep_mlx.config.read_run import load_config
+    from acestep_mlx.families.model_folder import ModelFolder
+    from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
+    from acestep_mlx.report.events import Listeners
+    from acestep_mlx.training.validation import Validation
+
+    folder = ModelFolder.open({"base": base, "turbo": turbo}[flavour])
+    config = load_config({"validation_prompt": "jazz", "validation_audio_duration": 1, **given})
+    clips = Validation(config, folder, tmp_path)
+    (request,) = clips.requests.values()
+    assert (request.steps, request.guidance_scale) == (steps, scale)
+    assert request.lyrics == "[Instrumental]"
+    model = folder.load("transformer")
+    inject(model, LoRASpec(rank=2, alpha=2.0, targets=folder.family.lora.default_targets))
+    for layer in adapter_modules(model).values():
+        layer.lora_b = mx.ones_like(layer.lora_b)
+    clips(model, 3, Listeners())
+    files = sorted(path.name for path in (tmp_path / "validation").iterdir())
+    assert len(files) == 2 and files[1] == "step_3_validation_0.wav"
+    sounds = [soundfile.read(tmp_path / "validation" / name) for name in files]
+    assert {rate for _, rate in sounds} == {48000} and np.abs(sounds[0][0] - sounds[1][0]).max() > 1e-3
 
 
 # ── the command line ─────────────────────────────────────────────────────────────────────────────────
@@ -263,4 +304,4 @@ def test_generate_refuses(command: Any, base: Path, tiny_model: Path) -> None:
     code, said = command(
         "--model", str(tiny_model), "--prompt", "x", "--duration", "1", "--steps", "1", "--bpm", "9"
     )
-    assert code == 0 and "--bpm changes nothing: ACE-Step v1 reads it in the prompt alone" in said
+    assert code == 0 and "--bpm changes nothing: ACE-Step v1 hears of it in the prompt alone" in said

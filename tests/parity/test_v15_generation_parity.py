@@ -111,9 +111,10 @@ def both(pair: Pair, source: np.ndarray | None = None, **changes: Any) -> tuple[
         {"shift": 1.0, "audio_duration": 2.02, "num_inference_steps": 3},
         {"guidance_scale": 1.0, "lyrics": "", "bpm": None, "keyscale": " ", "timesignature": None},
         {"cfg_interval_start": 0.1, "cfg_interval_end": 0.6, "vocal_language": "de"},
+        {"instruction": "Make it long", "audio_duration": 0.8},
         {"guidance_scale": 15.0, "audio_duration": 0.6, "vocal_language": "unknown"},
     ],
-    ids=["as usual", "odd", "unguided", "interval", "strong"],
+    ids=["as usual", "odd", "unguided", "interval", "instructed", "strong"],
 )
 def test_a_new_song(changes: dict[str, Any], pair: Pair) -> None:
     """A turbo model takes no guidance, whatever is asked for."""

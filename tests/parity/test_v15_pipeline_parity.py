@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from acestep_mlx.families.v15.prompt import format_prompt, instruction
-from acestep_mlx.families.v15.schedule import guided, sigmas
-from acestep_mlx.sampling.guidance import apg, cfg
+from acestep_mlx.families.v15.schedule import sigmas
+from acestep_mlx.sampling.guidance import Guidance, apg, cfg
 from acestep_mlx.sampling.schedulers import move
 
 from .v15 import normal, relative_error, torch
@@ -135,6 +135,6 @@ def test_a_step() -> None:
 def test_the_part_that_is_guided() -> None:
     """The interval counts from noise (0) to music (1)."""
     levels = [1.0, 0.8, 0.5, 0.2]
-    assert [guided(s) for s in levels] == [True] * 4
-    assert [guided(s, 0.1, 0.6) for s in levels] == [False, True, True, False]
-    assert [guided(s, 0.5, 0.5) for s in levels] == [False, False, True, False]
+    for first, last, wanted in ((0, 1, "yyyy"), (0.1, 0.6, "nyyn"), (0.5, 0.5, "nnyn")):
+        guidance = Guidance(first=first, last=last)
+        assert [guidance.covers(s) for s in levels] == [one == "y" for one in wanted]

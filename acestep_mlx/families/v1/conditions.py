@@ -31,7 +31,7 @@ SETTINGS = SongSettings(
     literal={},
     idle={
         **dict.fromkeys(
-            ("bpm", "keyscale", "timesignature", "vocal_language"),
+            ("bpm", "keyscale", "timesignature", "vocal_language", "instruction"),
             "ACE-Step v1 hears of it in the prompt alone",
         ),
         **dict.fromkeys(("cfg_interval_start", "cfg_interval_end"), "ACE-Step v1 takes guidance_interval"),

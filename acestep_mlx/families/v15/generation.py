@@ -22,6 +22,7 @@ from ...text.detect import detect_lines
 from ..protocol import Folder, LatentSpec, Models, SongSettings
 from . import schedule as levels
 from .conditions import tiled
+from .config import kinds
 from .dit import TransformerConfig
 from .latents import LATENTS
 from .layers import KeysValues
@@ -58,7 +59,7 @@ GUIDED = (
 
 def is_turbo(config: TransformerConfig) -> bool:
     """Whether the model was distilled with guidance, for few steps."""
-    return config.is_turbo or config.model_version == "turbo"
+    return config.is_turbo or any(kind.endswith("turbo") for kind in kinds(config))
 
 
 def settings(folder: Folder | None) -> SongSettings:
@@ -75,6 +76,9 @@ def settings(folder: Folder | None) -> SongSettings:
         },
         literal={"duration": 60.0, "vocal_language": "en"},
         idle=IDLE | (dict.fromkeys(GUIDED, "turbo models have guidance in their weights") if turbo else {}),
+        idle_in={
+            "repaint": dict.fromkeys(("variance", "retake_seeds"), "ACE-Step 1.5 makes the section anew")
+        },
     )
 
 
@@ -92,15 +96,15 @@ class Conditions:
     silence: Callable[[int], mx.array]
 
 
-def texts(request: Request, task: str | None = None) -> tuple[str, str]:
-    """The two strings that the model reads of a request, or of another task with its texts."""
+def texts(request: Request, instruction: str | None = None) -> tuple[str, str]:
+    """The two strings that the model reads of a request, or with another instruction."""
     bpm = request.bpm
     return format_prompt(
         request.prompt,
         request.lyrics,
         language_of(request.lyrics) if request.vocal_language == "auto" else request.vocal_language,
         request.duration,
-        INSTRUCTIONS[task or TASKS[request.task]],
+        instruction or request.instruction or INSTRUCTIONS[TASKS[request.task]],
         bpm=int(bpm) if bpm is not None and bpm == int(bpm) else bpm,
         keyscale=request.keyscale,
         timesignature=request.timesignature,
@@ -120,7 +124,7 @@ def read(request: Request, models: Models) -> Conditions:
     """Encode the request's texts; the timbre is that of silence, a song without a reference."""
     conditions = models.component("condition_encoder")
     prompt = encode(texts(request), models)
-    plain = encode(texts(request, "text2music"), models) if _is_weaker_cover(request) else None
+    plain = encode(texts(request, INSTRUCTIONS["text2music"]), models) if _is_weaker_cover(request) else None
     silence = conditions.silence_latent
     mx.eval(prompt, plain, conditions.null_condition_emb, silence)
     null = conditions.null_condition_emb

@@ -28,11 +28,6 @@ def sigmas(steps: int, shift: float = 3.0) -> np.ndarray:
     return (s * line / (1 + np.float32(shift - 1) * line)).astype(np.float32)
 
 
-def guided(sigma: float, start: float = 0.0, end: float = 1.0) -> bool:
-    """Whether a step at this level is guided: start ≤ 1 − σ ≤ end, counted from noise to music."""
-    return start <= 1.0 - sigma <= end
-
-
 def timetable(steps: int, shift: float, strongest: float = 1.0) -> list[float]:
     """Levels of `steps` steps without the final 0; strongest: where the first one lies before shifting."""
     if strongest == 1.0:

@@ -58,8 +58,13 @@ class Surface:
         return mx.array(sigmas(steps, shift))
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `generate` as `Request` calls them; None, and an end at 0 or before, is unset."""
-        given = {ARGUMENTS.get(name, name): value for name, value in values.items() if value is not None}
-        if isinstance(end := given.get("repaint_end"), (int, float)) and end <= 0:
-            del given["repaint_end"]
-        return given
+        """Arguments of `generate` as `Request` calls them; None is unset, also an end or a length of 0."""
+
+        def unset(name: str, value: Any) -> bool:
+            return value is None or (
+                name in ("repainting_end", "audio_duration")
+                and isinstance(value, (int, float))
+                and value <= 0
+            )
+
+        return {ARGUMENTS.get(name, name): value for name, value in values.items() if not unset(name, value)}
