@@ -70,6 +70,24 @@ def masked(scores: mx.array, mask: mx.array | None) -> mx.array:
     return mx.where(mask, scores, max(-1e5, mx.finfo(scores.dtype).min))
 
 
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) · up, in one pass."""
+    return (_float(gate) * _sigmoid(gate) * _float(up)).astype(gate.dtype)
+
+
+def _swiglu_vjp(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
+) -> tuple[mx.array, mx.array]:
+    gate, up = primals
+    s, c = _sigmoid(gate), _float(cotangent)
+    x = _float(gate)
+    d_gate = c * _float(up) * (s + x * s * (1 - s))
+    return d_gate.astype(gate.dtype), (c * x * s).astype(up.dtype)
+
+
+swiglu = with_gradient(mx.compile(_swiglu), mx.compile(_swiglu_vjp))
+
+
 def _softmax(scores: mx.array) -> mx.array:
     """Over the last axis, in scores' dtype, computed in float32."""
     if cpu.by_arithmetic(scores):

@@ -6,7 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from acestep_mlx.nn.activations import attend, gated_conv, masked, relu, silu, softmax
+from acestep_mlx.nn import cpu
+from acestep_mlx.nn.activations import attend, gated_conv, masked, relu, silu, softmax, swiglu
 
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
 
@@ -96,3 +97,40 @@ def test_the_backward_pass_holds_little() -> None:
     before = mx.get_active_memory()
     mx.eval(run(x, c))
     assert mx.get_peak_memory() - before < 8 * x.nbytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu(dtype: mx.Dtype) -> None:
+    gate, up, c = (normal(i, 3, 40, scale=4.0).astype(dtype).astype(mx.float32) for i in range(3))
+    tolerance = 1e-5 if dtype == mx.float32 else 1e-2
+    given = gate.astype(dtype), up.astype(dtype)
+    assert close(swiglu(*given), nn.silu(gate) * up, tolerance)
+    ours = mx.vjp(lambda g, u: [swiglu(g, u)], given, [c.astype(dtype)])[1]
+    theirs = mx.vjp(lambda g, u: [nn.silu(g) * u], [gate, up], [c])[1]
+    assert all(a.dtype == dtype and close(a, b, 2 * tolerance) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("queries_share", [1, 3], ids="{} heads of queries share keys".format)
+@pytest.mark.parametrize("mask", [None, (2, 1, 1, 9), (1, 1, 5, 9)], ids=str)
+def test_grouped_attention(mask: tuple[int, ...] | None, queries_share: int) -> None:
+    """Also where nothing but one key is seen, and where scores are far apart."""
+    q, k, v = normal(0, 2, 2 * queries_share, 5, 8, scale=9.0), normal(1, 2, 2, 9, 8), normal(2, 2, 2, 9, 8)
+    added = None if mask is None else mx.where(mx.arange(9) % 3 == 1, 0.0, -1e5) * mx.ones(mask)
+    c = normal(3, *q.shape)
+
+    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        k, v = (mx.repeat(x, queries_share, axis=1) for x in (k, v))
+        scores = q @ k.swapaxes(-1, -2) * 8**-0.5
+        return mx.softmax(scores if added is None else scores + added, axis=-1) @ v
+
+    assert close(cpu.grouped_attention(q, k, v, added), plain(q, k, v), 1e-6)
+    ours = mx.vjp(lambda *x: [cpu.grouped_attention(*x, added)], [q, k, v], [c])[1]
+    theirs = mx.vjp(lambda *x: [plain(*x)], [q, k, v], [c])[1]
+    assert all(close(a, b, 1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_powers_of_two_and_none_too_small_to_be_fast() -> None:
+    x = mx.array([[0.0, -0.5, -0.4999, -3.25, -60.0, -125.9, -127.6, -400.0, -1e5]])
+    got, expected = cpu.exp2_below(x, mx.zeros((1, 1))), mx.power(2.0, x)
+    assert mx.allclose(got[:, :6], expected[:, :6], rtol=1e-6, atol=0.0)
+    assert not got[:, 6:].any()

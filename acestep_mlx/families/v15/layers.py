@@ -11,8 +11,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...nn.activations import silu, with_gradient
-from ...nn.device import on_cpu
+from ...nn import cpu
+from ...nn.activations import swiglu, with_gradient
 from .config import SLIDING, LayerConfig, StackConfig
 
 Rope = tuple[mx.array, mx.array]
@@ -47,7 +47,7 @@ class Sight(NamedTuple):
 
 def additive(seen: mx.array, dtype: mx.Dtype) -> mx.array:
     """A boolean mask as numbers of `dtype` to add to scores."""
-    return mx.where(seen, 0.0, max(-1e9, mx.finfo(dtype).min / 2)).astype(dtype)
+    return mx.where(seen, 0.0, max(-1e5, mx.finfo(dtype).min / 2)).astype(dtype)
 
 
 def sight(length: int, window: int, valid: mx.array | None, dtype: mx.Dtype) -> Sight:
@@ -82,13 +82,15 @@ def _neighbours(x: mx.array, blocks: int, width: int) -> mx.array:
 def _softmax_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.array:
     """q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh), all heads at once unless scores are too many.
 
-    Where no kernel keeps them out of memory (on the CPU, and in the backward pass) the heads that share keys
-    are then worked on in turn, so that the L × S scores of one group are alive at a time.
+    No kernel keeps them out of memory on the CPU or in training. The heads that share keys are then worked on
+    in turn, so that the L × S scores of one group are alive at a time.
     """
     (B, H, L, Dh), (_, Hk, S, _) = q.shape, k.shape
     scale = Dh**-0.5
 
     def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        if cpu.by_arithmetic(q):
+            return cpu.grouped_attention(q, k, v, seen)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
 
     if B * H * L * S <= SCORES_AT_ONCE or Hk == 1:
@@ -98,8 +100,6 @@ def _softmax_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | N
         return [x[:, h * x.shape[1] // Hk : (h + 1) * x.shape[1] // Hk] for x in arrays]
 
     def forward(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        if not on_cpu():
-            return plain(q, k, v)
         outputs: list[mx.array] = []
         for h in range(Hk):
             outputs.append(plain(*mx.depends(group(h, q, k, v), outputs[-1:])))
@@ -191,7 +191,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, L, D) → (B, L, D)."""
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class EncoderLayer(nn.Module):
