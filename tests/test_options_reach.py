@@ -30,10 +30,11 @@ from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.write import FORMATS
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, StepDone, ValidationClip
-from acestep_mlx.training import build, memory, prepare
+from acestep_mlx.training import build, checkpoint, memory, prepare
 from acestep_mlx.training import evaluation as evaluate
 from acestep_mlx.training import run as loop
 from acestep_mlx.training.step import TrainStep
+from acestep_mlx.training.trainer import Intervals
 
 from .families import v15
 from .reach import Walk
@@ -227,6 +228,58 @@ def test_every_option_reaches_its_place(name: str, lab: Lab) -> None:
 
 def test_nothing_is_walked_that_is_not_there() -> None:
     assert set(WALK) == set(SUPPORTED)
+
+
+class Asked(Exception):
+    """Ends a run at its trainer, which it holds."""
+
+
+def _asked(lab: Lab, **changes: Any) -> Any:
+    """The trainer of a run that would begin now."""
+
+    class Held(loop.Trainer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            raise Asked(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Asked) as found:
+        patch.setattr(loop, "Trainer", Held)
+        lab.fresh(lab.options(**changes))
+    return found.value.args[0]
+
+
+def test_what_a_run_is_made_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options whose walks are slow, at the place where a run takes them: none is another's, none is lost."""
+    folder = lab.root / "asked"
+    intervals = {
+        "checkpointing_steps": 7, "checkpoint_epoch_interval": 3, "validation_step_interval": 5,
+        "validation_epoch_interval": 2, "eval_steps_interval": 4,
+    }  # fmt: skip
+    trainer = _asked(
+        lab, **EMBEDDER, **intervals, lyrics_embedder_optimizer="lion", max_train_steps=0, num_train_epochs=2,
+        caption_dropout_probability=0.25, eval_loss_disable=False, num_eval_images=2, lora_format="comfyui",
+        checkpoints_total_limit=9, compress_disk_cache=True, vae_cache_ondemand=True,
+        cache_dir=str(folder), cache_dir_text=str(folder / "words"), cache_dir_vae=str(folder / "sound"),
+    )  # fmt: skip
+    assert trainer.intervals == Intervals(7, 3, 5, 2, 4) and trainer.total == 2 * len(runs.SONGS)
+    assert [type(group.optimizer).__name__ for group in trainer.step.groups] == ["SGD", "Lion"]
+    assert trainer.batches.dropout == 0.25
+    assert len(trainer.evaluate.__self__.evaluation.batches) == 2
+    words, sound = _files(folder / "words"), _files(folder / "sound")
+    assert len(sound) == 2 and len(words) >= 3  # of songs, those that are evaluated
+    assert {file.read_bytes()[4:6] for file in (*words, *sound)} == {b"1z"}  # deflated
+    limits: list[int] = []
+    monkeypatch.setattr(checkpoint, "prune", lambda output, limit, keep: limits.append(limit) or [])
+    path, _ = trainer.save(checkpoint.Health())
+    facts = read_header(path / "pytorch_lora_weights.safetensors").metadata["acestep_mlx"]
+    assert limits == [9] and json.loads(facts)["file_format"] == "comfyui"
+
+
+def test_what_is_kept_nowhere(lab: Lab) -> None:
+    """Neither sound nor words; `vae_cache_disable` is for both."""
+    folder = lab.root / "nowhere"
+    cache = _asked(lab, vae_cache_disable=True, cache_dir=str(folder)).batches.cache
+    assert not folder.exists() and cache.files() == set()
 
 
 @pytest.mark.slow

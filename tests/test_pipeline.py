@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 from mlx.utils import tree_flatten
 
 from acestep_mlx import ACEStepPipeline
@@ -291,6 +292,7 @@ def failing(
     wrong = save_lora(tmp_path / "wrong.safetensors", width // 2)
     good = save_lora(tmp_path / "good.safetensors", width)
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "long.wav", np.full(242_000, 0.1), 1000)
     return {
         "model": (CheckpointError, "no such folder", lambda: pipe.from_pretrained(tmp_path / "no")),
         "lora size": (CheckpointError, "another size", lambda: pipe.load_lora(wrong)),
@@ -300,6 +302,8 @@ def failing(
             replace(FAST, task="edit", edit_prompt="x", source=str(tmp_path / "no.wav")))),
         "source broken": (DataError, "broken.wav", lambda: pipe.run(
             replace(FAST, task="audio2audio", source=str(tmp_path / "broken.wav")))),
+        "source too long": (DataError, "lasts 242 s; a source may have 240 s at most", lambda: pipe.run(
+            replace(FAST, task="audio2audio", source=str(tmp_path / "long.wav")))),
         "source not wanted": (ConfigError, "takes no source", lambda: pipe.run(FAST, source_audio=song())),
         "option": (ConfigError, "did you mean 'steps'", lambda: pipe.generate("x", step=3)),
         "duration": (ConfigError, "between 1 and 240 s", lambda: pipe.generate("x", duration=0)),

@@ -492,7 +492,7 @@ def test_an_index_of_another_shape_is_built_again(
     assert build_manifest(settings).samples == before
 
 
-@pytest.mark.parametrize("change", ["length", "problem", "swapped", "no checksums"])
+@pytest.mark.parametrize("change", ["length", "problem", "swapped", "moved", "no checksums"])
 def test_an_edited_entry_of_the_index_is_measured_again(change: str, tmp_path: Path, songs: Path) -> None:
     song(songs, "a", seconds=6)
     song(songs, "b", seconds=4)
@@ -509,6 +509,9 @@ def test_an_edited_entry_of_the_index_is_measured_again(change: str, tmp_path: P
         second["problem"] = "silent"
     elif change == "swapped":
         first["duration"], second["duration"] = second["duration"], first["duration"]
+    elif change == "moved":  # whole, to each other's song
+        for part in ("facts", "checksums"):
+            content[part] = dict(zip(content[part], reversed(content[part].values()), strict=True))
     else:  # as an earlier version left it
         first["duration"] = 3.5
         del content["checksums"]

@@ -226,6 +226,26 @@ def test_joined_rf64_of_odd_sizes(padded: bool, times: int, tmp_path: Path) -> N
     assert np.array_equal(read_audio(path)[-4 * RATE :], read_audio(path)[: 4 * RATE])
 
 
+@pytest.mark.parametrize(
+    ("others", "seconds"),
+    [([], 9.0), (["picture"], 9.0), (["video"], 0.0), (["audio"], 0.0), (["video", "subtitle"], 0.0)],
+)
+def test_a_containers_length_is_the_sounds_where_nothing_else_has_one(
+    others: list[str], seconds: float
+) -> None:
+    """That of its longest stream, counted from 0 also where all begins later; a cover lasts no time."""
+    sound = {"codec_type": "audio"}
+    streams = [sound, *({"codec_type": kind} for kind in others)]
+    for stream in streams:
+        if stream["codec_type"] == "picture":
+            stream |= {"codec_type": "video", "disposition": {"attached_pic": 1}}  # type: ignore[dict-item]
+    container = {"format_name": "matroska,webm", "duration": "10.0", "start_time": "1.0"}
+    found = {"streams": streams, "format": container}
+    assert ffmpeg._duration(found, sound) == seconds
+    assert ffmpeg._duration(found, {**sound, "duration": "7.5"}) == 7.5
+    assert ffmpeg._duration({**found, "format": {**container, "format_name": "aac"}}, sound) == 0.0
+
+
 def test_a_streamed_rf64_is_read_to_its_end(tmp_path: Path) -> None:
     data = bytearray(made("RF64"))
     data[20:44] = bytes(24)  # sizes and samples

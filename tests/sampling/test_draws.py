@@ -7,7 +7,7 @@ from itertools import pairwise
 import mlx.core as mx
 import pytest
 
-from acestep_mlx.sampling.denoise import denoise, edit
+from acestep_mlx.sampling.denoise import Known, denoise, edit
 from acestep_mlx.sampling.guidance import Guidance
 
 SIGMAS = [1.0, 0.8, 0.55, 0.3, 0.1]
@@ -33,6 +33,27 @@ class Drawn:
     def __call__(self, purpose: str, index: int) -> mx.array:
         self.asked.append((purpose, index))
         return SONG
+
+
+class Slope(Still):
+    """A model that moves one half of a song more than the other."""
+
+    def __call__(self, latents: mx.array, sigma: float) -> mx.array:
+        return mx.concatenate([latents[..., :3], 3 * latents[..., 3:]], axis=-1)
+
+
+def test_omega_is_not_for_songs_of_which_a_part_is_given() -> None:
+    free = mx.ones_like(SONG)
+    free[..., 0] = 0
+    found = {
+        omega: [
+            denoise(Slope(), SONG, SIGMAS, Guidance(scale=1.0), Drawn(), omega=omega, known=known)
+            for known in (None, Known(SONG, SONG, free))
+        ]
+        for omega in (-90.0, 90.0)
+    }
+    assert not mx.allclose(found[-90.0][0], found[90.0][0])
+    assert mx.array_equal(found[-90.0][1], found[90.0][1])
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "heun", "pingpong"])

@@ -53,6 +53,16 @@ def test_a_file_that_cannot_be_read_back_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("length", [70_000, 70_001])
+def test_a_long_comment_ends_at_an_even_place(length: int, tmp_path: Path) -> None:
+    """Chunks of a RIFF file begin at even places, and a reader takes their sizes at their word."""
+    write_audio(tmp_path / "a.wav", SOUND, 44100, {"comment": "y" * length})
+    data = (tmp_path / "a.wav").read_bytes()
+    size = int.from_bytes(data[data.index(b"INFOICMT") + 8 :][:4], "little")
+    assert size == length + 1 + (length + 1) % 2 and data.endswith(bytes(size - length))
+    assert int.from_bytes(data[4:8], "little") == len(data) - 8 and len(data) % 2 == 0
+
+
 def test_48_khz_on_request(tmp_path: Path) -> None:
     path = tmp_path / "song.wav"
     r.save_song(path, SOUND, story(), sample_rate=48000, facts={})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -19,6 +21,7 @@ from acestep_mlx.lora.full_modules import train_full
 from acestep_mlx.lora.surgery import LoRASpec, inject
 from acestep_mlx.training import build, settings
 from acestep_mlx.training import memory as plan
+from acestep_mlx.training.distributed import World
 from acestep_mlx.training.step import TrainStep
 
 from .random_model import quantised_model
@@ -84,6 +87,25 @@ def test_blocks_are_chosen_by_the_budget():
     assert plan.choose_blocks(config, load, model, 0, None) == 24
     middle = plan.choose_blocks(config, load, model, (everything + least) / 2, None)
     assert 0 < middle < 24
+
+
+@pytest.mark.parametrize(
+    ("kept", "blocks"),
+    [(None, 5), (3, 3), (0, 0), (99, WIDE.num_layers)],
+    ids=["new", "kept", "none", "too many"],
+)
+def test_a_resumed_run_checkpoints_as_many_blocks_as_it_did(kept, blocks, monkeypatch):
+    """Whatever this machine would choose now; as many as the model has."""
+    monkeypatch.setattr(build.memory, "checkpointed_blocks", lambda *given: 5)
+    config = load_config({"gradient_checkpointing": True})
+    resumed = None if kept is None else SimpleNamespace(state={"checkpointed_blocks": kept})
+    job: Any = SimpleNamespace(config=config, world=World())
+    prepared: Any = SimpleNamespace(resumed=resumed, folder=SimpleNamespace(quantization=None))
+    model: Any = SimpleNamespace(config=WIDE)
+    found = build._checkpointed_blocks(job, prepared, model, SimpleNamespace(shapes=[]))
+    assert found == blocks
+    job.config = load_config({"gradient_checkpointing": False})
+    assert build._checkpointed_blocks(job, prepared, model, SimpleNamespace(shapes=[])) == 0
 
 
 def test_the_song_that_takes_most_decides_not_the_longest(monkeypatch):

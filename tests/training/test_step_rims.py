@@ -6,6 +6,7 @@ Most steps here are on a model of three numbers a loss is made up for, so that e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,18 @@ import numpy as np
 import pytest
 
 from acestep_mlx.config.optimizers import OPTIMIZERS
+from acestep_mlx.errors import ConfigError
 from acestep_mlx.families.protocol import Draw
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules
 from acestep_mlx.report.events import Listeners, StepDone
+from acestep_mlx.training import restore
 from acestep_mlx.training import trainer as trainer_module
+from acestep_mlx.training.checkpoint import Checkpoint
+from acestep_mlx.training.distributed import World
 from acestep_mlx.training.evaluation import Evaluation
+from acestep_mlx.training.measures import Measures
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from acestep_mlx.training.trainer import Counters, Intervals, Trainer
@@ -406,3 +412,56 @@ def test_clips_are_heard_without_dropout(tmp_path: Path, monkeypatch: pytest.Mon
     clips(model, 1, Listeners())
     assert heard == [{(False, False)}, {(False, True)}]  # without the LoRA, then with it
     assert all(layer.training and layer.enabled for layer in layers)
+
+
+# ── going on ─────────────────────────────────────────────────────────────────────────────────────────
+CHANGES: dict[str, Callable[[mx.array], mx.array]] = {
+    "shape": lambda value: value[:, :1],
+    "axes": lambda value: value[None],
+    "dtype": lambda value: value.astype(mx.float16),
+}
+
+
+@pytest.mark.parametrize("part", ["adapter", "optimizer"])
+@pytest.mark.parametrize("change", [*CHANGES, "missing", "more"])
+def test_a_checkpoint_of_other_arrays_is_refused(part: str, change: str) -> None:
+    step = tiny.step(tiny.adapted(), compiled=False)
+    before = {k: np.array(v) for k, v in step.parameters().items()}
+    arrays = {"adapter": step.parameters(), **step.arrays()}
+    arrays["adapter"] = {k: v + 1 for k, v in arrays["adapter"].items()}
+    given = arrays[part]
+    name = next(k for k, v in given.items() if v.ndim == 2)
+    if change in CHANGES:
+        given[name] = CHANGES[change](given[name])
+    elif change == "missing":
+        del given[name]
+    else:
+        given["another"] = given[name]
+    found = Checkpoint(Path("checkpoint-1"), {"identity": {}}, **arrays)
+    job: Any = SimpleNamespace(world=World())
+    built: Any = SimpleNamespace(step=step, identity={})
+    says = "checkpoint-1 has other trained parameters" if part == "adapter" else "checkpoint-1 does not fit"
+    with pytest.raises(ConfigError, match=says):
+        restore._load(job, built, found, "checkpoint-1")
+    if part == "adapter":
+        assert all(np.array_equal(before[k], v) for k, v in step.parameters().items())
+
+
+@pytest.mark.parametrize(
+    ("micro", "rank", "recorded", "wanted"),
+    [(0, 0, "", [4]), (1, 0, "", []), (0, 1, "", []), (0, 0, "eval", []), (0, 0, "step", [4])],
+    ids=["due", "in the middle of an update", "another rank", "done already", "the step alone is recorded"],
+)
+def test_what_was_due_when_a_run_was_killed_is_measured_once(
+    micro: int, rank: int, recorded: str, wanted: list[int], tmp_path: Path
+) -> None:
+    if recorded:
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"event": recorded, "step": 4}) + "\n")
+    measured: list[int] = []
+    job: Any = SimpleNamespace(
+        world=World(rank, 2), output=tmp_path, config=SimpleNamespace(validation_on_startup=False)
+    )
+    measures = Measures(job, SimpleNamespace(total=9), None, None)  # type: ignore[arg-type]
+    object.__setattr__(measures, "evaluate", measured.append)
+    measures.catch_up(Counters(step=4, micro=micro), Intervals(evaluation_steps=2, validation_steps=3))
+    assert measured == wanted
