@@ -41,10 +41,10 @@ def run(
     return call
 
 
-def lora(path: Path, model: Path) -> Path:
+def lora(path: Path, model: Path, seed: int = 0) -> Path:
     width = ModelFolder.open(model).component_config("transformer").dim
     a, b = (
-        mx.random.normal((2, width), key=mx.random.key(0)),
+        mx.random.normal((2, width), key=mx.random.key(seed)),
         mx.random.normal((width, 2), key=mx.random.key(1)),
     )
     write_lora(path, LoRAWeights({"transformer_blocks.0.attn.to_v": LoRAModule(a, b, 1.0)}))
@@ -81,6 +81,9 @@ def test_same_request_same_file_and_repeats_from_either_file(
     assert Path("e.wav").read_bytes() != first
     code, _, err = run("--from-json", "a.json", "-o", "f.wav", "--lora-scale", "0", base=False)
     assert code == 0 and "LoRAs or their scales" in err
+    lora(weights, tiny_model, seed=1)
+    code, _, err = run("--from-json", "a.json", "-o", "g.wav", base=False)
+    assert code == 0 and err.count("note") == 1 and f"{weights} has changed since" in err
 
 
 @pytest.mark.slow

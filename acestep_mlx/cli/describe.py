@@ -187,7 +187,8 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
         ]
     weights = read_lora(path)
     lines = [
-        f"{file}: {'DoRA' if weights.is_dora else 'LoRA'}, {_spelling(weights, set(header.tensors))}",
+        f"{file}: {'DoRA' if weights.is_dora else 'LoRA'} for {weights.family.title}, "
+        f"{_spelling(weights, set(header.tensors))}",
         f"  {count(len(weights.modules), 'module')}, {_parameters(weights.parameter_count)}, {stored}",
     ]
     lines += _lora_facts(weights)
@@ -213,7 +214,10 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
     facts = {name: fact for name, fact in weights.metadata.items() if fact is not None}
     ranks = Counter(module.rank for module in weights.modules.values())
     targets = Counter(_target(name) for name in weights.modules)
+    alphas = Counter(round(module.scale * module.rank, 6) for module in weights.modules.values())
     lines = [f"  rank: {_counted(ranks)}"]
+    if not facts and not weights.unscaled:
+        lines.append(f"  scale: as alpha {_counted(alphas)} at this rank gives it")
     if "alpha" in facts:
         kind = ", rsLoRA" if facts.get("use_rslora") else ""
         rank = f"rank {facts['rank']}, " if "rank" in facts else ""
@@ -276,14 +280,16 @@ def _fits(weights: LoRAWeights, folder: ModelFolder) -> tuple[bool, list[str]]:
 
 def _sizes_fit(weights: LoRAWeights) -> tuple[bool, list[str]]:
     """Without a model at hand: whether the sizes are the released model's."""
-    from ..lora.formats.recognise import check_model, other_size
+    from ..lora.formats.recognise import check_model, fitting, other_size
 
     try:
         check_model(weights.shapes, weights.family, "it")
     except CheckpointError as error:
         return False, [str(error)]
-    wrong = other_size(weights.shapes, weights.family)
-    return True, [f"for a miniature model, not the released one: {wrong}"] if wrong else []
+    if wrong := other_size(weights.shapes, weights.family):
+        return True, [f"for a miniature model, not the released one: {wrong}"]
+    flavours = fitting(weights.shapes, weights.family)
+    return True, [] if len(flavours) == len(weights.family.variants) else [f"for {', '.join(flavours)}"]
 
 
 def weights_file(path: Path) -> list[str]:

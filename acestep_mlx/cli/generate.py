@@ -329,6 +329,10 @@ def _compare(earlier: dict[str, Any], facts: dict[str, Any]) -> None:
         return
     if earlier.get("model", {}).get("fingerprints") != facts["model"]["fingerprints"]:
         click.echo("note: the model is another one than that of the song to repeat", err=True)
-    before = [(e.get("sha256"), e.get("scale")) for e in earlier.get("loras", [])]
-    if before != [(e["sha256"], e["scale"]) for e in facts["loras"]]:
+    was = {one["path"]: one.get("sha256") for one in earlier.get("loras") or []}
+    changed = [one["path"] for one in facts["loras"] if was.get(one["path"], one["sha256"]) != one["sha256"]]
+    for path in changed:
+        click.echo(f"note: {path} has changed since the song to repeat was made", err=True)
+    before = [(was[one["path"]], one.get("scale")) for one in earlier.get("loras") or []]
+    if not changed and before != [(one["sha256"], one["scale"]) for one in facts["loras"]]:
         click.echo("note: the LoRAs or their scales are others than those of the song to repeat", err=True)

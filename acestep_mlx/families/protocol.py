@@ -266,6 +266,7 @@ class LoRANames:
     LoRA → why. idle: a target that gets no gradient → a sentence. numbered: lists of equal layers.
     convolutions: linear layers here that are convolutions in PyTorch, with their trailing dimensions. flat:
     paths whose dots became underscores → dotted. unused: modules of the checkpoint that are never used → why.
+    outside: pattern of modules of its other networks, on which programs put adapters that stay untrained.
     others: further modules, `#` for a number, that adapters of other programs may sit on. lookalikes: width
     of the first list's layers → other models that call them the same. prefixes: format → what its loaders
     want in front of a path. spellings: dotted paths of other programs → ours, one rule after the other.
@@ -290,6 +291,7 @@ class LoRANames:
     prefixes: Mapping[str, str]
     spellings: tuple[tuple[str, str], ...] = ()
     full: FullModules = FullModules()
+    outside: str = ""
     renamed: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     programs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     marks: Mapping[str, str] = field(default_factory=dict)
@@ -315,7 +317,13 @@ class LoRANames:
 
     def why_unused(self, path: str) -> str | None:
         """Why a LoRA on this module of the checkpoint changes nothing, or None where it does."""
+        if self.is_outside(path):
+            return "nothing outside the transformer is trained"
         return next((why for pattern, why in self.unused if re.fullmatch(pattern, path)), None)
+
+    def is_outside(self, path: str) -> bool:
+        """Whether a module belongs to another network of the checkpoint."""
+        return re.fullmatch(self.outside, path) is not None
 
     def numberless(self, path: str) -> str:
         """`transformer_blocks.3.attn.to_out.0` → `transformer_blocks.#.attn.to_out.0`."""

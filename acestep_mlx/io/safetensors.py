@@ -129,6 +129,8 @@ def sample(path: Path) -> dict[str, Any]:
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> TensorInfo:
+    if not is_utf8(name):
+        raise _corrupt(path, f"the name {name!a} is not text")
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, start, stop]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import CheckpointError, cause
 from .atomic import new_file
-from .safetensors import ITEM_SIZES, Header, TensorInfo
+from .safetensors import ITEM_SIZES, Header, TensorInfo, read_header
 from .schema import is_utf8, open_file
 
 CHUNK = 64 << 20  # bytes of source that are in memory at a time, for tensors that can be cut by rows
@@ -82,9 +82,15 @@ def load_lazily(path: Path) -> dict[str, mx.array]:
 
 
 def load_tensors(path: Path, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, read now, in their own dtype or `dtype`. CheckpointError."""
+    """The arrays of a safetensors file, read now, in their own dtype or `dtype`; float64, which MLX does not
+    read, becomes float32. CheckpointError.
+    """
+    header = read_header(path).tensors
     try:
-        loaded = load_lazily(path)
+        if any(info.dtype == "F64" for info in header.values()):
+            loaded = {name: read_tensor(info) for name, info in header.items()}
+        else:
+            loaded = load_lazily(path)
         if dtype is not None:
             loaded = {name: value.astype(dtype) for name, value in loaded.items()}
         mx.eval(loaded)

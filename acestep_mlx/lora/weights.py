@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import CheckpointError
-from ..families import default
+from ..families import default, of_lora
 from ..families.protocol import Family
 from ..formatting import count, listed
 from .formats.keys import describe_unknown
@@ -155,6 +155,9 @@ class LoRAWeights:
     def check_against(self, transformer: nn.Module, where: str | None = None) -> None:
         """Raises CheckpointError naming keys where it is not for this model; `where` is its name there."""
         where = where or self.source
+        if transformer.lora is not self.family.lora:
+            here = of_lora(transformer.lora).title
+            raise CheckpointError(f"{where} is for {self.family.title}, and this model is {here}")
         linears = base_linears(transformer)
         unknown = [path for path in self.modules if path not in linears]
         if unknown:

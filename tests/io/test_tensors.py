@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.io.hashes import cache_key, hash_text
-from acestep_mlx.io.tensors import SafetensorsWriter, save_tensors
+from acestep_mlx.io.tensors import SafetensorsWriter, load_tensors, save_tensors
 
 TENSORS = {"b": np.arange(6.0, dtype=np.float32).reshape(3, 2), "a": np.ones(4, np.float32)}
 
@@ -80,3 +81,35 @@ def test_why_tensors_cannot_be_written_is_said(
         monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match=f"lora.safetensors cannot be written: .*{said}"):
         save_tensors(path, {"a": mx.zeros(3)}, {})
+
+
+def written(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> Path:
+    """A safetensors file byte by byte, with what its libraries do not write."""
+    header, data = {}, b""
+    for name, (dtype, value) in tensors.items():
+        header[name] = {
+            "dtype": dtype, "shape": value.shape, "data_offsets": [len(data), len(data) + value.nbytes],
+        }  # fmt: skip
+        data += value.tobytes()
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+    return path
+
+
+def test_float64_is_read_as_float32(tmp_path: Path) -> None:
+    """As NumPy saves it; MLX itself does not read it."""
+    a, b = np.linspace(0, 1, 6).reshape(2, 3), np.float32([[1, 2]])
+    path = written(tmp_path / "x.safetensors", {"a": ("F64", a), "b": ("F32", b)})
+    read = load_tensors(path)
+    assert read["a"].dtype == read["b"].dtype == mx.float32
+    assert np.array_equal(read["a"], a.astype(np.float32)) and np.array_equal(read["b"], b)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a.\udfff.weight", "\udc80x"])
+def test_a_name_that_is_no_text_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+    ones = ("F32", np.ones(2, np.float32))
+    path = written(tmp_path / "x.safetensors", {"a": ones, name: ones})
+    with pytest.raises(CheckpointError) as error:
+        load_tensors(path)
+    said = str(error.value)
+    assert f"{path}: " in said and ascii(name) in said and said.isascii() and "\n" not in said

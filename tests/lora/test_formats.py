@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -433,6 +434,21 @@ def test_alphas_that_no_training_has_used(how, value, tmp_path):
         with pytest.raises(CheckpointError) as error:
             read_lora(place)
         assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (".alpha", f"alpha of {PATH} gives"),
+        ("adapter_config.json", f"alpha of {PATH} in adapter_config.json gives"),
+        ("alpha_pattern", f"alpha of {PATH} in lora_adapter_metadata gives"),
+        ("lora_adapter_metadata", f"alpha of {PATH} in lora_adapter_metadata gives"),
+        ("flat metadata", f"alpha of {PATH} in its metadata gives"),
+    ],
+)
+def test_where_a_wrong_alpha_stands_is_named(how, says, tmp_path):
+    with pytest.raises(CheckpointError, match=re.escape(f"{says} the scale -1")):
+        read_lora(with_alpha(-4, how, tmp_path))
 
 
 @pytest.mark.parametrize("how", PLACES)

@@ -128,7 +128,8 @@ def test_what_it_is_and_whose(name: str, kind: str, registered: None) -> None:
     [
         "model.layers.0.self_attn.q_proj.lora_A.weight",  # a language model's
         "transformer_blocks.0.attn.to_q.lora_A.weight",  # v1's
-        "base_model.model.encoder.lyric_encoder.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.encoder.text_projector.lora_A.weight",
+        "encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
         "layers.0.self_attn.qkv_proj.lora_A.weight",
         "layers.x.self_attn.q_proj.lora_A.weight",
         "lycoris_layers_0_attn_q_proj.lora_down.weight",

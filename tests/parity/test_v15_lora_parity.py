@@ -186,3 +186,38 @@ def test_our_own_files_are_heard_here_as_trained(kind: str, name: str, tmp_path:
     file = write_lora(tmp_path / "x.safetensors", weights, kind, base=ours)
     apply_loras(base, [(read_lora(file), 1.0)])
     assert relative_error(base(**as_mlx(GIVEN)), np.array(ours(**as_mlx(GIVEN)))) <= 1e-5
+
+
+TRAINED = {"r": 4, "lora_alpha": 10, "init_lora_weights": False, "alpha_pattern": {"mlp.up_proj": 3}}
+
+
+def test_what_peft_saves_is_heard_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the official trainer and Side-Step end."""
+    ours, theirs = pair()
+    config = peft.LoraConfig(**TRAINED, target_modules=[*ATTENTION, "up_proj"], rank_pattern={"k_proj": 2})
+    model = peft.get_peft_model(originals_names(theirs, monkeypatch), config)
+    model.save_pretrained(str(tmp_path))
+    weights = read_lora(tmp_path)
+    assert len({module.scale for module in weights.modules.values()}) == 3
+    apply_loras(ours, [(weights, 1.0)])
+    assert relative_error(ours(**as_mlx(GIVEN)), velocity(model)) <= 1e-5
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_diffusers_saves_is_heard_here(rslora: bool, tmp_path: Path) -> None:
+    """With and without what its newer versions tell of alpha."""
+    from diffusers import AceStepPipeline
+
+    ours, theirs = pair()
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "up_proj"]
+    ranks = {"to_k": 2, "self_attn.to_out.0": 3}
+    config = peft.LoraConfig(**TRAINED, target_modules=targets, rank_pattern=ranks, use_rslora=rslora)
+    theirs.add_adapter(config, adapter_name="x")
+    layers = peft.get_peft_model_state_dict(theirs, adapter_name="x")
+    AceStepPipeline.save_lora_weights(
+        str(tmp_path), layers, transformer_lora_adapter_metadata=theirs.peft_config["x"].to_dict()
+    )
+    weights = read_lora(tmp_path)
+    assert not weights.unscaled and len({module.scale for module in weights.modules.values()}) == 4
+    apply_loras(ours, [(weights, 1.0)])
+    assert relative_error(ours(**as_mlx(GIVEN)), velocity(theirs)) <= 1e-5

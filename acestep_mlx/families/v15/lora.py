@@ -31,7 +31,7 @@ LORA = LoRANames(
     ),
     unused=(),
     others=(),
-    lookalikes={2560: "ACE-Step 1.5 XL"},
+    lookalikes={},
     prefixes={
         "peft": "base_model.model.",
         "comfyui": "diffusion_model.decoder.",
@@ -42,6 +42,9 @@ LORA = LoRANames(
         (r"(layers\.\d+\.(?:self|cross)_attn)\.to_([qkv])", r"\1.\2_proj"),
         (r"(layers\.\d+\.(?:self|cross)_attn)\.to_out\.0", r"\1.o_proj"),
     ),
+    # SimpleTuner adapts the whole model, and runs all but the decoder without gradients.
+    outside=r"(?:encoder\.\w+_encoder|(?:de)?tokenizer(?:\.\w+)?)\.layers\.\d+"
+    r"\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)",
     # diffusers' loader looks for its own names, and leaves the others to guesses.
     renamed={
         "simpletuner": (

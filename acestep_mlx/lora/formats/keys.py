@@ -102,6 +102,11 @@ def other_kind(name: str) -> str | None:
     return next((kind for pattern, kind in _OTHER_KINDS if pattern.fullmatch(name)), None)
 
 
+def spelled_path(name: str) -> str:
+    """The path of a tensor's module as the file spells it, without any loader's prefix."""
+    return strip_prefix(module_of(name) or name).replace(".base_layer", "")
+
+
 def module_of(name: str) -> str | None:
     """The path in front of an adapter's ending, as the file spells it; None for any other tensor."""
     for pattern, _ in (*_ROLES, *_OTHER_KINDS):

@@ -19,7 +19,7 @@ from ...io.safetensors import FLOATS, PICKLES, read_header
 from ...io.tensors import load_tensors
 from ..full_modules import read_full
 from ..weights import LoRAModule, LoRAWeights
-from .keys import Key, describe_unknown, parse
+from .keys import Key, describe_unknown, parse, spelled_path
 from .metadata import METADATA_KEY, read_facts
 from .recognise import is_full_parameter, recognise
 from .scales import PeftSettings, check_scale, read_settings
@@ -100,6 +100,7 @@ def _collect(
     diffs: dict[str, mx.array] = {}
     unknown, twice = [], []
     adapters: set[str] = set()
+    spelled: dict[str, str] = {}  # what peft's settings speak of
     for name, value in sorted(tensors.items()):
         key = parse(name, family.lora)
         if key is None or (key.role == "full" and not is_full_parameter(key.path, family)):
@@ -115,6 +116,7 @@ def _collect(
             if role in parts.setdefault(key.path, {}):
                 twice.append(name)
             parts[key.path][role] = value
+            spelled[key.path] = spelled_path(name)
     if unknown:
         raise CheckpointError(
             f"{where}: {count(len(unknown), 'key')} in no known LoRA format: {describe_unknown(unknown)}"
@@ -131,12 +133,19 @@ def _collect(
             f"{family.lora.full.title}, which are not supported: {describe_unknown(elsewhere)}"
         )
     skipped = tuple(path for path in sorted(parts) if family.lora.why_unused(path))
+    outside = [path for path in skipped if family.lora.is_outside(path)]
+    moved = [path for path in outside if "b" in parts[path] and mx.any(parts[path]["b"] != 0).item()]
+    if moved:
+        raise CheckpointError(
+            f"{where} holds trained modules outside the transformer, which are not supported: "
+            f"{describe_unknown(moved)}"
+        )
     used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
     if not used:
         raise CheckpointError(
             f"{where} holds only modules that change nothing: {describe_unknown([*skipped])}"
         )
-    scales = _Scales(ours, settings, where)
+    scales = _Scales(ours, settings, spelled, where)
     modules = {path: _module(path, part, scales, where) for path, part in used.items()}
     unscaled = sum(not scales.stored(part.get("alpha")) for part in used.values())
     return LoRAWeights(modules, ours, full or None, diffs, where, skipped, unscaled, family)
@@ -154,6 +163,7 @@ class _Scales:
 
     ours: dict[str, Any]
     settings: PeftSettings | None
+    spelled: Mapping[str, str]
     where: str
 
     def stored(self, alpha: mx.array | None) -> bool:
@@ -171,15 +181,15 @@ class _Scales:
             found["its metadata"] = self._own(path)
         elif self.settings is not None:
             try:
-                found[self.settings.source] = self.settings.scale(path, rank)
+                found[self.settings.source] = self.settings.scale(self.spelled[path], rank)
             except ValueError as error:
                 raise CheckpointError(f"{self.where}: {error}") from None
         if len(found) == 2 and not math.isclose(*found.values(), rel_tol=1e-4):  # NaN is not close either
             said = " and ".join(f"{source} says {scale:.6g}" for source, scale in found.items())
             raise CheckpointError(f"{self.where}: the scale of {path} is contradictory: {said}")
-        scale = next(iter(found.values()), 1.0)
+        source, scale = next(iter(found.items()), ("", 1.0))
         try:
-            check_scale(scale, f"alpha of {path}")
+            check_scale(scale, f"alpha of {path}" + (f" in {source}" if source != ".alpha" else ""))
         except ValueError as error:
             raise CheckpointError(f"{self.where}: {error}") from None
         return scale

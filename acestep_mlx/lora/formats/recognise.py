@@ -77,7 +77,9 @@ class Adapter:
     def problem(self) -> str | None:
         """Why it cannot be used, as the end of a sentence that begins with the file's name."""
         if self.strange:
-            for_model = f"is for {self.model or 'another model'}, not for {self.family.title}"
+            nothing = self.strange == self.modules  # of any family's
+            titles = [one.title for one in families()] if nothing else [self.family.title]
+            for_model = f"is for {self.model or 'another model'}, not for {' or '.join(titles)}"
             kind = "" if self.kind in ("LoRA", "DoRA") else f" (and {self.kind} is not supported)"
             verb = "is" if len(self.strange) == 1 else "are"
             some = "" if self.strange == self.modules else f"{len(self.strange)} of "
@@ -139,16 +141,34 @@ def _flat(path: str) -> str:
 
 
 @cache
-def _skeleton(family: Family) -> nn.Module:
+def _skeleton(family: Family, flavour: str) -> nn.Module:
     """The released transformer; lazy: takes no memory."""
     component = family.components["transformer"]
-    return component.module(component.config())
+    return component.module(component.config(**family.variants[flavour].transformer))
 
 
 @cache
-def released(family: Family) -> dict[str, tuple[int, int]]:
-    """Path → (out, in) of every linear layer of the released model."""
-    return {path: linear_shape(linear) for path, linear in base_linears(_skeleton(family)).items()}
+def sizes(family: Family) -> Mapping[str, Shapes]:
+    """`model_flavour` → (path → (out, in)) of every linear layer of the released model."""
+    found: dict[str, Shapes] = {}
+    for flavour, variant in family.variants.items():
+        same = next((one for one in found if family.variants[one].transformer == variant.transformer), None)
+        if same is None:
+            linears = base_linears(_skeleton(family, flavour))
+            found[flavour] = {path: linear_shape(linear) for path, linear in linears.items()}
+        else:
+            found[flavour] = found[same]
+    return found
+
+
+def released(family: Family) -> Shapes:
+    """Those of the default one."""
+    return next(iter(sizes(family).values()))
+
+
+def fitting(shapes: Shapes, family: Family) -> list[str]:
+    """The `model_flavour`s whose released models have all of these modules."""
+    return [flavour for flavour, known in sizes(family).items() if shapes.items() <= known.items()]
 
 
 def is_full_parameter(name: str, family: Family) -> bool:
@@ -158,7 +178,8 @@ def is_full_parameter(name: str, family: Family) -> bool:
 
 @cache
 def _full_kinds(family: Family) -> frozenset[str]:
-    return frozenset(map(family.lora.numberless, full_parameters(_skeleton(family))))
+    parameters = full_parameters(_skeleton(family, next(iter(family.variants))))
+    return frozenset(map(family.lora.numberless, parameters))
 
 
 @cache
@@ -167,8 +188,14 @@ def _kinds(family: Family) -> frozenset[str]:
 
 
 def other_size(shapes: Shapes, family: Family) -> str | None:
-    """How the modules (path → (out, in)) differ from the released model's, or None where they do not."""
-    known = released(family)
+    """How the modules (path → (out, in)) differ from every released model's, or None where they do not; from
+    those of the one that has most of them.
+    """
+
+    def differing(known: Shapes) -> int:
+        return sum(known.get(path) != shape for path, shape in shapes.items())
+
+    known = min(sizes(family).values(), key=differing)
     wrong = [
         f"{path} is {shape[0]}×{shape[1]} there and "
         + (f"{known[path][0]}×{known[path][1]} here" if path in known else "not in the model at all")
@@ -183,7 +210,7 @@ def is_miniature(shapes: Shapes, family: Family) -> bool:
 
     It has no layers beyond the released model's.
     """
-    known = released(family)
+    known = {path for one in sizes(family).values() for path in one}
     if any(path not in known and family.lora.numberless(path) != path for path in shapes):
         return False
     return max((min(shape) for shape in shapes.values()), default=0) < MINIATURE

@@ -29,7 +29,7 @@ REPEATS = 3  # `*`, `+`, `?` and `{` in a pattern of module names
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """The part of a peft LoraConfig that decides the scale."""
+    """The part of a peft LoraConfig that decides the scale; patterns are of the paths that the file has."""
 
     rank: int
     alpha: float
