@@ -19,9 +19,10 @@ from ..families.protocol import Family, LatentSpec
 from ..families.songs import Words
 from ..formatting import count, listed
 from ..io.hashes import cache_key, hash_text
+from ..io.ogg_end import is_open_ended
 from ..io.progress import Progress, silent
 from .captions import shuffled, unique
-from .facts import AudioFacts, AudioRef, FactsIndex
+from .facts import AudioFacts, AudioRef, FactsIndex, FileAudio
 from .once import kept, same_songs
 from .sources import folder
 from .summary import DatasetReport, SetReport
@@ -245,6 +246,8 @@ def _sample(
     longest = min(dataset.max_duration, family.latents.max_seconds)
     start, seconds = _part(dataset, longest, facts, config.seed)
     former = None if facts.former is None else replace(facts, duration=facts.former)
+    if isinstance(song.audio, FileAudio) and is_open_ended(song.audio.path):
+        report.notes.append((song.name, "its Ogg stream has no end: it may be cut; what is there is taken"))
     if facts.counted is not None:
         report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
     return Sample(

@@ -37,6 +37,7 @@ _FIELD = re.compile(
 _ANY_FIELD = re.compile(r"(\w[\w -]{0,24})\s*[:=：]\s*\S")
 _ULTRASTAR = re.compile(r"^[:*]\s\d+\s\d+\s-?\d+\s", re.MULTILINE)
 _ASS = re.compile(r"^\s*(?:\[Script Info\]\s*$|Dialogue:\s*\d+,)", re.IGNORECASE | re.MULTILINE)
+_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _HEADERS = {"---", "+++"}
 
 #: endings of files in which other programs keep a song's caption → what such a file looks like
@@ -72,6 +73,8 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
         return "XML"
     if text.lstrip().startswith("{\\rtf"):
         return "rich text (RTF)"
+    if _FENCE.search(text):
+        return "a block of Markdown (```)"
     if _is_json(text):
         return "JSON metadata (musubi and others)"
     if _ASS.search(text):

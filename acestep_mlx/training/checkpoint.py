@@ -354,9 +354,11 @@ def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
 def check_identity(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """ConfigError that lists every difference between a checkpoint's identity and this run's.
 
-    `state` is the checkpoint's training_state.json.
+    CheckpointError where it has none. `state` is the checkpoint's training_state.json.
     """
-    then = state.get("identity", {})
+    then = state.get("identity")
+    if then is None:
+        raise CheckpointError(f"{path / STATE} is damaged: it does not say with which settings it was made")
     changed = [
         f"{key}: checkpoint {_short(then.get(key))}, now {_short(now.get(key))}"
         for key in sorted(then.keys() | now.keys())

@@ -565,3 +565,26 @@ def test_every_folder_of_caches_is_checked_at_once(key: str, tmp_path: Path, son
 def test_caches_that_are_not_written_may_lie_anywhere(tmp_path: Path, songs: Path) -> None:
     (tmp_path / "file").write_text("x")
     check_caches(config(tmp_path, {"cache_dir_vae": str(tmp_path / "file"), "vae_cache_disable": True}))
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.999])
+def test_an_ogg_that_breaks_off_is_said(suffix: str, share: float, tmp_path: Path, songs: Path) -> None:
+    sound = tone(5.0, 220.0, 48000)
+    path = songs / f"a.{suffix}"
+    sf.write(path, sound, 48000, format="OGG", subtype="OPUS" if suffix == "opus" else "VORBIS")
+    assert not manifest(tmp_path).report.sets[0].notes
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    (song_note,) = manifest(tmp_path).report.sets[0].notes
+    assert song_note == (path.name, "its Ogg stream has no end: it may be cut; what is there is taken")
+
+
+@pytest.mark.parametrize("others", [["lrc"], ["srt", "lrc"]])
+def test_which_lyrics_are_read_is_said(others: list[str], tmp_path: Path, songs: Path) -> None:
+    song(songs, "a", lyrics="[verse]\nla la")
+    for ending in others:
+        (songs / f"a.{ending}").write_text("[00:01.00]lo lo")
+    found = manifest(tmp_path)
+    assert found.samples[0].lyrics == "[verse]\nla la"
+    said = {note for _, note in found.report.sets[0].notes}
+    assert said == {f"lyrics are read from a.lyrics, not from a.{ending}" for ending in others}

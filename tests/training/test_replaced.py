@@ -264,6 +264,8 @@ def test_a_setting_that_only_one_of_the_two_has_is_another_setting(side: str) ->
         checkpoint.check_identity(Path("checkpoint-1"), {"identity": then}, now)
     assert "lora_rank" not in str(error.value)
     checkpoint.check_identity(Path("checkpoint-1"), {"identity": whole}, dict(whole))
+    with pytest.raises(CheckpointError, match="is damaged: it does not say with which settings"):
+        checkpoint.check_identity(Path("checkpoint-1"), {}, dict(whole))
 
 
 STEERED = {

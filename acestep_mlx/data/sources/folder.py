@@ -244,14 +244,15 @@ class _Reader:
             names: tuple[str, ...] = (lyrics_name(self.dataset.lyrics_format, path),)
         else:
             names = tuple(t.format(stem=path.stem, name=path.name) for t in LYRICS_NAMES)
-        for name in names:
-            file = self.folders.find(path.parent, name)
-            if file is not None:
-                break
-        else:
-            file = self._lyrics_in_a_language(path) if self.dataset.lyrics_format is None else None
-        if file is None:
+        files = [file for name in names if (file := self.folders.find(path.parent, name)) is not None]
+        if not files and self.dataset.lyrics_format is None:
+            files = [file for file in [self._lyrics_in_a_language(path)] if file is not None]
+        if not files:
             return None
+        file, *others = dict.fromkeys(files)
+        song.notes += [
+            f"lyrics are read from {shown(file.name)}, not from {shown(o.name)}" for o in others if is_file(o)
+        ]
         text = self._text(file, song)
         sidecars.check_lyrics(text, shown(file.name))
         return clean_lyrics(text)
