@@ -277,6 +277,25 @@ def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no metrics of a training run" in refused(capsys, path)
 
 
+def test_every_number_of_metrics_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        *({"event": "eval", "step": step, "loss": loss} for step, loss in ((3, 8.0), (5, 7.0), (11, 6.5))),
+        *({"event": "step", "step": step, "loss": 4.0, "smoothed_loss": 2.5, "grad_norm": 3.5,
+           "skipped": step < 9} for step in range(7, 13)),
+        *({"event": "clip", "step": 12, "path": f"{i}.wav"} for i in range(3)),
+        *({"event": "checkpoint", "step": step, "path": "x"} for step in (10, 12)),
+    ]  # fmt: skip
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert info(capsys, path).splitlines() == [
+        f"{path}: metrics of a training run",
+        "  6 steps, 2 of them skipped, the last is 12",
+        "  training loss, smoothed: 2.5000",
+        "  evaluation loss, step 11: 6.5000 (step 3: 8.0000)",
+        "  2 checkpoints, 3 validation clips",
+    ]
+
+
 @pytest.mark.parametrize("suffix", [".wav", ".mp3"])
 def test_a_generated_song_and_its_json(
     suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -27,6 +27,7 @@ from acestep_mlx.families.v1 import FAMILY
 from acestep_mlx.families.v1 import conditions as conditioning
 from acestep_mlx.families.v1.conditions import SETTINGS, Encoded, Velocity
 from acestep_mlx.io import audio
+from acestep_mlx.io.hashes import hash_file
 from acestep_mlx.sampling import record
 
 from .reach import Walk
@@ -651,6 +652,24 @@ def test_the_record_of_a_song_has_every_setting(heard: Heard) -> None:
     assert set(stored["request"]) == {f.name for f in fields(Request)}
     assert Request.from_dict(stored["request"]) == request.for_seed(0)
     assert stored["sample_rate"] == 44100
+
+
+def test_the_record_has_the_loras_with_their_scales_and_contents(tmp_path: Path) -> None:
+    files = {tmp_path / f"{name}.safetensors": scale for name, scale in (("a", 0.5), ("b", -2.0), ("c", 1.0))}
+    for path in files:
+        path.write_bytes(path.name.encode())
+    folder: Any = SimpleNamespace(
+        path=tmp_path / "model", config={"source": {"revision": "r"}}, quantization={"bits": 4},
+        fingerprints={"transformer": "0"},
+    )  # fmt: skip
+    loras = [SimpleNamespace(path=path, scale=scale) for path, scale in files.items()]
+    facts = generate._facts(SimpleNamespace(folder=folder, loras=loras))  # type: ignore[arg-type]
+    assert [(Path(one["path"]), one["scale"]) for one in facts["loras"]] == list(files.items())
+    assert [one["sha256"] for one in facts["loras"]] == [hash_file(path) for path in files]
+    assert facts["model"] == {
+        "path": str(tmp_path / "model"), "source": {"revision": "r"}, "quantization": {"bits": 4},
+        "fingerprints": {"transformer": "0"},
+    }  # fmt: skip
 
 
 def test_a_repeat_takes_what_is_no_setting_from_the_record_too(heard: Heard) -> None:

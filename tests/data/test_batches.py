@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.data.batches import Batches, Item, songs_per_epoch
+from acestep_mlx.data.batches import Batches, Item, shares, songs_per_epoch
 from acestep_mlx.data.encode import Cache, encode_dataset
 from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.families.model_folder import ModelFolder
@@ -106,6 +107,23 @@ def test_batches_are_full_and_similar_in_length(root: Path, tiny_model: Path) ->
         assert set(counts) == set(range(len(LENGTHS))) and sum(counts.values()) == 8
     bigger = make(root, tiny_model, train_batch_size=16)
     assert bigger.batches_per_epoch == 1 and len(bigger.next()["ids"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("repeats", "probability", "whole", "extra"),
+    [(0, 1.0, 1, 0), (2, 1.0, 3, 0), (0, 0.5, 0, 5), (0, 1.5, 1, 5), (9, 0.25, 2, 5), (1, 0.3, 0, 6),
+     (99, 0.29, 29, 0), (0, 0.04, 0, 0)],
+)  # fmt: skip
+def test_how_often_an_epoch_has_the_songs_of_a_set(
+    repeats: int, probability: float, whole: int, extra: int
+) -> None:
+    """100 · 0.29 is 28.999999999999996 for a computer."""
+    one: Any = SimpleNamespace(id="a", repeats=repeats, probability=probability)
+    other: Any = SimpleNamespace(id="b", repeats=0, probability=1.0)
+    samples: Any = [SimpleNamespace(dataset=one if i % 2 else other) for i in range(20)]
+    found = {tuple(share.songs): (share.whole, share.extra) for share in shares(samples)}
+    assert found == {tuple(range(1, 20, 2)): (whole, extra), tuple(range(0, 20, 2)): (1, 0)}
+    assert songs_per_epoch(samples) == 10 * whole + extra + 10
 
 
 @pytest.mark.slow

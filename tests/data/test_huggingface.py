@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from acestep_mlx.config.datasets import HubSet
+from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.data.encode import load_part
 from acestep_mlx.data.manifest import Manifest, build_manifest
 from acestep_mlx.data.sources import hub as huggingface
@@ -278,6 +281,36 @@ def test_sets_that_cannot_be_loaded_are_one_line(make: str, tmp_path: Path) -> N
     with pytest.raises((DataError, ConfigError)) as error:
         read(tmp_path, name)
     assert "\n" not in str(error.value) and "data set 'set'" in str(error.value)
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_is_asked_of_the_hub_is_what_the_data_set_says(
+    streaming: bool, revision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Table(list[dict[str, Any]]):
+        features: dict[str, Any] = {}  # noqa: RUF012
+
+    def load(name: str, **options: Any) -> Any:
+        asked.append({"name": name, **options})
+        table = Table({"number": i} for i in range(9))
+        return table if streaming else {"train": table, "test": table}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr(
+        "datasets.Dataset.from_generator", lambda rows, gen_kwargs, **_: Table(rows(**gen_kwargs))
+    )
+    entry = {"dataset_name": "someone/songs", "max_num_samples": 4, "type": "huggingface", "id": "set"}
+    hub = {"streaming": streaming, "revision": revision, "split": "test", "cache_dir": str(tmp_path / "here")}
+    given = {"data_backend_config": [{**entry, "dataset_type": "audio", "huggingface": hub}]}
+    (one,) = read_datasets(load_config(given)).audio
+    assert isinstance(one, HubSet)
+    found = huggingface._load(one, None, False)
+    wanted = {"split": "test", "streaming": True} if streaming else {"cache_dir": str(tmp_path / "here")}
+    assert asked == [{"name": "someone/songs", "revision": revision, **wanted}]
+    assert len(found) == (4 if streaming else 9)
 
 
 @pytest.mark.slow

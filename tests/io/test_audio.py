@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -443,3 +444,15 @@ def test_log_mel_of_silence_is_finite() -> None:
 def test_ffmpeg_missing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert not ffmpeg.available()
+
+
+@pytest.mark.parametrize(("rate", "within"), [(8000, 4096 / 8000), (44100, 0.1), (192_000, 0.1)])
+def test_how_much_of_a_stated_length_may_be_missing(rate: int, within: float, tmp_path: Path) -> None:
+    """A tenth of a second, or what a lossy format adds at its ends."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(rate // 4, 0.5), rate)
+    info = audio.look(path)
+    for missing in (0.0, within - 0.01, -1.0):
+        assert sum(map(len, audio.decode(path, replace(info, promised=info.duration + missing)))) == rate // 4
+    with pytest.raises(DataError, match=r"truncated: only 0\.25 of"):
+        list(audio.decode(path, replace(info, promised=info.duration + within + 0.01)))

@@ -151,7 +151,8 @@ def test_marks_without_square_brackets(line: str, mark: str) -> None:
     "line",
     ["(yeah)", "(break)", "(the end)", "Bridge over troubled water", "Chorus girls dance", "Solo", "Hook",
      "Chorus, sing with me", "Intro - and then we go", "Chorus (of angels)", "I need a hook (up)",
-     "In the final verse", "(oh, the bridge)", "Start", "End", "Most"],
+     "In the final verse", "(oh, the bridge)", "Start", "End", "Most", "(chorus) of angels",
+     "<bridge> to you"],
 )  # fmt: skip
 def test_what_is_sung_is_no_mark(line: str) -> None:
     assert mark_line(line) is None

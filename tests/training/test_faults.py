@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import AceStepError
-from acestep_mlx.training.faults import OutOfMemory, explained, memory_advice, same_again
+from acestep_mlx.training.checkpoint import Checkpoint
+from acestep_mlx.training.faults import OutOfMemory, explained, memory_advice, same_again, way_on
 
 ERRORS = [
     OSError(5, "Input/output error", "songs/a.wav"),
@@ -92,6 +94,24 @@ def test_only_what_is_not_so_yet_is_advised(
     *found, last = memory_advice(load_config(config), seconds)
     assert last == "closing other programs" and len(found) == len(wanted)
     assert all(a.startswith(b) for a, b in zip(found, wanted, strict=True)), found
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_run_that_went_on_from_a_checkpoint_may_go_on_from_it_again_where_it_was_healthy(
+    precision: str, healthy: bool, tmp_path: Path
+) -> None:
+    """Of another folder, with none of its own yet."""
+    given = {"output_dir": str(tmp_path / "new"), "mixed_precision": precision, "learning_rate": 0.008}
+    earlier = Checkpoint(tmp_path / "old" / "checkpoint-7", {"healthy": healthy}, {}, {}, {})
+    found = way_on(load_config(given), earlier)
+    assert ("checkpoint-7" in found) == healthy and ("No checkpoint is healthy" in found) != healthy
+    assert ("--learning_rate=0.002" in found) == (precision == "bf16")
+    assert "lyrics_embedder" not in found
+    both = way_on(load_config({**given, "lyrics_embedder_train": True, "lyrics_embedder_lr": 0.04}), None)
+    assert ("--lyrics_embedder_lr=0.01" in both) == (
+        precision == "bf16"
+    ) and "No checkpoint is healthy" in both
 
 
 def test_what_is_none_of_these_stays_what_it_is() -> None:

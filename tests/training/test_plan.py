@@ -15,6 +15,7 @@ from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families.songs import Shape
 from acestep_mlx.families.v1 import FAMILY as V1
+from acestep_mlx.families.v1 import memory as v1_memory
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.full_modules import train_full
@@ -106,6 +107,16 @@ def test_a_resumed_run_checkpoints_as_many_blocks_as_it_did(kept, blocks, monkey
     assert found == blocks
     job.config = load_config({"gradient_checkpointing": False})
     assert build._checkpointed_blocks(job, prepared, model, SimpleNamespace(shapes=[])) == 0
+
+
+@pytest.mark.parametrize(("free", "kept"), [(0, 0.0), (1, 0.4), (2, 1.0), (3, 2.0), (24, 23.0)])
+def test_blocks_that_are_not_checkpointed_keep_their_arrays_but_the_one_in_work(free, kept):
+    """Of a single one some stay beside those that are counted."""
+    config, load = TransformerConfig(), plan.Load(100, 2, 50, 60)
+    terms = v1_memory.features(config, load, 2, config.num_layers - free)
+    assert terms["kept"] == pytest.approx(kept * terms["frames"])
+    assert terms["kept_scores"] == pytest.approx(kept * terms["scores"])
+    assert v1_memory.block_inputs(config, load, 2, 7) == 7 * 2 * (100 + 1 + 50 + 60) * config.dim * 2
 
 
 def test_the_song_that_takes_most_decides_not_the_longest(monkeypatch):

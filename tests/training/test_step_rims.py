@@ -162,6 +162,28 @@ def test_float16_lowers_its_scale_for_a_gradient_alone() -> None:
     assert step.carry["scale"].item() == scale / 2 and step.carry["good"].item() == 1
 
 
+def test_the_scale_of_float16_does_not_fall_below_one() -> None:
+    """Below it gradients would lose digits, and the loss would be no nearer to the range."""
+    step = step_of(Numbers(), steep("b"), compute_dtype=mx.float16)
+    for scale in (3.0, 1.5, 1.0, 1.0):
+        step.carry["scale"] = mx.array(max(step.carry["scale"].item(), 0) if scale < 3 else 6.0)
+        step(sample(0.0), update=True)
+        assert step.carry["scale"].item() == scale
+
+
+def test_a_loss_that_is_no_number_is_left_out_though_its_gradient_is_one() -> None:
+    """As a loss of infinity less something that is trained."""
+    model = Numbers()
+
+    def loss(model: Any, *given: Any) -> mx.array:
+        return mx.array([float("inf")]) + model.a.sum()
+
+    result = step_of(model, loss)(sample(1.0), update=True)
+    assert mx.isfinite(result.grad_norm).item() and not result.finite.item()
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, values(Numbers())[name])
+
+
 def test_the_scale_of_float16_is_not_in_the_step() -> None:
     model = Numbers()
     result = step_of(model, compute_dtype=mx.float16, max_grad_norm=0.0)(sample(1.0), update=True)
