@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from ..families import layouts, released
 from ..families.layout import ComponentSource, Layout
 from ..families.protocol import Family
 from ..formatting import brief
+from ..io.hashes import digest_of
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import PICKLES, read_header
 from ..io.schema import open_file
@@ -56,7 +56,7 @@ class Source:
         """
         if self.revision is not None:
             return f"commit {self.revision}"
-        whole = hashlib.sha256()
+        whole = digest_of()
         if self.layout.one_file:
             entries = {Path(): self.path}
         else:

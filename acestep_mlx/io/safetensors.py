@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from math import prod
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError, cause, not_utf8
-from .hashes import hash_blocks
+from .hashes import digest_of, hash_blocks
 from .schema import is_utf8, open_file, parse_json
 
 # Bytes per element. What is missing here (FP8, F4, …) is refused by name.
@@ -123,7 +122,7 @@ def sample(path: Path) -> dict[str, Any]:
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         header = 8 + min(int.from_bytes(os.pread(file.fileno(), 8, 0), "little"), MAX_HEADER)
-        digest = hashlib.sha256(os.pread(file.fileno(), header, 0))
+        digest = digest_of(os.pread(file.fileno(), header, 0))
         digest.update(hash_blocks(size, lambda at, n: os.pread(file.fileno(), n, at), SAMPLES).encode())
     return {"bytes": size, "sampled": digest.hexdigest()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError, cause
 from .atomic import new_file
+from .hashes import Digest, digest_of
 from .safetensors import ITEM_SIZES, Header, TensorInfo, read_header
 from .schema import is_utf8, open_file
 
@@ -123,12 +123,12 @@ def save_tensors(
         raise CheckpointError(f"{path} cannot be written: {why}") from None
 
 
-def _begun(name: str, dtype: str, shape: tuple[int, ...]) -> hashlib._Hash:
-    return hashlib.sha256(f"{name}\0{dtype}\0{list(shape)}\0".encode())
+def _begun(name: str, dtype: str, shape: tuple[int, ...]) -> Digest:
+    return digest_of(f"{name}\0{dtype}\0{list(shape)}\0".encode())
 
 
-def _together(hashes: Mapping[str, hashlib._Hash]) -> str:
-    whole = hashlib.sha256()
+def _together(hashes: Mapping[str, Digest]) -> str:
+    whole = digest_of()
     for name in sorted(hashes):
         whole.update(hashes[name].digest())
     return whole.hexdigest()

@@ -5,12 +5,12 @@ So a song is the same whether it is made alone or in a batch, and a retake can k
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
 from ..families.protocol import LatentSpec
+from ..io.hashes import digest_of
 
 # noise(purpose, frames, index) -> (B, *latents.of(frames)) float32
 NoiseSource = Callable[[str, int, int], mx.array]
@@ -26,7 +26,7 @@ def seeded(seeds: Sequence[int], latents: LatentSpec) -> NoiseSource:
     def draw(purpose: str, frames: int, index: int = 0) -> mx.array:
         songs = []
         for seed in seeds:
-            digest = hashlib.sha256(f"{seed}:{purpose}:{index}".encode()).digest()
+            digest = digest_of(f"{seed}:{purpose}:{index}".encode()).digest()
             key = mx.random.key(int.from_bytes(digest[:8], "big"))
             songs.append(mx.random.normal(latents.of(frames), key=key))
         return mx.stack(songs)
