@@ -353,3 +353,27 @@ def test_an_option_of_another_family_is_seen() -> None:
     v1 = ROOT / "families" / "v1" / "lyrics_embedder.py"
     assert not _read_options(v1, {"lyrics_embedder_train": "v1"})
     assert _read_options(v1, {"lyrics_embedder_train": "v15"}) == ["lyrics_embedder_train"]
+
+
+def test_hashes_are_made_in_one_place() -> None:
+    users = [p.relative_to(ROOT).as_posix() for p in FILES if "hashlib" in {name for name, _ in _imports(p)}]
+    assert users == ["io/hashes.py"]
+
+
+SCREEN = 60  # lines
+
+
+def _long_functions(tree: ast.Module) -> list[str]:
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= SCREEN]
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    long = {p: _long_functions(ast.parse(p.read_text(encoding="utf-8"))) for p in FILES}
+    assert not {path: names for path, names in long.items() if names}
+
+
+def test_a_long_function_is_seen() -> None:
+    body = "    pass\n"
+    assert _long_functions(ast.parse(f"def a():\n{body * 59}")) == []
+    assert _long_functions(ast.parse(f"def a():\n{body * 60}")) == ["a"]

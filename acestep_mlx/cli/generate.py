@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,16 +148,10 @@ def command(
 
     Each song gets a JSON beside it with everything that made it; --from-json repeats it.
     """
-    from ..pipeline import ACEStepPipeline
     from ..sampling import record
 
     if lyrics_file is not None:
-        if given["lyrics"] is not None:
-            raise click.UsageError("--lyrics and --lyrics-file exclude each other")
-        from ..io.text_files import read_text
-
-        given["lyrics"] = read_text(Path(lyrics_file).expanduser())[0]
-
+        given["lyrics"] = _lyrics(lyrics_file, given)
     if given["prompt"] is None and from_json is None:
         raise click.UsageError("--prompt is needed: what the music is like (or --from-json to repeat a song)")
     earlier = record.read_record(from_json) if from_json else {}
@@ -167,54 +161,71 @@ def command(
     model = model or earlier.get("model", {}).get("path")
     asked = (earlier.get("request", {}), given, batch, where)
     try:
-        if model is None:
-            raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
-        pipe = ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse_loras)
+        pipe = _open(model, fuse_loras)
     except (click.UsageError, CheckpointError):
         _request(*asked)  # what no model makes sense of is said first
         raise
-    folder, latents = pipe.folder, pipe.folder.family.latents
-    request = _request(*asked, folder)
+    latents, request = pipe.family.latents, _request(*asked, pipe.folder)
     sample_rate = sample_rate or earlier.get("sample_rate", latents.sample_rate)
     chosen = _loras(loras, lora_scales, earlier)
     request.check_source()
     paths = record.output_paths(output, request)
-    suffixes = (".json", ".png") if plot else (".json",)
-    beside = [record.beside(path, suffix) for path in paths for suffix in suffixes]
+    beside = [record.beside(path, suffix) for path in paths for suffix in (".json", ".png")[: 1 + plot]]
     seconds = request.duration if request.source is None else 0.0
     largest = math.ceil(seconds * sample_rate * 4)  # as 16-bit stereo, uncompressed
     record.check_writable([*paths, *beside], force=force, largest=largest)
-
     _load(pipe, chosen)
     source = pipe.read_source(request)
     facts = _facts(pipe)
     _compare(earlier, facts)
-    length = 0.0 if source is None else len(source) / latents.sample_rate
-    if source is not None and (request.repaint_end or 0) > length + latents.seconds(1):
+    length = math.inf if source is None else len(source) / latents.sample_rate
+    if (request.repaint_end or 0) > length + latents.seconds(1):
         click.echo(f"note: --repaint-end is the song's end, after {length:.2f} s", err=True)
-    typed = [name for name, value in given.items() if value is not None]
-    own = folder.family.song_settings(folder).reasons(typed, request.task)
-    for name, why in {**request.idle(typed), **own}.items():
-        click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
-    _remark(pipe, request)
+    _remark(pipe, request, [name for name, value in given.items() if value is not None])
     started = time.perf_counter()
     with Display() as bar:
         songs = pipe.run(request, source_audio=source, progress=bar)
-    seconds = round(time.perf_counter() - started, 2)
+    took = round(time.perf_counter() - started, 2)
+    own = [request.for_seed(i).to_dict() for i in range(len(paths))]
+    records = [{**facts, "request": one, "sample_rate": sample_rate} for one in own]
+    _save(zip(paths, songs, records, strict=True), took, latents.sample_rate, plot=plot)
+
+
+def _open(model: str | None, fuse_loras: bool) -> ACEStepPipeline:
+    from ..pipeline import ACEStepPipeline
+
+    if model is None:
+        raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
+    return ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse_loras)
+
+
+def _lyrics(file: str, given: Mapping[str, Any]) -> str:
+    """The text of --lyrics-file."""
+    from ..io.text_files import read_text
+
+    if given["lyrics"] is not None:
+        raise click.UsageError("--lyrics and --lyrics-file exclude each other")
+    return read_text(Path(file).expanduser())[0]
+
+
+def _save(
+    songs: Iterable[tuple[Path, np.ndarray, dict[str, Any]]], took: float, own_rate: int, *, plot: bool
+) -> None:
+    """Write songs with their records, and say so. took: seconds for all. DataError when something is lost."""
+    from ..sampling import record
 
     lost: list[str] = []
-    for i, (path, song) in enumerate(zip(paths, songs, strict=True)):
-        made = {**facts, "request": request.for_seed(i).to_dict(), "sample_rate": sample_rate}
-        length = len(song) / latents.sample_rate
-        heard = {"file": path.name, "duration": round(length, 3), "seconds_for_all": seconds}
+    for path, song, made in songs:
+        length = len(song) / own_rate
+        heard = {"file": path.name, "duration": round(length, 3), "seconds_for_all": took}
         saved, problems = record.save_song(
-            path, song, made, sample_rate=sample_rate, facts=heard, own_rate=latents.sample_rate
+            path, song, made, sample_rate=made["sample_rate"], facts=heard, own_rate=own_rate
         )
         lost += problems
         if saved is None:
             continue
-        picture = _plot(saved, song, latents.sample_rate, lost) if plot else ""
-        click.echo(f"{saved} ({length:.1f} s, seed {request.seeds[i]}{picture})")
+        picture = _plot(saved, song, own_rate, lost) if plot else ""
+        click.echo(f"{saved} ({length:.1f} s, seed {made['request']['seeds'][0]}{picture})")
     if lost:
         raise DataError(lost[-1], details=lost[:-1])
 
@@ -317,8 +328,13 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
     }
 
 
-def _remark(pipe: ACEStepPipeline, request: Request) -> None:
-    """Say what of the texts was changed, and what the model will not hear, before the work begins."""
+def _remark(pipe: ACEStepPipeline, request: Request, typed: Sequence[str]) -> None:
+    """Say which of the flags change nothing, what of the texts was changed, and what the model will not hear,
+    before the work begins.
+    """
+    own = pipe.family.song_settings(pipe.folder).reasons(typed, request.task)
+    for name, why in {**request.idle(typed), **own}.items():
+        click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
     for line in pipe.family.remarks(request, pipe):
         click.echo(line, err=True)
 

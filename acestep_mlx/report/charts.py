@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TypeVar
@@ -80,52 +80,71 @@ def _range(series: Sequence[Series], zero: bool) -> tuple[float, float]:
     return (low if zero and low == 0 else low - margin), high + margin
 
 
+@dataclass(frozen=True)
+class _Axes:
+    """What part of the plane a chart shows: x0 … x1, y0 … y1."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    @classmethod
+    def around(cls, series: Sequence[Series], zero: bool) -> _Axes:
+        xs = [x for s in series for x, _ in s.points]
+        x0, x1 = min(xs), max(xs)
+        return cls(x0, x1 if x1 > x0 else x0 + 1, *_range(series, zero))
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """A point in the picture; one above or below stands at its edge."""
+        px = LEFT + (x - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+        share = (min(max(y, self.y0), self.y1) - self.y0) / (self.y1 - self.y0)
+        return round(px, 1), round(TOP + (1 - share) * (HEIGHT - TOP - BOTTOM), 1)
+
+    def grid(self) -> Iterator[str]:
+        """Lines across, and the numbers along both axes."""
+        for tick in ticks(self.y0, self.y1):
+            _, y = self.place(self.x0, tick)
+            yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+            yield f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{number(tick)}</text>'
+        for tick in ticks(self.x0, self.x1, 6):
+            x, _ = self.place(tick, self.y0)
+            yield f'<text class="tick" x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{number(tick)}</text>'
+
+    def line(self, one: Series) -> Iterator[str]:
+        """A series: its line, with dots where there are few points."""
+        spots = [self.place(x, y) for x, y in one.points]
+        if len(spots) == 1:
+            yield _dot(one, spots[0], 3.5)
+            return
+        path = " ".join(f"{x},{y}" for x, y in spots)
+        yield f'<polyline class="line {one.css}{" faint" if one.faint else ""}" points="{path}"/>'
+        if len(spots) <= 40:
+            yield from (_dot(one, spot, 2.5) for spot in spots)
+
+
+def _dot(one: Series, spot: tuple[float, float], radius: float) -> str:
+    return f'<circle class="dot {one.css}" cx="{spot[0]}" cy="{spot[1]}" r="{radius}"/>'
+
+
 def line_chart(title: str, series: Sequence[Series], *, unit: str = "", zero: bool = False) -> str:
     """A `<figure>` with the chart and its legend; "" when there is nothing to draw. x is the step."""
     series = [replace(s, points=thin(s.points)) for s in series]
     series = [s for s in series if s.points]
     if not series:
         return ""
-    xs = [x for s in series for x, _ in s.points]
-    x0, x1 = min(xs), max(xs)
-    x1 = x1 if x1 > x0 else x0 + 1
-    y0, y1 = _range(series, zero)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        px = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-        py = TOP + (1 - (min(max(y, y0), y1) - y0) / (y1 - y0)) * (HEIGHT - TOP - BOTTOM)
-        return round(px, 1), round(py, 1)
-
-    parts = []
-    for tick in ticks(y0, y1):
-        _, y = place(x0, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{number(tick)}</text>')
-    for tick in ticks(x0, x1, 6):
-        x, _ = place(tick, y0)
-        parts.append(
-            f'<text class="tick" x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{number(tick)}</text>'
-        )
-    for one in series:
-        spots = [place(x, y) for x, y in one.points]
-        faint = " faint" if one.faint else ""
-        if len(spots) == 1:
-            parts.append(f'<circle class="dot {one.css}" cx="{spots[0][0]}" cy="{spots[0][1]}" r="3.5"/>')
-        else:
-            path = " ".join(f"{x},{y}" for x, y in spots)
-            parts.append(f'<polyline class="line {one.css}{faint}" points="{path}"/>')
-            if len(spots) <= 40:
-                parts += [f'<circle class="dot {one.css}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in spots]
+    axes = _Axes.around(series, zero)
+    drawn = "".join([*axes.grid(), *(part for one in series for part in axes.line(one))])
     data = "|".join(
         f"{escape(s.name)};{s.css};" + ",".join(f"{x:g}:{y:.6g}" for x, y in s.points) for s in series
     )
     legend = "".join(f'<span><i class="chip {s.css}"></i>{escape(s.name)}</span>' for s in series)
     unit = f' <span class="unit">{escape(unit)}</span>' if unit else ""
-    frame = f'data-x="{x0:g},{x1:g}" data-box="{LEFT},{WIDTH - RIGHT},{TOP},{HEIGHT - BOTTOM}"'
+    frame = f'data-x="{axes.x0:g},{axes.x1:g}" data-box="{LEFT},{WIDTH - RIGHT},{TOP},{HEIGHT - BOTTOM}"'
     return (
         f'<figure class="card chart"><figcaption>{escape(title)}{unit}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '
         f'{frame} data-s="{data}">'
-        f"{''.join(parts)}</svg>"
+        f"{drawn}</svg>"
         f"{f'<div class=legend>{legend}</div>' if len(series) > 1 else ''}</figure>"
     )
