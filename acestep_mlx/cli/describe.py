@@ -362,13 +362,15 @@ def lyrics(path: Path, folder: ModelFolder | None, given: Path | None, language:
     """
     from ..convert.conversions import cache_folder
     from ..families import default
+    from ..families.protocol import LyricsQuestion
     from ..io.text_files import read_text
     from ..text.sheet import read_sheet
     from .progress import Display
 
     sheet = read_sheet(read_text(path)[0])
     family = folder.family if folder is not None else default()
-    lines = family.lyrics_report(sheet.text, language, folder, given, cache_folder(), Display())
+    asked = LyricsQuestion(sheet.text, language, folder, given, cache_folder(), Display())
+    lines = family.lyrics_report(asked)
     return [f"{path}: lyrics", *sheet.notes, *lines]
 
 

@@ -195,6 +195,20 @@ class Texts(Protocol):
         """The file that `lyric_tokenizer` reads; CheckpointError for another than was converted."""
 
 
+@dataclass(frozen=True)
+class LyricsQuestion:
+    """How lyrics are read: their text, and its language where all lines are in one. folder, given: the model,
+    or the file of `Texts`, to read them with; without either the file is looked for, and kept in `cache`.
+    """
+
+    text: str
+    language: str | None
+    folder: Folder | None
+    given: Path | None
+    cache: Path
+    progress: Progress
+
+
 # ── what a model does ─────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Load:
@@ -562,18 +576,8 @@ class Family(Protocol):
     def remarks(self, request: Request, models: Models) -> list[str]:
         """What the model will not hear of a request's texts, or hears otherwise than they are written."""
 
-    def lyrics_report(
-        self,
-        text: str,
-        language: str | None,
-        folder: Folder | None,
-        given: Path | None,
-        cache: Path,
-        progress: Progress,
-    ) -> list[str]:
-        """Lyrics line by line, as training and `generate` read them. folder, given: the model or the file of
-        `texts` to read them with; without either it is looked for, and kept in `cache`.
-        """
+    def lyrics_report(self, asked: LyricsQuestion) -> list[str]:
+        """Lyrics line by line, as training and `generate` read them."""
 
     def write_miniature(self, folder: Path, seed: int = 0) -> None:
         """A checkpoint with random weights in upstream's layout, for the demo and tests."""

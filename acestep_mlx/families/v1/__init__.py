@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     from ...config.request import Request
     from ...config.run import RunConfig
-    from ...io.progress import Progress
     from ..layout import Layout
-    from ..protocol import Codec, Conditioned, Folder, Models, Prepare, SongSettings
+    from ..protocol import Codec, Conditioned, Folder, LyricsQuestion, Models, Prepare, SongSettings
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 
@@ -175,19 +174,11 @@ class ACEStepV1:
 
         return remarks(request, models)
 
-    def lyrics_report(
-        self,
-        text: str,
-        language: str | None,
-        folder: Folder | None,
-        given: Path | None,
-        cache: Path,
-        progress: Progress,
-    ) -> list[str]:
+    def lyrics_report(self, asked: LyricsQuestion) -> list[str]:
         """With the vocabulary that is given, the model's, or wherever `convert` would find it."""
         from .lyrics.report import with_vocabulary
 
-        return with_vocabulary(text, language, folder, given, cache, progress)
+        return with_vocabulary(asked)
 
     def write_miniature(self, folder: Path, seed: int = 0) -> None:
         """See `miniature`."""

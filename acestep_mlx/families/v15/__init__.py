@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     from ...config.request import Request
     from ...config.run import RunConfig
-    from ...io.progress import Progress
     from ..layout import Layout
-    from ..protocol import Codec, Conditioned, Folder, Models, Prepare, SongSettings
+    from ..protocol import Codec, Conditioned, Folder, LyricsQuestion, Models, Prepare, SongSettings
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 TURBO = "ACE-Step/Ace-Step1.5"  # with the autoencoder and the text encoder of all variants
@@ -207,19 +206,11 @@ class ACEStep15:
 
         return remarks(request, models)
 
-    def lyrics_report(
-        self,
-        text: str,
-        language: str | None,
-        folder: Folder | None,
-        given: Path | None,
-        cache: Path,
-        progress: Progress,
-    ) -> list[str]:
+    def lyrics_report(self, asked: LyricsQuestion) -> list[str]:
         """How many tokens, counted with the model's tokenizer; they are read as they are written."""
         from .generation import lyrics_report
 
-        return lyrics_report(text, language, folder, given)
+        return lyrics_report(asked)
 
     def write_miniature(self, folder: Path, seed: int = 0) -> None:
         """See `miniature`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +18,7 @@ import mlx.nn as nn
 from ...config.request import Request
 from ...formatting import count
 from ...text.detect import detect_lines
-from ..protocol import Folder, LatentSpec, Models, SongSettings
+from ..protocol import Folder, LatentSpec, LyricsQuestion, Models, SongSettings
 from . import schedule as levels
 from .conditions import tiled
 from .config import kinds
@@ -277,16 +276,16 @@ class Conditioned:
         return mx.concatenate([given.source[:1], given.free[:1]], axis=-1).astype(mx.float32)
 
 
-def lyrics_report(text: str, language: str | None, folder: Folder | None, given: Path | None) -> list[str]:
+def lyrics_report(asked: LyricsQuestion) -> list[str]:
     """How many tokens the lyrics have, with the model's tokenizer or the one that is given."""
-    named = language or language_of(text)
+    named = asked.language or language_of(asked.text)
     read = [f"read as they are written, after the line {named!r}"]
-    if given is not None:
-        tokenizer = TextTokenizer(given, ANY_SIZE)
-    elif folder is not None:
-        tokenizer = folder.prompt_tokenizer()
+    if asked.given is not None:
+        tokenizer = TextTokenizer(asked.given, ANY_SIZE)
+    elif asked.folder is not None:
+        tokenizer = asked.folder.prompt_tokenizer()
     else:
         return [*read, "name the model to count tokens: --model MLX_FOLDER"]
-    tokens = tokenizer([format_prompt("", text, named)[1]], UNCUT)[0].shape[1]
+    tokens = tokenizer([format_prompt("", asked.text, named)[1]], UNCUT)[0].shape[1]
     cut = f", cut to {MAX_LYRIC_TOKENS}" if tokens > MAX_LYRIC_TOKENS else ""
     return [*read, f"{count(tokens, 'token')} of at most {MAX_LYRIC_TOKENS}{cut}"]

@@ -7,35 +7,27 @@ from pathlib import Path
 
 from ....errors import CheckpointError
 from ....formatting import count, listed
-from ....io.progress import Progress
-from ...protocol import Folder
+from ...protocol import LyricsQuestion
 from .tokenizer import MAX_TOKENS, LineReport, LyricsReport, LyricTokenizer
 from .vocabulary import without_model
 
 
-def with_vocabulary(
-    text: str,
-    language: str | None,
-    folder: Folder | None,
-    given: Path | None,
-    cache: Path,
-    progress: Progress,
-) -> list[str]:
+def with_vocabulary(asked: LyricsQuestion) -> list[str]:
     """`lyrics_report` with the vocabulary that is given, the model's, or wherever `convert` would find it."""
-    tokenizer = LyricTokenizer(_vocabulary(folder, given, cache, progress))
-    return lyrics_report(text, tokenizer, language).splitlines()
+    return lyrics_report(asked.text, LyricTokenizer(_vocabulary(asked)), asked.language).splitlines()
 
 
-def _vocabulary(folder: Folder | None, given: Path | None, cache: Path, progress: Progress) -> Path:
+def _vocabulary(asked: LyricsQuestion) -> Path:
+    given = asked.given
     if given is not None:
         if not given.is_file():
             what = "is a folder; name a file" if given.is_dir() else "no such file"
             raise CheckpointError(f"{given}: {what}")
         return given
-    if folder is not None:
-        return folder.lyric_vocab()
+    if asked.folder is not None:
+        return asked.folder.lyric_vocab()
     try:
-        return without_model(cache, progress)
+        return without_model(asked.cache, asked.progress)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or name the model they are for: --model MLX_FOLDER") from None
 
