@@ -13,6 +13,7 @@ from acestep_mlx.cli import main
 from acestep_mlx.cli.events import TrainDisplay
 from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.config.read_run import load_config
+from acestep_mlx.data import manifest
 from acestep_mlx.data.manifest import own_folders
 from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.families.v1 import FAMILY as V1
@@ -72,6 +73,22 @@ def test_a_dry_run_writes_nothing(
     before = everything(tmp_path)
     out, _ = command(capsys, "train", config, "--dry-run")
     assert "3 of 3 songs" in out and everything(tmp_path) == before
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("command_line", ["train --dry-run", "cache", "train"])
+def test_the_file_of_data_sets_is_read_once(
+    command_line: str,
+    songs: Path,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, *flags = command_line.split()
+    config = config_file(tmp_path, tiny_model, max_train_steps=1)
+    monkeypatch.setattr(manifest, "read_datasets", lambda config: pytest.fail("read again"))
+    assert command(capsys, name, config, *flags)
 
 
 def test_a_dry_run_counts_the_lyrics(

@@ -23,6 +23,7 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
     CONFIG is a config.json, env=NAME or example=NAME; --key=value overrides its settings. What is in the
     caches already is not computed again, so an interrupted run goes on where it was.
     """
+    from ..config.read_datasets import read_datasets
     from ..config.read_run import load_config
     from ..data.encode import encode_dataset
     from ..data.manifest import build_manifest
@@ -33,9 +34,10 @@ def command(config: str, overrides: tuple[str, ...], prune: bool) -> None:
     settings = load_config(config, overrides)
     if settings.vae_cache_disable:
         raise ConfigError("vae_cache_disable is set: there are no caches to fill")
-    check_caches(settings)
+    datasets = read_datasets(settings)
+    check_caches(settings, datasets)
     with Display() as progress:
-        manifest = build_manifest(settings, progress)
+        manifest = build_manifest(settings, progress, datasets=datasets)
         # on-demand data sets are what this command is for, too
         folder = open_model(settings, progress)
         cache = encode_dataset(manifest, settings, folder, progress, everything=True)

@@ -45,7 +45,7 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
 
     found = preflight(config, notify, overwrite=overwrite)
     with Display() as progress:
-        manifest = build_manifest(config, progress, remember=False)
+        manifest = build_manifest(config, progress, remember=False, datasets=found.datasets)
     folder = found.model.folder
     songs = [(sample.bucket, sample.lyrics) for sample in manifest.samples]
     batches = loads(songs, config.train_batch_size, manifest.family, folder)

@@ -115,15 +115,21 @@ def index_path(config: RunConfig) -> Path | None:
     return None if config.vae_cache_disable else config.resolve(config.cache_dir) / "audio_index.json"
 
 
-def build_manifest(config: RunConfig, progress: Progress = silent, *, remember: bool = True) -> Manifest:
+def build_manifest(
+    config: RunConfig,
+    progress: Progress = silent,
+    *,
+    remember: bool = True,
+    datasets: DataSets | None = None,
+) -> Manifest:
     """Scan all data sets of a configuration.
 
     remember: whether what is found out about the songs' sound is kept in the cache; else nothing is written.
-    progress: told of each song that has to be decoded. Raises
+    progress: told of each song that has to be decoded. datasets: where they have been read already. Raises
     ConfigError for a wrong data set file, DataError when a folder is missing or nothing is left to train
     on (its `details` name every song and why).
     """
-    datasets, family = read_datasets(config), of_flavour(config.model_flavour)
+    datasets, family = datasets or read_datasets(config), of_flavour(config.model_flavour)
     index = FactsIndex(index_path(config), remember)
 
     samples: list[Sample] = []

@@ -99,7 +99,6 @@ def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRA
         model.update(tree_unflatten(list(masters.items())))
     for layer in adapter_modules(model).values():
         layer.train()
-    model.checkpoint_blocks = model.config.blocks if config.gradient_checkpointing else 0
     mx.eval(model.parameters())
     return model, spec
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ..config.datasets import HubSet
+from ..config.datasets import DataSets, HubSet
 from ..config.read_datasets import read_datasets
 from ..config.run import RunConfig
 from ..convert.conversions import conversion_folder, is_mlx_folder
@@ -66,6 +66,7 @@ class Preflight:
     """A run that may begin. `resume`: the checkpoint that it goes on from, `step` its step (or 0)."""
 
     model: BaseModel
+    datasets: DataSets
     resume: Path | None
     step: int
 
@@ -90,8 +91,9 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
         output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)
     step = 0 if resume is None else _check_resumed(config, resume, model, ranks, notify)
-    check_caches(config)
-    return Preflight(model, resume, step)
+    datasets = read_datasets(config)
+    check_caches(config, datasets)
+    return Preflight(model, datasets, resume, step)
 
 
 def _check_resumed(config: RunConfig, resume: Path, model: BaseModel, ranks: int, notify: Notify) -> int:
@@ -107,9 +109,8 @@ def _check_resumed(config: RunConfig, resume: Path, model: BaseModel, ranks: int
     return int(state["step"])
 
 
-def check_caches(config: RunConfig) -> None:
+def check_caches(config: RunConfig, datasets: DataSets) -> None:
     """ConfigError unless files can be written in each folder that the caches of a run go to."""
-    datasets = read_datasets(config)
     places: dict[Path, str] = {}
     if not config.vae_cache_disable:
         places[config.resolve(config.cache_dir)] = "cache_dir"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config.datasets import DataSets
 from ..config.run import RunConfig
 from ..convert.conversions import ensure_model
 from ..data.encode import Cache, encode_dataset
@@ -16,7 +17,7 @@ from ..report.events import Listeners
 from . import checkpoint
 from .distributed import World
 from .interrupts import StopRequest
-from .preflight import preflight
+from .preflight import Preflight, preflight
 from .validation import Validation, requests
 
 
@@ -62,9 +63,10 @@ def prepare(job: Job) -> Prepared:
     for key, reason in job.config.ignored:
         job.emit.notice(f"{key} is ignored: {reason}")
     first = job.world.first
-    resumed = _resumed(job) if first else None
+    found = _checked(job) if first else None
+    resumed = _resumed(job, found) if found else None
     folder = job.world.first_then_others(lambda: open_model(job.config, job.emit.progress))
-    cache = job.world.first_then_others(lambda: _caches(job, folder))
+    cache = job.world.first_then_others(lambda: _caches(job, folder, found.datasets if found else None))
     return Prepared(resumed, folder, cache, _validation(job, folder) if first else None)
 
 
@@ -72,15 +74,19 @@ def _validation(job: Job, folder: ModelFolder) -> Validation:
     """With the model that clips are made with; another than is trained is opened where there are any."""
     other = job.config.validation_model
     if other is None or not requests(job.config):
-        return Validation(job.config, folder, job.output)
+        return Validation.encoded(job.config, folder, job.output)
     heard = open_model(job.config, job.emit.progress, other)
-    return Validation(job.config, heard, job.output, borrowed=True)
+    return Validation.encoded(job.config, heard, job.output, borrowed=True)
 
 
-def _resumed(job: Job) -> checkpoint.Checkpoint | None:
-    """The checkpoint that the run goes on from, once everything is found to be in order."""
+def _checked(job: Job) -> Preflight:
+    """What is known of the run once everything is found to be in order."""
     checkpoint.clean(job.output)
-    found = preflight(job.config, job.emit.notice, ranks=job.world.size, overwrite=job.overwrite)
+    return preflight(job.config, job.emit.notice, ranks=job.world.size, overwrite=job.overwrite)
+
+
+def _resumed(job: Job, found: Preflight) -> checkpoint.Checkpoint | None:
+    """The checkpoint that the run goes on from."""
     if found.resume is not None:
         job.kept.checkpoint = found.resume
         return checkpoint.read(found.resume)
@@ -104,9 +110,9 @@ def open_model(config: RunConfig, progress: Progress, other: str | None = None) 
     return ModelFolder.open(path)
 
 
-def _caches(job: Job, folder: ModelFolder) -> Cache:
-    """The data set, encoded; what was left out is named."""
-    manifest = build_manifest(job.config, job.emit.progress)
+def _caches(job: Job, folder: ModelFolder, datasets: DataSets | None) -> Cache:
+    """The data sets, read already on rank 0, encoded; what was left out is named."""
+    manifest = build_manifest(job.config, job.emit.progress, datasets=datasets)
     for text, level in manifest.report.remarks():
         job.emit.notice(text, level)
     cache = encode_dataset(manifest, job.config, folder, job.emit.progress)

@@ -139,25 +139,35 @@ class _Stopped(Exception):
     """The run was asked to stop while a clip was made."""
 
 
+@dataclass
 class Validation:
-    """Made before the model is loaded: texts are encoded now, and the text encoder is freed again.
+    """The clips of a run: what is asked for, by name, and its texts as the encoders read them.
 
-    folder: of the model that clips are made with; borrowed: it is not the one that is trained.
+    folder: of the model that clips are made with; borrowed: it is not the one that is trained. target: where
+    they are written.
     """
 
-    def __init__(
-        self, config: RunConfig, folder: ModelFolder, output_dir: Path, *, borrowed: bool = False
-    ) -> None:
-        self.folder, self.target, self.config = folder, output_dir / "validation", config
-        self.borrowed = borrowed
-        self.requests = requests(config, folder)
-        self.conditions: dict[str, Any] = {}
-        self._told: set[str] | None = None  # clips without LoRA that were named, in earlier starts too
-        if self.requests:
+    config: RunConfig
+    folder: ModelFolder
+    target: Path
+    borrowed: bool
+    requests: dict[str, Request]
+    conditions: dict[str, Any]
+    _told: set[str] | None = None  # clips without LoRA that were named, in earlier starts too
+
+    @classmethod
+    def encoded(
+        cls, config: RunConfig, folder: ModelFolder, output_dir: Path, *, borrowed: bool = False
+    ) -> Validation:
+        """Before the model is loaded: the texts are encoded now, and the text encoder is freed again."""
+        asked = requests(config, folder)
+        conditions = {}
+        if asked:
             pipeline = ACEStepPipeline(folder, low_memory=True)
-            self.conditions = {name: pipeline.prepare(r) for name, r in self.requests.items()}
-            mx.eval([c.prompt for c in self.conditions.values()])
+            conditions = {name: pipeline.prepare(request) for name, request in asked.items()}
+            mx.eval([c.prompt for c in conditions.values()])
             pipeline.release()
+        return cls(config, folder, output_dir / "validation", borrowed, asked, conditions)
 
     def __call__(
         self, model: nn.Module, step: int, emit: Listeners, stopped: Callable[[], bool] = lambda: False

@@ -131,7 +131,7 @@ def test_clips_carry_the_tag(tmp_path: Path, tiny_model: Path, monkeypatch: pyte
     listener = Listeners(
         [lambda event: clips.append(event.path) if isinstance(event, ValidationClip) else None]
     )
-    Validation(settings, folder, tmp_path)(folder.load("transformer"), 1, listener)
+    Validation.encoded(settings, folder, tmp_path)(folder.load("transformer"), 1, listener)
     assert len(clips) == 2 and all(made_here(Path(clip)) for clip in clips)
 
 

@@ -75,7 +75,7 @@ def test_clips_are_the_other_model_s_with_this_lora(
     model, _ = build_model(config, ModelFolder.open(tiny_model_v15))
     for i, layer in enumerate(adapter_modules(model).values()):
         layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(i)) * 0.1
-    clips = validation.Validation(config, ModelFolder.open(turbo), tmp_path, borrowed=True)
+    clips = validation.Validation.encoded(config, ModelFolder.open(turbo), tmp_path, borrowed=True)
     clips(model, 1, Listeners())
     assert [path for path, _ in heard] == [turbo, turbo], "without the LoRA, then with it"
     plain = ModelFolder.open(turbo).load("transformer", quantize=config.quantization)

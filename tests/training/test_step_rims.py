@@ -430,7 +430,7 @@ def test_clips_are_heard_without_dropout(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(validation, "ACEStepPipeline", Pipeline)
     folder: Any = SimpleNamespace(fingerprints={}, family=V1)
-    clips = validation.Validation(load_config({"validation_prompt": "jazz"}), folder, tmp_path)
+    clips = validation.Validation.encoded(load_config({"validation_prompt": "jazz"}), folder, tmp_path)
     clips(model, 1, Listeners())
     assert heard == [{(False, False)}, {(False, True)}]  # without the LoRA, then with it
     assert all(layer.training and layer.enabled for layer in layers)
