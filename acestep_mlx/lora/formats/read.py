@@ -87,6 +87,23 @@ def read_lora(path: str | Path) -> LoRAWeights:
     return weights
 
 
+def _skipped(parts: Mapping[str, Mapping[str, mx.array]], family: Family, where: str) -> tuple[str, ...]:
+    """Modules that change nothing; CheckpointError where there is no other, or one outside is trained."""
+    skipped = tuple(path for path in sorted(parts) if family.lora.why_unused(path))
+    outside = [path for path in skipped if family.lora.is_outside(path)]
+    moved = [path for path in outside if "b" in parts[path] and mx.any(parts[path]["b"] != 0).item()]
+    if moved:
+        raise CheckpointError(
+            f"{where} holds trained modules outside the transformer, which are not supported: "
+            f"{describe_unknown(moved)}"
+        )
+    if len(skipped) == len(parts):
+        raise CheckpointError(
+            f"{where} holds only modules that change nothing: {describe_unknown([*skipped])}"
+        )
+    return skipped
+
+
 def _collect(
     family: Family,
     tensors: Mapping[str, mx.array],
@@ -132,19 +149,8 @@ def _collect(
             f"{where} holds whole weights of {count(len(elsewhere), 'parameter')} outside the "
             f"{family.lora.full.title}, which are not supported: {describe_unknown(elsewhere)}"
         )
-    skipped = tuple(path for path in sorted(parts) if family.lora.why_unused(path))
-    outside = [path for path in skipped if family.lora.is_outside(path)]
-    moved = [path for path in outside if "b" in parts[path] and mx.any(parts[path]["b"] != 0).item()]
-    if moved:
-        raise CheckpointError(
-            f"{where} holds trained modules outside the transformer, which are not supported: "
-            f"{describe_unknown(moved)}"
-        )
+    skipped = _skipped(parts, family, where)
     used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
-    if not used:
-        raise CheckpointError(
-            f"{where} holds only modules that change nothing: {describe_unknown([*skipped])}"
-        )
     scales = _Scales(ours, settings, spelled, where)
     modules = {path: _module(path, part, scales, where) for path, part in used.items()}
     unscaled = sum(not scales.stored(part.get("alpha")) for part in used.values())
