@@ -207,7 +207,8 @@ def verify(path: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files all have the recorded size and SHA-256; else CheckpointError."""
     if not path.is_dir():
         what = "not a checkpoint folder" if path.exists() else "no such checkpoint folder"
-        raise CheckpointError(f"{path}: {what}")
+        advice = "; a LoRA file is gone on from with init_lora" if path.suffix == ".safetensors" else ""
+        raise CheckpointError(f"{path}: {what}{advice}")
     if not (path / STATE).is_file():
         raise CheckpointError(
             f"{path} has no {STATE}: it is not a checkpoint of this trainer, or not a whole one"

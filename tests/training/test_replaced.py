@@ -214,6 +214,7 @@ ELSEWHERE = {
     "loss_type", "peft_lora_mode", "timestep_bias_strategy", "num_validation_images",
     "ace_step_timestep_draws",  # of another family
     "pretrained_model_name_or_path", "revision", "output_dir", "cache_dir", "cache_dir_text", "cache_dir_vae",
+    "validation_model",
     "data_backend_config", "init_lora", "resume_from_checkpoint", "num_train_epochs",
 }  # fmt: skip
 

@@ -167,3 +167,10 @@ def test_a_file_in_the_place_of_a_folder_is_an_error_of_its_own(depth: int, tmp_
     with pytest.raises(CheckpointError, match="checkpoint-1 could not be written: "):
         checkpoint.write_folder(target, lambda folder: None)
     assert place.read_text() == "x"
+
+
+@pytest.mark.parametrize(("name", "said"), [("x.safetensors", "init_lora"), ("x.json", "not a checkpoint")])
+def test_a_file_is_no_checkpoint(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=f"{name}: .*{said}"):
+        checkpoint.verify(tmp_path / name)
