@@ -100,6 +100,19 @@ def test_a_reader_that_stops_early(children: Children, song: Path, end: str) -> 
     children.ended()
 
 
+def test_a_file_over_which_ffprobe_never_ends_is_given_up(
+    children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ffprobe", "ffmpeg"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 3\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(ffmpeg, "PROBE_SECONDS", 0.05)
+    with pytest.raises(DataError, match=r"could not make sense of it within 0\.05 s"):
+        ffmpeg.probe(tmp_path / "a.m4a")
+    children.ended()
+
+
 def test_a_decoder_that_hangs_is_not_waited_for(
     children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -715,3 +715,17 @@ def test_a_refused_option_may_be_switched_off_in_any_way(written: Any) -> None:
     load_config({"ace_step_ssl_loss_weight": written})
     with pytest.raises(ConfigError, match="set it to 0"):
         load_config({"ace_step_ssl_loss_weight": "0.1"})
+
+
+@pytest.mark.parametrize("token", ["hf_AbCdEfGhIjKlMnOpQrStUvWx", "https://me:pass-word@example.org/songs"])
+def test_no_token_is_in_what_reports_and_checkpoints_get(token: str) -> None:
+    """Wherever it stands; the run itself has it."""
+    texts = [
+        name for name in SUPPORTED if OPTIONS[name].kind in ("str", "path") and not OPTIONS[name].choices
+    ]
+    backends = [{"id": "a", "dataset_name": token, "more": {"deep": [token]}}]
+    given = dict.fromkeys(texts, token) | {"data_backend_config": backends}
+    config = load_config(given)
+    assert config.data_backend_config == backends and config.tracker_run_name == token
+    told = json.dumps(config.to_dict())
+    assert "hf_" not in told and "pass-word" not in told and "deep" in told

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -311,6 +313,30 @@ def test_what_is_asked_of_the_hub_is_what_the_data_set_says(
     wanted = {"split": "test", "streaming": True} if streaming else {"cache_dir": str(tmp_path / "here")}
     assert asked == [{"name": "someone/songs", "revision": revision, **wanted}]
     assert len(found) == (4 if streaming else 9)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_libraries_are_quiet_only_while_they_work(fails: bool) -> None:
+    bars = datasets.utils.logging
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    before = [logger.level for logger in loggers]
+    levels = [logging.INFO, logging.DEBUG]
+    try:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for shown in (True, False):
+            (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
+            with contextlib.suppress(KeyError), huggingface._quiet():
+                assert [logger.level for logger in loggers] == [logging.ERROR] * 2
+                assert not bars.is_progress_bar_enabled()
+                if fails:
+                    raise KeyError
+            assert [logger.level for logger in loggers] == levels
+            assert bars.is_progress_bar_enabled() == shown
+    finally:
+        datasets.enable_progress_bars()
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @pytest.mark.slow

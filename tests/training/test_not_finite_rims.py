@@ -33,10 +33,12 @@ def trainer(told: list[Any], saved: list[Health], *, scales: bool = False, **opt
     )
 
 
-def seen(trainer: Trainer, loss: float, *, finite: bool, update: bool = True, step: int = 1) -> None:
+def seen(
+    trainer: Trainer, loss: float, *, finite: bool, update: bool = True, step: int = 1, samples: int = 1
+) -> None:
     """The numbers of a micro-step arrive."""
     result = StepResult(mx.array(loss), mx.array(1.0), mx.array(finite), mx.array(False))
-    trainer._pending = _Pending(result, update, step, 1, 1.0, {"learning_rate": 1.0}, 0)
+    trainer._pending = _Pending(result, update, step, samples, 1.0, {"learning_rate": 1.0}, 0)
     trainer._drain()
 
 
@@ -73,6 +75,29 @@ def test_what_a_checkpoint_is_told_of_its_steps(
     seen(one, loss, finite=finite, update=False)
     one._checkpoint()
     assert [health.healthy for health in saved] == [healthy]
+
+
+@pytest.mark.parametrize(
+    ("parts", "loss"),
+    [
+        ([(2.0, 3), (6.0, 1)], 3.0),
+        ([(2.0, 4)], 2.0),
+        ([(2.0, 1), (NAN, 3), (8.0, 2)], 6.0),
+        ([(NAN, 2)], NAN),
+    ],
+)
+def test_the_loss_of_an_update_is_the_mean_over_its_songs(
+    parts: list[tuple[float, int]], loss: float
+) -> None:
+    """Without those of a micro-batch that is not finite; the next update begins at nothing."""
+    told: list[Any] = []
+    one = trainer(told, [])
+    for step in (1, 2):
+        for i, (value, samples) in enumerate(parts, 1):
+            finite, update = math.isfinite(value), i == len(parts)
+            seen(one, value, finite=finite, update=update, step=step, samples=samples)
+    assert [event.loss for event in told] == pytest.approx([loss] * 2, nan_ok=True)
+    assert [event.skipped for event in told] == [math.isnan(loss)] * 2
 
 
 @pytest.mark.parametrize("then", [True, False])

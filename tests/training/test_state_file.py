@@ -57,6 +57,28 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [at, *(p for key, one in inner for p in places(one, (*at, key)))]
 
 
+@pytest.mark.parametrize("left", [0, 7, 40, 0.5, 0.99])
+def test_a_file_of_which_a_part_is_missing_is_an_error_when_it_is_written(
+    left: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX does not tell when a disk takes only the beginning; the next resume is too late."""
+    write = mx.save_safetensors
+
+    def short(path: str, *given: Any) -> None:
+        write(path, *given)
+        size = Path(path).stat().st_size
+        os.truncate(path, int(left if left >= 1 else left * size))
+
+    monkeypatch.setattr(mx, "save_safetensors", short)
+    with pytest.raises(CheckpointError):
+        checkpoint.write_tensors(tmp_path / "a.safetensors", {"x": mx.ones((50, 50))}, {})
+    with pytest.raises(CheckpointError, match="could not be written"):
+        checkpoint.save(
+            tmp_path, 6, state={}, adapter={"x": mx.ones((50, 50))}, optimizer={}, sampler={}, config={}
+        )
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 STATE_FREE = ("identity", "lora")  # what a run merely compares or shows
 
 
