@@ -219,7 +219,10 @@ reaches = WALK.reaches
     "num_eval_images validation_epoch_interval checkpoints_total_limit pretrained_model_name_or_path "
     "resume_from_checkpoint model_family lora_format data_backend_config validation_prompt_library "
     "checkpoint_step_interval checkpoint_epoch_interval eval_steps_interval validation_step_interval "
-    "report_to acestep_lora_target caption_dropout_probability lyrics_embedder_optimizer num_train_epochs"
+    "report_to acestep_lora_target caption_dropout_probability lyrics_embedder_optimizer num_train_epochs "
+    # of which test_settings_reach shows in no time that they arrive
+    "optimizer flow_schedule_shift logit_mean logit_std lora_alpha use_rslora adam_beta1 adam_beta2 "
+    "adam_epsilon"
 )
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_option_reaches_its_place(name: str, lab: Lab) -> None:
