@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py                 fit on one and two blocks of the true width (minutes)
     python benchmarks/memory.py --quick         a small geometry, seconds
-    python benchmarks/memory.py --full          the true 24 blocks; needs a machine that computes bfloat16
+    python benchmarks/memory.py --full          all blocks; needs a machine that computes bfloat16
     fast
     python benchmarks/memory.py --full --bits 8 --seconds 60
     python benchmarks/memory.py --full --bits 8 --shapes-only     where bfloat16 products are slow
@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -39,13 +40,9 @@ from mlx.utils import tree_flatten
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from generate import TEXT, our_step
+from subjects import XL, add_family, subject, subject_of
 
 from acestep_mlx.config.read_run import load_config
-from acestep_mlx.families.v1 import FAMILY as V1
-from acestep_mlx.families.v1 import attention
-from acestep_mlx.families.v1 import memory as step_memory
-from acestep_mlx.families.v1.dit import TransformerConfig
-from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.nn.activations import masked
 from acestep_mlx.training import memory as plan
@@ -69,7 +66,8 @@ def _product_vjp(
     db = mx.contiguous(a.swapaxes(-1, -2)[..., :1] + cotangent[..., :1, :])
     while db.ndim > b.ndim:
         db = mx.sum(db, axis=0)
-    return da, db
+    shared = [axis for axis in range(b.ndim - 2) if db.shape[axis] != b.shape[axis]]
+    return da, mx.sum(db, axis=shared, keepdims=True) if shared else db
 
 
 def _frozen_product(x: mx.array, out: int) -> mx.array:
@@ -86,19 +84,32 @@ def _frozen_product(x: mx.array, out: int) -> mx.array:
     return product(x)
 
 
-def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-    scores = masked((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2), mask)
-    return mx.softmax(scores, axis=-1, precise=True) @ v
+def _attend(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | None) -> mx.array:
+    groups = k.shape[1]
+    q = mx.unflatten(q * scale, 1, (groups, -1))
+    scores = masked_or_added(q @ k[:, :, None].swapaxes(-1, -2), mask)
+    return (mx.softmax(scores, axis=-1, precise=True) @ v[:, :, None]).flatten(1, 2)
 
 
-def _attend_fused(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-    return mx.contiguous(mx.broadcast_to(q[..., :1] + k[..., :1, :1] + v[..., :1, :1], q.shape))
+def masked_or_added(scores: mx.array, mask: mx.array | None) -> mx.array:
+    """scores (B, Hk, H / Hk, L, S) and a mask (B, 1, L or 1, S), boolean or to be added."""
+    if mask is None:
+        return scores
+    return masked(scores, mask[:, :, None]) if mask.dtype == mx.bool_ else scores + mask[:, :, None]
+
+
+def _attend_fused(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | None) -> mx.array:
+    k, v = k[:, :, :1, :1], v[:, :, :1, :1]
+    if k.shape[1] != q.shape[1]:
+        k, v = (mx.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    return mx.contiguous(mx.broadcast_to(q[..., :1] + k + v, q.shape))
 
 
 @contextlib.contextmanager
 def shapes_only(gradient: bool = True) -> Iterator[None]:
     """Products that are not float32 become stand-ins of the same shape and dtype (see above)."""
-    real = mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__, attention.attend
+    attention = mx.fast.scaled_dot_product_attention
+    real = mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__
 
     def multiply(a: mx.array, b: mx.array) -> mx.array:
         return real[0](a, b) if a.dtype == mx.float32 else _product(a, b)
@@ -111,32 +122,16 @@ def shapes_only(gradient: bool = True) -> Iterator[None]:
         return y + self.bias if "bias" in self else y  # the real one adds it apart, too
 
     mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__ = multiply, linear, quantized
-    attention.attend = _attend if gradient else _attend_fused
+    mx.fast.scaled_dot_product_attention = _attend if gradient else _attend_fused
     try:
         yield
     finally:
-        mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__, attention.attend = real
-
-
-def batch(config: TransformerConfig, load: plan.Load, seed: int = 0) -> dict[str, mx.array]:
-    """Random arrays as data.batches makes them."""
-    keys = mx.random.split(mx.random.key(seed), load.batch + 2)
-    B, T, L, M = load.batch, load.frames, load.text, load.lyrics
-    made = {
-        "latents": mx.random.normal((B, 8, 16, T), key=keys[0]),
-        "latent_mask": mx.ones((B, T)),
-        "text": mx.random.normal((B, L, config.text_embedding_dim), key=keys[1]),
-        "text_mask": mx.ones((B, L)),
-        "lyric_ids": mx.ones((B, M), mx.int32),
-        "lyric_mask": mx.ones((B, M)),
-        "keys": keys[2:],
-    }
-    mx.eval(made)
-    return made
+        mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__ = real
+        mx.fast.scaled_dot_product_attention = attention
 
 
 def measure(
-    config: TransformerConfig,
+    config: Any,
     load: plan.Load,
     *,
     bits: int | None,
@@ -149,15 +144,17 @@ def measure(
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()  # what else this process holds
-    model = quantised_model(V1, config, bits, dtype)
-    inject(model, LoRASpec(rank=rank))
+    about = subject_of(config)
+    model = quantised_model(about.family, config, bits, dtype)
+    inject(model, LoRASpec(rank=rank, targets=about.family.lora.default_targets))
     for layer in adapter_modules(model).values():
         layer.train()
     model.checkpoint_blocks = checkpointed
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1), paths)
-    step = TrainStep(model, [group], StepSettings(compute_dtype=dtype), FlowMatching())
-    given = batch(config, load)
+    settings, prepare = StepSettings(compute_dtype=dtype), about.family.prepare(model)
+    step = TrainStep(model, [group], settings, about.objective(), prepare=prepare)
+    given = about.batch(config, load)
     seconds = 0.0
     mx.eval(step.state)
     mx.reset_peak_memory()
@@ -174,13 +171,13 @@ def measure(
 
 
 def measure_generation(
-    config: TransformerConfig, load: plan.Load, *, bits: int | None, dtype: mx.Dtype
+    config: Any, load: plan.Load, *, bits: int | None, dtype: mx.Dtype
 ) -> tuple[float, float, float]:
     """(peak bytes of conditions and two guided steps, bytes held between steps, seconds of the last step)."""
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
-    model = quantised_model(V1, config, bits, dtype)
+    model = quantised_model(subject_of(config).family, config, bits, dtype)
     mx.reset_peak_memory()
     step, _ = our_step(model, load.frames, 1 + TEXT + load.lyrics)
     seconds = 0.0
@@ -191,13 +188,13 @@ def measure_generation(
     return float(mx.get_peak_memory() - before), float(mx.get_active_memory() - before), seconds
 
 
-def exact(
-    config: TransformerConfig, load: plan.Load, bits: int | None, dtype: mx.Dtype, checkpointed: int
-) -> float:
+def exact(config: Any, load: plan.Load, bits: int | None, dtype: mx.Dtype, checkpointed: int) -> float:
     """The parts of the estimate that need no fit."""
     precision = {None: "no_change", 8: "int8-quanto", 4: "int4-quanto"}[bits]
     mixed = {mx.float32: "no", mx.bfloat16: "bf16"}[dtype]
     run = load_config({"base_model_precision": precision, "mixed_precision": mixed, "lora_rank": 16})
+    about = subject_of(config)
+    run = replace(run, model_flavour=about.flavour, acestep_lora_target=about.family.lora.default)
     parts = plan.estimate(run, load, model=config, checkpointed=checkpointed).parts
     return sum(v for k, v in parts.items() if k not in ("activations", "optimizer's step", "program"))
 
@@ -205,8 +202,19 @@ def exact(
 Case = tuple[int, plan.Load, int]  # blocks, batch, checkpointed blocks
 
 
-def cases(frames: list[int], text: int, tokens: list[int]) -> tuple[list[Case], list[Case], list[Case]]:
-    """Steps whose peak lies in a block, steps whose peak lies in the lyric encoder, and others as a check."""
+class Fit(NamedTuple):
+    """Steps that a family's coefficients are fitted to, and others as a check.
+
+    moments: of a step, of which the worst is its peak: names of features, and cases whose peak lies there.
+    Only the first moment has what checkpointed blocks keep.
+    """
+
+    moments: list[tuple[tuple[str, ...], list[Case]]]
+    others: list[Case]
+
+
+def fit_v1(frames: list[int], text: int, tokens: list[int]) -> Fit:
+    """The moments: a block, the lyric encoder."""
     few, middle, many = frames
     blocks = [
         (2, plan.Load(T, 1, text, M), 2) for T, M in ((few, 16), (middle, 16), (many, 16), (many, tokens[0]))
@@ -215,34 +223,53 @@ def cases(frames: list[int], text: int, tokens: list[int]) -> tuple[list[Case], 
     blocks += [(4, plan.Load(T, 1, text, M), 1) for T, M in ((few, 16), (middle, 16), (many, tokens[0]))]
     lyrics = [(2, plan.Load(16, 1, 16, M), 2) for M in tokens]
     others = [(2, plan.Load(many, 2, text, 16), 1), (3, plan.Load(middle, 1, text, tokens[0]), 3)]
-    return blocks, lyrics, others
+    moments = [
+        (("frames", "scores", "kept", "kept_scores"), blocks),
+        (("lyric_scores", "lyrics"), lyrics),
+    ]
+    return Fit(moments, others)
 
 
-def fit(config: TransformerConfig, frames: list[int], text: int, tokens: list[int], dtype: mx.Dtype) -> None:
-    """Measure both moments of the model apart, fit each one's coefficients, and check them on other cases."""
-    blocks, lyrics, others = cases(frames, text, tokens)
-    measured = {case: _measured(config, case, dtype) for case in (*blocks, *lyrics, *others)}
+def fit_v15(frames: list[int], text: int, tokens: list[int]) -> Fit:
+    """One moment; the longest song has so many scores that heads are worked on in turn."""
+    few, middle, many = frames
+    some, lots = tokens
+    blocks = [(2, plan.Load(T, 1, text, M), 2) for T, M in ((few, some), (middle, some), (many, lots))]
+    blocks += [(2, plan.Load(few, 1, 16, 16), 2), (2, plan.Load(many, 1, 16, 16), 2)]
+    blocks += [(2, plan.Load(few, 1, text, lots), 2), (2, plan.Load(few, 2, text, some), 2)]
+    blocks += [(4, plan.Load(few, 1, text, some), 0), (4, plan.Load(middle, 1, text, some), 1)]
+    others = [(3, plan.Load(middle, 1, text, lots), 3), (2, plan.Load(middle, 2, text, some), 1)]
+    return Fit([(("layer", "scores", "states", "kept", "kept_scores"), blocks)], others)
+
+
+FITS = {"v1": fit_v1, "v15": fit_v15}
+
+
+def fit(config: Any, frames: list[int], text: int, tokens: list[int], dtype: mx.Dtype) -> None:
+    """Measure each moment of the model apart, fit its coefficients, and check them on other cases."""
+    about = subject_of(config)
+    step_memory = about.memory
+    cases = FITS[about.family.name](frames, text, tokens)
+    every = [*(case for _, part in cases.moments for case in part), *cases.others]
+    measured = {case: _measured(config, case, dtype) for case in every}
     fitted: dict[str, float] = {}
-    for names, part in ((BLOCK, blocks), (LYRICS, lyrics)):
-        rows = [[_features(config, case, dtype)[name] for name in names] for case in part]
-        inputs = [
-            step_memory.block_inputs(config, case[1], dtype.size, case[2]) * (part is blocks) for case in part
-        ]
-        found = positive_least_squares(np.array(rows), np.array([measured[c] for c in part]) - inputs)
+    for moment, (names, part) in enumerate(cases.moments):
+        given = [(about.blocks(config, n), load, dtype.size, kept) for n, load, kept in part]
+        rows = [[step_memory.features(*one)[name] for name in names] for one in given]
+        inputs = [step_memory.block_inputs(*one) * (moment == 0) for one in given]
+        target = np.array([measured[c] for c in part]) - inputs
+        found = positive_least_squares(np.array(rows), target)
         fitted.update(zip(names, found.tolist(), strict=True))
     step_memory.FITTED[dtype.size] = step_memory.Coefficients(**fitted)
     print(step_memory.FITTED[dtype.size])
     for case, found in measured.items():
         n, load, checkpointed = case
-        expected = step_memory.activations(replace(config, num_layers=n), load, dtype.size, checkpointed)
-        kind = "not fitted" if case in others else "fitted"
+        expected = step_memory.activations(about.blocks(config, n), load, dtype.size, checkpointed)
+        kind = "not fitted" if case in cases.others else "fitted"
         print(
             f"{_words(case)}: activations {found / 1e9:.3f} GB, model {expected / 1e9:.3f} GB "
             f"({100 * (expected / found - 1):+.0f} %, {kind})"
         )
-
-
-BLOCK, LYRICS = ("frames", "scores", "kept", "kept_scores"), ("lyric_scores", "lyrics")
 
 
 def _words(case: Case) -> str:
@@ -253,15 +280,10 @@ def _words(case: Case) -> str:
     )
 
 
-def _features(config: TransformerConfig, case: Case, dtype: mx.Dtype) -> dict[str, float]:
-    n, load, checkpointed = case
-    return step_memory.features(replace(config, num_layers=n), load, dtype.size, checkpointed)
-
-
-def _measured(config: TransformerConfig, case: Case, dtype: mx.Dtype) -> float:
+def _measured(config: Any, case: Case, dtype: mx.Dtype) -> float:
     """What the step took above what stays and its gradients."""
     n, load, checkpointed = case
-    geometry = replace(config, num_layers=n)
+    geometry = subject_of(config).blocks(config, n)
     peak, resident, seconds = measure(geometry, load, bits=None, dtype=dtype, checkpointed=checkpointed)
     print(
         f"{_words(case)}: peak {peak / 1e9:.3f} GB, resident {resident / 1e9:.3f} GB, {seconds:.1f} s",
@@ -286,15 +308,15 @@ def positive_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray
 
 
 def generation(
-    geometry: TransformerConfig, lengths: list[float], bits: int | None, dtype: mx.Dtype, stand_ins: bool
+    geometry: Any, lengths: list[float], bits: int | None, dtype: mx.Dtype, stand_ins: bool
 ) -> None:
     """Print the peak of guided denoising, song by song."""
     for seconds in lengths:
-        load = V1.memory.load(seconds)
+        load = subject_of(geometry).family.memory.load(seconds)
         with shapes_only(gradient=False) if stand_ins else contextlib.nullcontext():
             peak, held, took = measure_generation(geometry, load, bits=bits, dtype=dtype)
         print(
-            f"{geometry.num_layers} blocks, {bits or dtype} base, a guided song of {seconds:.0f} s "
+            f"{geometry.blocks} blocks, {bits or dtype} base, a guided song of {seconds:.0f} s "
             f"({load.frames} frames, {load.lyrics} lyrics): peak {peak / 1e9:.2f} GB, between steps "
             f"{held / 1e9:.2f} GB, step {took:.2f} s",
             flush=True,
@@ -306,13 +328,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_family(parser)
+    parser.add_argument("--xl", action="store_true", help="ACE-Step 1.5's XL geometry")
     parser.add_argument("--quick", action="store_true", help="small geometry, seconds")
     parser.add_argument(
-        "--full", action="store_true", help="24 blocks; one point, measured against the estimate"
+        "--full", action="store_true", help="all blocks; one point, measured against the estimate"
     )
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantised base")
     parser.add_argument("--seconds", type=float, nargs="+", default=[60.0], help="lengths for --full")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--lyrics", type=int, help="tokens (default: what such a song tends to have)")
     parser.add_argument("--blocks", type=int, help="fewer blocks for --full")
     parser.add_argument("--keep", type=int, default=0, help="blocks of --full that are not checkpointed")
     parser.add_argument(
@@ -322,23 +347,24 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of --full")
     args = parser.parse_args()
     dtype = getattr(mx, args.dtype)
-    config = TransformerConfig()
+    about = subject(args.family)
+    config = replace(about.config, **XL) if args.xl else about.config
     if args.full:
-        geometry = replace(config, num_layers=args.blocks or config.num_layers)
+        geometry = about.blocks(config, args.blocks or config.blocks)
         if args.generate:
             generation(geometry, args.seconds, args.bits, dtype, args.shapes_only)
             return
         for seconds in args.seconds:
-            load = V1.memory.load(seconds, args.batch)
-            checkpointed = geometry.num_layers - args.keep
+            load = about.family.memory.load(seconds, args.batch, args.lyrics)
+            checkpointed = geometry.blocks - args.keep
             with shapes_only() if args.shapes_only else contextlib.nullcontext():
                 peak, resident, took = measure(
                     geometry, load, bits=args.bits, dtype=dtype, checkpointed=checkpointed
                 )
             base = exact(geometry, load, args.bits, dtype, checkpointed)
-            expected = base + step_memory.activations(geometry, load, dtype.size, checkpointed)
+            expected = base + about.memory.activations(geometry, load, dtype.size, checkpointed)
             print(
-                f"{geometry.num_layers} blocks, {args.bits or dtype} base, {seconds:.0f} s "
+                f"{geometry.blocks} blocks, {args.bits or dtype} base, {seconds:.0f} s "
                 f"({load.frames} frames, {load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed: "
                 f"peak {peak / 1e9:.2f} GB, resident {resident / 1e9:.2f} GB, step {took:.2f} s; "
                 f"estimate {expected / 1e9:.2f} GB "
@@ -346,14 +372,20 @@ def main() -> None:
                 flush=True,
             )
     elif args.quick:
-        small = replace(
-            config, num_attention_heads=3, lyric_hidden_size=128, lyric_encoder_heads=4, lyric_encoder_ff=256
+        small = replace(config, **about.narrow)
+        fit(
+            small,
+            *({"v1": ([64, 128, 192], 32, [96, 192]), "v15": ([128, 256, 768], 32, [32, 256])}[args.family]),
+            mx.float32,
         )
-        fit(small, [64, 128, 192], 32, [96, 192], mx.float32)
-    else:
+    elif args.family == "v1":
         fit(config, [144, 288, 645], 256, [192, 512], mx.float32)
         with shapes_only():
             fit(config, [323, 645, 1292], 256, [384, 768], mx.bfloat16)
+    else:
+        fit(config, [1500, 3000, 6000], 256, [180, 1000], mx.float32)
+        with shapes_only():
+            fit(config, [1500, 3000, 6000], 256, [180, 1000], mx.bfloat16)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One LoRA training step, ours and the PyTorch reference's, side by side in one run.
 
-    python benchmarks/train_step.py            two blocks of the true width, true lyric encoder, 645 frames
+    python benchmarks/train_step.py            two blocks of the true width, 60 s (v1: true lyric encoder)
     python benchmarks/train_step.py --quick    a small geometry, seconds
     python benchmarks/train_step.py --ours-only --blocks 24 --steps 1      the whole model (10 GB of weights)
 
@@ -17,13 +17,15 @@ downloaded.
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -32,12 +34,10 @@ from mlx.utils import tree_flatten
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from subjects import Subject, add_family, subject
+
 from acestep_mlx.convert.plan import translate
-from acestep_mlx.families.v1 import FAMILY as V1
-from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
-from acestep_mlx.families.v1.keymap import KEYMAPS
-from acestep_mlx.families.v1.lora import LORA
-from acestep_mlx.families.v1.objective import FlowMatching
+from acestep_mlx.families.protocol import Load
 from acestep_mlx.lora.surgery import LoRASpec, inject
 from acestep_mlx.training.memory import cache_limit
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
@@ -52,17 +52,16 @@ Products = Counter[tuple[int, int, int]]  # (rows, inner, columns) → how often
 class Case:
     """What one step works on."""
 
-    config: TransformerConfig
-    frames: int
-    text: int
-    lyrics: int
+    about: Subject
+    config: Any
+    load: Load
     rank: int
     checkpoint: bool
 
 
-def reference_model(case: Case) -> torch.nn.Module:
-    """The PyTorch reference with random weights; its lyric encoder's sizes are its constructor's defaults."""
-    config = case.config
+def reference_v1(case: Case) -> torch.nn.Module:
+    """Upstream's model with random weights; its lyric encoder's sizes are its constructor's defaults."""
+    config, load = case.config, case.load
     encoder = reference.load("lyrics_utils.lyric_encoder").ConformerEncoder
     sizes = (
         config.lyric_hidden_size,
@@ -78,7 +77,7 @@ def reference_model(case: Case) -> torch.nn.Module:
         attention_head_dim=config.attention_head_dim,
         num_attention_heads=config.num_attention_heads,
         mlp_ratio=config.mlp_ratio,
-        max_position=max(1024, case.frames, 1 + case.text + case.lyrics),
+        max_position=max(1024, load.frames, 1 + load.text + load.lyrics),
         speaker_embedding_dim=config.speaker_embedding_dim,
         text_embedding_dim=config.text_embedding_dim,
         ssl_encoder_depths=[],
@@ -93,105 +92,130 @@ def reference_model(case: Case) -> torch.nn.Module:
     return model
 
 
-def our_model(case: Case, theirs: torch.nn.Module) -> ACEStepTransformer:
+def reference_v15(case: Case) -> torch.nn.Module:
+    """diffusers' model with random weights."""
+    from diffusers import AceStepTransformer1DModel
+
+    torch.manual_seed(0)
+    known = inspect.signature(AceStepTransformer1DModel.__init__).parameters
+    sizes = {key: value for key, value in asdict(case.config).items() if key in known}
+    return AceStepTransformer1DModel(**sizes)
+
+
+def our_model(case: Case, theirs: torch.nn.Module) -> Any:
     """Our transformer with the same weights."""
-    model = ACEStepTransformer(case.config)
+    component = case.about.family.components["transformer"]
+    model = component.module(case.config)
     state = {k: mx.array(v.numpy()) for k, v in theirs.state_dict().items()}
-    weights = translate("transformer", KEYMAPS["transformer"], model, state)
+    weights = translate("transformer", component.keymap, model, state)
     model.load_weights(list(weights.items()), strict=True)
     mx.eval(model.parameters())
     return model
 
 
-def random_batch(case: Case, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch as our data loader makes it."""
-    rng = np.random.default_rng(seed)
-    config = case.config
-    return {
-        "latents": rng.standard_normal((batch, config.in_channels, 16, case.frames), dtype=np.float32),
-        "latent_mask": np.ones((batch, case.frames), np.float32),
-        "text": rng.standard_normal((batch, case.text, config.text_embedding_dim), dtype=np.float32),
-        "text_mask": np.ones((batch, case.text), np.float32),
-        "lyric_ids": rng.integers(0, config.lyric_encoder_vocab_size, (batch, case.lyrics)).astype(np.int32),
-        "lyric_mask": np.ones((batch, case.lyrics), np.float32),
-    }
-
-
-def our_step(case: Case, model: ACEStepTransformer, batch: dict[str, np.ndarray]) -> Callable[[], float]:
+def our_step(case: Case, model: Any, batch: dict[str, mx.array]) -> Callable[[], float]:
     """A function that makes one training step and returns its loss."""
-    inject(model, LoRASpec(rank=case.rank))
+    family = case.about.family
+    inject(model, LoRASpec(rank=case.rank, targets=family.lora.default_targets))
     model.train()
-    model.checkpoint_blocks = case.config.num_layers if case.checkpoint else 0
+    model.checkpoint_blocks = case.config.blocks if case.checkpoint else 0
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1000), paths)
-    step = TrainStep(model, [group], StepSettings(), FlowMatching())
-    arrays = {k: mx.array(v) for k, v in batch.items()}
+    step = TrainStep(model, [group], StepSettings(), case.about.objective(), prepare=family.prepare(model))
     keys = mx.random.key(0)
-    mx.eval(arrays, keys)
 
     def run() -> float:
         nonlocal keys
-        keys, *samples = mx.random.split(keys, 1 + arrays["latents"].shape[0])
-        result = step({**arrays, "keys": mx.stack(samples)}, update=True)
+        keys, *samples = mx.random.split(keys, 1 + case.load.batch)
+        result = step({**batch, "keys": mx.stack(samples)}, update=True)
         mx.eval(result.loss, step.state)
         return result.loss.item()
 
     return run
 
 
-def their_step(case: Case, model: torch.nn.Module, batch: dict[str, np.ndarray]) -> Callable[[], float]:
+def their_step(case: Case, model: Any, batch: dict[str, mx.array]) -> Callable[[], float]:
     """The same with PyTorch and peft, as the reference trainer computes it."""
     from peft import LoraConfig
 
     model.requires_grad_(False)
-    model.add_adapter(
-        LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=list(LORA.default_targets))
-    )
+    targets = list(case.about.family.lora.default_targets)
+    if case.about.family.name == "v15":
+        targets = [THEIR_NAMES[target] for target in targets]
+    model.add_adapter(LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=targets))
     model.train()
     model.gradient_checkpointing = case.checkpoint
-    model.lyric_encoder.gradient_checkpointing = case.checkpoint
+    if case.about.family.name == "v1":
+        model.lyric_encoder.gradient_checkpointing = case.checkpoint
+    elif case.checkpoint:
+        model.enable_gradient_checkpointing()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
-    given = {k: torch.from_numpy(v) for k, v in batch.items()}
-    B = given["latents"].shape[0]
-    speaker = torch.zeros(B, case.config.speaker_embedding_dim)
+    given = {k: torch.from_numpy(np.array(v)) for k, v in batch.items() if k != "keys"}
     generator = torch.Generator().manual_seed(0)
+    loss_of = REFERENCES[case.about.family.name].loss
 
     def run() -> float:
-        sigma = torch.sigmoid(torch.randn(B, generator=generator)).view(-1, 1, 1, 1)
-        noise = torch.randn(given["latents"].shape, generator=generator)
-        noisy = sigma * noise + (1 - sigma) * given["latents"]
-        velocity = model(
-            hidden_states=noisy,
-            attention_mask=given["latent_mask"],
-            encoder_text_hidden_states=given["text"],
-            text_attention_mask=given["text_mask"],
-            speaker_embeds=speaker,
-            lyric_token_idx=given["lyric_ids"].long(),
-            lyric_mask=given["lyric_mask"],
-            timestep=sigma.flatten() * 1000,
-        ).sample
-        mask = given["latent_mask"][:, None, None]
-        loss = (((noisy - sigma * velocity - given["latents"]) * mask) ** 2).mean()
+        loss = loss_of(model, given, generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return float(loss.item())
 
     return run
 
 
-def products(case: Case, batch: int) -> Products:
+Given = dict[str, "torch.Tensor"]
+
+
+def loss_v1(model: Any, given: Given, generator: torch.Generator) -> torch.Tensor:
+    """Upstream's loss of a batch."""
+    B = given["latents"].shape[0]
+    sigma = torch.sigmoid(torch.randn(B, generator=generator)).view(-1, 1, 1, 1)
+    noise = torch.randn(given["latents"].shape, generator=generator)
+    noisy = sigma * noise + (1 - sigma) * given["latents"]
+    velocity = model(
+        hidden_states=noisy,
+        attention_mask=given["latent_mask"],
+        encoder_text_hidden_states=given["text"],
+        text_attention_mask=given["text_mask"],
+        speaker_embeds=torch.zeros(B, model.config.speaker_embedding_dim),
+        lyric_token_idx=given["lyric_ids"].long(),
+        lyric_mask=given["lyric_mask"],
+        timestep=sigma.flatten() * 1000,
+    ).sample
+    mask = given["latent_mask"][:, None, None]
+    return (((noisy - sigma * velocity - given["latents"]) * mask) ** 2).mean()
+
+
+def loss_v15(model: Any, given: Given, generator: torch.Generator) -> torch.Tensor:
+    """The original's loss of a batch; it has no masks."""
+    shape = given["mean"].shape
+    t = torch.sigmoid(torch.randn(2, shape[0], generator=generator) - 0.4).amax(0)
+    clean = given["mean"] + given["std"] * torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    at = t[:, None, None]
+    velocity = model(
+        hidden_states=at * noise + (1 - at) * clean,
+        timestep=t,
+        timestep_r=t,
+        encoder_hidden_states=given["states"],
+        context_latents=torch.cat([given["source"], torch.ones_like(clean)], dim=-1),
+    ).sample
+    return ((velocity - (noise - clean)) ** 2).mean()
+
+
+def products_v1(case: Case) -> Products:
     """The matrix products that a step cannot do without: weights times activations, adapters left out.
 
     Once forward, once more where a block is checkpointed (its last layer's result is not needed again), and
     once backward for the gradient of the input; the first block's input needs none.
     """
-    config = case.config
+    config, load = case.config, case.load
     D, F, H, M = config.dim, config.ff_dim, config.lyric_hidden_size, config.lyric_encoder_ff
-    T, L = batch * case.frames, batch * case.lyrics
-    S = batch * (1 + case.text + case.lyrics)
+    T, L = load.batch * load.frames, load.batch * load.lyrics
+    S = load.batch * (1 + load.text + load.lyrics)
     again = 1 if case.checkpoint else 0
     count: Products = Counter()
 
@@ -208,11 +232,56 @@ def products(case: Case, batch: int) -> Products:
     for i in range(config.lyric_encoder_layers):
         add(L, H, H, forward=1 + again, backward=int(i > 0), times=3)
         add(L, H, H, forward=1 + again, backward=1)
-        add(2 * case.lyrics - 1, H, H, forward=1 + again, backward=0)  # positions
+        add(2 * load.lyrics - 1, H, H, forward=1 + again, backward=0)  # positions
         add(L, H, M, forward=1 + again, backward=1)
         add(L, M, H, forward=1, backward=1)
     add(L, H, D, forward=1, backward=1)
     return +count
+
+
+def products_v15(case: Case) -> Products:
+    """The same for ACE-Step 1.5; the conditions need no gradient, so that their k and v get none."""
+    config, load = case.config, case.load
+    D, F = config.hidden_size, config.intermediate_size
+    Q, KV = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    L, S = load.batch * -(-load.frames // config.patch_size), load.batch * (1 + load.text + load.lyrics)
+    again = 1 if case.checkpoint else 0
+    count: Products = Counter()
+
+    def add(
+        rows: int, inner: int, columns: int, *, backward: int, times: int = 1, again: int = again
+    ) -> None:
+        count[rows, inner, columns] += (1 + again) * times
+        count[rows, columns, inner] += backward * times
+
+    for i in range(config.num_hidden_layers):
+        add(L, D, Q, backward=int(i > 0))
+        add(L, D, KV, backward=int(i > 0), times=2)
+        add(L, Q, D, backward=1)
+        add(L, D, Q, backward=1)
+        add(S, D, KV, backward=0, times=2)
+        add(L, Q, D, backward=1)
+        add(L, D, F, backward=1, times=2)
+        add(L, F, D, backward=1, forward=1)
+    return +count
+
+
+#: ours → diffusers'
+THEIR_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
+
+
+class Reference(NamedTuple):
+    """The PyTorch side of a family, and the products that a step of it needs."""
+
+    model: Callable[[Case], torch.nn.Module]
+    loss: Callable[[Any, Given, torch.Generator], torch.Tensor]
+    products: Callable[[Case], Products]
+
+
+REFERENCES = {
+    "v1": Reference(reference_v1, loss_v1, products_v1),
+    "v15": Reference(reference_v15, loss_v15, products_v15),
+}
 
 
 def time_products(
@@ -243,9 +312,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_family(parser)
     parser.add_argument("--quick", action="store_true", help="small geometry, three steps")
     parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--frames", type=int, default=645)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--text", type=int, default=64, help="prompt tokens")
     parser.add_argument("--lyrics", type=int, default=299, help="lyric tokens")
     parser.add_argument("--batch", type=int, default=1)
@@ -262,25 +332,26 @@ def main() -> None:
     if args.cpu_time:  # the BLAS under MLX takes its number of threads from the environment
         clock = time.process_time
         torch.set_num_threads(1)
-    config = TransformerConfig(num_layers=args.blocks)
+    about = subject(args.family)
+    config = about.blocks(about.config, args.blocks)
+    load = Load(round(args.seconds * about.family.latents.frame_rate), args.batch, args.text, args.lyrics)
     if args.quick:
-        config = replace(
-            config, num_attention_heads=3, lyric_hidden_size=256, lyric_encoder_heads=4, lyric_encoder_ff=512
-        )
-        args.frames, args.text, args.lyrics, args.steps = 64, 16, 32, 3
-    case = Case(config, args.frames, args.text, args.lyrics, args.rank, not args.no_checkpoint)
-    batch = random_batch(case, args.batch)
+        config = replace(config, **about.narrow)
+        load, args.steps = Load(64, args.batch, 16, 32), 3
+    case = Case(about, config, load, args.rank, not args.no_checkpoint)
+    batch = about.batch(config, load)
+    sides = REFERENCES[args.family]
     if args.ours_only:
-        steps = {"ours": our_step(case, quantised_model(V1, config, None, mx.float32), batch)}
+        steps = {"ours": our_step(case, quantised_model(about.family, config, None, mx.float32), batch)}
     else:
-        theirs = reference_model(case)
+        theirs = sides.model(case)
         steps = {"ours": our_step(case, our_model(case, theirs), batch)}
         steps["PyTorch"] = their_step(case, theirs, batch)
         del theirs
 
-    tokens = 1 + args.text + args.lyrics
-    print(f"{args.blocks} blocks of width {config.dim}, {args.frames} frames, {tokens} tokens, ", end="")
-    print(f"batch {args.batch}")
+    tokens = 1 + load.text + load.lyrics
+    print(f"{about.family.title}: {config.blocks} blocks, {load.frames} frames, {tokens} tokens, ", end="")
+    print(f"batch {load.batch}")
     print(f"rank {args.rank}, float32, checkpointing {'on' if case.checkpoint else 'off'}")
     times: dict[str, list[float]] = {name: [] for name in steps}
     mx.set_cache_limit(cache_limit())  # as the training loop does: MLX's default on a CPU is 32 MB
@@ -300,7 +371,7 @@ def main() -> None:
     if args.ours_only:
         return
     print(f"ratio    {medians['ours'] / medians['PyTorch']:7.3f}")
-    our_floor, their_floor, operations = time_products(products(case, args.batch), clock)
+    our_floor, their_floor, operations = time_products(sides.products(case), clock)
     print(f"bare matrix products: {operations / 1e12:.2f} TFLOP, ", end="")
     print(f"ours {our_floor:.3f} s, PyTorch {their_floor:.3f} s")
 

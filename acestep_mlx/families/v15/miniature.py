@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 import numpy as np
@@ -66,12 +66,23 @@ DIFFUSERS_NAMES = (
     (r"^proj_(in|out)\.1\.", r"proj_\1_conv."), (r"(_attn)\.([qkv])_proj\.", r"\1.to_\2."),
     (r"(_attn)\.o_proj\.", r"\1.to_out.0."), (r"(_attn)\.([qk])_norm\.", r"\1.norm_\2."),
 )  # fmt: skip
-SILENCE_SPEC = Spec("silence_latent", (1, SILENCE_FRAMES, CHANNELS), 0.5)
 NUMBERS = 240  # merges of the tokenizer
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )  # how Qwen's tokenizers cut a text before they merge
+
+
+class Geometry(NamedTuple):
+    """Configs of a checkpoint: the original's, its changes in XL variants, and those of two components."""
+
+    model: Mapping[str, Any]
+    xl: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    vae: Mapping[str, Any]
+
+
+TINY = Geometry(CONFIG, XL, TEXT_ENCODER, VAE)
 
 
 def write_checkpoint(
@@ -82,6 +93,7 @@ def write_checkpoint(
     flavour: str = "turbo",
     dtype: str = "float32",
     shards: int = 1,
+    size: Geometry = TINY,
 ) -> Path:
     """Write a whole checkpoint into `folder` (made if need be) and return its path.
 
@@ -89,8 +101,8 @@ def write_checkpoint(
     how many files the transformer is cut. Same seed, same bytes.
     """
     folder = Path(folder)
-    config = _config(flavour)
-    modules, configs = _modules(config)
+    config = _config(flavour, size)
+    modules, configs = _modules(config, size)
     original = layout == "original"
     places = (ORIGINAL[flavour] if original else DIFFUSERS).places
     together: list[Spec] = []
@@ -109,27 +121,29 @@ def write_checkpoint(
         target = folder / places["transformer"].folder
         _write_json(target / "config.json", config)
         write_weights(target, "model", together, shards, seed, dtype)
-        _write_silence(target / SILENCE, seed)
+        _write_silence(target / SILENCE, config["timbre_hidden_dim"], seed)
     words = folder / (places["text_encoder"].folder if original else "tokenizer")
     words.mkdir(parents=True, exist_ok=True)
     write_tokenizer(words)
     return folder
 
 
-def _config(flavour: str) -> dict[str, Any]:
+def _config(flavour: str, size: Geometry) -> dict[str, Any]:
     large = flavour.startswith("xl-")
-    encoder = {own: CONFIG[key] for own, key in zip(ENCODER_SIZES, SIZES, strict=True)}
+    encoder = {own: size.model[key] for own, key in zip(ENCODER_SIZES, SIZES, strict=True)}
     kind = flavour.removeprefix("xl-")
     return {
-        **CONFIG,
-        **({**XL, **encoder} if large else {}),
+        **size.model,
+        **({**size.xl, **encoder} if large else {}),
         "is_turbo": kind == "turbo",
         "model_version": kind,
     }
 
 
-def _modules(config: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
-    configs = {**split_original(config), "vae": VAE, "text_encoder": TEXT_ENCODER}
+def _modules(
+    config: Mapping[str, Any], size: Geometry
+) -> tuple[dict[str, nn.Module], dict[str, Mapping[str, Any]]]:
+    configs = {**split_original(config), "vae": size.vae, "text_encoder": size.text_encoder}
     made = {name: one.module(one.config.from_dict(configs[name])) for name, one in COMPONENTS.items()}
     return made, configs
 
@@ -141,7 +155,7 @@ def _specs(component: str, module: nn.Module) -> Iterator[Spec]:
         parent, _, leaf = path.rpartition(".")
         owner, shape = owners.get(parent, module), tuple(value.shape)
         if path == "silence_latent":
-            yield SILENCE_SPEC
+            yield _silence(shape[2])
         elif isinstance(owner, (nn.Conv1d, nn.ConvTranspose1d)):
             yield from _convolution(component, parent, owner, leaf, shape)
         elif isinstance(owner, nn.Embedding):
@@ -155,7 +169,11 @@ def _specs(component: str, module: nn.Module) -> Iterator[Spec]:
         else:
             yield Spec(path, shape, 0.02 if leaf == "bias" else shape[-1] ** -0.5)
     if component == "condition_encoder":
-        yield Spec("timbre_encoder.special_token", (1, 1, CHANNELS * 8), 0.1)
+        yield Spec("timbre_encoder.special_token", module.null_condition_emb.shape, 0.1)
+
+
+def _silence(channels: int) -> Spec:
+    return Spec("silence_latent", (1, SILENCE_FRAMES, channels), 0.5)
 
 
 def _convolution(component: str, name: str, owner: Any, leaf: str, shape: Shape) -> Iterator[Spec]:
@@ -194,9 +212,9 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_silence(path: Path, seed: int) -> None:
+def _write_silence(path: Path, channels: int, seed: int) -> None:
     """As `torch.save` would write the tensor (1, C, T): its pickle is put together by hand."""
-    spec = _named("condition_encoder", SILENCE_SPEC, original=True)
+    spec = _named("condition_encoder", _silence(channels), original=True)
     values = np.concatenate(list(random_values(spec, seed))).reshape(spec.shape).swapaxes(1, 2)
     _, C, T = values.shape
 
