@@ -298,6 +298,7 @@ class ACEStepPipeline:
         its sound. latents (songs, …): the first noise, in place of the seeds'. output_type "latent": songs as
         an `mx.array` (songs, …), not decoded. Raises ConfigError, DataError or CheckpointError in one line.
         """
+        latents, src_latents = (None if one is None else mx.array(one) for one in (latents, src_latents))
         songs = 1 if latents is None else latents.shape[0]
         several = isinstance(seed, Sequence)
         if not isinstance(seed, Sequence):

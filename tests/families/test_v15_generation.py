@@ -19,6 +19,7 @@ from acestep_mlx.config.request import Request
 from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.families import REGISTRY
+from acestep_mlx.families.protocol import LyricsQuestion
 from acestep_mlx.families.requests import request_for
 from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.generation import IDLE, language_of, texts
@@ -127,6 +128,19 @@ def test_the_language_of_lyrics(lyrics: str, code: str) -> None:
         said.startswith(f"# Languages\n{code}\n")
         and "# Languages\nnl\n" in texts(Request(lyrics=lyrics, vocal_language="nl"))[1]
     )
+
+
+def test_texts_that_are_cut(pipe: ACEStepPipeline) -> None:
+    request = Request(prompt="pop, " * 300, lyrics="[verse]\n" + "la " * 3000, vocal_language="en")
+    prompt, lyrics = pipe.family.remarks(request, pipe)
+    assert prompt.startswith("prompt: cut to 256 of ") and lyrics.startswith("lyrics: cut to 2048 of ")
+    said = pipe.family.remarks(Request(lyrics="[verse]\nhello my love"), pipe)
+    assert said == ["lyrics: taken for en; vocal_language says it otherwise"]
+    asked = LyricsQuestion("[verse]\nhello", None, pipe.folder, None, Path(), lambda advance: None)
+    read, counted = pipe.family.lyrics_report(asked)
+    assert read == "read as they are written, after the line 'en'"
+    assert counted.endswith("tokens of at most 2048")
+    assert "--model" in pipe.family.lyrics_report(replace(asked, folder=None))[1]
 
 
 @pytest.mark.slow

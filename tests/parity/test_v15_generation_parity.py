@@ -63,7 +63,7 @@ def reference(folder: Path) -> Any:
 Pair = tuple[ACEStepPipeline, Any]
 
 
-@pytest.fixture(scope="module", params=["base", "turbo"])
+@pytest.fixture(scope="module", params=["base", "turbo", "xl-base"])
 def pair(request: pytest.FixtureRequest, registered: None, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp(request.param)
     write_checkpoint(folder / "diffusers", layout="diffusers", flavour=request.param)
