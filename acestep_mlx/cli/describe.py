@@ -22,6 +22,7 @@ NAMES = 20  # names per list
 SECONDS = 60  # of music, for the memory estimate
 # What LoRA files have in their keys, and what may stand before a module's path.
 SPELLINGS = {
+    ".lokr_w": "LyCORIS's",
     ".lora_A.": "peft's",
     ".lora_down.": "kohya's",
     ".lora.down.": "diffusers' old",
@@ -187,8 +188,7 @@ def lora(path: Path, against: ModelFolder | None) -> list[str]:
         ]
     weights = read_lora(path)
     lines = [
-        f"{file}: {'DoRA' if weights.is_dora else 'LoRA'} for {weights.family.title}, "
-        f"{_spelling(weights, set(header.tensors))}",
+        f"{file}: {weights.kind} for {weights.family.title}, {_spelling(weights, set(header.tensors))}",
         f"  {count(len(weights.modules), 'module')}, {_parameters(weights.parameter_count)}, {stored}",
     ]
     lines += _lora_facts(weights)
@@ -212,11 +212,12 @@ def _spelling(weights: LoRAWeights, names: set[str]) -> str:
 
 def _lora_facts(weights: LoRAWeights) -> list[str]:
     facts = {name: fact for name, fact in weights.metadata.items() if fact is not None}
-    ranks = Counter(module.rank for module in weights.modules.values())
+    factored = [module for module in weights.modules.values() if not module.is_whole]
+    ranks = Counter(module.rank for module in factored)
     targets = Counter(_target(name) for name in weights.modules)
-    alphas = Counter(round(module.scale * module.rank, 6) for module in weights.modules.values())
-    lines = [f"  rank: {_counted(ranks)}"]
-    if not facts and not weights.unscaled:
+    alphas = Counter(round(module.scale * module.rank, 6) for module in factored)
+    lines = [f"  rank: {_counted(ranks) if factored else 'none, as its factors are whole matrices'}"]
+    if factored and not facts and not weights.unscaled:
         lines.append(f"  scale: as alpha {_counted(alphas)} at this rank gives it")
     if "alpha" in facts:
         kind = ", rsLoRA" if facts.get("use_rslora") else ""

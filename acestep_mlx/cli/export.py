@@ -105,9 +105,8 @@ def command(
     else:
         write_lora(target, weights, kind, DTYPES[dtype], base=base, with_full=with_lyrics_embedder)
     difference = verify(target, written, DTYPES[dtype])
-    kinds = "DoRA" if weights.is_dora else "LoRA"
     click.echo(
-        f"{target.parent if folder else target}: {kinds} of {count(len(weights.modules), 'module')}, "
+        f"{target.parent if folder else target}: {weights.kind} of {count(len(weights.modules), 'module')}, "
         f"rank {weights.rank}, {dtype}, "
         f"{size(target.stat().st_size)}, for {programs(weights, kind, with_lyrics_embedder)}"
     )

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 LYRICS_SUFFIXES = (".lyrics", ".lrc")
 LYRICS_ENDINGS = ("_lyrics.txt", ".lyrics.txt")
-LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 MOST_ENTRIES = 20_000  # files and folders in a folder that are looked at
 
 
@@ -61,6 +60,7 @@ def _describe(
 
 def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     from ..families import layouts
+    from ..lora.formats.read import FILE_NAMES
     from ..training.checkpoint import checkpoints
     from . import describe, describe_training
 
@@ -78,7 +78,7 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
         return describe_training.training_checkpoint(path, model)
     if checkpoints(path) or "metrics.jsonl" in names:
         return describe_training.training_output(path)
-    if names & set(LORA_FILES):
+    if names & set(FILE_NAMES):
         return describe.lora(path, model)
     inside = list(itertools.islice(path.rglob("*"), MOST_ENTRIES + 1))
     if len(inside) > MOST_ENTRIES:

@@ -26,29 +26,58 @@ class _Originals:
     parameters: dict[str, mx.array] = field(default_factory=dict)
 
 
+class Kronecker(nn.Module):
+    """x ↦ (w1 ⊗ w2) x without the product: w1 (l, m), w2 (out/l, in/m) as factors of its transpose; frozen.
+
+    rows: (out,) factors, where it is a DoRA.
+    """
+
+    def __init__(
+        self, w1: mx.array, lora_a: mx.array, lora_b: mx.array, rows: mx.array | None, dtype: mx.Dtype
+    ) -> None:
+        super().__init__()
+        self.w1 = w1.astype(dtype)
+        whole = lora_a.shape[1] >= min(lora_a.shape[0], lora_b.shape[1])
+        self.w2 = [x.astype(dtype) for x in ([lora_a @ lora_b] if whole else [lora_a, lora_b])]
+        if rows is not None:
+            self.rows = rows.astype(dtype)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = x.reshape(*x.shape[:-1], self.w1.shape[1], -1)  # [..., m, in/m]
+        for factor in self.w2:
+            y = y @ factor
+        y = (self.w1 @ y).reshape(*x.shape[:-1], -1)
+        return y * self.rows if "rows" in self else y
+
+
 class AppliedLoRA(Wrapper, nn.Module):
     """A linear layer with any number of LoRAs as one pair of small matrices, in the layer's precision.
 
     y = W x + bias + B (A x) + (g − 1)·W x; lora_a (in, Σr) and lora_b (Σr, out) hold every scale and
-    strength, `gain` (out,) is g − 1 where a DoRA is among them.
+    strength, `gain` (out,) is g − 1 where a DoRA is among them. `lokrs` are LoKrs, each by itself.
     """
 
     def __init__(self, linear: nn.Module, parts: Sequence[Part]) -> None:
         super().__init__()
         self.linear = linear
         dtype = own_dtype(linear)
-        downs, ups, gain = [], [], None
+        downs, ups, lokrs, gain = [], [], [], None
         for module, strength in parts:
             up = (strength * module.scale) * module.b.T
             row_gain = module.gain(linear)
             if row_gain is not None:
-                up = up * row_gain
                 change = strength * (row_gain - 1)
                 gain = change if gain is None else gain + change
+            if module.w1 is not None:
+                lokrs.append(Kronecker(module.w1, module.a.T, up, row_gain, dtype))
+                continue
             downs.append(module.a.T)
-            ups.append(up)
-        self.lora_a = mx.concatenate(downs, axis=1).astype(dtype)
-        self.lora_b = mx.concatenate(ups, axis=0).astype(dtype)
+            ups.append(up if row_gain is None else up * row_gain)
+        if downs:
+            self.lora_a = mx.concatenate(downs, axis=1).astype(dtype)
+            self.lora_b = mx.concatenate(ups, axis=0).astype(dtype)
+        if lokrs:
+            self.lokrs = lokrs
         if gain is not None:
             self.gain = gain.astype(dtype)
         self.freeze()
@@ -56,7 +85,9 @@ class AppliedLoRA(Wrapper, nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         y: mx.array = self.linear(x)
-        change = (x @ self.lora_a) @ self.lora_b
+        change = (x @ self.lora_a) @ self.lora_b if "lora_a" in self else mx.zeros_like(y)
+        for lokr in self.get("lokrs", ()):
+            change = change + lokr(x)
         if "gain" in self:
             base = y - self.linear.bias if "bias" in self.linear else y
             change = change + self.gain * base

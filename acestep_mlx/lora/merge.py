@@ -75,7 +75,7 @@ def fused_weight(layer: nn.Module, parts: Sequence[Part]) -> mx.array:
     total = weight
     for module, strength in parts:
         if module.magnitude is None:
-            total = total + (strength * module.scale * module.b) @ module.a
+            total = total + module.delta(strength)
         else:
             total = total + (module.adapted_weight(layer, strength) - weight)
     return total

@@ -299,6 +299,8 @@ def check_start(
     names all the settings that would make them fit.
     """
     weights.check_against(transformer, where)
+    if weights.is_lokr:
+        raise ConfigError(f"{where} is a LoKr, and a LoRA is trained here: it cannot be gone on from")
     problems, advice = [], []
     if extra := [path for path in weights.modules if path not in ranks]:
         problems.append(f"has modules that this run does not train: {describe_unknown(extra)}")

@@ -22,6 +22,7 @@ from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row
 class LoRAModule:
     """ΔW = scale · b @ a of one linear layer: a (r, in), b (out, r), float32.
 
+    `w1` (l, m) makes it LoKr: ΔW = scale · w1 ⊗ (b @ a), with a (r, in/m) and b (out/l, r).
     `magnitude` (out,) makes it DoRA: W + ΔW is then multiplied per output row by magnitude/‖W + ΔW‖ as peft
     does (`magnitude_over` "adapted"), or by magnitude/‖W‖ as ComfyUI does with its `dora_scale` ("base").
     """
@@ -31,6 +32,18 @@ class LoRAModule:
     scale: float = 1.0
     magnitude: mx.array | None = None
     magnitude_over: str = "adapted"
+    w1: mx.array | None = None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What it holds."""
+        a = None if self.is_whole else self.a
+        return [x for x in (a, self.b, self.magnitude, self.w1) if x is not None]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `b` is a whole matrix of a LoKr, and `a` an identity."""
+        return self.w1 is not None and self.a.shape[0] == self.a.shape[1]
 
     @property
     def rank(self) -> int:
@@ -39,14 +52,18 @@ class LoRAModule:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the layer."""
-        return self.b.shape[0], self.a.shape[1]
+        left, middle = (1, 1) if self.w1 is None else self.w1.shape
+        return left * self.b.shape[0], middle * self.a.shape[1]
 
-    def delta(self) -> mx.array:
-        """ΔW (out, in) float32, without the magnitude."""
-        return (self.scale * self.b) @ self.a
+    def delta(self, strength: float = 1.0) -> mx.array:
+        """strength · ΔW (out, in) float32, without the magnitude."""
+        product = (strength * self.scale * self.b) @ self.a
+        return product if self.w1 is None else mx.kron(self.w1, product)
 
     def adapted_norms(self, linear: nn.Module) -> mx.array:
         """‖W + ΔW‖ per output row of `linear`, (out,) float32."""
+        if self.w1 is not None:
+            return mx.maximum(mx.linalg.norm(dense_weight(linear) + self.delta(), axis=1), 1e-15)
         return adapted_norms(linear, row_norms_squared(linear), self.a, self.b, self.scale)
 
     def gain(self, linear: nn.Module) -> mx.array | None:
@@ -62,7 +79,7 @@ class LoRAModule:
         weight = dense_weight(linear)
         gain = self.gain(linear)
         if gain is None:
-            return weight + (strength * self.scale * self.b) @ self.a
+            return weight + self.delta(strength)
         adapted = gain[:, None] * (weight + self.delta())
         return weight + strength * (adapted - weight)
 
@@ -108,6 +125,15 @@ class LoRAWeights:
         return any(m.magnitude is not None for m in self.modules.values())
 
     @property
+    def is_lokr(self) -> bool:
+        return any(m.w1 is not None for m in self.modules.values())
+
+    @property
+    def kind(self) -> str:
+        """LoRA, DoRA or LoKr."""
+        return "LoKr" if self.is_lokr else "DoRA" if self.is_dora else "LoRA"
+
+    @property
     def left_out(self) -> list[str]:
         """A line for each reason why modules of the file are left out."""
         lines = []
@@ -135,16 +161,17 @@ class LoRAWeights:
     def is_trained(self) -> bool:
         """Whether it changes anything: some B is not zero, or there are magnitudes or whole parameters."""
         whole = self.is_dora or bool(self.full) or bool(self.diffs)
-        return whole or any(bool(mx.any(m.b != 0).item()) for m in self.modules.values())
+        factors = ([m.b] if m.w1 is None else [m.b, m.w1] for m in self.modules.values())
+        return whole or any(all(bool(mx.any(x != 0).item()) for x in both) for both in factors)
 
     @property
     def parameter_count(self) -> int:
-        arrays = [x for m in self.modules.values() for x in (m.a, m.b, m.magnitude) if x is not None]
+        arrays = [x for m in self.modules.values() for x in m.arrays]
         return sum(x.size for x in [*arrays, *(self.full or {}).values(), *self.diffs.values()])
 
     def check_finite(self) -> None:
         """Raises CheckpointError naming the modules that hold NaN or infinity."""
-        named = [(p, x) for p, m in self.modules.items() for x in (m.a, m.b, m.magnitude) if x is not None]
+        named = [(p, x) for p, m in self.modules.items() for x in m.arrays]
         named += [*(self.full or {}).items(), *self.diffs.items()]
         finite = [mx.isfinite(x).all() for _, x in named]
         mx.eval(finite)

@@ -546,7 +546,8 @@ BAD = {
     ),
     "unknown key": ({**good(), f"{PATH}.lora_C.weight": A}, {}, f"1 key .*'{PATH}.lora_C.weight'"),
     "a checkpoint": ({"transformer_blocks.0.attn.to_q.weight": B}, {}, "no known LoRA format"),
-    "LoKr": ({"lycoris_x.lokr_w1": A}, {}, "LoKr is not supported"),
+    "LoKr of nobody's": ({"lycoris_x.lokr_w1": A}, {}, "another model.*lycoris_x"),
+    "LoHa": ({"lycoris_x.hada_w1_a": A}, {}, "LoHa is not supported"),
     "another model, kohya": ({"lora_unet_input_blocks_1.lora_down.weight": A}, {}, "lora_unet_input_bl"),
     "two adapters": (
         {f"{PATH}.lora_A.one.weight": A, f"{PATH}.lora_B.two.weight": B}, {}, "more than one adapter",

@@ -153,12 +153,11 @@ def test_every_module_of_the_model_is_known_in_every_spelling():
 
 
 KINDS = {
-    "LyCORIS LoKr": ("lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"),
+    "LyCORIS LoKr of a convolution": ("lokr_w1", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha"),
     "LyCORIS LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
     "OFT": ("oft_blocks", "alpha"),
     "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight"),
     "whole weights": ("diff",),
-    "LoRA and LyCORIS LoKr": ("lora_down.weight", "lora_up.weight", "lokr_w1"),
     "LoRA with norm layers": ("lora_down.weight", "lora_up.weight", "w_norm"),
     "LoRA with biases": ("lora_A.weight", "lora_B.weight", "lora_B.bias"),
 }

@@ -33,12 +33,19 @@ ROLES: tuple[tuple[str, str], ...] = (
     (r"\.diff", "diff"),
     (r"\.diff_b", "diff_b"),
     (r"\.set_weight", "set_weight"),
+    (r"\.lokr_w1", "w1"),  # LoKr: ΔW = w1 ⊗ w2, and either may be a product
+    (r"\.lokr_w1_a", "w1_a"),
+    (r"\.lokr_w1_b", "w1_b"),
+    (r"\.lokr_w2", "w2"),
+    (r"\.lokr_w2_a", "w2_a"),
+    (r"\.lokr_w2_b", "w2_b"),
 )
+
 _ROLES = tuple((re.compile(f"(?P<path>.+?){ending}"), role) for ending, role in ROLES)
 
 # Endings of adapters that are not LoRAs: (ending, what it is).
 OTHER_KINDS: tuple[tuple[str, str], ...] = (
-    (r"\.lokr_(w1|w2|t2)\w*", "LyCORIS LoKr"),
+    (r"\.lokr_t\w+", "LyCORIS LoKr of a convolution"),
     (r"\.hada_(w1|w2|t1|t2)\w*", "LyCORIS LoHa"),
     (r"\.oft_\w+(\.weight)?", "OFT"),
     (r"\.(a1|a2|b1|b2|bm)\.weight", "GLoRA"),

@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import CheckpointError
 from ...families import default
 from ...families.protocol import Family
-from ...formatting import count
+from ...formatting import count, listed
 from ...io.safetensors import FLOATS, PICKLES, read_header
 from ...io.tensors import load_tensors
 from ..full_modules import read_full
@@ -26,7 +26,7 @@ from .scales import PeftSettings, check_scale, read_settings
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"  # in a folder as peft saves it
-FILE_NAMES = (FILE_NAME, PEFT_FILE)  # looked for in a folder, in this order
+FILE_NAMES = (FILE_NAME, PEFT_FILE, "lokr_weights.safetensors")  # looked for in a folder, in this order
 
 
 def find_file(path: str | Path) -> Path:
@@ -47,7 +47,7 @@ def find_file(path: str | Path) -> Path:
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
     if pickles:
         read_header(path / pickles[0])
-    raise CheckpointError(f"{path} holds no LoRA: looked for {' and '.join(FILE_NAMES)}")
+    raise CheckpointError(f"{path} holds no LoRA: looked for {listed(FILE_NAMES, between=', ')}")
 
 
 def read_lora(path: str | Path) -> LoRAWeights:
@@ -153,7 +153,7 @@ def _collect(
     used = {path: part for path, part in sorted(parts.items()) if path not in skipped}
     scales = _Scales(ours, settings, spelled, where)
     modules = {path: _module(path, part, scales, where) for path, part in used.items()}
-    unscaled = sum(not scales.stored(part.get("alpha")) for part in used.values())
+    unscaled = sum(not scales.stored(part.get("alpha")) and not _whole(part) for part in used.values())
     return LoRAWeights(modules, ours, full or None, diffs, where, skipped, unscaled, family)
 
 
@@ -176,12 +176,16 @@ class _Scales:
         """Whether the file says with what scale a module was trained."""
         return alpha is not None or self.settings is not None or self.ours.get("scale_known", bool(self.ours))
 
-    def of(self, path: str, rank: int, alpha: mx.array | None) -> float:
+    def of(self, path: str, rank: int | None, alpha: mx.array | None) -> float:
+        """rank: None for a LoKr of whole matrices, whose alpha counts for nothing in LyCORIS."""
+        if rank is None:
+            alpha = None
         found: dict[str, float] = {}
         if alpha is not None:
             if alpha.size != 1:
                 raise CheckpointError(f"{self.where}: {path}.alpha is not one number but {alpha.shape}")
             root = self.settings is not None and self.settings.use_rslora
+            assert rank is not None
             found[".alpha"] = float(np.array(alpha).reshape(())) / (math.sqrt(rank) if root else rank)
         if self.ours and not self.ours.get("baked", True):
             found["its metadata"] = self._own(path)
@@ -210,7 +214,14 @@ class _Scales:
         return float(scale)
 
 
+def _whole(part: Mapping[str, mx.array]) -> bool:
+    """Whether a module is a LoKr of whole matrices."""
+    return "w1" in part and "w2" in part
+
+
 def _module(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -> LoRAModule:
+    if any(role.startswith("w") for role in part):
+        return _lokr(path, part, scales, where)
     missing = [name for role, name in (("a", "A (down)"), ("b", "B (up)")) if role not in part]
     if missing:
         raise CheckpointError(f"{where}: {path} has no {' and no '.join(missing)}")
@@ -220,26 +231,56 @@ def _module(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -
             f"{where}: the ranks of {path} differ: A {tuple(a.shape)} has {a.shape[0]}, "
             f"B {tuple(b.shape)} has {b.shape[1]}"
         )
+    scale = scales.of(path, a.shape[0], part.get("alpha"))
+    return LoRAModule(a, b, scale, *_magnitude(path, part, b.shape[0], scales, where))
+
+
+def _lokr(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -> LoRAModule:
+    """w1 ⊗ w2, each of them whole or a product of two, w2 then kept as these."""
+    flat = {
+        role: _flat(part[role], f"{path}.lokr_{role}", where) for role in sorted(part) if role.startswith("w")
+    }
+    for name in ("w1", "w2"):
+        given = [role for role in flat if role.startswith(name)]
+        if given not in ([name], [f"{name}_a", f"{name}_b"]) or "a" in part or "b" in part:
+            has = ", ".join([*flat, *(role for role in ("a", "b") if role in part)])
+            raise CheckpointError(
+                f"{where}: {path} has {has}; a LoKr has w1, or w1_a and w1_b, and w2, or w2_a and w2_b"
+            )
+    ranks = set()
+    for name in ("w1", "w2"):
+        if name not in flat:
+            a, b = flat[f"{name}_a"], flat[f"{name}_b"]
+            ranks |= {a.shape[1], b.shape[0]}
+    if len(ranks) > 1:
+        raise CheckpointError(f"{where}: the ranks of {path} differ: {', '.join(map(str, sorted(ranks)))}")
+    w1 = flat["w1"] if "w1" in flat else flat["w1_a"] @ flat["w1_b"]
+    b = flat["w2"] if "w2" in flat else flat["w2_a"]
+    a = mx.eye(b.shape[1]) if "w2" in flat else flat["w2_b"]
+    scale = scales.of(path, next(iter(ranks), None), part.get("alpha"))
+    outputs = w1.shape[0] * b.shape[0]
+    return LoRAModule(a, b, scale, *_magnitude(path, part, outputs, scales, where), w1)
+
+
+def _magnitude(
+    path: str, part: dict[str, mx.array], outputs: int, scales: _Scales, where: str
+) -> tuple[mx.array | None, str]:
+    """The magnitudes (out,) of a DoRA, and what they are relative to."""
     if "magnitude" in part and "dora_scale" in part:
         raise CheckpointError(f"{where}: {path} has both a dora_scale and a lora_magnitude_vector")
     magnitude = part.get("magnitude", part.get("dora_scale"))
-    if "dora_scale" in part and part["dora_scale"].ndim > 1 and part["dora_scale"].shape[0] != b.shape[0]:
+    if "dora_scale" in part and part["dora_scale"].ndim > 1 and part["dora_scale"].shape[0] != outputs:
         raise CheckpointError(
             f"{where}: {path}.dora_scale {tuple(part['dora_scale'].shape)} is a factor of inputs (LyCORIS "
             "with wd_on_out=False), which is not supported; it would have to be one of outputs"
         )
     if magnitude is None and scales.settings is not None and scales.settings.use_dora:
         raise CheckpointError(f"{where}: {scales.settings.source} says DoRA, but {path} has no magnitudes")
-    if magnitude is not None and magnitude.size != b.shape[0]:
-        raise CheckpointError(f"{where}: {path} has {magnitude.size} magnitudes for {b.shape[0]} outputs")
-    return LoRAModule(
-        a,
-        b,
-        scales.of(path, a.shape[0], part.get("alpha")),
-        None if magnitude is None else magnitude.reshape(-1),
-        # LyCORIS divides by ‖W + ΔW‖ as peft does; ComfyUI by ‖W‖, for which only we have written files.
-        "base" if "dora_scale" in part and scales.ours.get("file_format") == "comfyui" else "adapted",
-    )
+    if magnitude is not None and magnitude.size != outputs:
+        raise CheckpointError(f"{where}: {path} has {magnitude.size} magnitudes for {outputs} outputs")
+    # LyCORIS divides by ‖W + ΔW‖ as peft does; ComfyUI by ‖W‖, for which only we have written files.
+    over = "base" if "dora_scale" in part and scales.ours.get("file_format") == "comfyui" else "adapted"
+    return None if magnitude is None else magnitude.reshape(-1), over
 
 
 def _flat(value: mx.array, name: str, where: str) -> mx.array:

@@ -26,6 +26,8 @@ from .keys import (
 )
 
 Shapes = Mapping[str, tuple[int, int]]
+LOKR_KIND = "LyCORIS LoKr"
+READ = ("LoRA", "DoRA", LOKR_KIND, f"LoRA and {LOKR_KIND}", f"DoRA and {LOKR_KIND}")  # kinds of adapters
 MINIATURE = 1024  # no model that people use is narrower; ours for tests and the demo are
 
 # Other models by how their modules are called, dots written as underscores; the first that is found counts.
@@ -70,8 +72,8 @@ class Adapter:
 
     @property
     def usable(self) -> bool:
-        """Whether it is a LoRA or DoRA on modules of the family."""
-        return self.kind in ("LoRA", "DoRA") and not self.strange
+        """Whether it can be read, and is on modules of the family."""
+        return self.kind in READ and not self.strange
 
     @property
     def problem(self) -> str | None:
@@ -80,7 +82,7 @@ class Adapter:
             nothing = self.strange == self.modules  # of any family's
             titles = [one.title for one in families()] if nothing else [self.family.title]
             for_model = f"is for {self.model or 'another model'}, not for {' or '.join(titles)}"
-            kind = "" if self.kind in ("LoRA", "DoRA") else f" (and {self.kind} is not supported)"
+            kind = "" if self.kind in READ else f" (and {self.kind} is not supported)"
             verb = "is" if len(self.strange) == 1 else "are"
             some = "" if self.strange == self.modules else f"{len(self.strange)} of "
             return (
@@ -106,11 +108,14 @@ def recognise(names: Iterable[str]) -> Adapter | None:
     roles = {key.role for key in (parse(name, family.lora) for name in names) if key is not None}
     low_rank = any(re.search(r"\.(lora_(A|B|a|b|down|up)|lora\.(down|up))(\.|$)", name) for name in names)
     kinds = list(dict.fromkeys(kind for kind in map(other_kind, names) if kind))
-    if not low_rank and not kinds:
+    lokr = any(".lokr_w" in name for name in names)
+    if not low_rank and not lokr and not kinds:
         if not roles & {"diff", "set_weight"}:
             return None
         kinds = ["whole weights"]
     kind = "DoRA" if roles & {"magnitude", "dora_scale"} else "LoRA"
+    if lokr:
+        kind = f"{kind} and {LOKR_KIND}" if low_rank else LOKR_KIND
     if kinds:
         both = low_rank and not any(one.startswith("Lo") for one in kinds)
         kind = " and ".join(["LoRA", *kinds] if both else kinds)

@@ -44,7 +44,8 @@ class PeftSettings:
         """Raises ValueError for values that are not what they should be."""
         values = {k.removeprefix("transformer."): _literal(v) for k, v in d.items()}
         rank: Any = values.get("r", DEFAULT)
-        alpha: Any = values.get("lora_alpha", DEFAULT)
+        lokr = values.get("peft_type") == "LOKR"  # whose settings are otherwise called the same
+        alpha: Any = values.get("alpha" if lokr else "lora_alpha", DEFAULT)
         if not _number(rank) or not _number(alpha) or rank != int(rank) or rank < 1:
             got = f"{schema.show(rank)} and {schema.show(alpha)}"
             raise ValueError(f"r and lora_alpha must be numbers, got {got}")
@@ -61,9 +62,12 @@ class PeftSettings:
         rslora, dora = bool(values.get("use_rslora")), bool(values.get("use_dora"))
         return cls(int(rank), alpha, rslora, dora, ranks, alphas, source)
 
-    def scale(self, path: str, rank: int) -> float:
-        """The scale of a module whose tensors have `rank`. Raises ValueError where the two disagree."""
+    def scale(self, path: str, rank: int | None) -> float:
+        """The scale of a module whose tensors have `rank`, None where they have none. Raises ValueError where
+        the two disagree.
+        """
         said = int(_pattern(self.rank_pattern, path, self.rank))
+        rank = said if rank is None else rank
         if said != rank:
             raise ValueError(f"{self.source} says rank {said} for {path}, and its tensors have rank {rank}")
         alpha: float = _pattern(self.alpha_pattern, path, self.alpha)

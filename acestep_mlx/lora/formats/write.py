@@ -115,6 +115,11 @@ def prepare(
 ) -> LoRAWeights:
     """The same LoRA in the form that `format` stores: scale baked into b, one rank, magnitudes its way."""
     spec = FORMATS[format]
+    if weights.is_lokr:
+        raise ConfigError(
+            f"{weights.source} is a LoKr, which no format of export holds; ComfyUI and the program that made "
+            "it load it as it is, and generate --lora and fuse take it here"
+        )
     prepared = replace(weights, full=None, diffs={})
     if with_full:  # first, because it may merge modules whose magnitudes are the trained ones
         prepared = for_format(weights, format, base)
