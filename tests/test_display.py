@@ -11,7 +11,15 @@ from acestep_mlx.cli.events import TrainDisplay, duration
 from acestep_mlx.cli.progress import Display
 from acestep_mlx.errors import DataError
 from acestep_mlx.io.progress import Advance, as_stage, part
-from acestep_mlx.report.events import Advanced, Finished, Started, StepDone
+from acestep_mlx.report.events import (
+    Advanced,
+    CheckpointSaved,
+    Evaluated,
+    Finished,
+    Started,
+    StepDone,
+    ValidationClip,
+)
 
 
 def test_sizes_fit_the_amount(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +86,30 @@ def test_training_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "training 1,234 parameters on 1 song, step 1, into" in lines[2]
     assert "0.31 s audio/s, peak 250.00 MB" in lines[3]
     assert lines[4] == "warning: 1 step skipped in all"
+
+
+def test_every_number_of_a_run_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainDisplay() as display:
+        display(Started(3, 9, 1234567, 17, "out"))
+        display(StepDone(9, 1.25, 2.5, 3e-4, 4.5, 5.5, 6.5, 7_000_000, 8100.0, 10, 11.0, skipped=True))
+        display(Evaluated(12, 13.5, {"0-200": 14.25, "200-400": 15.75}))
+        display(ValidationClip(16, "a", "b", "clip.wav", 17))
+        display(CheckpointSaved(18, "checkpoint-18", ("x", "y")))
+        display(CheckpointSaved(19, "checkpoint-19"))
+        display(Finished(20, "done", "lora.safetensors", "report.html", 21))
+    assert capsys.readouterr().err.splitlines() == [
+        "training 1,234,567 parameters on 17 songs, steps 4 to 9, into out",
+        "warning: step 9 skipped: its loss or gradient is not finite",
+        "step 9/9, loss 1.2500 (smoothed 2.5000), lr 3.00e-04, grad 4.5, 6.5 s audio/s, peak 7.00 MB, "
+        "5.50 steps/s, ETA 2:15:00",
+        "step 12: evaluation loss 13.5000 (timesteps 0-200: 14.2500, 200-400: 15.7500)",
+        "step 16: clip.wav",
+        "saved checkpoint-18, removed 2 older",
+        "saved checkpoint-19",
+        "warning: 21 steps skipped in all",
+        "LoRA: lora.safetensors",
+        "report: report.html",
+    ]
 
 
 @pytest.mark.parametrize(

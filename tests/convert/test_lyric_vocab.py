@@ -128,6 +128,10 @@ def test_offline_says_what_to_do(upstream: bytes, tmp_path: Path, monkeypatch: p
 
 def test_it_must_fit_the_model(upstream: bytes, tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_bytes(upstream)
+    largest = max(miniature_vocabulary()["model"]["vocab"].values())
+    assert find(None, tmp_path, largest + 1).known
+    with pytest.raises(CheckpointError, match=f"ids up to {largest}, the model only {largest}"):
+        find(None, tmp_path, largest)
     with pytest.raises(CheckpointError, match=r"ids up to \d+, the model only 300"):
         find(None, tmp_path, 300)
 

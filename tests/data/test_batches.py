@@ -110,6 +110,23 @@ def test_batches_are_full_and_similar_in_length(root: Path, tiny_model: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("lengths", "size", "groups"),
+    [
+        ([10, 30, 20, 30], 2, [[1, 3], [2, 0]]),
+        ([10, 40, 20, 30], 2, [[1, 3], [2, 0]]),
+        ([10, 20, 10, 30, 10, 20], 2, [[0, 2], [1, 5], [3, 4]]),
+        ([5, 7, 6], 4, [[1, 2, 0]]),
+        ([9, 9], 1, [[0], [1]]),
+    ],
+)
+def test_songs_that_are_left_over_are_grouped_with_their_nearest_lengths(
+    lengths: list[int], size: int, groups: list[list[int]]
+) -> None:
+    held: Any = SimpleNamespace(samples=[SimpleNamespace(bucket=frames) for frames in lengths])
+    assert Batches._group(held, list(range(len(lengths))), size) == groups
+
+
+@pytest.mark.parametrize(
     ("repeats", "probability", "whole", "extra"),
     [(0, 1.0, 1, 0), (2, 1.0, 3, 0), (0, 0.5, 0, 5), (0, 1.5, 1, 5), (9, 0.25, 2, 5), (1, 0.3, 0, 6),
      (99, 0.29, 29, 0), (0, 0.04, 0, 0)],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from acestep_mlx.cli.dry_run import Length, default_lines, run_length, setting_lines
+from acestep_mlx.cli.dry_run import Length, default_lines, length_lines, run_length, setting_lines
 from acestep_mlx.config.read_run import load_config
 
 from .songs import song
@@ -156,6 +156,26 @@ def test_dry_run_shows_every_supported_option() -> None:
 )  # fmt: skip
 def test_run_length(options: dict[str, int], songs: int, world: int, want: Length) -> None:
     assert run_length(load_config(options), songs, world) == want
+
+
+@pytest.mark.parametrize(
+    ("options", "songs", "said"),
+    [
+        ({"max_train_steps": 20}, 40, "20 steps of 1 song, 0.5 epochs (40 songs, 40 batches per epoch)"),
+        (
+            {"max_train_steps": 6, "train_batch_size": 3, "gradient_accumulation_steps": 4}, 30,
+            "6 steps of 12 songs, 2.4 epochs (30 songs, 10 batches per epoch)",
+        ),
+        (
+            {"num_train_epochs": 3, "train_batch_size": 2, "gradient_accumulation_steps": 5}, 11,
+            "4 steps of 10 songs, 3 epochs (11 songs, 6 batches per epoch)",
+        ),
+        ({"num_train_epochs": 1}, 1, "1 step of 1 song, 1 epoch (1 song, 1 batch per epoch)"),
+    ],
+)  # fmt: skip
+def test_every_number_of_a_runs_length_is_said(options: dict[str, int], songs: int, said: str) -> None:
+    config = load_config(options)
+    assert length_lines(run_length(config, songs), config) == [said]
 
 
 @pytest.mark.slow

@@ -92,3 +92,18 @@ def test_without_a_standard_error() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "worked\n"
+
+
+def test_nothing_stays_open() -> None:
+    """Not after a hundred songs, nor after threads that overlap."""
+
+    def opened() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    with without_noise():
+        pass
+    before = opened()
+    for _ in range(3):
+        with without_noise(), without_noise():
+            pass
+    assert opened() == before

@@ -155,6 +155,12 @@ def test_what_is_trained_is_counted_with_what_its_optimizers_keep(
     assert parts["LoRA and optimizer"] == pytest.approx(actual, rel=0.06)
 
 
+@pytest.mark.parametrize(("memory", "share"), [(8e9, 2 / 3), (36e9, 2 / 3), (36e9 + 1, 3 / 4), (64e9, 3 / 4)])
+def test_what_a_mac_lets_the_gpu_use(memory, share):
+    """Two thirds up to 36 GB, three quarters above."""
+    assert plan.usable(memory) == memory * share
+
+
 def test_verdict_speaks_of_every_mac():
     lines = "\n".join(plan.verdict(load_config({"base_model_precision": "int8-quanto"})))
     assert all(f"{mac} GB" in lines for mac in (8, 16, 24, 36, 64)) and "base weights" in lines
