@@ -6,7 +6,10 @@ from importlib import import_module
 from typing import Any
 
 #: name → module that holds `FAMILY`, imported when it is first asked for; the first is the default
-REGISTRY: dict[str, str] = {"v1": "acestep_mlx.families.v1"}
+REGISTRY: dict[str, str] = {
+    "v1": "acestep_mlx.families.v1",
+    "v15": "acestep_mlx.families.v15",
+}
 
 
 def answers(name: str) -> Any:

@@ -170,7 +170,9 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     beside = variant.beside if variant.repository == repo else None
     gigabytes = variant.gigabytes
     progress(Advance(f"fetching {repo} from the hub (about {gigabytes} GB, kept in the hub's cache)"))
-    patterns = [pattern for _, layout in layouts() if not layout.one_file for pattern in layout.patterns]
+    folders = [(family, layout) for family, layout in layouts() if not layout.one_file]
+    own = [one for one in folders if any(repo == v.repository for v in one[0].variants.values())]
+    patterns = [pattern for _, layout in own or folders for pattern in layout.patterns]
     try:
         path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
         lacking = _lacking(Path(path)) if beside else []

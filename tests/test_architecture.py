@@ -222,6 +222,8 @@ NAMES_ALLOWED = {
     "cli/convert.py": "help of the flag that gives v1's tokenizer",
     "lora/formats/recognise.py": "the text encoders of image models",
     "pipeline.py": "the parts of a pipeline",
+    "config/read_datasets.py": "SimpleTuner's name of a folder of caches",
+    "config/run.py": "the same, in help",
 }
 OUTSIDE = [path for path in FILES if _own(path) not in ("families", "testing")]
 

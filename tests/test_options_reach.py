@@ -309,7 +309,6 @@ def test_the_walk_notices_an_option_that_is_lost(
 ONLY = {
     "model_family": "ace_step",
     "model_type": "lora",
-    "model_flavour": "base",
     "lora_type": "standard",
     "grad_clip_method": "norm",
     "evaluation_type": "none",
@@ -339,6 +338,13 @@ for _name, _value in ONLY.items():
 
 
 # ── model ────────────────────────────────────────────────────────────────────────────────────────────
+@reaches("model_flavour")
+def _(lab: Lab) -> None:
+    lab.built()
+    with pytest.raises(ConfigError, match=r"model_flavour=v15-base is ACE-Step 1.5, and .* is ACE-Step v1"):
+        lab.fresh(lab.options(model_flavour="v15-base"))
+
+
 @reaches("pretrained_model_name_or_path")
 def _(lab: Lab) -> None:
     other = lab.root / "other" / "model"

@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="acestep-mlx")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Train LoRAs for the ACE-Step v1 3.5B music model on a Mac, and hear them."""
+    """Train LoRAs for the ACE-Step music models, v1 and 1.5, on a Mac, and hear them."""
     try:
         Path.cwd()
     except OSError:

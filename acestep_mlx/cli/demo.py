@@ -10,6 +10,8 @@ import click
 
 from ..errors import AceStepError, CheckpointError
 from ..formatting import count
+from ..io.schema import parse_json, read_file
+from ..registry import REGISTRY, answers
 from .paths import NamedPath
 
 
@@ -50,15 +52,32 @@ def _verify(checkpoint: Path, exported: Path, model: Path) -> tuple[int, float]:
     return len(again.modules), worst
 
 
+def _demo_of(config: Path) -> str | None:
+    """The flavour of the demo that wrote this file; None where there is none yet."""
+    try:
+        content = parse_json(read_file(config))
+    except (OSError, ValueError):
+        return None
+    return content.get("model_flavour") if isinstance(content, dict) else None
+
+
 @click.command("demo")
 @click.argument("directory", type=NamedPath(), default=Path("acestep-demo"))
-def command(directory: Path) -> None:
+@click.option(
+    "--family",
+    "name",
+    default=next(iter(REGISTRY)),
+    show_default=True,
+    type=click.Choice(list(REGISTRY)),
+    help=f"Of the model: {', '.join(f'{name} is {answers(name).title}' for name in REGISTRY)}.",
+)
+def command(directory: Path, name: str) -> None:
     """Run the whole job on a miniature model in DIRECTORY (default: acestep-demo).
 
     Makes a checkpoint with random weights and three short songs, then converts, trains, resumes, exports,
     checks and generates. The result is noise; the way there is real.
     """
-    from ..families import default
+    from ..families import family as family_of
     from ..testing.demo_songs import write_configs, write_songs
 
     if directory.exists() and not directory.is_dir():
@@ -70,12 +89,15 @@ def command(directory: Path) -> None:
         (directory / "config.json").touch()
     except OSError as error:
         raise AceStepError(f"{directory} cannot be written: {error.strerror}; name another folder") from None
-    started = time.perf_counter()
+    family, started = family_of(name), time.perf_counter()
+    flavour = next(iter(family.variants))
+    if (other := _demo_of(directory / "config.json")) not in (None, flavour):
+        raise AceStepError(f"{directory} holds a demo with model_flavour={other}; name another folder")
     checkpoint, songs, model = directory / "checkpoint", directory / "songs", directory / "model"
     if not checkpoint.exists():
-        default().write_miniature(checkpoint)
-    paths = write_songs(songs)
-    config = write_configs(directory, model=model, songs=songs)
+        family.write_miniature(checkpoint)
+    paths = write_songs(songs, metadata=bool(family.metadata))
+    config = write_configs(directory, model=model, songs=songs, flavour=flavour)
     click.echo(f"a miniature checkpoint in the PyTorch layout: {checkpoint}")
     click.echo(f"{len(paths)} made-up songs with captions and lyrics: {songs}")
 
@@ -84,7 +106,7 @@ def command(directory: Path) -> None:
     _type("train", str(config), "--max_train_steps=10")
     _type("train", str(config))  # picks up the checkpoint of step 10
     trained = directory / "output" / "checkpoint-20"
-    exported = directory / "demo_lora.safetensors"
+    exported = directory / ("demo_lora" if family.lora.peft_folder else "demo_lora.safetensors")
     _type("export", str(trained), "--format", "peft", "-o", str(exported), "--force")
     modules, difference = _verify(trained, exported, model)
     request = ["generate", "--model", str(model), "--prompt", "slow, warm, ballad"]

@@ -312,8 +312,11 @@ def weights_file(path: Path) -> list[str]:
     return lines
 
 
-def data_set(path: Path, kind: str) -> list[str]:
-    """A folder of songs (`local`) or a Hugging Face data set (`huggingface`), as training would see it."""
+def data_set(path: Path, kind: str, model: ModelFolder | None = None) -> list[str]:
+    """A folder of songs (`local`) or a Hugging Face data set (`huggingface`), as training would see it.
+
+    model: that would be trained; the first family's without one.
+    """
     from ..config.read_run import load_config
     from ..data.manifest import build_manifest
     from .progress import Display
@@ -323,14 +326,17 @@ def data_set(path: Path, kind: str) -> list[str]:
         entry |= {"instance_data_dir": str(path.resolve()), "caption_strategy": "textfile"}
     else:
         entry |= {"dataset_name": str(path.resolve()), "caption_strategy": "huggingface"}
-    config = load_config({"data_backend_config": [entry], "vae_cache_disable": True})
+    options: dict[str, Any] = {"data_backend_config": [entry], "vae_cache_disable": True}
+    if model is not None:
+        options["model_flavour"] = model.family.flavours(model.component_config("transformer"))[0]
+    config = load_config(options)
     with Display() as progress:
         manifest = build_manifest(config, progress)
     return [f"{path}: data set", *manifest.report.lines(NAMES)]
 
 
-def audio_file(path: Path) -> list[str]:
-    """A sound file, and how long it is for the model."""
+def audio_file(path: Path, model: ModelFolder | None = None) -> list[str]:
+    """A sound file, and how long it is for the model; for the first family's without one."""
     from ..data.facts import SILENT, FileAudio, examine
     from ..families import default
     from ..io.audio import WRITABLE, look, probe
@@ -341,7 +347,7 @@ def audio_file(path: Path) -> list[str]:
     if facts.problem is not None and not silent:
         raise DataError(f"{path}: {facts.problem}")
     seconds = probe(path).duration if silent else facts.duration
-    latents = default().latents
+    latents = (model.family if model is not None else default()).latents
     frames = latents.covering(round(seconds * latents.sample_rate))
     line = (
         f"{path}: {found.format} audio, {seconds:.2f} s, {found.sample_rate} Hz, "

@@ -166,13 +166,13 @@ def notes(weights: LoRAWeights, kind: str, with_full: bool) -> list[str]:
 
 
 def _family(file: Path) -> Family:
-    """Of the model that the LoRA in `file` is for; the default one where that cannot be told."""
+    """Of the model that the LoRA in `file` is for; the default one where it is for none."""
     from ..families import default
     from ..io.safetensors import read_header
     from ..lora.formats.recognise import recognise
 
     adapter = recognise(read_header(file).tensors)
-    return adapter.family if adapter is not None else default()
+    return adapter.family if adapter is not None and adapter.problem is None else default()
 
 
 def _check_folder(folder: Path, force: bool) -> None:

@@ -24,7 +24,9 @@ MOST_ENTRIES = 20_000  # files and folders in a folder that are looked at
 
 @click.command("info")
 @click.argument("path", type=NamedPath(str))
-@click.option("--model", type=NamedPath(), help="MLX folder: does the LoRA fit it; its lyric vocabulary.")
+@click.option(
+    "--model", type=NamedPath(), help="MLX folder: does the LoRA fit it; how it sees songs and lyrics."
+)
 @click.option("--lyric-vocab", type=NamedPath(), help="Lyric vocabulary file, for lyrics.")
 @click.option("--lyrics-language", help="Language of the lyrics (default: found line by line).")
 def command(path: str, model: Path | None, lyric_vocab: Path | None, lyrics_language: str | None) -> None:
@@ -89,11 +91,11 @@ def _folder(path: Path, model: ModelFolder | None) -> list[str]:
     if names & {"state.json", "dataset_info.json", "dataset_dict.json"} or any(
         one.suffix == ".parquet" for one in inside
     ):
-        return describe.data_set(path, "huggingface")
+        return describe.data_set(path, "huggingface", model)
     if "config.json" in names and "multidatabackend.json" in names:
         return describe_training.configuration(path / "config.json")
     if any(map(_is_song, inside)):
-        return describe.data_set(path, "local")
+        return describe.data_set(path, "local", model)
     if "config.json" in names:
         return describe_training.configuration(path / "config.json")
     raise AceStepError(f"{path}: not a model, LoRA, checkpoint, configuration or folder of songs")
@@ -122,7 +124,7 @@ def _file(path: Path, model: ModelFolder | None, lyric_vocab: Path | None, langu
     if suffix == ".jsonl":
         return describe_training.metrics(path)
     if suffix in SUFFIXES:
-        return describe.audio_file(path)
+        return describe.audio_file(path, model)
     if suffix in UNREAD:
         raise AceStepError(f"{path}: no song for acestep-mlx: it {UNREAD[suffix]}")
     if suffix == ".txt":

@@ -181,7 +181,8 @@ DATA_IGNORED: dict[str, dict[str, str]] = {
             image_processing_batch_size max_workers shuffle aws_max_pool_connections""",
     },
     "audio": {
-        "sound is resampled to 44.1 kHz stereo": "channels sample_rate audio_channels allow_zero_audio",
+        "sound is resampled to the model's rate, in stereo": """
+            channels sample_rate audio_channels allow_zero_audio""",
         "it concerns video": "auto_split source_from_video audio_only target_resolution",
     },
     "columns": {

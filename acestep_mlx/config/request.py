@@ -122,11 +122,6 @@ class Request:
             )
         if self.task == "extend" and not (self.extend_left or self.extend_right):
             raise ConfigError("extend needs extend_left or extend_right (seconds)")
-        for name in ("extend_left", "extend_right"):
-            if 0 < getattr(self, name) < FRAME:
-                raise ConfigError(
-                    f"{name} must be 0 or at least {FRAME:.2g} s, one latent frame, got {getattr(self, name)}"
-                )
         if self.task == "edit" and self.edit_prompt is None and self.edit_lyrics is None:
             raise ConfigError("edit needs edit_prompt or edit_lyrics")
         if self.cfg_interval_start > self.cfg_interval_end:
@@ -142,11 +137,7 @@ class Request:
             raise ConfigError(
                 f"repaint_end must lie after repaint_start ({self.repaint_start}), got {self.repaint_end}"
             )
-        if self.repaint_end is not None and self.repaint_end - self.repaint_start < FRAME:
-            raise ConfigError(
-                f"the section to repaint must last at least {FRAME:.2g} s, one latent frame; it goes from "
-                f"{self.repaint_start} to {self.repaint_end}"
-            )
+        _check_frames(vars(self), FRAME)
         if self.oss_steps and self.task in ("edit", "audio2audio"):
             raise ConfigError(f"oss_steps cannot be used with {self.task}")
         if self.task == "edit" and self.guidance_scale_text > 1 and self.guidance_scale_lyric > 1:
@@ -191,13 +182,12 @@ class Request:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(
-        cls, values: Mapping[str, Any], where: str = "", seconds: tuple[float, float] | None = None
-    ) -> Request:
-        """The reverse; ConfigError names a key that is not known. seconds: the least and the most that the
-        model makes; None: the first family's.
+    def from_dict(cls, values: Mapping[str, Any], where: str = "", latents: Any = None) -> Request:
+        """The reverse; ConfigError names a key that is not known. latents: the model's `LatentSpec`, whose
+        limits hold; None: the first family's.
         """
-        low, high = seconds or (default().latents.shortest, default().latents.max_seconds)
+        latents = latents or default().latents
+        low, high = latents.shortest, latents.max_seconds
         try:
             for key, value in values.items():
                 if key not in REQUEST:
@@ -205,6 +195,7 @@ class Request:
                 one = REQUEST[key]
                 if one.high == MAX_SECONDS:
                     _check(replace(one, low=low if one.low == SHORTEST else one.low, high=high), value)
+            _check_frames(values, latents.seconds(1))
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{error}{where and f' ({where})'}") from None
@@ -237,6 +228,21 @@ class Request:
 
 #: every field of a request by name
 REQUEST = declared(Request)
+
+
+def _check_frames(given: Mapping[str, Any], frame: float) -> None:
+    """ConfigError for a part of a request that is shorter than a latent frame of so many seconds."""
+    for name in ("extend_left", "extend_right"):
+        if 0 < given.get(name, 0) < frame:
+            raise ConfigError(
+                f"{name} must be 0 or at least {frame:.2g} s, one latent frame, got {given[name]}"
+            )
+    start, end = given.get("repaint_start", 0.0), given.get("repaint_end")
+    if end is not None and start < end < start + frame:
+        raise ConfigError(
+            f"the section to repaint must last at least {frame:.2g} s, one latent frame; it goes from "
+            f"{start} to {end}"
+        )
 
 
 def _check(option: Option, value: Any) -> Any:

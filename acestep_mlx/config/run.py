@@ -48,7 +48,6 @@ _FP8_NAMES = (
     " fp8-transformerengine"
 )
 _DEFAULT = default()
-_V15 = "ACE-Step v1.5 models are not supported yet; use model_flavour=base with ACE-Step/ACE-Step-v1-3.5B"
 
 free = partial(option, resume="free")
 steers = partial(option, resume="steers")
@@ -64,10 +63,10 @@ class Model:
     model_type: str = option("lora", "What is trained.", choices="lora",
         refused={"full": "only LoRA training is here; set model_type=lora (a high lora_rank comes close)"})
     model_flavour: str = option(flavours()[0], "Version of the model.", choices=flavours(),
-        spellings={"v1 v1-3.5b": "base"},
-        refused={"v15-turbo v15-base v15-sft": _V15})
+        spellings={"v1 v1-3.5b": "base"})
     pretrained_model_name_or_path: PathText = free("ACE-Step/ACE-Step-v1-3.5B",
-        "MLX folder, PyTorch checkpoint folder, or Hugging Face repository of the base model.")
+        "MLX folder, PyTorch checkpoint folder, or Hugging Face repository of the base model. Default: the "
+        "released one of model_flavour.")
     revision: str | None = free(None, "Revision (branch, tag, commit) of the Hugging Face repository.")
     output_dir: PathText = free("output", "Where checkpoints, the LoRA, metrics and the report are written.")
     resolution: Any = option(None, "Image size.", status="ignored",
@@ -92,7 +91,8 @@ class LoRA:
         refused={"loftq olora pissa":
             "it changes the base weights, so the LoRA would not fit other loaders; use default"})
     acestep_lora_target: str = option(_DEFAULT.lora.default,
-        "Which layers get a LoRA; with attn_qkv a song's lyrics are encoded once, not in every step.",
+        "Which layers get a LoRA; with attn_qkv v1's lyrics are encoded once, not in every step. ACE-Step "
+        "1.5 has attn_qkv (its default) and attn_qkv+mlp.",
         choices=lora_presets())
     peft_lora_target_modules: list[str] | None = option(None,
         "Layers by the end of their name, instead of acestep_lora_target (a list, or names split by commas). "
@@ -287,8 +287,8 @@ class Data:
     prepend_instance_prompt: bool = option(False, "Put instance_prompt before every caption.")
     only_instance_prompt: bool = option(False, "Use instance_prompt instead of every caption.")
     disable_multiline_split: bool = option(False, "A caption file is one caption, not one per line.")
-    audio_max_duration_seconds: float = option(_DEFAULT.latents.max_seconds, "Longer songs are cut to this.",
-        low=3, high=MAX_SECONDS)
+    audio_max_duration_seconds: float = option(_DEFAULT.latents.max_seconds,
+        "Longer songs are cut to this. Default: the longest that the model takes.", low=3, high=MAX_SECONDS)
     audio_min_duration_seconds: float = option(0.0, "Shorter songs are skipped.", low=0, high=MAX_SECONDS)
     audio_duration_interval: float = option(3.0, "Songs are padded to multiples of this, in seconds.",
         low=0.1, high=MAX_SECONDS)

@@ -30,8 +30,7 @@ def request_for(
     if values.get("task") in TASKS:
         check_task(family, settings, values["task"])
     used = {name: value for name, value in values.items() if name not in settings.idle}
-    latents = family.latents
-    return Request.from_dict({**own, **used}, where, (latents.shortest, latents.max_seconds))
+    return Request.from_dict({**own, **used}, where, family.latents)
 
 
 def check_task(family: Family, settings: SongSettings, task: str) -> None:

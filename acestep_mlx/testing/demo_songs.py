@@ -82,8 +82,11 @@ def synthesise(song: Song, seed: int = 0) -> np.ndarray:
     return found
 
 
-def write_songs(folder: Path) -> list[Path]:
-    """`name.wav`, `name.txt` (caption) and `name.lyrics` for each song, in the layout that training reads."""
+def write_songs(folder: Path, *, metadata: bool = False) -> list[Path]:
+    """`name.wav`, `name.txt` (caption) and `name.lyrics` for each song, in the layout that training reads.
+
+    metadata: also `name.json` with its tempo and metre, for models that are told them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for seed, song in enumerate(SONGS):
@@ -91,11 +94,14 @@ def write_songs(folder: Path) -> list[Path]:
         sf.write(path, synthesise(song, seed), SAMPLE_RATE, subtype="PCM_16")
         path.with_suffix(".txt").write_text(song.caption + "\n", encoding="utf-8")
         path.with_suffix(".lyrics").write_text(song.lyrics, encoding="utf-8")
+        if metadata:
+            facts = {"bpm": song.bpm, "timesignature": "4"}
+            path.with_suffix(".json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def write_configs(folder: Path, *, model: Path, songs: Path) -> Path:
+def write_configs(folder: Path, *, model: Path, songs: Path, flavour: str = "base") -> Path:
     """`config.json` and `multidatabackend.json` in `folder`; returns the path of the first."""
     backends = [
         {
@@ -117,7 +123,7 @@ def write_configs(folder: Path, *, model: Path, songs: Path) -> Path:
     config = {
         "model_family": "ace_step",
         "model_type": "lora",
-        "model_flavour": "base",
+        "model_flavour": flavour,
         "pretrained_model_name_or_path": str(model),
         "output_dir": str(folder / "output"),
         "cache_dir": str(folder / "cache"),

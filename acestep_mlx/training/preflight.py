@@ -306,6 +306,17 @@ def _find_checkpoint(config: RunConfig, notify: Notify, overwrite: bool) -> Path
     return path
 
 
+def _check_same_family(config: RunConfig, path: Path, flavour: Any) -> None:
+    """ConfigError when the checkpoint is one of another model. flavour: of its run."""
+    wanted = of_flavour(config.model_flavour)
+    found = next((one for one in families() if flavour in one.variants), wanted)
+    if found is not wanted:
+        raise ConfigError(
+            f"{path} is a checkpoint of a run of {found.title} ({flavour}), and {wanted.title} is trained; "
+            f"set model_flavour={flavour} and its model, or name another output_dir"
+        )
+
+
 def _check_identity(
     config: RunConfig, path: Path, state: dict[str, Any], model: BaseModel, ranks: int
 ) -> None:
@@ -314,6 +325,7 @@ def _check_identity(
     The model's fingerprint is compared where there is an MLX folder already, else after the conversion.
     """
     then = state.get("identity", {})
+    _check_same_family(config, path, then.get("model_flavour"))
     known = model.folder.fingerprints["transformer"] if model.folder else then.get("transformer")
     facts = {"transformer": known, "ranks": ranks}
     checkpoint.check_identity(path, state, checkpoint.identity(config.to_dict(), facts))

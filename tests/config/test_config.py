@@ -61,7 +61,7 @@ CASES: dict[str, Case] = {
     # model
     "model_family": Case(**words("ace_step", bad=("flux", "sdxl"))),
     "model_type": Case(**words("lora", bad=("full",))),
-    "model_flavour": Case(**words("base", bad=("v15-turbo", "v15-base", "v15-sft"))),
+    "model_flavour": Case(**words("base", "v15-base", "v15-turbo", "v15-xl-sft", bad=("v15", "v2-base"))),
     "pretrained_model_name_or_path": Case(**path()),
     "revision": Case(**text()),
     "output_dir": Case(**path()),

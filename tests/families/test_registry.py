@@ -51,8 +51,8 @@ def test_a_configuration_asks_the_families_what_it_takes() -> None:
     assert registry.flavours() == tuple(flavour for one in every for flavour in one.variants)
     assert all(of_flavour(flavour) is one for one in every for flavour in one.variants)
     assert set(registry.lora_presets()) == {preset for one in every for preset in one.lora.presets}
-    assert registry.MAX_SECONDS == max(one.latents.max_seconds for one in every) == 240
-    assert registry.FRAME == min(one.latents.seconds(1) for one in every) == pytest.approx(0.0929, abs=1e-4)
+    assert registry.MAX_SECONDS == max(one.latents.max_seconds for one in every) == 600
+    assert registry.FRAME == min(one.latents.seconds(1) for one in every) == 0.04
 
 
 def test_no_two_families_have_the_same_mark_in_their_caches_keys() -> None:

@@ -79,8 +79,8 @@ def test_a_dry_run_knows_its_sizes(model: Path, tmp_path: Path) -> None:
 
 
 def test_targets_of_another_family_are_named(model: Path, tmp_path: Path) -> None:
-    given = options(tmp_path, model, "run", acestep_lora_target="attn_qkv")
-    with pytest.raises(ConfigError, match="attn_qkv is not for Toy; use one of most, all"):
+    given = options(tmp_path, model, "run", acestep_lora_target="attn_qkv+mlp")
+    with pytest.raises(ConfigError, match=r"attn_qkv\+mlp is not for Toy; use one of most, all"):
         preflight(load_config(given), lambda text, level: None)
 
 

@@ -56,11 +56,6 @@ OTHERS = {
     "SD3, original": (["lora_unet_joint_blocks_0_x_block_attn_qkv"], "Stable Diffusion 3"),
     "Qwen-Image": (["transformer_blocks.3.attn.to_q", "transformer_blocks.3.img_mlp.net.2"], "Qwen-Image"),
     "LTX": (["transformer_blocks.3.attn1.to_q", "transformer_blocks.3.attn2.to_k"], "LTX"),
-    "ACE-Step 1.5, peft": (["base_model.model.layers.0.self_attn.q_proj"], "ACE-Step 1.5"),
-    "ACE-Step 1.5, cross": (["base_model.model.layers.23.cross_attn.v_proj"], "ACE-Step 1.5"),
-    "ACE-Step 1.5, ComfyUI": (["diffusion_model.decoder.layers.0.self_attn.o_proj"], "ACE-Step 1.5"),
-    "ACE-Step 1.5, diffusers": (["transformer.layers.0.cross_attn.to_q"], "ACE-Step 1.5"),
-    "ACE-Step 1.5, LyCORIS": (["lycoris_layers_0_mlp_gate_proj"], "ACE-Step 1.5"),
     "Wan": (["diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.ffn.2"], "Wan"),
     "Stable Audio": (
         ["transformer.layers.0.cross_attn.to_q", "transformer.layers.0.self_attn.to_qkv"], "Stable Audio",
@@ -80,11 +75,11 @@ def test_loras_of_other_models(name, ending, tmp_path, capsys):
     save_file(lora(paths, ending=ending), file)
     found = recognise(lora(paths, ending=ending))
     assert found is not None and not found.usable and found.kind == "LoRA"
-    with pytest.raises(CheckpointError, match=f"is for .*{word}.*, not for ACE-Step v1"):
+    with pytest.raises(CheckpointError, match=f"is for .*{word}.*, not for ACE-Step"):
         read_lora(file)
     assert run("info", file) == 0
     out = capsys.readouterr().out
-    assert word in out and "not for ACE-Step v1" in out and "strength" not in out
+    assert word in out and "not for ACE-Step" in out and "strength" not in out
     assert run("export", file, "-o", tmp_path / "y.safetensors") == 1
     errors = capsys.readouterr().err
     assert word in errors and errors.count("\n") == 1
@@ -177,12 +172,26 @@ def test_other_kinds_are_called_by_their_name(kind, prefix, tmp_path, capsys):
         read_lora(file)
 
 
+@pytest.mark.parametrize("ending", ["peft", "kohya"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "base_model.model.layers.0.self_attn.q_proj", "base_model.model.layers.23.cross_attn.v_proj",
+        "diffusion_model.decoder.layers.0.self_attn.o_proj", "transformer.layers.0.cross_attn.to_q",
+        "lycoris_layers_0_mlp_gate_proj",
+    ],
+)  # fmt: skip
+def test_loras_of_1_5_are_its_own(path: str, ending: str) -> None:
+    found = recognise(lora([path], ending=ending))
+    assert found is not None and found.usable and found.family.name == "v15"
+
+
 def test_a_lokr_of_another_model_is_both(tmp_path, capsys):
     file = tmp_path / "x.safetensors"
-    save_file({"lycoris_layers_0_cross_attn_k_proj.lokr_w1": np.ones((4, 4), np.float32)}, file)
+    save_file({"lycoris_blocks_0_cross_attn_k.lokr_w1": np.ones((4, 4), np.float32)}, file)
     assert run("info", file) == 0
     out = capsys.readouterr().out
-    assert "LyCORIS LoKr for ACE-Step 1.5" in out and "not for ACE-Step v1" in out
+    assert "LyCORIS LoKr for Wan" in out and "not for ACE-Step v1" in out
 
 
 def test_modules_that_the_model_never_uses_are_left_out_and_named(tmp_path: Path, capsys):

@@ -213,10 +213,10 @@ class ACEStep15:
         return lyrics_report(asked)
 
     def write_miniature(self, folder: Path, seed: int = 0) -> None:
-        """See `miniature`."""
+        """See `miniature`; of base, which is the one to train."""
         from .miniature import write_checkpoint
 
-        write_checkpoint(folder, seed=seed)
+        write_checkpoint(folder, seed=seed, flavour="base")
 
 
 FAMILY = ACEStep15()

@@ -34,10 +34,6 @@ MINIATURE = 1024  # no model that people use is narrower; ours for tests and the
 OTHERS: tuple[tuple[str, str], ...] = (
     (r"model_layers_\d+_(self_attn|mlp)_", "a language model"),
     (r"layers_\d+_(self_attn|cross_attn)_to_(qkv|kv)$", "Stable Audio"),
-    (
-        r"(decoder_)?layers_\d+_((self|cross)_attn_([qkvo]_proj|to_(q|k|v|out))|mlp_(gate|up|down)_proj)",
-        "ACE-Step 1.5",
-    ),
     (r"layers_\d+_(attention|feed_forward|adaLN)", "Lumina or Z-Image"),
     (r"joint_transformer_blocks_\d+_", "AuraFlow"),
     (r"(double_stream_blocks|single_stream_blocks)_\d+_", "HiDream"),
