@@ -123,6 +123,11 @@ def _skeleton(folder: ModelFolder, header: Header) -> nn.Module:
     return skeleton
 
 
+def _name(path: str, leaf: str) -> str:
+    """Of a tensor of the layer at `path`; "" is the model itself."""
+    return f"{path}.{leaf}" if path else leaf
+
+
 def _whole_parameters(weights: LoRAWeights, path: str) -> LoRAWeights:
     """What a LoRA brings as whole parameters of the layer at `path`."""
     return replace(
@@ -179,7 +184,7 @@ class _Job:
         own = {name.rpartition(".")[2]: value for name, value in values.items()}
         mine = [(_whole_parameters(weights, path), strength) for weights, strength in self.loras]
         layer = self._layer(own)
-        here = {f"{path}.{leaf}": value for leaf, value in own.items()}
+        here = {_name(path, leaf): value for leaf, value in own.items()}
         if layer is not None:
             here[f"{path}.weight"] = dense_weight(layer)
         changes = parameter_changes(mine, here)
@@ -194,7 +199,7 @@ class _Job:
             layer, self.errors[path] = fuse_layer(layer, self.parts[path])
         if layer is not None and (path in self.parts or changes):
             own |= {leaf: layer[leaf] for leaf in ("weight", "scales", "biases") if leaf in own}
-        return {f"{path}.{leaf}": value for leaf, value in own.items()}
+        return {_name(path, leaf): value for leaf, value in own.items()}
 
     def _layer(self, own: dict[str, mx.array]) -> nn.Module | None:
         """A layer around the tensors of a matrix (out, in), quantised or not."""
