@@ -2,7 +2,7 @@
 # make test        every test                                       make bench     quick benchmarks
 # make test-fast   what one runs while writing: under two minutes   make lock      renew constraints.txt
 # make test-latest every test with the newest libraries             make resolve   can it be installed everywhere?
-# make system      FFmpeg and a browser, by apt or Homebrew         make workflows check .github/workflows (npm)
+# make system      for tests: FFmpeg and a browser                         make workflows check .github/workflows (npm)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

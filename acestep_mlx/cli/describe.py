@@ -352,7 +352,7 @@ def audio_file(path: Path, model: ModelFolder | None = None) -> list[str]:
     line = (
         f"{path}: {found.format} audio, {seconds:.2f} s, {found.sample_rate} Hz, "
         f"{count(found.channels, 'channel')}, {frames} latent frames"
-        + (f"; length counted by decoding: {found.doubt}" if found.doubt else "")
+        + (f"; length counted by decoding: {facts.counted}" if facts.counted else "")
         + (f"; training leaves it out: {facts.problem}" if silent else "")
     )
     if path.suffix.lower() not in WRITABLE:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import DataError, cause
 from ..io import schema
-from ..io.audio import MPEG, SILENCE, decode, look
+from ..io.audio import MPEG, SILENCE, counted, decode, look
 from ..io.hashes import hash_blocks, hash_file, hash_text
 from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
@@ -165,9 +165,11 @@ def _decode_all(path: Path) -> tuple[float, None, str | None, str]:
         raise DataError(SILENT)
     if zeros > _SILENT_SHARE * decoded:
         raise DataError(f"{SILENT} ({100 * zeros / decoded:.0f} % of it)")
-    misread = MISREAD if info.doubt or info.format in MPEG else ""
-    misread = MISREAD_OGG if info.decoder == "parts" and info.format == "ogg" else misread
-    return decoded / info.sample_rate, None, info.doubt or None, misread
+    seconds = decoded / info.sample_rate
+    reason = counted(info, seconds) or None
+    misread = MISREAD if reason or info.format in MPEG else ""
+    misread = MISREAD_OGG if info.format == "opus" or (reason and info.format == "vorbis") else misread
+    return seconds, None, reason, misread
 
 
 class FactsIndex:

@@ -1,7 +1,7 @@
 """Audio files ↔ arrays, resampling, and the log-mel spectrogram.
 
-wav, flac, aiff, mp3, ogg and opus go through libsndfile; `ffmpeg.FORMATS`, and what libsndfile would not read
-to its end, through FFmpeg. A song is what decoding to its end gives, never what its header claims.
+wav, flac and aiff go through libsndfile; everything else, and what libsndfile would not read to its end, goes
+through FFmpeg. A song is what decoding to its end gives, never what its header claims.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import struct
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +23,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import DataError, cause
-from . import ffmpeg, lengths
+from . import ffmpeg, lengths, mpeg
 from .atomic import write_bytes
-from .joined import behind
-from .ogg_times import OPUS_RATE
-from .quiet import without_noise
+from .joined import behind, kind
 from .schema import open_file
 
 if TYPE_CHECKING:
@@ -81,14 +81,15 @@ MAX_FRAMES = 1 << 28  # 2 GiB as float32 stereo: an hour and a half at 48 kHz
 BLOCK = 1 << 16  # frames read or written at a time
 STATED_FRAMES = 1 << 36  # more than the header of any format that states them can count
 LOSSY_FRAMES = 4096  # by which the length that a lossy format states may be off
-MPEG = ("mp3", "mpeg")  # libsndfile's names of MP3
+MPEG = ("mp3", "mp2", "mp1")
+_BY_SOUNDFILE = ("wav", "aiff", "flac", "caf", "au", "w64")
 _WAV_COMMENT = 16_000  # bytes that libsndfile may write before samples; from some 50 KB on no wav comes of it
 SILENCE = 1e-4  # peak, −80 dB
 
 _HALF = 0.5**0.5
 _LEFT, _RIGHT, _BOTH, _NONE = (1.0, 0.0), (0.0, 1.0), (_HALF, _HALF), (0.0, 0.0)
 _LS, _RS = (_HALF, 0.0), (0.0, _HALF)
-# Share of each channel in left and right (ITU-R BS.775), in the order of wav, flac and FFmpeg …
+# Share of each channel in left and right (ITU-R BS.775), in the order of wav, flac and FFmpeg
 LAYOUTS = {
     3: (_LEFT, _RIGHT, _BOTH),
     4: (_LEFT, _RIGHT, _LS, _RS),
@@ -97,23 +98,14 @@ LAYOUTS = {
     7: (_LEFT, _RIGHT, _BOTH, _NONE, (0.5, 0.5), _LS, _RS),
     8: (_LEFT, _RIGHT, _BOTH, _NONE, _LS, _RS, _LS, _RS),
 }
-# … and in the order of Vorbis and Opus.
-OGG_LAYOUTS = {
-    3: (_LEFT, _BOTH, _RIGHT),
-    4: (_LEFT, _RIGHT, _LS, _RS),
-    5: (_LEFT, _BOTH, _RIGHT, _LS, _RS),
-    6: (_LEFT, _BOTH, _RIGHT, _LS, _RS, _NONE),
-    7: (_LEFT, _BOTH, _RIGHT, _LS, _RS, (0.5, 0.5), _NONE),
-    8: (_LEFT, _BOTH, _RIGHT, _LS, _RS, _LS, _RS, _NONE),
-}
 
 
 @dataclass(frozen=True)
 class AudioInfo:
     """Sound in a file: `sample_rate` in Hz, `format` in lower case.
 
-    duration: seconds; exact, or only stated (`look`), or counted (`probe`). promised: seconds that the file
-    firmly states: when fewer can be decoded it is truncated; 0 where it states none. doubt: why what the
+    duration: seconds; exact, or stated or guessed (`look`), or counted (`probe`). promised: seconds that the
+    file firmly states: when fewer can be decoded it is truncated; 0 where it states none. doubt: why what the
     header says about the length is not taken; empty when it is.
     """
 
@@ -137,21 +129,25 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
     if info.exact:
         return info
     frames = sum(len(block) for block in decode(path, info))
-    return replace(info, duration=frames / info.sample_rate)
+    seconds = frames / info.sample_rate
+    return replace(info, duration=seconds, doubt=counted(info, seconds))
 
 
 def look(path: Path) -> AudioInfo:
     """What a file's headers and structure tell, without decoding. DataError as for `probe`."""
-    _check_file(path)
-    if path.suffix.lower() in ffmpeg.SUFFIXES and ffmpeg.available():
-        try:
-            return _by_ffmpeg(path)
-        except DataError as error:
-            try:  # the content counts, not the name
-                return _by_soundfile(path)
-            except DataError:
-                raise error from None
-    return _by_soundfile(path)
+    kind = _check_file(path)
+    if kind in _BY_SOUNDFILE:
+        return _by_soundfile(path)
+    try:
+        return _by_ffmpeg(path)
+    except DataError:
+        if kind is not None:
+            raise
+        try:  # libsndfile knows rare formats
+            return _by_soundfile(path)
+        except DataError:
+            pass
+        raise
 
 
 def _by_soundfile(path: Path) -> AudioInfo:
@@ -160,32 +156,16 @@ def _by_soundfile(path: Path) -> AudioInfo:
 
     try:
         joined = lengths.joined_samples(path)  # which libsndfile does not open
-        with without_noise():
-            found = soundfile.info(
-                io.BytesIO(next(lengths.parts(path, "wav"))) if joined else os.fsencode(path)
-            )
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        reason = str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
-        if ffmpeg.available():
-            return _by_ffmpeg(path)
-        if path.suffix.lower() in ffmpeg.SUFFIXES:
-            raise ffmpeg.missing(path) from None
-        raise DataError(f"{path}: unreadable: {reason} (FFmpeg, which may know it, is missing)") from None
+        found = soundfile.info(io.BytesIO(next(lengths.parts(path, "wav"))) if joined else os.fsencode(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        return _by_ffmpeg(path)
     doubt = lengths.doubt(path, found.format, found.subtype, found.frames)
-    # libsndfile would decode Opus at the rate of what was encoded, which its header tells for information.
-    rate = OPUS_RATE if found.subtype == "OPUS" else found.samplerate
-    info = AudioInfo(found.duration, rate, found.channels, found.format.lower())
+    info = AudioInfo(found.duration, found.samplerate, found.channels, found.format.lower())
     if doubt is None:
         return _sane(path, replace(info, promised=info.duration))
     if doubt.decoder != "ffmpeg":
-        promised = info.duration if doubt.cut else 0.0
-        return _sane(
-            path,
-            replace(info, decoder=doubt.decoder, exact=False, promised=promised, doubt=doubt.reason),
-        )
-    if ffmpeg.available():
-        return _by_ffmpeg(path, doubt.reason)
-    raise DataError(f"{path}: {doubt.reason}; reading it to its end needs FFmpeg; {ffmpeg.INSTALL}")
+        return _sane(path, replace(info, decoder=doubt.decoder, exact=False, doubt=doubt.reason))
+    return _by_ffmpeg(path, doubt.reason)
 
 
 def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
@@ -195,16 +175,26 @@ def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
         raise DataError(
             f"{path}: {songs} songs are joined in it, of which only the first can be read; split it"
         )
-    if not doubt and not stream.duration:
-        doubt = "it does not state a length"
-    seconds = 0.0 if doubt else stream.duration
+    states, promised = stream.states, stream.promised
+    if stream.codec in MPEG:
+        with lengths.mapped(path) as data:
+            cut = mpeg.cut_by_xing(data)
+        states, promised = cut is not None, stream.duration if cut else 0.0
+    doubt = doubt or ("" if states else "it does not state its length")
     return _sane(
         path,
         AudioInfo(
-            seconds, stream.sample_rate, stream.channels, stream.codec, "ffmpeg",
-            exact=False, promised=seconds, doubt=doubt,
+            stream.duration, stream.sample_rate, stream.channels, stream.codec, "ffmpeg",
+            exact=False, promised=0.0 if doubt else promised, doubt=doubt,
         ),
     )  # fmt: skip
+
+
+def counted(info: AudioInfo, seconds: float) -> str:
+    """Why the length that the file gives was not taken for the one that decoding gave; empty where it was."""
+    if info.doubt or info.exact or abs(info.duration - seconds) * info.sample_rate <= LOSSY_FRAMES:
+        return info.doubt
+    return f"its header says {info.duration:.2f} s"
 
 
 def decode(
@@ -217,9 +207,7 @@ def decode(
     """
     first = round(start * info.sample_rate)
     stop = math.inf if duration is None else first + round(duration * info.sample_rate)
-    layouts = OGG_LAYOUTS if info.format == "ogg" else LAYOUTS
-    # Frames of the file that lie behind. Behind a place in an MP3 that was sought, some are damaged.
-    position = first if info.exact and info.format not in MPEG else 0
+    position = first if info.exact else 0  # frames of the file that lie behind
     with contextlib.closing(_blocks(path, info, position)) as blocks:
         for block in blocks:
             part = block[max(0, first - position) : min(len(block), stop - position)]
@@ -227,7 +215,7 @@ def decode(
             if len(part):
                 if not np.isfinite(part).all():
                     raise DataError(f"{path}: holds values that are not finite numbers")
-                yield to_stereo(part, layouts)
+                yield to_stereo(part)
             if position >= stop:
                 return
     seconds = position / info.sample_rate
@@ -355,9 +343,7 @@ def is_silent(samples: np.ndarray) -> bool:
     return not samples.size or float(np.abs(samples).max()) < SILENCE
 
 
-def to_stereo(
-    samples: np.ndarray, layouts: Mapping[int, tuple[tuple[float, float], ...]] = LAYOUTS
-) -> np.ndarray:
+def to_stereo(samples: np.ndarray) -> np.ndarray:
     """(samples, channels) as (samples, 2) float32; no mix is louder than its loudest channel."""
     n = samples.shape[1]
     if n == 2:
@@ -365,7 +351,7 @@ def to_stereo(
     if n == 1:
         return np.repeat(samples, 2, axis=1).astype(np.float32, copy=False)
     # Beyond 7.1 nothing is agreed: odd and even channels, as in stereo pairs.
-    shares = np.array(layouts.get(n, [_RIGHT if i % 2 else _LEFT for i in range(n)]))
+    shares = np.array(LAYOUTS.get(n, [_RIGHT if i % 2 else _LEFT for i in range(n)]))
     found: np.ndarray = (samples @ (shares / shares.sum(axis=0))).astype(np.float32)
     return found
 
@@ -421,17 +407,18 @@ def log_mel(
 def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
     """The file's (frames, channels) float32 blocks to its end, from a frame on where lengths are exact."""
     if info.decoder == "ffmpeg":
-        yield from ffmpeg.blocks(path, info.channels, info.sample_rate)
+        for rate, run in groupby(ffmpeg.blocks(path), key=itemgetter(1)):
+            yield from _at_rate((block for block, _ in run), rate, info.sample_rate)
         return
     import soundfile
 
     try:
         if info.decoder == "parts":
             for part in lengths.parts(path, info.format):
-                with _opened(io.BytesIO(part)) as file:
+                with soundfile.SoundFile(io.BytesIO(part)) as file:
                     yield from _at_rate(_read(file), file.samplerate, info.sample_rate)
         else:
-            with _opened(os.fsencode(path)) as file:
+            with soundfile.SoundFile(os.fsencode(path)) as file:
                 if first:
                     file.seek(first)
                 yield from _read(file)
@@ -440,26 +427,14 @@ def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
         raise DataError(f"{path}: damaged: {reason or type(error).__name__}") from None
 
 
-def _opened(source: bytes | io.BytesIO) -> soundfile.SoundFile:
-    import soundfile
-
-    with without_noise():
-        return soundfile.SoundFile(source)
-
-
 def _read(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
     # Behind the last frame of a FLAC there may be tags, which its decoder takes for a damaged frame.
     left = (
         file.frames - file.tell() if file.format == "FLAC" and file.frames < STATED_FRAMES else STATED_FRAMES
     )
-    # Else it seeks after every block, which damages MP3s, and fails where the length is not known.
-    file.seekable = lambda: False
-    while True:
-        with without_noise():
-            block = file.read(min(BLOCK, left), dtype="float32", always_2d=True)
+    file.seekable = lambda: False  # else it seeks after every block, and fails where the length is not known
+    while len(block := file.read(min(BLOCK, left), dtype="float32", always_2d=True)):
         left -= len(block)
-        if not len(block):
-            return
         yield block
 
 
@@ -467,13 +442,16 @@ def _at_rate(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterator
     """All blocks as they are, or as one at another rate."""
     if source == target:
         yield from blocks
-    elif parts := list(blocks):
+    elif parts := [to_stereo(block) for block in blocks]:
         yield resample(np.concatenate(parts), source, target)
 
 
-def _check_file(path: Path) -> None:
-    """DataError unless the file is there, not empty, as long as the header of a format of chunks says, and
-    nothing stands behind its sound that would be lost."""
+def _check_file(path: Path) -> str | None:
+    """The format by the file's beginning, None where it is not known.
+
+    DataError unless the file is there, not empty, as long as the header of a format of chunks says, and
+    nothing stands behind its sound that would be lost.
+    """
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -489,6 +467,7 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: truncated: {size} of {promised} bytes are there")
     if what := behind(path):
         raise DataError(f"{path}: {what}; split it, or convert its parts to one format and join them")
+    return kind(path)
 
 
 def _sane(path: Path, info: AudioInfo) -> AudioInfo:

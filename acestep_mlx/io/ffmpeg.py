@@ -1,27 +1,24 @@
-"""FFmpeg as a child process, for the formats that libsndfile cannot read. Each is a row of FORMATS.
+"""What libsndfile cannot read to its end, through FFmpeg's libraries (PyAV). Formats are rows of FORMATS.
 
-Only the local file is opened (no network, no playlists that name other files), there is no shell, and the
-audio comes out at the file's own rate and channels.
+Only the file itself is read (no network, no playlists that name other files), at its own rate and channels.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-import tempfile
+import contextlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
+from .schema import open_file
 
-INSTALL = (
-    "install it (macOS: brew install ffmpeg; Debian: apt install ffmpeg) or convert the file to wav or flac"
-)
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
 
 
 class Format(NamedTuple):
@@ -72,127 +69,126 @@ _NATIVE = ("wav", "flac", "mp3", "ogg", "aiff", "au", "w64", "caf")
 _STATED = {"caf", "wav", "flac", "aiff", "w64"} | {
     name for one in FORMATS if one.states for name in one.demuxers.split(",")
 }
-PROBE_SECONDS = 60
-_ADDRESS = re.compile(r"\[\S+ @ 0x[0-9a-f]+\] ")  # which part of FFmpeg speaks, and where it is in memory
-_UNKNOWN = ("Invalid argument", "Invalid data found when processing input")
-BLOCK_BYTES = 1 << 20
+_LOSSLESS = ("flac", "alac", "ape", "tta", "wavpack")
+_MOST_ERRORS = 2 / 3  # of the packets, above which a file is damaged; tags between frames count as errors
 
 
 class Stream(NamedTuple):
-    """The first audio stream of a file; `duration` in seconds, 0 where the file states none.
+    """The first audio stream of a file.
 
-    Even a stated one is true to a frame only: what encoders add at the ends is not always left out.
+    duration: seconds that the file states, or that FFmpeg makes of its sizes; true to a frame at best: what
+    encoders add at the ends is not always left out. states: whether the file states a length. promised:
+    seconds that must be there, 0 where nothing promises any.
     """
 
     duration: float
     sample_rate: int
     channels: int
     codec: str
+    states: bool
+    promised: float
 
 
-def available() -> bool:
-    """Whether both programs are on the PATH."""
-    return all(shutil.which(program) for program in ("ffmpeg", "ffprobe"))
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, av.AudioStream]]:
+    import av
 
-
-def missing(path: Path) -> DataError:
-    """The error of a file that only FFmpeg reads."""
-    return DataError(f"{path}: reading {path.suffix or 'this format'} needs FFmpeg; {INSTALL}")
-
-
-def _open(path: Path) -> list[str]:
-    # An absolute `file:` URL: neither a leading '-' nor a ':' in the name means anything to FFmpeg.
     known = [one.demuxers for one in FORMATS if one.plain or path.suffix.lower()[1:] in one.endings.split()]
-    demuxers = ",".join((*known, *_NATIVE))
-    return ["-protocol_whitelist", "file", "-format_whitelist", demuxers, "-i", f"file:{path.absolute()}"]
+    try:
+        with (
+            open_file(path) as file,
+            av.open(
+                file,
+                options={"format_whitelist": ",".join((*known, *_NATIVE)), "protocol_whitelist": "file"},
+                metadata_errors="ignore",
+            ) as container,
+        ):
+            assert isinstance(container, av.container.InputContainer)
+            if not container.streams.audio:
+                raise DataError(f"{path}: holds no audio")
+            yield container, container.streams.audio[0]
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+        raise DataError(f"{path}: unreadable: it is no sound file that FFmpeg knows ({reason})") from None
 
 
 def probe(path: Path) -> Stream:
-    """What the file says of itself. DataError when it holds no audio, or FFmpeg is missing."""
-    if not available():
-        raise missing(path)
-    entries = "stream=codec_type,sample_rate,channels,codec_name,duration:stream_disposition=attached_pic"
-    entries += ":format=start_time,duration,format_name"
-    command = ["ffprobe", "-v", "error", "-show_entries", entries, "-of", "json"]
-    try:
-        done = subprocess.run(
-            command + _open(path),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PROBE_SECONDS,
-            check=False,
+    """What the file says of itself. DataError when it holds no audio."""
+    with _opened(path) as (container, stream):
+        codec = stream.codec_context
+        names = container.format.name.split(",")
+        stated, duration = (
+            not _STATED.isdisjoint(names),
+            float((stream.duration or 0) * (stream.time_base or 0)),
         )
-    except subprocess.TimeoutExpired:
-        raise DataError(f"{path}: FFmpeg could not make sense of it within {PROBE_SECONDS} s") from None
-    if done.returncode:
-        raise DataError(f"{path}: unreadable: {_reason(done.stderr, path)}")
-    found = json.loads(done.stdout)
-    sounds = [one for one in found.get("streams", ()) if one.get("codec_type") == "audio"]
-    if not sounds:
-        raise DataError(f"{path}: holds no audio")
-    stream = sounds[0]
-    return Stream(
-        _duration(found, stream),
-        int(stream.get("sample_rate") or 0),
-        int(stream.get("channels") or 0),
-        stream.get("codec_name") or "unknown",
-    )
+        promised = max(0.0, duration or _of_container(container)) if stated else 0.0
+        return Stream(
+            promised or duration, codec.sample_rate or 0, codec.channels or 0, codec.codec.canonical_name,
+            promised > 0 or "ogg" in names, promised,
+        )  # fmt: skip
 
 
-def _duration(found: dict[str, Any], stream: dict[str, Any]) -> float:
-    """Seconds that the file states for the sound, 0 where it states none.
+def _of_container(container: InputContainer) -> float:
+    """Seconds of the only stream; those of several are the longest one's, and count from time 0 on."""
+    from av.stream import Disposition
 
-    A container's are those of its longest stream, and count from time 0 although it may begin later.
-    """
-    container = found.get("format", {})
-    if _STATED.isdisjoint(container.get("format_name", "").split(",")):
-        return 0.0
-    if (seconds := _seconds(stream, "duration")) > 0:
-        return seconds
-    pictures = [one.get("disposition", {}).get("attached_pic") for one in found["streams"]]
-    timed = [one.get("codec_type") in ("audio", "video", "subtitle") for one in found["streams"]]
-    if sum(time and not picture for time, picture in zip(timed, pictures, strict=True)) > 1:
-        return 0.0
-    return max(0.0, _seconds(container, "duration") - max(0.0, _seconds(container, "start_time")))
+    timed = [
+        one
+        for one in container.streams
+        if one.type in ("audio", "video", "subtitle") and not one.disposition & Disposition.attached_pic
+    ]
+    return ((container.duration or 0) - max(0, container.start_time or 0)) / 1e6 if len(timed) == 1 else 0.0
 
 
-def _seconds(entry: dict[str, Any], name: str) -> float:
-    text = entry.get(name)
-    return 0.0 if text in (None, "N/A") else float(text)
-
-
-def blocks(path: Path, channels: int, sample_rate: int) -> Iterator[np.ndarray]:
-    """The whole decoded audio in (frames, channels) float32 blocks at `sample_rate` Hz.
+def blocks(path: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """The whole decoded audio in (frames, channels) float32 blocks, each with its rate in Hz.
 
     There is no start: seeking goes by times, which some files do not have and others have wrong. DataError
     when decoding fails, also when it fails after the first blocks.
     """
-    command = ["ffmpeg", "-nostdin", "-v", "error", *_open(path), "-map", "0:a:0"]
-    # Said, so that songs of several rates joined in one file come out at one.
-    command += ["-ar", str(sample_rate), "-ac", str(channels), "-f", "f32le", "-c:a", "pcm_f32le", "pipe:1"]
-    with tempfile.TemporaryFile() as messages:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
-        assert child.stdout is not None
+    import av
+
+    packets = errors = 0
+    with _opened(path) as (container, stream):
         try:
-            frame, rest = 4 * channels, b""
-            while data := child.stdout.read(BLOCK_BYTES):
-                data = rest + data
-                whole = len(data) - len(data) % frame
-                rest = data[whole:]
-                yield np.frombuffer(data[:whole], "<f4").reshape(-1, channels)
-            code = child.wait()
-        finally:
-            child.kill()
-            child.stdout.close()
-            child.wait()
-        messages.seek(0)
-        said = messages.read(4096)
-        if code:
-            raise DataError(f"{path}: unreadable: {_reason(said, path)}")
+            for packet in container.demux(stream):
+                packets += 1
+                try:
+                    for frame in packet.decode():
+                        yield _samples(frame), frame.sample_rate
+                except av.FFmpegError as error:
+                    errors += 1
+                    if stream.codec_context.name in _LOSSLESS:
+                        raise DataError(f"{path}: damaged: {error.strerror}") from None
+        except av.InvalidDataError:  # what follows the sound is none
+            errors += 1
+        except av.PatchWelcomeError:
+            raise DataError(f"{path}: songs of several kinds are joined in it; split it") from None
+        if errors > _MOST_ERRORS * packets:
+            raise DataError(f"{path}: damaged: {errors} of {packets} packets cannot be decoded")
 
 
-def _reason(said: bytes, path: Path) -> str:
-    """The last thing FFmpeg said, without the file's own name."""
-    lines = said.decode("utf-8", "replace").replace(f"file:{path.absolute()}: ", "").strip().splitlines()
-    reason = _ADDRESS.sub("", lines[-1].strip()) if lines else "FFmpeg gives no reason"
-    return f"it is no sound file that FFmpeg knows ({reason})" if reason in _UNKNOWN else reason
+class Packets(NamedTuple):
+    """sizes: bytes of all packets, each with what stands behind it; frames: samples in them, None where one
+    does not begin when the one before it ends."""
+
+    sizes: list[int]
+    frames: int | None
+
+
+def packets(path: Path) -> Packets:
+    """The sound's packets, which are found but not decoded; where the time base is that of the samples."""
+    with _opened(path) as (container, stream):
+        found = [(one.size, one.pts or 0, one.duration or 0) for one in container.demux(stream) if one.size]
+    runs_on = all(begin + length == after for (_, begin, length), (_, after, _) in pairwise(found))
+    return Packets([size for size, _, _ in found], sum(n for *_, n in found) if runs_on else None)
+
+
+def _samples(frame: av.AudioFrame) -> np.ndarray:
+    """(frames, channels) float32."""
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, len(frame.layout.channels))
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return (samples.astype(np.float64) / half - (samples.dtype.kind == "u")).astype(np.float32)

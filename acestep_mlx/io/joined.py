@@ -10,11 +10,13 @@ import contextlib
 import re
 import struct
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from . import lengths
+from .ffmpeg import packets
 from .mpeg import Data, adts_frame, after_tags, mp3_frame, mp3_frames
 
 _STARTS = {
@@ -56,6 +58,13 @@ _FRAME = 1 << 13  # bytes that no MPEG frame exceeds
 _INITIAL = 0x800  # WavPack: the first block of those that make one frame
 
 
+def kind(path: Path) -> str | None:
+    """The format that the file begins with, whatever its name; None where that is not known."""
+    with contextlib.suppress(ValueError, struct.error), lengths.mapped(path) as data:
+        return (_sound_at(data, 0) or (None,))[0]
+    return None
+
+
 def behind(path: Path) -> str | None:
     """What begins where behind the song that the file starts with, in words; None where nothing does."""
     with contextlib.suppress(ValueError, struct.error), lengths.mapped(path) as data:
@@ -67,6 +76,8 @@ def behind(path: Path) -> str | None:
             return f"a second song (wavpack) begins at byte {second}"
         if data[:4] in _PIPED and (found := _second_piped(data)) is not None:
             return f"a second {'song' if found[0] == kind else 'file'} ({found[0]}) begins at byte {found[1]}"
+        if kind == "flac" and (found := _within_flacs(path, data)):
+            return f"a second file ({found[0]}) begins at byte {found[1]}"
         for other in lengths.chunk_songs(data)[0]:
             if (data[other : other + 16] == lengths.ASF) != (kind == "wma"):  # only libsndfile reads several
                 return f"a second file ({(_sound_at(data, other) or own)[0]}) begins at byte {other}"
@@ -145,15 +156,32 @@ def _second_piped(data: Data) -> tuple[str, int] | None:
     if end is not None and not empty:  # a wav of 0 bytes is read to the file's end
         return None
     first = starts[-1] + 12 if place is None or len(starts) > 1 else place + 4
+    return _second_in(data, first, len(data))
+
+
+def _within_flacs(path: Path, data: Data) -> tuple[str, int] | None:
+    """Format and place of what stands behind the last packet of a song: the packet seems to hold it, too."""
+    places = list(accumulate((-size for size in reversed(packets(path).sizes)), initial=len(data)))[:0:-1]
+    for end in (*lengths.flac_starts(data)[1:], len(data)):
+        last = max((place for place in places if place < end), default=end)
+        if (found := _second_in(data, last, end)) and found[0] != "flac":
+            return found
+    return None
+
+
+def _second_in(data: Data, start: int, end: int) -> tuple[str, int] | None:
+    """Format and place of the first header, or of MPEG frames in a row, between two places."""
     found = []
-    for match in _HEADER.finditer(data, first):
+    position = start
+    while (match := _HEADER.search(data, position, end)) is not None:
         name: str | None = str(match.lastgroup)
         if name == "tag":  # of an MP3, an AAC or a FLAC
             name = (_sound_at(data, match.start()) or (None, 0))[0]
         if name:
             found.append((match.start(), name))
             break
-    if (frames := _frames_within(data, first, found[0][0] if found else len(data))) is not None:
+        position = max(match.end(), after_tags(data, match.start()))
+    if (frames := _frames_within(data, start, found[0][0] if found else end)) is not None:
         found.append(frames)
     return min((place, name) for place, name in found)[::-1] if found else None
 
@@ -234,20 +262,6 @@ def _wavpack_ends(data: Data) -> Iterator[int]:
     yield position
 
 
-def _flac_ends(data: Data) -> Iterator[int]:
-    """Where each song's last frame may end, by its checksum."""
-    for start, end, stated, _ in lengths.flac_songs(data):
-        head = lengths.flac_last(data, start, end, stated)
-        if head is None:
-            continue
-        longest = int.from_bytes(data[start + 15 : start + 18], "big") or lengths.FLAC_FRAME
-        crc = 0
-        for at, byte in enumerate(data[head : min(end, head + longest)], head + 1):
-            crc = (crc << 8 & 0xFF00) ^ lengths.CRC16[crc >> 8 ^ byte]
-            if not crc:
-                yield at
-
-
 def _aac_ends(data: Data) -> Iterator[int]:
     """Where no ADTS frame follows one."""
     found = _sound_at(data, 0)
@@ -290,7 +304,7 @@ for _second in range(32):
 _WALKS = {
     "aac": _aac_ends,
     "mka": _mka_ends,
-    "flac": _flac_ends,
+    "flac": lambda _: iter(()),
     "ogg": _ogg_ends,
     "mp3": _mp3_ends,
     "mp4": _mp4_ends,

@@ -1,4 +1,4 @@
-"""Frames of MPEG audio: where they are, how many there are, and the Xing header that counts them."""
+"""Frames of MPEG audio: where they are, and what the Xing header before them promises."""
 
 from __future__ import annotations
 
@@ -31,44 +31,6 @@ class Frame(NamedTuple):
     rate: int
     mono: bool
     layer: int
-
-
-class Xing(NamedTuple):
-    """What a Xing header states: frames, not counting its own, and the stream's bytes (0: not stated)."""
-
-    frames: int
-    size: int
-
-
-class Walk(NamedTuple):
-    """All whole frames of an MPEG file, and their bytes."""
-
-    frames: int
-    samples: int
-    size: int
-    xing: Xing | None
-    uniform: bool  # frames of one kind, nothing between them
-    layer3: bool  # all of them are MP3
-
-
-def walk_mp3(data: Data) -> Walk:
-    """Count all frames, over tags and whatever else lies between them."""
-    count = samples = size = end = 0
-    xing: Xing | None = None
-    kinds: set[tuple[int, bool, int]] = set()
-    uniform = True
-    for position, frame in mp3_frames(data):
-        kinds.add((frame.rate, frame.mono, frame.layer))
-        uniform = uniform and end in (0, position)
-        end = position + frame.size
-        if not size:
-            xing = xing_header(data[position:end])
-        if size or xing is None:
-            count += 1
-            samples += frame.samples
-        size += frame.size
-    layer3 = {layer for _, _, layer in kinds} == {3}
-    return Walk(count, samples, size, xing, uniform and len(kinds) < 2, layer3)
 
 
 def mp3_frames(data: Data) -> Iterator[tuple[int, Frame]]:
@@ -115,13 +77,18 @@ def adts_frame(data: Data, position: int) -> Frame | None:
     return Frame(size, 1024 * (1 + (head[6] & 3)), _ADTS_RATES[rate], channels == 1, 0)
 
 
-def xing_header(frame: bytes) -> Xing | None:
-    """The Xing header in the first frame of a file; None where there is none, or none that counts frames."""
+def cut_by_xing(data: Data) -> bool | None:
+    """Whether the file has fewer bytes than its Xing header says; None where none counts its frames.
+
+    One that has all of them holds that sound at least, and more where songs are joined.
+    """
+    position, frame = next(mp3_frames(data), (0, None))
     # It follows the side information: 32 or 17 bytes in MPEG-1, 17 or 9 in MPEG-2.
-    for place in (36, 21, 13):
-        if frame[place : place + 4] in (b"Xing", b"Info") and len(frame) >= place + 16:
-            flags, frames, size = struct.unpack(">III", frame[place + 4 : place + 16])
-            return Xing(frames, size if flags & 2 else 0) if flags & 1 else None
+    for place in (36, 21, 13) if frame else ():
+        head = data[position + place : position + place + 16]
+        if head[:4] in (b"Xing", b"Info") and len(head) == 16:
+            flags, _, size = struct.unpack(">III", head[4:])
+            return not (flags & 2 and size <= len(data) - position) if flags & 1 else None
     return None
 
 
@@ -144,41 +111,3 @@ def _next_frame(data: Data, position: int) -> int | None:
             if mp3_frame(data, end) is not None or end == len(data):
                 return match.start()
     return None
-
-
-def mp3_parts(data: Data) -> Iterator[bytes]:
-    """Runs of frames of one kind, each behind a Xing header that counts them."""
-    pieces: list[bytes] = []
-    kind: tuple[int, bool] | None = None
-    for position, frame in mp3_frames(data):
-        body = data[position : position + frame.size]
-        xing = xing_header(body)
-        if pieces and (xing is not None or kind != (frame.rate, frame.mono)):
-            yield _counted(pieces)
-            pieces = []
-        kind = frame.rate, frame.mono
-        pieces.append(body)
-    if pieces:
-        yield _counted(pieces)
-
-
-def _counted(frames: list[bytes]) -> bytes:
-    """The frames behind a Xing header that counts them: their own where it does."""
-    xing = xing_header(frames[0])
-    if xing is not None and xing.frames == len(frames) - 1:
-        return b"".join(frames)
-    frames = frames if xing is None else frames[1:]
-    body = b"".join(frames)
-    return xing_frame(frames[0], len(frames), len(body)) + body if frames else b""
-
-
-def xing_frame(like: bytes, frames: int, size: int) -> bytes:
-    """A frame of the same kind as `like`, without sound, that counts frames and bytes."""
-    # No checksum, the highest bit rate.
-    head = bytes([0xFF, like[1] | 1, 0xE0 | like[2] & 0x0C, like[3]])
-    frame = mp3_frame(head, 0)
-    assert frame is not None
-    first = head[1] >> 3 & 3 == 3
-    side = (17 if frame.mono else 32) if first else (9 if frame.mono else 17)
-    tag = b"Xing" + struct.pack(">III", 3, frames, frame.size + size)
-    return (head + bytes(side) + tag).ljust(frame.size, b"\0")

@@ -23,7 +23,6 @@ from ..io import schema
 from ..io.atomic import write_bytes
 from ..io.audio import WRITABLE, resample, write_audio
 from ..io.disk import free_space, largest_file
-from ..io.quiet import without_noise
 
 KEY = "acestep_mlx"
 RECORD_VERSION = 1  # of what is under it
@@ -285,7 +284,7 @@ def _comment(path: Path) -> str:
         with schema.open_file(path) as sound:
             return _wav_comment(sound)
     try:
-        with without_noise(), soundfile.SoundFile(os.fsencode(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             found: str = file.comment
             return found
     except (soundfile.LibsndfileError, RuntimeError) as error:

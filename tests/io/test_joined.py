@@ -55,9 +55,17 @@ def test_a_song_behind_a_flac_that_states_no_length(second: str, tmp_path: Path)
 
 def test_a_picture_before_the_second_song_belongs_to_it(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
-    path.write_bytes(one("flac") + id3(50_000) + mp3(False) + one("flac"))
+    path.write_bytes(one("flac") + id3(50_000) + mp3(False))
     with pytest.raises(DataError, match=rf"\(mp3\) begins at byte {len(one('flac'))};"):
         probe(path)
+
+
+def test_what_stands_between_two_flacs_is_no_sound(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    for between in (id3(50_000) + mp3(False), one("ogg"), other("bare mp3")):
+        path.write_bytes(one("flac") + between + one("flac"))
+        with pytest.raises(DataError, match=r"damaged|a second file"):
+            probe(path)
 
 
 def ape(header: bool) -> bytes:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import av.stream
 import numpy as np
 import pytest
 import soundfile
@@ -20,9 +21,9 @@ from acestep_mlx.cli.describe import audio_file
 from acestep_mlx.config.request import Request
 from acestep_mlx.data.facts import FileAudio, examine
 from acestep_mlx.errors import DataError
-from acestep_mlx.io import audio, ffmpeg, lengths, ogg_times
+from acestep_mlx.io import audio, ffmpeg, lengths
 from acestep_mlx.io.audio import probe, read_audio
-from acestep_mlx.io.mpeg import mp3_frame, walk_mp3
+from acestep_mlx.io.mpeg import cut_by_xing, mp3_frame, mp3_frames
 from acestep_mlx.pipeline import ACEStepPipeline
 
 from .test_audio import encode, needs_ffmpeg, pitch
@@ -51,7 +52,7 @@ def mp3(xing: bool = True, mode: str = "VARIABLE", rate: int = RATE, reverse: bo
     x = song(rate)[::-1] if reverse else song(rate)
     data = made("MP3", rate, x, bitrate_mode=mode, compression_level=0.5)
     frame = mp3_frame(data, 0)
-    assert frame is not None and walk_mp3(data).xing is not None
+    assert frame is not None
     return data if xing else data[frame.size :]
 
 
@@ -94,20 +95,25 @@ def torn_ogg() -> bytes:
 ONE = 2 * HALF
 # name → (suffix, bytes, seconds, what the reason says)
 GUESSED: dict[str, tuple[str, Callable[[], bytes], float, str]] = {
-    "VBR without Xing": ("mp3", lambda: mp3(False), ONE, "no Xing header"),
-    "VBR without Xing, loud first": ("mp3", lambda: mp3(False, reverse=True), ONE, "no Xing header"),
-    "CBR without Xing": ("mp3", lambda: mp3(False, "CONSTANT"), ONE, "no Xing header"),
-    "without Xing, behind a picture": ("mp3", lambda: id3(90_000) + mp3(False), ONE, "no Xing header"),
-    "22 kHz without Xing": ("mp3", lambda: mp3(False, rate=22050), ONE, "no Xing header"),
-    "joined mp3": ("mp3", lambda: mp3() * 2, 2 * ONE, "Xing header counts"),
-    "three mp3 with pictures": ("mp3", lambda: (id3(40_000) + mp3()) * 3, 3 * ONE, "Xing header counts"),
-    "joined without Xing": ("mp3", lambda: mp3(False, "CONSTANT") * 2, 2 * ONE, "no Xing header"),
-    "joined mp3 of two rates": ("mp3", lambda: mp3() + mp3(rate=22050), 2 * ONE, "Xing header counts"),
-    "a Xing header that claims days": ("mp3", lambda: claimed(mp3(), 1 << 24), ONE, "Xing header counts"),
-    "joined ogg": ("ogg", lambda: made("OGG") * 2, 2 * ONE, "2 songs are joined"),
-    "joined ogg of two rates": ("ogg", lambda: made("OGG") + made("OGG", 22050), 2 * ONE, "2 songs"),
-    "three opus": ("opus", lambda: made("OGG", 48000, subtype="OPUS") * 3, 3 * ONE, "3 songs are joined"),
-    "torn ogg": ("ogg", torn_ogg, HALF, "pages of it are missing"),
+    "VBR without Xing": ("mp3", lambda: mp3(False), ONE, "does not state its length"),
+    "VBR without Xing, loud first": (
+        "mp3", lambda: mp3(False, reverse=True), ONE, "does not state its length",
+    ),
+    "CBR without Xing": ("mp3", lambda: mp3(False, "CONSTANT"), ONE, "does not state its length"),
+    "without Xing, behind a picture": (
+        "mp3", lambda: id3(90_000) + mp3(False), ONE, "does not state its length",
+    ),
+    "22 kHz without Xing": ("mp3", lambda: mp3(False, rate=22050), ONE, "does not state its length"),
+    "joined mp3": ("mp3", lambda: mp3() * 2, 2 * ONE, "its header says"),
+    "three mp3 with pictures": ("mp3", lambda: (id3(40_000) + mp3()) * 3, 3 * ONE, "its header says"),
+    "joined without Xing": (
+        "mp3", lambda: mp3(False, "CONSTANT") * 2, 2 * ONE, "does not state its length",
+    ),
+    "joined mp3 of two rates": ("mp3", lambda: mp3() + mp3(rate=22050), 2 * ONE, "its header says"),
+    "a Xing header that claims days": ("mp3", lambda: claimed(mp3(), 1 << 24), ONE, "its header says"),
+    "joined ogg": ("ogg", lambda: made("OGG") * 2, 2 * ONE, "its header says 4.00 s"),
+    "three opus": ("opus", lambda: made("OGG", 48000, subtype="OPUS") * 3, 3 * ONE, "its header says 4.0"),
+    "torn ogg": ("ogg", torn_ogg, HALF, ""),
     "streamed flac": ("flac", lambda: flac(0), ONE, "gives no length"),
     "flac of weeks": ("flac", lambda: flac((1 << 36) - 1), ONE, "counts 68719476735 samples"),
     "joined flac": ("flac", lambda: made("FLAC") * 2, 2 * ONE, "2 songs are joined"),
@@ -134,8 +140,8 @@ def test_the_song_is_what_decoding_to_its_end_gives(name: str, tmp_path: Path) -
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(make())
     info = probe(path)
-    # an encoder's delay cannot be known, and torn songs say only that something is gone
-    assert abs(info.duration - seconds) < (0.7 if name == "torn ogg" else 0.1)
+    # each encoder's delay cannot be known, and torn songs say only that something is gone
+    assert abs(info.duration - seconds) < (0.7 if name == "torn ogg" else 0.08 * seconds / ONE)
     assert reason in info.doubt and not info.exact
     sound = read_audio(path, sample_rate=None)
     assert len(sound) == round(info.duration * info.sample_rate)
@@ -234,16 +240,13 @@ def test_a_containers_length_is_the_sounds_where_nothing_else_has_one(
     others: list[str], seconds: float
 ) -> None:
     """That of its longest stream, counted from 0 also where all begins later; a cover lasts no time."""
-    sound = {"codec_type": "audio"}
-    streams = [sound, *({"codec_type": kind} for kind in others)]
-    for stream in streams:
-        if stream["codec_type"] == "picture":
-            stream |= {"codec_type": "video", "disposition": {"attached_pic": 1}}  # type: ignore[dict-item]
-    container = {"format_name": "matroska,webm", "duration": "10.0", "start_time": "1.0"}
-    found = {"streams": streams, "format": container}
-    assert ffmpeg._duration(found, sound) == seconds
-    assert ffmpeg._duration(found, {**sound, "duration": "7.5"}) == 7.5
-    assert ffmpeg._duration({**found, "format": {**container, "format_name": "aac"}}, sound) == 0.0
+    cover = av.stream.Disposition.attached_pic
+    streams = [
+        SimpleNamespace(type="video" if kind == "picture" else kind, disposition=cover * (kind == "picture"))
+        for kind in ("audio", *others)
+    ]
+    container: Any = SimpleNamespace(streams=streams, duration=10_000_000, start_time=1_000_000)
+    assert ffmpeg._of_container(container) == seconds
 
 
 def test_a_streamed_rf64_is_read_to_its_end(tmp_path: Path) -> None:
@@ -330,7 +333,7 @@ def test_sizes_that_writers_to_a_pipe_leave_are_no_promise(size: int, tmp_path: 
     assert probe(path).duration == ONE == examine(FileAudio(path)).duration
 
 
-@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3", "aiff", "au"])
+@pytest.mark.parametrize("form", ["wav", "flac", "aiff", "au"])
 def test_what_states_its_length_exactly_is_not_decoded(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,17 +358,6 @@ def test_a_cut_mp3_is_truncated_by_its_xing_header(tmp_path: Path) -> None:
     assert "truncated" in str(examine(FileAudio(path)).problem)
 
 
-@pytest.mark.slow_after(3)
-@pytest.mark.parametrize("name", GUESSED)
-def test_libsndfile_alone_reads_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    suffix, make = GUESSED[name][:2]
-    path = tmp_path / f"a.{suffix}"
-    path.write_bytes(make())
-    info = probe(path)
-    monkeypatch.setattr(ffmpeg, "available", lambda: False)
-    assert probe(path) == info
-
-
 @pytest.mark.parametrize("rate", [8000, 12345, 44100, 96000])
 @pytest.mark.parametrize("samples", [1, 4096, 4097, 40_000])
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -374,8 +366,7 @@ def test_flac_frames_agree_with_the_header(rate: int, samples: int, channels: in
     path = tmp_path / "a.flac"
     for coding in ("PCM_16", "PCM_24"):
         soundfile.write(path, x, rate, subtype=coding)
-        data = path.read_bytes()
-        assert [song[2:] for song in lengths.flac_songs(data)] == [(samples, samples)]
+        assert ffmpeg.packets(path).frames == samples
         assert probe(path).exact
 
 
@@ -387,6 +378,14 @@ def ffmpeg_made(source: Path, target: Path, *how: str, before: Sequence[str] = (
         else:
             subprocess.run([*command, str(target)], check=True)
     return target
+
+
+def decoded(path: Path) -> np.ndarray:
+    """(samples, 2) as the FFmpeg program decodes them."""
+    command = ["ffmpeg", "-v", "error", "-i", str(path), "-f", "f32le", "-ac", "2", "-ar", str(RATE), "-"]
+    return np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4").reshape(
+        -1, 2
+    )
 
 
 @needs_ffmpeg
@@ -414,7 +413,7 @@ def test_flacs_that_were_joined_without_coding_them_again(order: str, tmp_path: 
     names = tmp_path / "names"
     names.write_text("".join(f"file {name}.flac\n" for name in order.split()))
     joined = ffmpeg_made(names, tmp_path / "a.flac", "-c", "copy", before=("-f", "concat", "-safe", "0"))
-    there = np.concatenate(list(ffmpeg.blocks(joined, 2, RATE)))
+    there = decoded(joined)
     assert np.array_equal(read_audio(joined, sample_rate=None), there)
     assert round(probe(joined).duration * RATE) == len(there)
     assert "pieces are joined in it" in probe(joined).doubt
@@ -465,14 +464,17 @@ def test_joined_mp4_is_refused_for_its_second_half(suffix: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_what_cannot_be_mended_needs_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_mended_is_read_by_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(wav(0))
     monkeypatch.setattr(lengths, "_MENDED", 1000)
-    if ffmpeg.available():
-        assert (probe(path).decoder, probe(path).duration) == ("ffmpeg", ONE)
-    monkeypatch.setattr(ffmpeg, "available", lambda: False)
-    with pytest.raises(DataError, match=r"holds nothing; reading it to its end needs FFmpeg; install"):
+    assert (probe(path).decoder, probe(path).duration) == ("ffmpeg", ONE)
+
+
+def test_oggs_of_two_rates_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    path.write_bytes(made("OGG") + made("OGG", 22050))
+    with pytest.raises(DataError, match="songs of several kinds are joined in it; split it"):
         probe(path)
 
 
@@ -482,9 +484,7 @@ def test_an_mp3_is_the_same_in_blocks_and_in_one(xing: bool, start: float | None
     """Seeking, also to the place where it is already, makes libsndfile lose what frames share."""
     path = tmp_path / "a.mp3"
     path.write_bytes(mp3(xing))
-    (data,) = [mp3()] if xing else lengths.parts(path, "mp3")
-    whole, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    assert len(whole) > 2 * audio.BLOCK
+    whole = decoded(path) if xing else read_audio(path, sample_rate=None)
     part = read_audio(path, sample_rate=None, start=start)
     assert np.abs(part - whole[round((start or 0) * RATE) :]).max() < 1e-5
 
@@ -502,7 +502,7 @@ def test_every_frame_of_an_mp3_is_read(rate: int, channels: int, mode: str, tmp_
     assert first is not None and len(expected) == ONE * rate
     path.write_bytes(path.read_bytes()[first.size :])
     sound = read_audio(path, sample_rate=None)
-    assert probe(path).doubt == "it has no Xing header"
+    assert probe(path).doubt == "it does not state its length"
     # The encoder's delay is known from its header only: it is the shift at which the middle agrees.
     middle = slice(round(HALF * rate) - 500, round(HALF * rate) + 1500)
     misses = [np.abs(sound[d:][middle] - expected[middle]).max() for d in range(1200)]
@@ -535,17 +535,17 @@ def test_a_wav_that_holds_nothing_holds_nothing(chunk: bytes, tmp_path: Path) ->
     assert examine(FileAudio(path)).problem == "holds no audio"
 
 
+def frames(data: bytes) -> int:
+    return len(list(mp3_frames(data)))
+
+
 def test_frames_are_found_behind_tags_and_noise() -> None:
     data = mp3()
-    frames = walk_mp3(data)
-    xing = frames.xing
-    assert xing is not None and xing.frames == frames.frames and frames.samples == 1152 * frames.frames
-    assert frames.uniform
     for dirty in (id3(5000) + data, data + b"TAG" + bytes(125), bytes(700) + data, data + b"APETAGEX" * 9):
-        assert walk_mp3(dirty)[:2] == frames[:2] and walk_mp3(dirty).xing == xing
-    assert not walk_mp3(data + id3(300) + data).uniform
+        assert frames(dirty) == frames(data) and cut_by_xing(dirty) is False
+    assert cut_by_xing(data[:-2000]) is True and cut_by_xing(mp3(False)) is None
     for nothing in (b"", b"\xff", b"text " * 99, bytes(999), b"\xff\xfb\x90\x64"):
-        assert walk_mp3(nothing).frames == 0
+        assert frames(nothing) == 0 and cut_by_xing(nothing) is None
 
 
 @pytest.mark.parametrize("footer", [False, True])
@@ -556,18 +556,45 @@ def test_a_song_within_a_tag_is_not_the_files(footer: bool, tags: int) -> None:
     size = bytes(len(body) >> shift & 127 for shift in (21, 14, 7, 0))
     tag = b"\x04\0" + bytes([0x10 * footer]) + size
     whole = (b"ID3" + tag + body + (b"3DI" + tag) * footer) * tags
-    assert walk_mp3(whole + data) == walk_mp3(data)
+    assert frames(whole + data) == frames(data)
 
 
 # ── Ogg Vorbis whose times are not those of its packets ──────────────────────────────────────────────
+class Page(NamedTuple):
+    start: int
+    end: int
+    time: int
+
+
+def ogg_pages(data: bytes) -> list[Page]:
+    """Where each page of an Ogg begins and ends, and its time."""
+    found, position = [], 0
+    while position < len(data):
+        segments = data[position + 26]
+        end = position + 27 + segments + sum(data[position + 27 : position + 27 + segments])
+        found.append(Page(position, end, struct.unpack_from("<q", data, position + 6)[0]))
+        position = end
+    return found
+
+
+def sign(data: bytearray, page: Page) -> None:
+    """Write the checksum of a page that was changed."""
+    data[page.start + 22 : page.start + 26] = bytes(4)
+    crc = 0
+    for byte in data[page.start : page.end]:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = crc << 1 ^ (0x104C11DB7 if crc & 0x80000000 else 0)
+    struct.pack_into("<I", data, page.start + 22, crc)
+
+
 def retimed(data: bytes, change: Callable[[int, int], int]) -> bytes:
     """The Ogg with `change(page's number, time)` as the times of its pages of sound."""
     out = bytearray(data)
-    for number, page in enumerate(ogg_times.ogg_pages(data, 0, len(data))):
+    for number, page in enumerate(ogg_pages(data)):
         if page.time > 0:
             struct.pack_into("<q", out, page.start + 6, change(number, page.time))
-            struct.pack_into("<I", out, page.start + 22, 0)
-            struct.pack_into("<I", out, page.start + 22, ogg_times._checksum(out[page.start : page.end]))
+            sign(out, page)
     return bytes(out)
 
 
@@ -593,16 +620,14 @@ def test_an_ogg_whose_times_disagree_with_its_sound_is_read_to_its_end(
     assert cut != data
     path = tmp_path / "a.ogg"
     path.write_bytes(data)
-    assert probe(path).exact
     straight = read_audio(path, sample_rate=None)
     path.write_bytes(cut)
     info = probe(path)
-    assert not info.exact and f"there are {info.duration * rate:.0f}" in info.doubt
     # the last page's own cut is known from its time, which may be off
     assert 0 <= len(read_audio(path, sample_rate=None)) - len(straight) < 4096
     assert np.array_equal(read_audio(path, sample_rate=None)[: len(straight)], straight)
     path.write_bytes(cut + data + cut)
-    assert probe(path).duration == pytest.approx(2 * info.duration + len(straight) / rate)
+    assert 0 <= probe(path).duration - (2 * info.duration + len(straight) / rate) < 4096 / rate
 
 
 def test_an_ogg_that_starts_late_loses_nothing(tmp_path: Path) -> None:
@@ -628,7 +653,7 @@ def opus_at(rate: int) -> bytes:
     """Opus whose header says that it was encoded from sound of this rate (0: unknown)."""
     data = bytearray(made("OGG", 48000, subtype="OPUS"))
     struct.pack_into("<I", data, data.index(b"OpusHead") + 12, rate)
-    ogg_times._sign(data, next(ogg_times.ogg_pages(bytes(data), 0, len(data))))
+    sign(data, ogg_pages(data)[0])
     return bytes(data)
 
 
@@ -644,20 +669,19 @@ def test_opus_is_48_khz_whatever_its_header_says(rate: int, tmp_path: Path) -> N
     path.write_bytes(opus_at(rate))
     found = probe(path)
     assert (found.sample_rate, round(found.duration * 48000)) == (48000, len(straight))
-    assert found.exact == (24000 < rate < 2**31), "only where libsndfile would lose sound is it counted"
     assert np.array_equal(read_audio(path, sample_rate=None), straight)
     part = read_audio(path, sample_rate=None, start=2.5, duration=1.0)
     assert np.array_equal(part, straight[120_000:168_000])
     path.write_bytes(opus_at(48000) + opus_at(rate))
-    assert np.array_equal(read_audio(path, sample_rate=None)[len(straight) :], straight)
-    path.write_bytes(made("OGG", 44100) + opus_at(rate))  # the first one's rate is the file's
-    after = read_audio(path, sample_rate=None)[4 * RATE :]
-    assert np.allclose(after, audio.resample(straight, 48000, 44100), atol=1e-4)
+    assert len(read_audio(path, sample_rate=None)) == 2 * len(straight)
+    path.write_bytes(opus_at(rate) + made("OGG", 44100))  # one would be heard at the other's rate
+    with pytest.raises(DataError, match=r"a\.opus: "):
+        probe(path)
 
 
 def test_opus_of_a_low_rate_whose_pages_are_missing_is_48_khz_too(tmp_path: Path) -> None:
     data = opus_at(8000)
-    pages = list(ogg_times.ogg_pages(data, 0, len(data)))
+    pages = ogg_pages(data)
     path = tmp_path / "a.opus"
     path.write_bytes(data[: pages[2].start] + data[pages[-2].start :])
     sound = read_audio(path, sample_rate=None)
@@ -668,17 +692,18 @@ def test_opus_of_a_low_rate_whose_pages_are_missing_is_48_khz_too(tmp_path: Path
 @pytest.mark.parametrize("less", [1, 300, 900])
 @pytest.mark.parametrize("kind", [{"subtype": "OPUS"}, {}], ids=["opus", "vorbis"])
 def test_an_ogg_without_the_mark_of_its_end(kind: dict[str, str], less: int, tmp_path: Path) -> None:
-    """Streams that were stopped: libopusfile refuses a last page that is cut, and so the whole song."""
+    """Streams that were stopped: the last packet is heard to its end."""
     data = bytearray(made("OGG", 48000, song(48000)[:-less], **kind))
     path = tmp_path / "a.ogg"
     path.write_bytes(data)
     straight = read_audio(path, sample_rate=None)
-    last = list(ogg_times.ogg_pages(bytes(data), 0, len(data)))[-1]
+    last = ogg_pages(data)[-1]
     data[last.start + 5] &= ~4
-    ogg_times._sign(data, last)
+    sign(data, last)
     path.write_bytes(data)
-    assert np.array_equal(read_audio(path, sample_rate=None), straight)
-    assert examine(FileAudio(path)).duration == probe(path).duration == len(straight) / 48000
+    sound = read_audio(path, sample_rate=None)
+    assert np.array_equal(sound[: len(straight)], straight) and len(sound) - len(straight) < 960
+    assert examine(FileAudio(path)).duration == probe(path).duration == len(sound) / 48000
 
 
 @needs_ffmpeg
@@ -689,7 +714,7 @@ def test_oggs_that_ffmpeg_joined_without_coding_them_again(tmp_path: Path) -> No
     names = tmp_path / "names"
     names.write_text("file whole.ogg\nfile cut.ogg\nfile whole.ogg\n")
     joined = ffmpeg_made(names, tmp_path / "a.ogg", "-c", "copy", before=("-f", "concat", "-safe", "0"))
-    there = sum(map(len, ffmpeg.blocks(joined, 2, RATE)))
+    there = len(decoded(joined))
     assert there > 10 * RATE and abs(len(read_audio(joined, sample_rate=None)) - there) < 4096
 
 
@@ -699,6 +724,6 @@ def test_an_ogg_that_was_cut_without_coding_it_again(start: str, tmp_path: Path)
     whole = tmp_path / "whole.ogg"
     whole.write_bytes(made("OGG", x=np.concatenate([song(), song()])))
     cut = ffmpeg_made(whole, tmp_path / "cut.ogg", "-c", "copy", before=("-ss", start))
-    there = np.concatenate(list(ffmpeg.blocks(cut, 2, RATE)))
+    there = decoded(cut)
     sound = read_audio(cut, sample_rate=None)
     assert sound.shape == there.shape and np.abs(sound - np.clip(there, -1, 1)).max() < 1e-3
