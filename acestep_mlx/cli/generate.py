@@ -165,7 +165,7 @@ def command(
     except (click.UsageError, CheckpointError):
         _request(*asked)  # what no model makes sense of is said first
         raise
-    latents, request = pipe.family.latents, _request(*asked, pipe.folder)
+    latents, request = pipe.folder.family.latents, _request(*asked, pipe.folder)
     sample_rate = sample_rate or earlier.get("sample_rate", latents.sample_rate)
     chosen = _loras(loras, lora_scales, earlier)
     request.check_source()
