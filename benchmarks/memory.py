@@ -205,11 +205,11 @@ Case = tuple[int, plan.Load, int]  # blocks, batch, checkpointed blocks
 class Fit(NamedTuple):
     """Steps that a family's coefficients are fitted to, and others as a check.
 
-    moments: of a step, of which the worst is its peak: names of features, and cases whose peak lies there.
-    Only the first moment has what checkpointed blocks keep.
+    moments: of a step, of which the worst is its peak: names of features, cases whose peak lies there, and
+    whether what checkpointed blocks keep is then alive.
     """
 
-    moments: list[tuple[tuple[str, ...], list[Case]]]
+    moments: list[tuple[tuple[str, ...], list[Case], bool]]
     others: list[Case]
 
 
@@ -224,22 +224,25 @@ def fit_v1(frames: list[int], text: int, tokens: list[int]) -> Fit:
     lyrics = [(2, plan.Load(16, 1, 16, M), 2) for M in tokens]
     others = [(2, plan.Load(many, 2, text, 16), 1), (3, plan.Load(middle, 1, text, tokens[0]), 3)]
     moments = [
-        (("frames", "scores", "kept", "kept_scores"), blocks),
-        (("lyric_scores", "lyrics"), lyrics),
+        (("frames", "scores", "kept", "kept_scores"), blocks, True),
+        (("lyric_scores", "lyrics"), lyrics, False),
     ]
     return Fit(moments, others)
 
 
 def fit_v15(frames: list[int], text: int, tokens: list[int]) -> Fit:
-    """One moment; the longest song has so many scores that heads are worked on in turn."""
-    few, middle, many = frames
+    """The moments: a layer whose heads are worked on all at once, and one in which they take turns."""
+    few, middle, many, most = frames
     some, lots = tokens
-    blocks = [(2, plan.Load(T, 1, text, M), 2) for T, M in ((few, some), (middle, some), (many, lots))]
-    blocks += [(2, plan.Load(few, 1, 16, 16), 2), (2, plan.Load(many, 1, 16, 16), 2)]
-    blocks += [(2, plan.Load(few, 1, text, lots), 2), (2, plan.Load(few, 2, text, some), 2)]
-    blocks += [(4, plan.Load(few, 1, text, some), 0), (4, plan.Load(middle, 1, text, some), 1)]
-    others = [(3, plan.Load(middle, 1, text, lots), 3), (2, plan.Load(middle, 2, text, some), 1)]
-    return Fit([(("layer", "scores", "states", "kept", "kept_scores"), blocks)], others)
+    layers = [(2, plan.Load(T, 1, text, some), 2) for T in (few, middle, many)]
+    layers += [(2, plan.Load(middle, 1, 16, 16), 2), (2, plan.Load(middle, 1, text, lots), 2)]
+    layers += [(2, plan.Load(middle, 2, text, some), 2), (4, plan.Load(many, 1, text, some), 1)]
+    layers += [(n, plan.Load(middle, 1, text, some), kept) for n, kept in ((3, 0), (3, 2), (4, 0), (4, 2))]
+    turns = [(2, plan.Load(most, B, 16, 16), 2) for B in (1, 2)]
+    others = [(2, plan.Load(many, 2, text, some), 1), (2, plan.Load(most, 1, text, 4 * some), 2)]
+    others += [(3, plan.Load(3 * most // 4, 1, text, lots // 2), 3)]
+    names = ("layer", "scores", "states", "kept", "kept_scores")
+    return Fit([(names, layers, True), (("turn", "group"), turns, True)], others)
 
 
 FITS = {"v1": fit_v1, "v15": fit_v15}
@@ -250,13 +253,13 @@ def fit(config: Any, frames: list[int], text: int, tokens: list[int], dtype: mx.
     about = subject_of(config)
     step_memory = about.memory
     cases = FITS[about.family.name](frames, text, tokens)
-    every = [*(case for _, part in cases.moments for case in part), *cases.others]
+    every = [*(case for _, part, _ in cases.moments for case in part), *cases.others]
     measured = {case: _measured(config, case, dtype) for case in every}
     fitted: dict[str, float] = {}
-    for moment, (names, part) in enumerate(cases.moments):
+    for names, part, inputs_alive in cases.moments:
         given = [(about.blocks(config, n), load, dtype.size, kept) for n, load, kept in part]
         rows = [[step_memory.features(*one)[name] for name in names] for one in given]
-        inputs = [step_memory.block_inputs(*one) * (moment == 0) for one in given]
+        inputs = [step_memory.block_inputs(*one) * inputs_alive for one in given]
         target = np.array([measured[c] for c in part]) - inputs
         found = positive_least_squares(np.array(rows), target)
         fitted.update(zip(names, found.tolist(), strict=True))
@@ -373,19 +376,18 @@ def main() -> None:
             )
     elif args.quick:
         small = replace(config, **about.narrow)
-        fit(
-            small,
-            *({"v1": ([64, 128, 192], 32, [96, 192]), "v15": ([128, 256, 768], 32, [32, 256])}[args.family]),
-            mx.float32,
-        )
+        sizes = {"v1": ([64, 128, 192], 32, [96, 192]), "v15": ([128, 256, 512, 1024], 32, [32, 256])}
+        fit(small, *sizes[args.family], mx.float32)
     elif args.family == "v1":
         fit(config, [144, 288, 645], 256, [192, 512], mx.float32)
         with shapes_only():
             fit(config, [323, 645, 1292], 256, [384, 768], mx.bfloat16)
-    else:
-        fit(config, [1500, 3000, 6000], 256, [180, 1000], mx.float32)
+    else:  # a quarter of the true width is enough: what a layer holds grows with it
+        narrow = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 4}
+        config = replace(config, **narrow, num_key_value_heads=2)
+        fit(config, [750, 1500, 3000, 6000], 256, [180, 2000], mx.float32)
         with shapes_only():
-            fit(config, [1500, 3000, 6000], 256, [180, 1000], mx.bfloat16)
+            fit(config, [750, 1500, 3000, 6000], 256, [180, 2000], mx.bfloat16)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""What a training step of ACE-Step 1.5 is thought to take: an order of magnitude, and which way it goes."""
+"""What a training step of ACE-Step 1.5 is thought to take, against what MLX counts, and which way it goes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
+from acestep_mlx import families
 from acestep_mlx.families.protocol import Load
 from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.dit import TransformerConfig
@@ -69,3 +72,45 @@ def test_lyrics_are_counted_with_the_models_tokenizer_or_guessed() -> None:
     guess = MEMORY.lyric_counter(None)
     assert 10 < guess(lyrics) < counted(lyrics) and guess("歌" * 40) > guess("l" * 40) + 20
     assert guess("la " * 9999) == counted("la " * 9999) == 2048
+
+
+#: of a width of its own, so that the fit is not tested on what it was fitted to
+SMALL = replace(
+    BASE, num_hidden_layers=3, hidden_size=256, intermediate_size=768, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=64,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("load", "checkpointed", "bits"),
+    [
+        (Load(500, 1, 256, 100), 3, None),
+        (Load(500, 1, 256, 100), 0, 8),
+        (Load(1500, 1, 256, 180), 3, 8),
+        (Load(1500, 1, 256, 180), 1, 4),
+        (Load(1500, 1, 256, 180), 0, None),
+        (Load(1500, 2, 64, 64), 3, 4),
+        (Load(1500, 1, 256, 1500), 3, 8),
+        (Load(3000, 1, 256, 360), 2, None),
+    ],
+    ids=str,
+)
+def test_the_estimate_is_close_to_a_measured_peak(
+    load: Load, checkpointed: int, bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(families.REGISTRY, "v15", "acestep_mlx.families.v15")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    import memory
+
+    with memory.shapes_only():
+        peak, _, _ = memory.measure(SMALL, load, bits=bits, dtype=mx.bfloat16, checkpointed=checkpointed)
+    weights = memory.exact(SMALL, load, bits, mx.bfloat16, checkpointed)
+    expected = weights + MEMORY.activations(SMALL, load, 2, checkpointed)
+    assert 0.85 * peak < expected < 1.15 * peak, f"{expected / peak:.3f}"
+
+
+def test_xl_takes_more_by_its_widths() -> None:
+    xl = replace(BASE, hidden_size=2560, intermediate_size=9728, num_attention_heads=32, num_hidden_layers=32)
+    base, large = (MEMORY.activations(one, MINUTE, 2, one.blocks) for one in (BASE, xl))
+    assert 1.4 * base < large < 2.0 * base

@@ -1,5 +1,6 @@
-"""What activations of a training step take. The factors are counted from the layers, not fitted to measured
-peaks yet: an estimate from them is a guess.
+"""What activations of a training step take: one term per kind of array that is alive at the worst moment.
+
+The coefficients are fitted to measured peaks by `benchmarks/memory.py`, which prints them and their error.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..protocol import Folder, Load
+from .config import SLIDING
 from .dit import TransformerConfig
 from .layers import SCORES_AT_ONCE
 from .prompt import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, format_prompt
@@ -19,57 +21,78 @@ TIMBRE = 1  # row of the conditions
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What each of `terms` is multiplied by; counted: arrays of that kind at the worst moment."""
+class Coefficients:
+    """What each of `features` is multiplied by for one size of activations; benchmarks/memory.py fits it."""
 
-    tokens: float = 14.0  # of the width: normed, modulated and added to, of three parts, and gradients
-    heads: float = 8.0  # of the queries' width: before and after norm and turning, and gradients
-    gated: float = 5.0  # of the MLP's width: gate, up, their product, and gradients
-    scores: float = 3.0  # scores, their softmax, and its gradient
-    kept: float = 0.6  # share of a layer's arrays that stay for the backward pass
-    conditions: float = 4.0  # rows, what they are embedded to, and their gradient
-
-
-COUNTED = Factors()
+    layer: float
+    scores: float
+    states: float
+    kept: float
+    kept_scores: float
+    turn: float
+    group: float
 
 
-def terms(config: TransformerConfig, load: Load, size: int) -> dict[str, float]:
-    """What the factors multiply, in bytes. `size`: of an activation.
+#: By the bytes of an activation: in float32 attention on the CPU keeps its weights.
+FITTED = {
+    2: Coefficients(layer=4.83, scores=2.07, states=5.18, kept=3.29, kept_scores=1.46, turn=4.57, group=3.83),
+    4: Coefficients(layer=3.78, scores=1.77, states=3.84, kept=2.25, kept_scores=0.87, turn=4.67, group=3.91),
+}
 
-    tokens: B·L·D, L = ⌈frames / patch⌉; heads: B·L·H·Dh; gated: B·L·F; scores: of the attention that has
-    most; conditions: B·S·D.
+
+def scores(config: TransformerConfig, load: Load, kind: str) -> tuple[float, float]:
+    """Of a layer's attentions: those of all heads at once, and the most of a group where heads take turns."""
+    B, L, H = load.batch, -(-load.frames // config.patch_size), config.num_attention_heads
+    S, W = load.text + TIMBRE + load.lyrics, config.sliding_window
+    at_once, group = 0.0, 0.0
+    for keys in (S, 3 * W if kind == SLIDING and L > 3 * W else L):
+        count = float(B * H * L * keys)
+        if count > SCORES_AT_ONCE:
+            group = max(group, count / config.num_key_value_heads)
+        else:
+            at_once += count
+    return at_once, group
+
+
+def features(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> dict[str, float]:
+    """What the coefficients multiply, in bytes. `size`: of an activation.
+
+    layer: arrays of the layer in work over its L tokens, B·L·(2F + 4D + 4·H·Dh), in its MLP; turn: the same
+    while groups of heads take turns; scores, group: see `scores`; states: conditions, B·S·(D + 2·Hk·Dh); kept
+    and kept_scores: of each other layer that is not checkpointed. (`block_inputs` adds what the others keep.)
     """
     B, L, D = load.batch, -(-load.frames // config.patch_size), config.hidden_size
-    S, H = load.text + TIMBRE + load.lyrics, config.num_attention_heads
-    whole = B * H * L * max(L, S)
-    if whole > SCORES_AT_ONCE:  # then the heads of one group at a time
-        whole //= config.num_key_value_heads
-    sliding = B * H * L * min(L, 3 * config.sliding_window)
+    Q, KV = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    layer = B * L * (2.0 * config.intermediate_size + 4 * D + 4 * Q) * size
+    kinds = [scores(config, load, kind) for kind in config.kinds]
+    at_once, group = max(kinds, key=sum)
+    free = config.num_hidden_layers - checkpointed
+    kept = max(FIRST_KEPT * free, free - 1.0)  # what the layer in work keeps, `layer` and `scores` count
     return {
-        "tokens": float(B * L * D * size),
-        "heads": float(B * L * H * config.head_dim * size),
-        "gated": float(B * L * config.intermediate_size * size),
-        "scores": float(max(whole, sliding) * size),
-        "conditions": float(B * S * D * size),
+        "layer": layer,
+        "scores": at_once * size,
+        "states": B * (load.text + TIMBRE + load.lyrics) * (D + 2.0 * KV) * size,
+        "kept": kept * layer,
+        "kept_scores": kept * sum(of_all for of_all, _ in kinds) / len(kinds) * size,
+        "turn": layer if group else 0.0,
+        "group": group * size,
     }
 
 
-def activations(
-    config: TransformerConfig, load: Load, size: int, checkpointed: int, factors: Factors = COUNTED
-) -> float:
-    """Bytes in the backward pass of a layer, with what the others keep: all or, checkpointed, their input."""
-    found = terms(config, load, size)
-    layer: float = sum(getattr(factors, name) * found[name] for name in ("tokens", "heads", "gated"))
-    free = config.num_hidden_layers - checkpointed
-    keeping = max(FIRST_KEPT * free, free - 1.0)  # what the layer in work keeps is counted already
-    given = 4.0 * load.batch * load.frames * config.in_channels  # the batch and its noise, float32
-    return (
-        layer * (1 + factors.kept * keeping)
-        + factors.scores * found["scores"]
-        + checkpointed * found["tokens"]
-        + factors.conditions * found["conditions"]
-        + 2 * given
-    )
+def activations(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
+    """Bytes at the worse of two moments of a layer's backward pass: its MLP, and heads that take turns."""
+    terms: dict[str, float] = {
+        name: getattr(FITTED[size], name) * value
+        for name, value in features(config, load, size, checkpointed).items()
+    }
+    moments = terms.pop("layer"), terms.pop("turn") + terms.pop("group")
+    return block_inputs(config, load, size, checkpointed) + max(moments) + sum(terms.values())
+
+
+def block_inputs(config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
+    """Bytes of the tokens that checkpointed layers keep, as they were given."""
+    tokens = -(-load.frames // config.patch_size)
+    return checkpointed * load.batch * tokens * config.hidden_size * float(size)
 
 
 class StepMemory:
