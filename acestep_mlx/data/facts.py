@@ -32,6 +32,7 @@ MAX_INDEX = 1 << 30  # bytes
 INDEX_VERSION = 3
 BLOCKS = 16  # read of each song on every start
 MISREAD, MISREAD_OGG = "to the end", "to the end, at 48 kHz"  # by version 1, by version 2
+LOUD = 1.5  # of full scale: lossy formats come back a little above 1
 SILENT = "silent"  # a problem of songs that can be read
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
 
@@ -108,7 +109,8 @@ class AudioFacts:
 
     counted: why the length that the file gives was not taken, or None. misread: how such a song is read since
     an earlier version of the index read it wrongly, a word for the cache's keys: a counted one, or an MP3.
-    former: the length in seconds that the earlier version took, or None.
+    former: the length in seconds that the earlier version took, or None. peak: of its samples, where that is
+    far above full scale, so that it is audible that they are cut off there.
     """
 
     content: str
@@ -117,12 +119,13 @@ class AudioFacts:
     counted: str | None = None
     misread: str = ""
     former: float | None = None
+    peak: float | None = None
 
     @classmethod
     def from_dict(cls, raw: Any) -> AudioFacts:
         """Facts as the index holds them. ValueError or TypeError when they are not."""
         facts = cls(**raw)
-        numbers = [facts.duration, *([] if facts.former is None else [facts.former])]
+        numbers = [facts.duration, facts.former or 0.0, facts.peak or 0.0]
         texts = [facts.content, facts.problem or "", facts.counted or "", facts.misread]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("not a text")
@@ -132,7 +135,8 @@ class AudioFacts:
 
     def checksum(self, stamp: str) -> str:
         """What an index keeps beside the facts of the song with this stamp, so that an edited entry shows."""
-        return hash_text(json.dumps([stamp, asdict(self)], sort_keys=True))[:16]
+        own = {name: value for name, value in asdict(self).items() if (name, value) != ("peak", None)}
+        return hash_text(json.dumps([stamp, own], sort_keys=True))[:16]
 
 
 def examine(audio: AudioRef) -> AudioFacts:
@@ -150,8 +154,9 @@ def examine(audio: AudioRef) -> AudioFacts:
         return AudioFacts("", 0.0, f"cannot be read: {cause(error)}")
 
 
-def _decode_all(path: Path) -> tuple[float, None, str | None, str]:
-    """`AudioFacts` but the content: the decoded length in seconds, no problem, counted, misread.
+def _decode_all(path: Path) -> tuple[float, None, str | None, str, None, float | None]:
+    """`AudioFacts` but the content: the decoded length in seconds, no problem, counted, misread, no former
+    length, peak.
 
     DataError: empty, damaged, truncated, silent or not finite.
     """
@@ -169,7 +174,7 @@ def _decode_all(path: Path) -> tuple[float, None, str | None, str]:
     reason = counted(info, seconds) or None
     misread = MISREAD if reason or info.format in MPEG else ""
     misread = MISREAD_OGG if info.format == "opus" or (reason and info.format == "vorbis") else misread
-    return seconds, None, reason, misread
+    return seconds, None, reason, misread, None, peak if peak > LOUD else None
 
 
 class FactsIndex:

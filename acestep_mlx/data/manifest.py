@@ -254,6 +254,9 @@ def _sample(
     former = None if facts.former is None else replace(facts, duration=facts.former)
     if isinstance(song.audio, FileAudio) and is_open_ended(song.audio.path):
         report.notes.append((song.name, "its Ogg stream has no end: it may be cut; what is there is taken"))
+    if facts.peak is not None:
+        said = f"its sound goes up to {facts.peak:.3g} times full scale, and is cut off at 1; make it quieter"
+        report.notes.append((song.name, said))
     if facts.counted is not None:
         report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
     return Sample(

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from acestep_mlx.config.read_datasets import read_datasets
+from acestep_mlx.config.run import RunConfig
 from acestep_mlx.data.facts import BLOCKS, FileAudio, examine
 from acestep_mlx.data.manifest import build_manifest, index_path
 from acestep_mlx.errors import ConfigError, DataError
@@ -540,6 +542,10 @@ def test_blocks_of_a_song_reach_from_its_first_byte_to_its_last(size: int) -> No
     assert hashed(content) == hashed(bytes(content))
 
 
+def checked(settings: RunConfig) -> None:
+    check_caches(settings, read_datasets(settings))
+
+
 @pytest.mark.parametrize("key", ["cache_dir_vae", "cache_dir", "config", "cache_dir_text", "run"])
 def test_every_folder_of_caches_is_checked_at_once(key: str, tmp_path: Path, songs: Path) -> None:
     """A file in its place, or above it, was met only after the first song was encoded."""
@@ -557,14 +563,14 @@ def test_every_folder_of_caches_is_checked_at_once(key: str, tmp_path: Path, son
         else:
             options = {"cache_dir" if key == "run" else key: bad}
         with pytest.raises(ConfigError, match=r"cache_dir.* is a file; name a folder") as error:
-            check_caches(config(tmp_path, entry, texts, **options))
+            checked(config(tmp_path, entry, texts, **options))
         assert str(tmp_path / "file") in str(error.value)
-    check_caches(config(tmp_path, {}, {"id": "texts", "dataset_type": "text_embeds"}))
+    checked(config(tmp_path, {}, {"id": "texts", "dataset_type": "text_embeds"}))
 
 
 def test_caches_that_are_not_written_may_lie_anywhere(tmp_path: Path, songs: Path) -> None:
     (tmp_path / "file").write_text("x")
-    check_caches(config(tmp_path, {"cache_dir_vae": str(tmp_path / "file"), "vae_cache_disable": True}))
+    checked(config(tmp_path, {"cache_dir_vae": str(tmp_path / "file"), "vae_cache_disable": True}))
 
 
 @pytest.mark.parametrize("suffix", ["ogg", "opus"])
@@ -588,3 +594,12 @@ def test_which_lyrics_are_read_is_said(others: list[str], tmp_path: Path, songs:
     assert found.samples[0].lyrics == "[verse]\nla la"
     said = {note for _, note in found.report.sets[0].notes}
     assert said == {f"lyrics are read from a.lyrics, not from a.{ending}" for ending in others}
+
+
+@pytest.mark.parametrize(("peak", "said"), [(0.9, False), (1.2, False), (2.0, True), (40.0, True)])
+def test_sound_far_above_full_scale_is_said(peak: float, said: bool, tmp_path: Path, songs: Path) -> None:
+    sound = tone(4.0)
+    sf.write(songs / "a.wav", sound * (peak / np.abs(sound).max()), RATE, subtype="FLOAT")
+    for _ in range(2):  # examined, and remembered
+        notes = dict(manifest(tmp_path).report.sets[0].notes)
+        assert (f"up to {peak:.3g} times full scale" in notes.get("a.wav", "")) is said
