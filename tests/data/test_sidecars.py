@@ -347,3 +347,17 @@ def test_what_is_not_read_is_not_sung(text: str, what: str, tmp_path: Path) -> N
     found = manifest(tmp_path)
     assert [s.lyrics for s in found.samples] == ["la"]
     assert f"a.lyrics looks like {what}" in "\n".join(found.report.lines())
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata"),
+    [
+        ("mood: dark\nenergy: high\nera: the eighties", True),
+        ("mood: dark\nenergy: high", False),  # two may be somebody's own words
+        ("mood: dark\nmood: high\nera: the eighties", False),  # a name twice
+        ("mood: dark\nenergy: high\nera: the eighties\nwarm and slow", False),
+        ("mood = dark\n\nenergy = high\n\nera = the eighties\nsound = warm", True),
+    ],
+)
+def test_lines_of_names_and_values_are_metadata_from_three_on(text: str, metadata: bool) -> None:
+    assert (looks_like(text) == f"metadata ({text.split(chr(10))[0]})") == metadata
