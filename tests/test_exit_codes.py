@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from acestep_mlx.cli import COMMANDS, main
+from acestep_mlx.cli import COMMANDS, cli, main
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
 from acestep_mlx.training import run as loop
 from acestep_mlx.training.run import TrainResult
@@ -49,6 +49,14 @@ def training(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
         return outcome
 
     monkeypatch.setattr(loop, "train", train)
+
+
+@pytest.mark.parametrize(("given", "code"), [(0, 0), (3, 3), (None, 0), ("done", 0)])
+def test_a_commands_own_code_is_the_programs(
+    given: Any, code: int, end: End, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "main", lambda *arguments, **options: given)
+    assert end("train", config) == (code, "")
 
 
 def test_done_is_zero(end: End, config: str, monkeypatch: pytest.MonkeyPatch) -> None:

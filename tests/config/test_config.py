@@ -729,3 +729,12 @@ def test_no_token_is_in_what_reports_and_checkpoints_get(token: str) -> None:
     assert config.data_backend_config == backends and config.tracker_run_name == token
     told = json.dumps(config.to_dict())
     assert "hf_" not in told and "pass-word" not in told and "deep" in told
+
+
+@pytest.mark.parametrize("text", ["none", "null", "None"])
+def test_no_value_is_meant_only_where_an_option_may_have_none(text: str) -> None:
+    """A run may be called so; elsewhere it takes the value back."""
+    config = load_config({"tracker_project_name": text, "logging_dir": text, "validation_prompt": text})
+    assert (config.tracker_project_name, config.logging_dir) == (text, text)
+    assert config.validation_prompt is None
+    assert load_config({"init_lora": "a"}, [f"--init_lora={text}"]).init_lora is None

@@ -58,6 +58,24 @@ def test_spec_hub_file_word_for_word(block: str, tmp_path: Path, monkeypatch: py
     assert (backend.caption_fields, backend.lyrics_column) == wanted
 
 
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        ({"cache_dir_vae": "mine", "cache_dir": "both"}, "mine"),
+        ({"cache_dir": "both"}, "both"),
+        ({}, "all"),
+        ({"cache_dir_vae": "in/{id}/{model_family}"}, "in/set/ace_step"),
+    ],
+)
+def test_the_nearest_place_for_latents_wins(entry: dict[str, str], wanted: str, tmp_path: Path) -> None:
+    """Of the data set's own, its cache_dir, the run's."""
+    backends = [{"id": "set", "instance_data_dir": str(tmp_path), **entry}]
+    config = load_config({"data_backend_config": backends, "cache_dir_vae": "all", "cache_dir": "root"})
+    assert read_datasets(config).audio[0].latent_dir == Path.cwd() / wanted
+    plain = load_config({"data_backend_config": [{"id": "set", "instance_data_dir": str(tmp_path)}]})
+    assert read_datasets(plain).audio[0].latent_dir == Path.cwd() / "cache/vae/ace_step/set"
+
+
 GOOD: list[tuple[dict[str, Any], str, Any]] = [
     ({"repeats": 9}, "repeats", 9),
     ({"probability": 0.25}, "probability", 0.25),

@@ -48,6 +48,12 @@ def test_nonsense(values: dict[str, Any], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("steps", [(3, 3), (1, 2, 2), (5, 4), (1, 3, 2)])
+def test_steps_that_do_not_rise_are_refused(steps: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="rising step numbers"):
+        Request(oss_steps=steps)
+
+
 def test_unknown_setting_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'guidance_scale'"):
         Request.from_dict({"guidance_scal": 3})

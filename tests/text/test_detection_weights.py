@@ -76,6 +76,9 @@ def test_how_sure_a_line_must_be_decides_a_song(
         (["Cavalos selvagens", "Reviens-moi", "Baby, me leva pra longe daqui", "de"], "pt"),
         (["Polvo de estrellas", "Sin ti", "la"], "es"),
         (["Corri più forte", "Canta con me", "oh oh"], "it"),
+        # … and a word that is hardly anything stays with its song
+        (["Papierboote treiben nach dem Regen in der Rinne", "és"], "de"),
+        (["Papierowe łódki płyną rynsztokiem po deszczu", "és"], "pl"),
     ],
 )
 def test_an_unsure_line_follows_its_song_in_proportion(song: list[str], language: str) -> None:
