@@ -25,9 +25,11 @@ def _special() -> str:
     """How the formats differ for families that have a way of their own, for the help."""
     text = ""
     for one in map(answers, REGISTRY):
-        kinds = [f"{name}: for {', '.join(who)}" for name, who in one.lora.programs.items()]
-        folder = ", a folder" if one.lora.peft_folder else ""
-        text += f" {one.title}{folder}: {'; '.join(kinds)}." if kinds else ""
+        folders = {"peft": " (a folder)"} if one.lora.peft_folder else {}
+        kinds = [
+            f"{name}{folders.get(name, '')} for {', '.join(who)}" for name, who in one.lora.programs.items()
+        ]
+        text += f" Of {one.title}: {'; '.join(kinds)}." if kinds else ""
     return text
 
 

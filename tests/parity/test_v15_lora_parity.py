@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_diffusers_hears_what_was_trained(kind: str, name: str, tmp_path: Path) 
     expected = velocity(theirs)
     assert relative_error(ours(**as_mlx(GIVEN)), expected) <= 1e-5
     assert relative_error(mx.array(plain), expected) > 1e-2  # the LoRA does something here
+
+
+@pytest.mark.parametrize("what", ["FOLDER", "FILE"])
+def test_the_readme_says_how_diffusers_loads_it(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its lines are run as they stand."""
+    from diffusers import AceStepPipeline
+
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf'`(pipe\.load_lora_weights\("{what}".*?\))`', readme)
+    ours, theirs = pair()
+    weights = trained(ours, SPECS["rsLoRA"])
+    write_peft_folder(tmp_path / "FOLDER", weights)
+    file = write_lora(tmp_path / "x.safetensors", weights, "simpletuner")
+    names = ("vae", "text_encoder", "tokenizer", "condition_encoder", "scheduler")
+    monkeypatch.chdir(tmp_path)
+    pipe = AceStepPipeline(transformer=theirs, **dict.fromkeys(names))
+    exec(line.replace("FILE", str(file)), {"pipe": pipe})
+    assert relative_error(ours(**as_mlx(GIVEN)), velocity(theirs)) <= 1e-5
 
 
 def originals_names(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
