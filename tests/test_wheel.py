@@ -92,8 +92,11 @@ def test_every_command_answers_from_anywhere(installed: dict[str, str], command:
 
 
 @pytest.mark.slow
-def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) -> None:
-    done = run(installed, "demo", str(tmp_path / "demo"))
+@pytest.mark.parametrize(("family", "hertz"), [("v1", 44100), ("v15", 48000)])
+def test_the_demo_does_the_whole_job(
+    installed: dict[str, str], tmp_path: Path, family: str, hertz: int
+) -> None:
+    done = run(installed, "demo", str(tmp_path / "demo"), *(["--family", family] if family != "v1" else []))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     demo = tmp_path / "demo"
     assert "going on from" in done.stdout + done.stderr, "the second training run did not resume"
@@ -102,14 +105,15 @@ def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) 
     assert trained == list(range(1, 21)), "every step once, over both runs"
     plain, _ = sf.read(demo / "without_lora.wav")
     with_lora, rate = sf.read(demo / "with_lora.wav")
-    assert rate == 44100
+    assert rate == hertz
     assert plain.shape == with_lora.shape
     assert abs(with_lora).max() > 1e-3, "silence"
     assert abs(with_lora - plain).max() > 0, "the LoRA cannot be heard"
-    assert (demo / "demo_lora.safetensors").is_file()
+    exported = "demo_lora.safetensors" if family == "v1" else "demo_lora/adapter_model.safetensors"
+    assert (demo / exported).is_file()
     assert (demo / "output" / "report.html").is_file()
 
-    lora, model, fused = (str(demo / name) for name in ("demo_lora.safetensors", "model", "fused"))
+    lora, model, fused = (str(demo / name) for name in (exported, "model", "fused"))
     for arguments, words in (
         (["fuse", "--model", model, "--lora", lora, "-o", fused], "fused"),
         (["info", fused], "MLX model"),
@@ -119,6 +123,18 @@ def test_the_demo_does_the_whole_job(installed: dict[str, str], tmp_path: Path) 
         more = run(installed, *arguments)
         assert more.returncode == 0, more.stderr
         assert words in more.stdout + more.stderr, more.stdout + more.stderr
+
+
+def test_a_demo_of_the_other_model_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from acestep_mlx.cli import main
+
+    (tmp_path / "config.json").write_text('{"model_flavour": "base"}')
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", str(tmp_path), "--family", "v15"])
+    assert stop.value.code == 1
+    said = f"error: {tmp_path} holds a demo with model_flavour=base; name another folder\n"
+    assert capsys.readouterr().err == said
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "taken"])

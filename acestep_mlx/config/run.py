@@ -185,8 +185,10 @@ class Flow:
 
     flow_schedule_shift: float = option(3.0, "Shift of the noise schedule.", above=0, high=100,
         aliases="shift")
-    logit_mean: float = option(0.0, "Mean of the logit-normal timestep density.", low=-10, high=10)
-    logit_std: float = option(1.0, "Standard deviation of the logit-normal timestep density.", above=0,
+    logit_mean: float = option(0.0, "Mean of the logit-normal timestep density; unset with "
+        "ACE-Step 1.5: the model's own.", low=-10, high=10)
+    logit_std: float = option(1.0, "Standard deviation of the logit-normal timestep density; "
+        "unset with ACE-Step 1.5: the model's own.", above=0,
         high=10)
     ace_step_timestep_draws: int = option(2,
         "ACE-Step 1.5: draws of a song's timestep, of which the largest counts; 1 as other trainers have it.",
