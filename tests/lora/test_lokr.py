@@ -84,8 +84,9 @@ def test_every_form_is_its_kronecker_product(form: str, tmp_path: Path) -> None:
         assert weights.parameter_count == sum(t.size for name, t in tensors.items() if "lokr" in name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("form", ["w2 a product", "whole", "DoRA"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_applied_it_is_what_fusing_makes(form: str, kind: str, tmp_path: Path) -> None:
     """Beside a LoRA on the same layer, each with a strength; and off again bit for bit."""
     more = {"alpha": 3, "dora": 1} if form == "DoRA" else FORMS[form]
@@ -114,6 +115,7 @@ def test_applied_it_is_what_fusing_makes(form: str, kind: str, tmp_path: Path) -
     assert mx.array_equal(model(TOKENS), before)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "spell",
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,11 +34,18 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(families.REGISTRY, "v15", __name__)
 
 
-def weights(spec: LoRASpec = SPEC) -> LoRAWeights:
+@cache
+def made(spec: LoRASpec) -> LoRAWeights:
     model = transformer()
     inject(model, spec)
     disturb(model)
     return from_model(model, spec)
+
+
+def weights(spec: LoRASpec = SPEC) -> LoRAWeights:
+    """One that may be changed."""
+    found = made(spec)
+    return replace(found, modules={path: replace(module) for path, module in found.modules.items()})
 
 
 @pytest.fixture
@@ -60,6 +69,7 @@ NAMES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", NAMES)
 def test_each_program_has_its_own_names(
     kind: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -154,6 +164,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_program_is_named_only_where_it_sees_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

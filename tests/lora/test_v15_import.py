@@ -55,6 +55,7 @@ def released(size: str, prefix: str = "base_model.model.") -> dict[str, np.ndarr
 # Whose it is -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("size", "says"),
     [("2B", "for v15-base, v15-sft, v15-turbo"), ("4B", "for v15-xl-base, v15-xl-sft, v15-xl-turbo")],
