@@ -82,7 +82,7 @@ BLOCK = 1 << 16  # frames read or written at a time
 STATED_FRAMES = 1 << 36  # more than the header of any format that states them can count
 LOSSY_FRAMES = 4096  # by which the length that a lossy format states may be off
 MPEG = ("mp3", "mp2", "mp1")
-_BY_SOUNDFILE = ("wav", "aiff", "flac", "caf", "au", "w64")
+_BY_SOUNDFILE = ("wav", "aiff", "flac", "caf", "au", "w64")  # by their content
 _WAV_COMMENT = 16_000  # bytes that libsndfile may write before samples; from some 50 KB on no wav comes of it
 SILENCE = 1e-4  # peak, −80 dB
 
@@ -135,19 +135,7 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
 
 def look(path: Path) -> AudioInfo:
     """What a file's headers and structure tell, without decoding. DataError as for `probe`."""
-    kind = _check_file(path)
-    if kind in _BY_SOUNDFILE:
-        return _by_soundfile(path)
-    try:
-        return _by_ffmpeg(path)
-    except DataError:
-        if kind is not None:
-            raise
-        try:  # libsndfile knows rare formats
-            return _by_soundfile(path)
-        except DataError:
-            pass
-        raise
+    return _by_soundfile(path) if _check_file(path) in _BY_SOUNDFILE else _by_ffmpeg(path)
 
 
 def _by_soundfile(path: Path) -> AudioInfo:

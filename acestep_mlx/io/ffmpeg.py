@@ -93,13 +93,15 @@ class Stream(NamedTuple):
 def _opened(path: Path) -> Iterator[tuple[InputContainer, av.AudioStream]]:
     import av
 
-    known = [one.demuxers for one in FORMATS if one.plain or path.suffix.lower()[1:] in one.endings.split()]
+    suffix = path.suffix.lower()[1:]
+    known = [one.demuxers for one in FORMATS if one.plain or suffix in one.endings.split()]
+    formats = ",".join((*known, *_NATIVE))
     try:
         with (
             open_file(path) as file,
             av.open(
-                file,
-                options={"format_whitelist": ",".join((*known, *_NATIVE)), "protocol_whitelist": "file"},
+                "fd:",
+                options={"fd": str(file.fileno()), "format_whitelist": formats, "protocol_whitelist": "fd"},
                 metadata_errors="ignore",
             ) as container,
         ):

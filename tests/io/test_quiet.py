@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,30 @@ def test_nothing_of_it_is_heard(kind: str, tmp_path: Path, capfd: pytest.Capture
             look(path)
         except DataError as error:
             assert "a.mp3" in str(error)
+    assert capfd.readouterr().err == ""
+
+
+def test_nothing_is_said_of_places_that_are_not_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A chunk whose size is negative leads to before the file."""
+    path = tmp_path / "a.caf"
+    for size in (-1, -(1 << 40), 1 << 62):
+        chunk = b"free" + struct.pack(">q", size)
+        path.write_bytes(b"caff\0\1\0\0" + chunk + bytes(2000))
+        with pytest.raises(DataError, match=r"a\.caf: "):
+            probe(path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"\0" * 400, b"ID3\4\0\0\0\0\1\0" + b"x" * 400, b"x"])
+def test_nothing_is_said_of_what_is_no_sound(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.mp3"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.mp3: "):
+        probe(path)
     assert capfd.readouterr().err == ""
 
 
