@@ -19,10 +19,12 @@ from acestep_mlx.families.v15.lora import ATTENTION, LORA, MLP
 from acestep_mlx.lora.formats import write as writing
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.write import write_lora, write_peft_folder
+from acestep_mlx.lora.linear import base_linears
 from acestep_mlx.lora.surgery import LoRASpec, from_model, inject
 from acestep_mlx.lora.weights import LoRAWeights, relative_difference
 
 from ..families.v15 import transformer
+from . import readers
 from .standin import disturb
 
 FAMILY = ACEStep15()
@@ -193,3 +195,27 @@ def test_what_this_model_has_not_is_not_exported(
 ) -> None:
     assert run("export", source, "--with-lyrics-embedder", "-o", tmp_path / "x") == 1
     assert "no layers trained in full" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["comfyui", "peft"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_comfyui_applies_exactly_what_was_trained(kind: str, dora: bool, tmp_path: Path) -> None:
+    """Its rule for this model: any weight by its name, and the decoder's as peft names them."""
+    model = transformer()
+    spec = LoRASpec(rank=2, alpha=6, use_dora=dora, targets=(*ATTENTION, *MLP))
+    inject(model, spec)
+    disturb(model)
+    trained = from_model(model, spec)
+    file = write_lora(tmp_path / "x.safetensors", trained, kind, base=model)
+    linears = base_linears(model)
+    front = "decoder." if kind == "comfyui" else "base_model.model."
+    base = {f"{front}{path}.weight": np.array(linears[path].weight) for path in trained.modules}
+    got, unused = readers.comfyui(file, base)
+    if dora and kind == "peft":  # which `programs` does not announce
+        assert all("lora_magnitude_vector" in name for name in unused)
+        return
+    assert unused == []
+    for path, module in trained.modules.items():
+        wanted = np.array(module.adapted_weight(linears[path]))
+        assert np.abs(got[f"{front}{path}.weight"] - wanted).max() <= 1e-5 * np.abs(wanted).max(), path
+        assert np.abs(wanted - base[f"{front}{path}.weight"]).max() > 1e-3, path

@@ -131,6 +131,27 @@ def test_a_lora_of_neither(
     assert "not for ACE-Step v1 or ACE-Step 1.5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("more", "of"), [(OF_V15, "ACE-Step 1.5"), (OF_V1, "ACE-Step v1")])
+def test_a_file_with_modules_of_both_is_of_neither(more: Any, of: str, tmp_path: Path) -> None:
+    most = {}
+    for i in (1, 2):
+        most |= pair(
+            f"transformer_blocks.{i}.attn.to_q" if more is OF_V15 else f"layers.{i}.self_attn.q_proj"
+        )
+    save_file(more | most, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=f"is for {of}, not for .*: 1 of its 3 modules is not in"):
+        read_lora(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["lycoris_proj_in_1", "base_model.model.proj_out.1"])
+def test_an_adapter_on_a_convolution_is_called_one(name: str, tmp_path: Path) -> None:
+    tensors = pair(name)
+    key = f"{name}.lora_A.weight"
+    save_file(tensors | {key: np.stack([tensors[key]] * 2, -1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="is no linear layer or 1×1 convolution"):
+        read_lora(tmp_path / "x.safetensors")
+
+
 # What it says ----------------------------------------------------------------------------------------------
 
 

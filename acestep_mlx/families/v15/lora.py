@@ -28,9 +28,10 @@ LORA = LoRANames(
         (r"(?:decoder_)?layers_(\d+)_mlp_((?:gate|up|down)_proj)", r"layers.\1.mlp.\2"),
         (r"(?:decoder_)?(time_embed|time_embed_r)_(linear_[12]|time_proj)", r"\1.\2"),
         (r"(?:decoder_)?condition_embedder", r"condition_embedder"),
+        (r"(?:decoder_)?(proj_in|proj_out)_1", r"\1.1"),
     ),
     unused=(),
-    others=(),
+    others=("proj_in.1", "proj_out.1"),  # convolutions
     lookalikes={},
     prefixes={
         "peft": "base_model.model.",

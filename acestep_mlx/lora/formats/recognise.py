@@ -115,7 +115,13 @@ def recognise(names: Iterable[str]) -> Adapter | None:
     if kinds:
         both = low_rank and not any(one.startswith("Lo") for one in kinds)
         kind = " and ".join(["LoRA", *kinds] if both else kinds)
-    return Adapter(kind, family, other_model(strange) if strange else family.title, modules, strange)
+    return Adapter(kind, family, _whose(strange) if strange else family.title, modules, strange)
+
+
+def _whose(modules: tuple[str, ...]) -> str | None:
+    """The model that has all of these modules, one of ours or another that is known."""
+    ours = (one.title for one in families() if all(is_ours(path, one) for path in modules))
+    return next(ours, None) or other_model(modules)
 
 
 def is_ours(path: str, family: Family) -> bool:
