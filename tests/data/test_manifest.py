@@ -528,6 +528,23 @@ def test_an_edited_entry_of_the_index_is_measured_again(change: str, tmp_path: P
     assert not measured
 
 
+@pytest.mark.parametrize("place", [0, 60, -1, "middle"])
+def test_a_file_with_another_content_of_the_same_size_and_time_has_another_stamp(
+    place: int | str, tmp_path: Path
+) -> None:
+    """As a restored backup or `cp -p` leaves it."""
+    path = tmp_path / "a.wav"
+    data = bytearray(range(256)) * 1000
+    path.write_bytes(data)
+    before, status = FileAudio(path).stamp(), path.stat()
+    data[len(data) * 7 // 15 if isinstance(place, str) else place] ^= 0x55
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert FileAudio(path).stamp() != before
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert FileAudio(path).stamp() != before
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, 4096, 4097, 65536, 1_000_003])
 def test_blocks_of_a_song_reach_from_its_first_byte_to_its_last(size: int) -> None:
     def hashed(content: bytes) -> str:
