@@ -108,7 +108,10 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, av.AudioStream]]:
             assert isinstance(container, av.container.InputContainer)
             if not container.streams.audio:
                 raise DataError(f"{path}: holds no audio")
-            yield container, container.streams.audio[0]
+            stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path}: unreadable: FFmpeg has no decoder for its sound")
+            yield container, stream
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = str(getattr(error, "strerror", None) or error)
         raise DataError(f"{path}: unreadable: it is no sound file that FFmpeg knows ({reason})") from None

@@ -11,7 +11,7 @@ import soundfile
 
 from acestep_mlx.errors import DataError
 from acestep_mlx.io import ffmpeg
-from acestep_mlx.io.audio import write_audio
+from acestep_mlx.io.audio import probe, write_audio
 
 WAVE = 0.5 * np.sin(np.arange(12000, dtype=np.float32) / 9).reshape(6000, 2)
 
@@ -68,3 +68,17 @@ def test_a_lossless_song_with_a_damaged_packet_is_damaged(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"a\.flac: damaged: "):
         list(ffmpeg.blocks(path))
+
+
+@pytest.mark.parametrize("suffix", ["caf", "w64"])
+def test_a_coding_that_nothing_decodes_is_said(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, WAVE, 44100, subtype="PCM_16")
+    data = path.read_bytes()
+    old, new = {"caf": (b"lpcm", b"zzzz"), "w64": (b"\x01\0\x02\0\x44\xac", b"\x77\x77\x02\0\x44\xac")}[
+        suffix
+    ]
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+    with pytest.raises(DataError, match=rf"a\.{suffix}: unreadable: FFmpeg has no decoder for its sound"):
+        probe(path)
