@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -635,12 +636,9 @@ def test_encodings_of_the_file(tmp_path: Path) -> None:
 
 
 def test_the_reference_page_is_up_to_date() -> None:
-    from acestep_mlx.cli.reference import markdown
-
-    page = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
-    assert page.read_text(encoding="utf-8") == markdown(), (
-        "python -m acestep_mlx.cli.reference > docs/configuration.md"
-    )
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page, markdown = docs / "configuration.md", runpy.run_path(str(docs / "reference.py"))["markdown"]
+    assert page.read_text(encoding="utf-8") == markdown(), "python docs/reference.py > docs/configuration.md"
     assert all(f"`{name}`" in markdown() for name in OPTIONS)
 
 

@@ -1,6 +1,6 @@
 """The reference of every configuration key as Markdown, from the tables that the program itself reads.
 
-python -m acestep_mlx.cli.reference > docs/configuration.md
+python docs/reference.py > docs/configuration.md
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from ..config.datasets import TABLES
-from ..config.foreign import IGNORED_PREFIXES
-from ..config.option import Option
-from ..config.run import GROUPS, OPTIONS
+from acestep_mlx.config.datasets import TABLES
+from acestep_mlx.config.foreign import IGNORED_PREFIXES
+from acestep_mlx.config.option import Option
+from acestep_mlx.config.run import GROUPS, OPTIONS
 
 _BLOCKS = {
     "entry": "A data set, or the `text_embeds` entry",
@@ -26,7 +26,7 @@ def markdown() -> str:
     out = [
         "# Configuration",
         "",
-        "Made by `python -m acestep_mlx.cli.reference`; a test keeps it true. Keys may be written with or",
+        "Made by `python docs/reference.py`; a test keeps it true. Keys may be written with or",
         "without leading `--`, with dashes or underscores; `null` drops a key; `--key=value` on the command",
         "line wins.",
         "",
