@@ -556,24 +556,14 @@ def _octets(cells: Any) -> Iterator[np.ndarray | None]:
     """Binary cells or lists of whole numbers as arrays over Arrow's memory, of which nothing is read here."""
     import pyarrow as pa
 
-    if pa.types.is_fixed_size_binary(cells.type) or pa.types.is_binary_view(cells.type):
-        cells = cells.cast(pa.large_binary())
-    elif pa.types.is_fixed_size_list(cells.type):
-        cells = cells.cast(pa.large_list(cells.type.value_type))
-    kind = cells.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        _, starts, data = cells.buffers()
-        values = pa.Array.from_buffers(pa.uint8(), data.size if data else 0, [None, data])
-        width = np.int32 if pa.types.is_binary(kind) else np.int64
-        ends: Any = np.frombuffer(starts, width)[cells.offset :] if len(cells) else []
-    elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type):
-        values, ends = cells.values, cells.offsets.to_numpy()
-    else:
-        yield from itertools.repeat(None, len(cells))
-        return
-    for i, there in enumerate(cells.is_valid().to_pylist()):
-        octets = values.slice(int(ends[i]), int(ends[i + 1] - ends[i])) if there else None
-        yield None if octets is None or octets.null_count else octets.to_numpy(zero_copy_only=True)
+    whole_numbers = pa.types.is_integer(getattr(cells.type, "value_type", pa.null()))
+    for cell in cells:
+        if cell.is_valid and hasattr(cell, "as_buffer"):
+            yield np.frombuffer(cell.as_buffer(), np.uint8)
+        elif cell.is_valid and whole_numbers and not cell.values.null_count:
+            yield cell.values.to_numpy(zero_copy_only=True)
+        else:
+            yield None
 
 
 def _song(name: str, sounds: Any, column: str, number: int, cell: Cell, where: Where) -> Song:
