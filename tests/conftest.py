@@ -101,22 +101,14 @@ def tiny_model_v15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acestep_mlx.convert.converter import convert
     from acestep_mlx.families.v15.miniature import write_checkpoint
 
-    from .families import v15
-
     folder = tmp_path_factory.mktemp("mlx-v15")
-    with pytest.MonkeyPatch.context() as patch:
-        v15.registered(patch)
-        checkpoint = write_checkpoint(folder / "checkpoint", flavour="base")
-        convert(checkpoint, folder / "model", dtype="float32")
-    return folder / "model"
+    checkpoint = write_checkpoint(folder / "checkpoint", flavour="base")
+    return convert(checkpoint, folder / "model", dtype="float32").path
 
 
 @pytest.fixture(params=["base", "v15-base"])
-def tiny_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def tiny_run(request: pytest.FixtureRequest) -> dict[str, str]:
     """Options of a run on the miniature of each family."""
-    from .families import v15
-
-    v15.registered(monkeypatch)
     folder = "tiny_model" if request.param == "base" else "tiny_model_v15"
     model = request.getfixturevalue(folder)
     return {"model_flavour": request.param, "pretrained_model_name_or_path": str(model)}

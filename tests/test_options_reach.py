@@ -26,6 +26,7 @@ from acestep_mlx.errors import ConfigError
 from acestep_mlx.families import of_flavour
 from acestep_mlx.families.v1 import songs
 from acestep_mlx.families.v1.objective import FlowMatching
+from acestep_mlx.families.v15 import FAMILY as V15
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.write import FORMATS
@@ -36,7 +37,6 @@ from acestep_mlx.training import run as loop
 from acestep_mlx.training.step import TrainStep
 from acestep_mlx.training.trainer import Intervals
 
-from .families import v15
 from .reach import Walk
 from .small import small_model
 from .training import runs
@@ -426,7 +426,7 @@ def _(lab: Lab) -> None:
     found = [
         {path.rsplit(".", 2)[-2] if path.endswith(".0") else path.rsplit(".", 1)[-1] for path in
          read_lora(lab.run(acestep_lora_target=target).result.lora).modules}
-        for target in OPTIONS["acestep_lora_target"].choices
+        for target in of_flavour("base").lora.presets
     ]  # fmt: skip
     attention, lyrics = {"to_q", "to_k", "to_v", "to_out"}, {"linear_q", "linear_k", "linear_v"}
     assert found == [attention, attention | lyrics, attention | lyrics | {"speaker_embedder"}]
@@ -707,11 +707,9 @@ def _(lab: Lab) -> None:
 
 @reaches("ace_step_timestep_draws")
 def _(lab: Lab) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        v15.registered(patch)
-        for draws in (1, 2):
-            config = load_config({"model_flavour": "v15-base", "ace_step_timestep_draws": draws})
-            assert getattr(v15.FAMILY.objective(config), "draws") == draws  # noqa: B009
+    for draws in (1, 2):
+        config = load_config({"model_flavour": "v15-base", "ace_step_timestep_draws": draws})
+        assert getattr(V15.objective(config), "draws") == draws  # noqa: B009
 
 
 @reaches("caption_dropout_probability")

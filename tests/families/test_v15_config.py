@@ -18,25 +18,17 @@ from acestep_mlx.training.preflight import preflight
 from acestep_mlx.training.settings import lora_spec
 
 from ..training import runs
-from . import v15
 
 V1_DEFAULT = "attn_qkv+linear_qkv"
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    v15.registered(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """MLX folders of miniatures by flavour."""
     root, found = tmp_path_factory.mktemp("flavours"), {}
-    with pytest.MonkeyPatch.context() as patch:
-        v15.registered(patch)
-        for flavour in ("base", "turbo"):
-            checkpoint = write_checkpoint(root / f"{flavour}-checkpoint", flavour=flavour)
-            found[f"v15-{flavour}"] = convert(checkpoint, root / flavour).path
+    for flavour in ("base", "turbo"):
+        checkpoint = write_checkpoint(root / f"{flavour}-checkpoint", flavour=flavour)
+        found[f"v15-{flavour}"] = convert(checkpoint, root / flavour).path
     return found
 
 
@@ -91,13 +83,7 @@ def test_its_own_defaults() -> None:
     ],
     ids=str,
 )
-def test_what_is_another_model_s_is_one_line(
-    given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("audio_max_duration_seconds", "validation_audio_duration"):  # as with the second family
-        option = v15.run.OPTIONS[name]
-        monkeypatch.setitem(v15.run.OPTIONS, name, v15.replace(option, high=600.0))
-    monkeypatch.setattr(v15.run, "MAX_SECONDS", 600.0)
+def test_what_is_another_model_s_is_one_line(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         lora_spec(load_config({"model_flavour": "v15-base", **given}))
     assert "\n" not in str(error.value)
@@ -119,6 +105,7 @@ def test_a_model_on_the_hub_is_taken_for_the_released_one() -> None:
         assert flavour in of_flavour(flavour).flavours(sizes) or not sizes.is_turbo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flavour", "model", "message"),
     [
@@ -147,6 +134,7 @@ def test_a_model_of_another_flavour_is_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_training_turbo_is_advised_against(folders: dict[str, Path], tmp_path: Path) -> None:
     for flavour, said in (("v15-turbo", 1), ("v15-base", 0)):
         given = runs.configuration(tmp_path, folders[flavour], "run", model_flavour=flavour)

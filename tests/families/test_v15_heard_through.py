@@ -22,12 +22,8 @@ from acestep_mlx.training.build import build_model
 from acestep_mlx.training.preflight import preflight
 
 from ..training import runs
-from . import v15
 
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    v15.registered(monkeypatch)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +32,8 @@ def turbo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _model(folder: Path, flavour: str, seed: int = 0) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        v15.registered(patch)
-        checkpoint = write_checkpoint(folder / "checkpoint", flavour=flavour, seed=seed)
-        return convert(checkpoint, folder / "model", dtype="float32").path
+    checkpoint = write_checkpoint(folder / "checkpoint", flavour=flavour, seed=seed)
+    return convert(checkpoint, folder / "model", dtype="float32").path
 
 
 def options(root: Path, model: Path, **others: Any) -> dict[str, Any]:

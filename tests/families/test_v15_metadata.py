@@ -15,14 +15,8 @@ from acestep_mlx.families.v15.song_facts import read
 from acestep_mlx.families.v15.songs import texts
 
 from ..data.songs import manifest, song
-from . import v15
 
 KNOWN = {"bpm": 96, "keyscale": "F# minor", "timesignature": "3", "language": "de"}
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    v15.registered(monkeypatch)
 
 
 @pytest.fixture
@@ -115,6 +109,7 @@ def test_of_columns_of_a_list(songs: Path, tmp_path: Path) -> None:
     assert known(words["a.wav"]) == KNOWN and known(words["b.wav"]) == {}
 
 
+@pytest.mark.slow
 def test_of_columns_of_a_table(songs: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = {

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import pytest
 from mlx.utils import tree_map_with_path
 
-from acestep_mlx import families
-from acestep_mlx.config import run
-from acestep_mlx.families.v15 import FAMILY
 from acestep_mlx.families.v15.conditions import ConditionConfig, ConditionEncoder
 from acestep_mlx.families.v15.dit import ACEStep15Transformer, TransformerConfig
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
 
 from .tiny import tiny
-
-
-def registered(patch: pytest.MonkeyPatch) -> None:
-    """`model_flavour=v15-…` leads to this family."""
-    patch.setitem(families.REGISTRY, "v15", "acestep_mlx.families.v15")
-    flavour = run.OPTIONS["model_flavour"]
-    choices = tuple(dict.fromkeys((*flavour.choices, *FAMILY.variants)))
-    patch.setitem(run.OPTIONS, "model_flavour", replace(flavour, choices=choices, refused_values={}))
-    targets = run.OPTIONS["acestep_lora_target"]
-    presets = tuple(dict.fromkeys((*targets.choices, *FAMILY.lora.presets)))
-    patch.setitem(run.OPTIONS, "acestep_lora_target", replace(targets, choices=presets))
 
 
 def random(module: Any, seed: int = 0) -> Any:

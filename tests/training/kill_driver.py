@@ -21,13 +21,9 @@ import time
 import traceback
 from pathlib import Path
 
-import pytest
-
 import acestep_mlx.data.batches
 import acestep_mlx.training.run  # noqa: F401
 from acestep_mlx.training.run import train
-
-from ..families import v15
 
 
 def child(config: dict, at_write: int | None, after: bool) -> None:
@@ -74,7 +70,6 @@ def launch(
 
 def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
-    v15.registered(pytest.MonkeyPatch())
     reference, wanted, rng = Path(sys.argv[2]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
     output, cache = Path(config["output_dir"]), Path(config["cache_dir"])
     kills, finished, problems = {"time": 0, "write": 0}, 0, []
