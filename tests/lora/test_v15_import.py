@@ -183,6 +183,17 @@ def test_patterns_speak_of_the_names_in_the_file(spelling: str, tmp_path: Path) 
     assert [modules[path].scale for path in ours] == [0.5, 3.5, 2.0]
 
 
+def test_the_output_of_another_trainer_is_no_lora_but_holds_some(tmp_path: Path) -> None:
+    """Side-Step keeps the last one and those of epochs in folders."""
+    for name in ("final", "checkpoints/epoch_10", "checkpoints/epoch_20"):
+        (tmp_path / name).mkdir(parents=True)
+        save_file(OF_V15, tmp_path / name / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        read_lora(tmp_path)
+    assert str(error.value).endswith("a folder in it: checkpoints/epoch_10, checkpoints/epoch_20, final")
+    assert set(read_lora(tmp_path / "final").modules) == {"layers.0.self_attn.q_proj"}
+
+
 OUTSIDE = (
     "encoder.lyric_encoder.layers.0.self_attn.q_proj", "encoder.timbre_encoder.layers.3.self_attn.o_proj",
     "tokenizer.attention_pooler.layers.1.self_attn.v_proj", "detokenizer.layers.0.self_attn.k_proj",

@@ -19,7 +19,7 @@ from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.dit import ACEStep15Transformer
 from acestep_mlx.families.v15.lora import ATTENTION, MLP
 from acestep_mlx.lora.apply import apply_loras
-from acestep_mlx.lora.formats.read import PEFT_FILE, read_lora
+from acestep_mlx.lora.formats.read import FILE_NAME, PEFT_FILE, read_lora
 from acestep_mlx.lora.formats.write import write_lora, write_peft_folder
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inject
 from acestep_mlx.lora.weights import LoRAWeights
@@ -107,6 +107,16 @@ def test_diffusers_hears_what_was_trained(kind: str, name: str, tmp_path: Path) 
     expected = velocity(theirs)
     assert relative_error(ours(**as_mlx(GIVEN)), expected) <= 1e-5
     assert relative_error(mx.array(plain), expected) > 1e-2  # the LoRA does something here
+
+
+@pytest.mark.parametrize("name", ["alpha ≠ rank", "DoRA, rsLoRA, MLP"])
+def test_diffusers_takes_the_output_of_a_run(name: str, tmp_path: Path) -> None:
+    """The file that training leaves behind, by its folder alone."""
+    ours, theirs = pair()
+    weights = trained(ours, SPECS[name])
+    write_lora(tmp_path / FILE_NAME, weights)
+    assert len(load_in_diffusers(theirs, str(tmp_path))) == len(weights.modules)
+    assert relative_error(ours(**as_mlx(GIVEN)), velocity(theirs)) <= 1e-5
 
 
 @pytest.mark.parametrize("what", ["FOLDER", "FILE"])

@@ -47,6 +47,16 @@ def find_file(path: str | Path) -> Path:
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
     if pickles:
         read_header(path / pickles[0])
+    found = (
+        inside.parent
+        for name in FILE_NAMES
+        for depth in ("*", "*/*")
+        for inside in path.glob(f"{depth}/{name}")
+    )
+    if below := sorted({str(folder.relative_to(path)) for folder in found}):
+        raise CheckpointError(
+            f"{path} holds no LoRA itself; name a folder in it: {listed(below, between=', ')}"
+        )
     raise CheckpointError(f"{path} holds no LoRA: looked for {listed(FILE_NAMES, between=', ')}")
 
 
