@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from acestep_mlx.cli import main
 from acestep_mlx.config.request import Request
 from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.families import REGISTRY
 from acestep_mlx.families.protocol import LyricsQuestion
 from acestep_mlx.families.requests import request_for
-from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.generation import IDLE, language_of, texts
 from acestep_mlx.families.v15.miniature import CHANNELS, write_checkpoint
 
@@ -31,14 +28,6 @@ FAST = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("acestep_mlx.families.v15.FAMILY", ACEStep15(), raising=False)
-        patch.setitem(REGISTRY, "v15", "acestep_mlx.families.v15")
-        yield
-
-
 def _model(folder: Path, flavour: str) -> Path:
     write_checkpoint(folder / "checkpoint", flavour=flavour)
     convert(folder / "checkpoint", folder / flavour, dtype="float32")
@@ -46,12 +35,12 @@ def _model(folder: Path, flavour: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _model(tmp_path_factory.mktemp("v15"), "base")
 
 
 @pytest.fixture(scope="module")
-def turbo(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def turbo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _model(tmp_path_factory.mktemp("v15"), "turbo")
 
 

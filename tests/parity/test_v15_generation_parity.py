@@ -5,7 +5,6 @@ The miniature is written in diffusers' layout, loaded there, and converted here,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ import pytest
 
 from acestep_mlx import ACEStepPipeline
 from acestep_mlx.convert.converter import convert
-from acestep_mlx.families import REGISTRY
-from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.miniature import CHANNELS, write_checkpoint
 
 from .v15 import normal, relative_error, torch
@@ -27,14 +24,6 @@ SONG = {
     "prompt": "slow jazz ballad, piano", "lyrics": "[verse]\nSoft notes in the morning light\n", "bpm": 97,
     "keyscale": "C minor", "timesignature": "3", "audio_duration": 1.9, "num_inference_steps": 4,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("acestep_mlx.families.v15.FAMILY", ACEStep15(), raising=False)
-        patch.setitem(REGISTRY, "v15", "acestep_mlx.families.v15")
-        yield
 
 
 def reference(folder: Path) -> Any:
@@ -64,7 +53,7 @@ Pair = tuple[ACEStepPipeline, Any]
 
 
 @pytest.fixture(scope="module", params=["base", "turbo", "xl-base"])
-def pair(request: pytest.FixtureRequest, registered: None, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp(request.param)
     write_checkpoint(folder / "diffusers", layout="diffusers", flavour=request.param)
     convert(folder / "diffusers", folder / "mlx", dtype="float32")
