@@ -160,6 +160,15 @@ CHUNKED: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("name", [*CHUNKED, "odd wav"])
+def test_where_songs_that_are_joined_begin(name: str) -> None:
+    """By their own sizes; nothing is decoded for it. The byte behind an odd size is a part of the song."""
+    data = odd(made("WAV")) if name == "odd wav" else CHUNKED[name]()
+    for times in (1, 2, 3):
+        starts = [len(data) * i for i in range(times)]
+        assert lengths.chunk_songs(data * times) == (starts, len(data) * times)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("suffix", CHUNKED)
 def test_formats_of_chunks_are_read_to_their_end(suffix: str, tmp_path: Path) -> None:
     whole = CHUNKED[suffix]()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.config.request import Request
 from acestep_mlx.errors import ConfigError
 from acestep_mlx.families import family
 from acestep_mlx.families.protocol import LatentSpec
 from acestep_mlx.families.v1 import schedule
 from acestep_mlx.sampling import tasks
+from acestep_mlx.sampling.guidance import Guidance
 from acestep_mlx.sampling.noise import seeded
+from acestep_mlx.sampling.sample import _songs_at_once
 
 V1 = family("v1").latents
 TIME_FIRST = LatentSpec(48000, 1920, (None, 64), 1.0, 240.0)
@@ -113,3 +119,27 @@ def test_audio2audio_mixes_as_much_noise_as_the_shift_says(strength: float, shif
     left = 1 - strength
     assert start[0, 0, 0, 0].item() == pytest.approx(shift * left / (1 + (shift - 1) * left), rel=1e-5)
     assert sigmas == schedule.timetable(int(left * 40), shift, left)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "frames", "rows"),
+    [
+        (Request(duration=30.0), 322, 2),
+        (Request(duration=30.0, guidance_scale=1.0), 322, 1),
+        (Request(task="repaint", repaint_end=1.0), 20, 2),
+        (Request(task="edit", edit_prompt="x"), 20, 4),
+        (Request(task="extend", extend_left=1.0), 30, 2),
+        (Request(task="extend", extend_right=2.0), 41, 2),
+        (Request(task="extend", extend_left=1.0, extend_right=2.0), 51, 2),
+    ],
+    ids=["anew", "unguided", "repaint", "edit", "left", "right", "both sides"],
+)
+def test_songs_that_are_made_at_once_are_counted_with_all_their_frames(
+    wanted: Request, frames: int, rows: int
+) -> None:
+    """As many as fit, each with what is added to it, under all its conditions; one at least."""
+    source = draw(20, 1) if wanted.needs_source else None
+    guidance = Guidance.of(wanted, (-2, -1))
+    for at_once, songs in ((frames * rows * 3, 3), (frames * rows * 3 - 1, 2), (frames * rows - 1, 1)):
+        model: Any = SimpleNamespace(latents=V1, frames_at_once=at_once)
+        assert _songs_at_once(model, wanted, guidance, source) == songs
