@@ -43,7 +43,8 @@ class LoRAModule:
     @property
     def is_whole(self) -> bool:
         """Whether `b` is a whole matrix of a LoKr, and `a` an identity."""
-        return self.w1 is not None and self.a.shape[0] == self.a.shape[1]
+        square = self.w1 is not None and self.a.shape[0] == self.a.shape[1]
+        return square and bool(mx.array_equal(self.a, mx.eye(self.a.shape[0])).item())
 
     @property
     def rank(self) -> int:

@@ -54,7 +54,7 @@ def delta(tensors: Tensors, key: str = KEY) -> np.ndarray:
     w2 = found["w2"] if "w2" in found else found["w2_a"] @ found["w2_b"]
     scale = 1.0
     if f"{key}.alpha" in found and not ("w1" in found and "w2" in found):
-        scale = float(found[f"{key}.alpha"]) / 2
+        scale = float(found[f"{key}.alpha"]) / found["w2_b" if "w2_b" in found else "w1_b"].shape[0]
     return scale * np.kron(w1, w2)
 
 
@@ -68,6 +68,7 @@ FORMS = {
     "both products": {"one": False, "alpha": 5},
     "w1 a product": {"one": False, "two": True, "alpha": 1},
     "whole": {"two": True, "alpha": 7},
+    "as many ranks as inputs": {"rank": 8, "alpha": 3},
     "no alpha": {},
 }
 
@@ -167,6 +168,10 @@ def test_a_lora_beside_it_in_one_file(tmp_path: Path) -> None:
         ({"lokr_w1": np.ones((4, 8, 3), np.float32)}, "no linear layer or 1×1 convolution"),
         ({"lokr_t2": np.ones((2, 2, 3), np.float32)}, "holds LyCORIS LoKr of a convolution"),
         ({"lokr_w1": np.full((4, 8), np.nan, np.float32)}, "NaN"),
+        (
+            {"lokr_w2_a": np.ones((16, 8), np.float32), "lokr_w2_b": np.full((8, 8), np.nan, np.float32)},
+            "NaN",
+        ),
         ({"alpha": np.array(-1, np.float32)}, "alpha of .* gives the scale -0.5"),
         ({"dora_scale": np.ones((1, 64), np.float32)}, "factor of inputs"),
         ({"dora_scale": np.ones((63,), np.float32)}, "63 magnitudes for 64 outputs"),
