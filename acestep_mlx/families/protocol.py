@@ -380,7 +380,8 @@ class SongSettings:
     """What a model makes of the settings of a song (`config.request.Request`).
 
     tasks: that it has. defaults: of settings where it has its own. literal: further ones of Python's
-    `generate`. idle: settings that change nothing → why; idle_in: of a task.
+    `generate`. idle: settings that change nothing → why; idle_in: of a task. read: settings in the form that
+    the model was taught; ConfigError for those that it cannot be told.
     """
 
     tasks: tuple[str, ...]
@@ -388,6 +389,7 @@ class SongSettings:
     literal: Mapping[str, Any]
     idle: Mapping[str, str]
     idle_in: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=dict)
 
     def reasons(self, names: Iterable[str], task: str) -> dict[str, str]:
         """Which of the settings change nothing in a task with this model, and why."""

@@ -29,7 +29,7 @@ def request_for(
     own = {**settings.defaults, **(settings.literal if literal else {})}
     if values.get("task") in TASKS:
         check_task(family, settings, values["task"])
-    used = {name: value for name, value in values.items() if name not in settings.idle}
+    used = settings.read({name: value for name, value in values.items() if name not in settings.idle})
     return Request.from_dict({**own, **used}, where, family.latents)
 
 

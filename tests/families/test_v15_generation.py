@@ -308,3 +308,27 @@ def test_generate_refuses(command: Any, base: Path, tiny_model: Path) -> None:
         "--model", str(tiny_model), "--prompt", "x", "--duration", "1", "--steps", "1", "--bpm", "9"
     )
     assert code == 0 and "--bpm changes nothing: ACE-Step v1 hears of it in the prompt alone" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"keyscale": "f# min"}, {"keyscale": "F# minor"}), ({"timesignature": "3/4"}, {"timesignature": "3"}),
+     ({"bpm": 96.0}, {"bpm": 96}), ({"vocal_language": "German"}, {"vocal_language": "de"}),
+     ({"vocal_language": "unknown"}, {"vocal_language": "unknown"}), ({"bpm": 0}, {"bpm": 0})],
+)  # fmt: skip
+def test_what_is_told_of_a_song_has_the_form_that_the_model_learned(
+    given: dict[str, Any], told: dict[str, Any]
+) -> None:
+    """As a data set's metadata have it."""
+    request = request_for(ACEStep15(), None, given)
+    assert {name: getattr(request, name) for name in told} == told
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"bpm": 9}, {"bpm": 999}, {"keyscale": "H"}, {"keyscale": "C lydian"}, {"timesignature": "7"},
+     {"vocal_language": "12"}],
+)  # fmt: skip
+def test_what_the_model_cannot_be_told_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is not"):
+        request_for(ACEStep15(), None, given)

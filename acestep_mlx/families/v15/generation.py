@@ -8,7 +8,7 @@ leads away from a learned null condition. Source: `AceStepPipeline` of diffusers
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...config.request import Request
+from ...errors import ConfigError
 from ...formatting import count
 from ...text.detect import detect_lines
 from ..protocol import Folder, LatentSpec, LyricsQuestion, Models, SongSettings
 from . import schedule as levels
+from . import song_facts
 from .conditions import tiled
 from .config import kinds
 from .dit import TransformerConfig
@@ -33,6 +35,10 @@ from .texts import TextTokenizer
 TASKS = {
     "text2music": "text2music", "retake": "text2music", "audio2audio": "text2music", "repaint": "repaint",
     "extend": "repaint", "cover": "cover",
+}  # fmt: skip
+#: what the model is told of a song → the setting that says it
+FACTS = {
+    "bpm": "bpm", "keyscale": "keyscale", "timesignature": "timesignature", "language": "vocal_language",
 }  # fmt: skip
 STEPS, TURBO_STEPS, GUIDANCE = 50, 8, 7.0
 ANY_SIZE = 1 << 31  # of the vocabulary of a model that is not there
@@ -78,7 +84,17 @@ def settings(folder: Folder | None) -> SongSettings:
         idle_in={
             "repaint": dict.fromkeys(("variance", "retake_seeds"), "ACE-Step 1.5 makes the section anew")
         },
+        read=read_facts,
     )
+
+
+def read_facts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with tempo, key, metre and language in the form of a data set; ConfigError for others."""
+    asked = {name: values[setting] for name, setting in FACTS.items() if setting in values}
+    found = song_facts.read(asked)
+    if found.problems:
+        raise ConfigError(found.problems[0])
+    return {**values, **{FACTS[name]: value for name, value in found.values.items()}}
 
 
 @dataclass(frozen=True)
