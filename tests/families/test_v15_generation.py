@@ -17,6 +17,7 @@ from acestep_mlx.cli import main
 from acestep_mlx.config.request import Request
 from acestep_mlx.convert.converter import convert
 from acestep_mlx.errors import ConfigError
+from acestep_mlx.families import family
 from acestep_mlx.families.protocol import LyricsQuestion
 from acestep_mlx.families.requests import request_for
 from acestep_mlx.families.v15.generation import IDLE, language_of, texts
@@ -320,7 +321,7 @@ def test_what_is_told_of_a_song_has_the_form_that_the_model_learned(
     given: dict[str, Any], told: dict[str, Any]
 ) -> None:
     """As a data set's metadata have it."""
-    request = request_for(ACEStep15(), None, given)
+    request = request_for(family("v15"), None, given)
     assert {name: getattr(request, name) for name in told} == told
 
 
@@ -331,4 +332,4 @@ def test_what_is_told_of_a_song_has_the_form_that_the_model_learned(
 )  # fmt: skip
 def test_what_the_model_cannot_be_told_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not"):
-        request_for(ACEStep15(), None, given)
+        request_for(family("v15"), None, given)
