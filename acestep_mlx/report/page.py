@@ -20,11 +20,18 @@ from ..families import of_flavour
 from ..formatting import brief, rate, size
 from ..io.atomic import write_bytes
 from ..io.audio import log_mel
+from ..io.schema import read_file
 from .charts import Series, evenly, line_chart, number
 from .events import OTHER_RATE, read_metrics
 from .spectrogram import log_mel_png
 
 CLIPS_PER_PROMPT = 6
+_COLOURS = ("c0", "c1", "c2", "c3", "c4", "r0", "r1", "r2", "r3", "r4")  # their values stand in the sheet
+STYLE = read_file(Path(__file__).with_suffix(".css")).decode() + "".join(
+    f".line.{c},.dot.{c}{{stroke:var(--{c})}}.dot.{c}{{fill:var(--{c})}}.chip.{c}{{background:var(--{c})}}"
+    for c in _COLOURS
+)
+SCRIPT = read_file(Path(__file__).with_suffix(".js")).decode()
 Row = Mapping[str, Any]
 
 
@@ -192,70 +199,3 @@ def _settings(config: RunConfig) -> str:
         f"</summary>{table(rest)}</details>"
         "</section>"
     )
-
-
-STYLE = """
-:root{--bg:#f6f6f4;--card:#fff;--ink:#1d1d1f;--soft:#6b6b70;--line:#e4e4e1;
---c0:#3a66d6;--c1:#c2571a;--c2:#7a4fc0;--c3:#1f8a5b;--c4:#a3356f;
---r0:#a9c4f5;--r1:#7ba3ee;--r2:#4f80de;--r3:#2f5cb8;--r4:#1a3a80}
-@media(prefers-color-scheme:dark){:root{--bg:#161618;--card:#1f1f22;--ink:#f0f0f2;--soft:#9a9aa2;--line:#333338;
---c0:#7fa2f5;--c1:#f0935a;--c2:#b394ee;--c3:#58c795;--c4:#e37fb2;
---r0:#dbe7ff;--r1:#b3cbfb;--r2:#86a9f1;--r3:#5b84dd;--r4:#3d62b5}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);
-font:15px/1.5 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
-main{max-width:1120px;margin:0 auto;padding:40px 20px 80px}
-h1{font-size:30px;line-height:1.2;margin:0;letter-spacing:-.02em}h2{font-size:19px;margin:44px 0 14px}
-h3{font-size:16px;margin:24px 0 0}header p,.caption{color:var(--soft);margin:4px 0 14px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:26px}
-.tile,.card{background:var(--card);border:1px solid var(--line);border-radius:10px}
-.tile{padding:12px 16px}.tile span,.tile small{display:block;color:var(--soft);font-size:12.5px}
-.tile b{font-size:22px;font-weight:600;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
-.grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:14px}
-.card{margin:0;padding:14px 16px;position:relative;min-width:0}figcaption{font-weight:600;margin-bottom:6px}
-.unit{color:var(--soft);font-weight:400;font-size:13px}svg{display:block;width:100%;height:auto}
-
-.grid{stroke:var(--line);stroke-width:1}
-.tick{fill:var(--soft);font-size:11.5px;font-variant-numeric:tabular-nums}
-.line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.line.faint{stroke-width:1;opacity:.35}
-.legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:12.5px;color:var(--soft)}
-.chip{display:inline-block;width:12px;height:3px;border-radius:2px;margin-right:6px;vertical-align:middle}
-.cursor{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
-.tip{position:absolute;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;
-padding:6px 9px;
-font-size:12px;line-height:1.45;white-space:nowrap;display:none;z-index:2;
-font-variant-numeric:tabular-nums}
-.clip img{width:100%;height:120px;object-fit:fill;border-radius:6px;display:block;image-rendering:auto}
-audio{width:100%;margin-top:10px;height:38px}
-table{border-collapse:collapse;width:100%;font-size:13.5px;background:var(--card);
-border:1px solid var(--line)}
-th,td{text-align:left;padding:5px 14px;border-top:1px solid var(--line);
-vertical-align:top;overflow-wrap:anywhere}
-th{font-weight:500;color:var(--soft);width:38%}summary{cursor:pointer;margin:14px 0 8px;color:var(--soft)}
-""" + "".join(
-    f".line.{c},.dot.{c}{{stroke:var(--{c})}}.dot.{c}{{fill:var(--{c})}}.chip.{c}{{background:var(--{c})}}"
-    for c in ("c0", "c1", "c2", "c3", "c4", "r0", "r1", "r2", "r3", "r4")
-)
-
-# Reading values off the curves with the pointer; everything is there without it too.
-SCRIPT = """
-for(const svg of document.querySelectorAll('svg[data-s]')){
- const [x0,x1]=svg.dataset.x.split(',').map(Number),[l,r,t,b]=svg.dataset.box.split(',').map(Number);
- const series=svg.dataset.s.split('|').map(s=>{const [name,css,p]=s.split(';');
-  return {name,css,points:p.split(',').map(q=>q.split(':').map(Number))}});
- const line=document.createElementNS('http://www.w3.org/2000/svg','line');
- line.setAttribute('class','cursor');line.setAttribute('y1',t);line.setAttribute('y2',b);line.style.display='none';
- svg.append(line);const tip=document.createElement('div');tip.className='tip';svg.parentNode.append(tip);
- svg.addEventListener('pointermove',e=>{const box=svg.getBoundingClientRect(),w=svg.viewBox.baseVal.width;
-  const x=x0+((e.clientX-box.left)/box.width*w-l)/(r-l)*(x1-x0);
-  const rows=series.map(s=>[s.name,s.points.reduce((a,c)=>Math.abs(c[0]-x)<Math.abs(a[0]-x)?c:a)]);
-  const at=rows[0][1][0],px=l+(at-x0)/(x1-x0)*(r-l);line.setAttribute('x1',px);line.setAttribute('x2',px);
-  line.style.display='';tip.textContent='';const head=document.createElement('b');head.textContent='step '+at;
-  tip.append(head,...rows.map(([n,[,y]])=>{const d=document.createElement('div');
-   d.textContent=n+' '+Number(y.toPrecision(4));return d}));
-  tip.style.display='block';const left=px/w*box.width+16;
-  tip.style.left=Math.min(left,box.width-tip.offsetWidth)+'px';tip.style.top='44px'});
- svg.addEventListener('pointerleave',()=>{line.style.display=tip.style.display='none'});
-}
-"""
