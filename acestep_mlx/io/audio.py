@@ -31,25 +31,7 @@ from .schema import open_file
 if TYPE_CHECKING:
     import soundfile
 
-SOUNDFILE = (
-    ".wav",
-    ".flac",
-    ".aif",
-    ".aiff",
-    ".aifc",
-    ".mp3",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".wave",
-    ".bwf",
-    ".snd",
-    ".w64",
-    ".rf64",
-    ".au",
-    ".caf",
-)
-SUFFIXES = SOUNDFILE + ffmpeg.SUFFIXES  # what counts as an audio file in a folder
+SUFFIXES = ffmpeg.SUFFIXES  # what counts as an audio file in a folder
 # What looks like one and is never read, with the reason.
 UNREAD = {
     **dict.fromkeys((".mid", ".midi", ".kar"), "holds notes (MIDI), not sound"),

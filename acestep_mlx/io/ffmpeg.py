@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """Files that only FFmpeg reads.
+    """Files that are songs, and how FFmpeg reads them: also those that libsndfile reads, where they are odd.
 
     endings: of their names. demuxers: FFmpeg's names of the container. states: whether it states a length;
     what FFmpeg says of others is worked out from the first frames and the size. plain: whether it is known by
@@ -37,6 +37,14 @@ class Format(NamedTuple):
 
 # Playlists and concatenation scripts, which name other files, are not among them. Of films the sound is read.
 FORMATS = (
+    Format("wav wave bwf rf64", "wav", states=True),
+    Format("flac", "flac", states=True),
+    Format("aif aiff aifc", "aiff", states=True),
+    Format("w64", "w64", states=True),
+    Format("caf", "caf", states=True),
+    Format("au snd", "au"),
+    Format("mp3 mp1 mp2 mpa mpga", "mp3"),
+    Format("ogg oga opus spx", "ogg"),
     Format("m4a alac mp4 m4b m4r m4v mov qt 3gp 3g2", "mov,mp4,m4a,3gp,3g2,mj2", states=True),
     Format("mka webm mkv", "matroska,webm", states=True),
     Format("aac", "aac"),
@@ -47,8 +55,6 @@ FORMATS = (
     Format("ac3", "ac3"),
     Format("eac3 ec3", "eac3"),
     Format("amr awb", "amr"),
-    Format("mp1 mp2 mpa mpga", "mp3"),
-    Format("spx", "ogg"),
     Format("dsf", "dsf", plain=False),
     Format("dff", "iff", plain=False),
     Format("dts dtshd", "dts,dtshd", plain=False),
@@ -64,11 +70,8 @@ FORMATS = (
     Format("m2ts mts", "mpegts", plain=False),
 )
 SUFFIXES = tuple(f".{ending}" for one in FORMATS for ending in one.endings.split())
-# Containers that state a length, and those that libsndfile reads too, but not always to their end.
-_NATIVE = ("wav", "flac", "mp3", "ogg", "aiff", "au", "w64", "caf")
-_STATED = {"caf", "wav", "flac", "aiff", "w64"} | {
-    name for one in FORMATS if one.states for name in one.demuxers.split(",")
-}
+# Containers that state a length.
+_STATED = {name for one in FORMATS if one.states for name in one.demuxers.split(",")}
 _LOSSLESS = ("flac", "alac", "ape", "tta", "wavpack")
 _MOST_ERRORS = 2 / 3  # of the packets, above which a file is damaged; tags between frames count as errors
 
@@ -95,7 +98,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, av.AudioStream]]:
 
     suffix = path.suffix.lower()[1:]
     known = [one.demuxers for one in FORMATS if one.plain or suffix in one.endings.split()]
-    formats = ",".join((*known, *_NATIVE))
+    formats = ",".join(known)
     try:
         with (
             open_file(path) as file,
