@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from acestep_mlx import families
 from acestep_mlx.cli import main
 from acestep_mlx.errors import CheckpointError, ConfigError
-from acestep_mlx.families.v15 import ACEStep15
+from acestep_mlx.families.v15 import FAMILY
 from acestep_mlx.lora.apply import apply_loras
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.recognise import recognise
@@ -24,7 +23,6 @@ from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
 from ..families.v15 import transformer
 from .standin import KINDS, TOKENS, make
 
-FAMILY = ACEStep15()
 PATH = "transformer_blocks.1.cross_attn.to_k"  # 64×64 in the stand-in
 KEY = "lycoris_transformer_blocks_1_cross_attn_to_k"
 Tensors = dict[str, np.ndarray]
@@ -126,9 +124,8 @@ def test_applied_it_is_what_fusing_makes(form: str, kind: str, tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_in_every_spelling_of_the_other_model(
-    spell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    spell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(families.REGISTRY, "v15", __name__)
     tensors = factors(spell, alpha=3, dora=1)
     weights = saved(tensors, tmp_path)
     assert weights.family is FAMILY and set(weights.modules) == {"layers.0.cross_attn.k_proj"}

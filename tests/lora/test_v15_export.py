@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from acestep_mlx import families
 from acestep_mlx.cli import main
-from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.lora import ATTENTION, LORA, MLP
 from acestep_mlx.lora.formats import write as writing
 from acestep_mlx.lora.formats.read import read_lora
@@ -27,13 +25,7 @@ from ..families.v15 import transformer
 from . import readers
 from .standin import disturb
 
-FAMILY = ACEStep15()
 SPEC = LoRASpec(rank=2, alpha=6, targets=(*ATTENTION, *MLP))
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.REGISTRY, "v15", __name__)
 
 
 @cache
@@ -159,7 +151,6 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(writing.CheckpointError, match=r"/x cannot be written: the disk is full"):
         write_peft_folder(tmp_path / "x", trained)
     monkeypatch.undo()
-    monkeypatch.setitem(families.REGISTRY, "v15", __name__)
     trained.modules["layers.0.self_attn.q_proj"].b = mx.full((64, 2), float("nan"))
     with pytest.raises(writing.CheckpointError, match="NaN"):
         write_peft_folder(tmp_path / "x", trained)

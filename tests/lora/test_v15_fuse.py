@@ -10,7 +10,6 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import save_file
 
-from acestep_mlx import families
 from acestep_mlx.cli import main
 from acestep_mlx.convert.converter import convert
 from acestep_mlx.convert.fused import fuse
@@ -29,20 +28,13 @@ from .standin import disturb
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.REGISTRY, "v15", "acestep_mlx.families.v15")
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """MLX folders of the miniature, in float32 and in 4 bits."""
     root = tmp_path_factory.mktemp("v15")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(families.REGISTRY, "v15", "acestep_mlx.families.v15")
-        checkpoint = write_checkpoint(root / "checkpoint")
-        convert(checkpoint, root / "float32", dtype="float32")
-        convert(checkpoint, root / "q4", quantize=True, q_bits=4, q_group_size=32)
+    checkpoint = write_checkpoint(root / "checkpoint")
+    convert(checkpoint, root / "float32", dtype="float32")
+    convert(checkpoint, root / "q4", quantize=True, q_bits=4, q_group_size=32)
     return {name: root / name for name in ("float32", "q4")}
 
 
@@ -50,19 +42,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def loras(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A LoRA in peft's folder, a DoRA of the MLPs as diffusers has it, and a LoKr."""
     root = tmp_path_factory.mktemp("loras")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(families.REGISTRY, "v15", "acestep_mlx.families.v15")
-        for name, targets, dora in (("lora", ATTENTION, False), ("dora", MLP, True)):
-            model = ModelFolder.open(models["float32"]).load("transformer")
-            spec = LoRASpec(rank=3, alpha=7, use_dora=dora, targets=targets)
-            inject(model, spec)
-            disturb(model, len(name))
-            if dora:
-                write_lora(
-                    root / name / "pytorch_lora_weights.safetensors", from_model(model, spec), "simpletuner"
-                )
-            else:
-                write_peft_folder(root / name, from_model(model, spec))
+    for name, targets, dora in (("lora", ATTENTION, False), ("dora", MLP, True)):
+        model = ModelFolder.open(models["float32"]).load("transformer")
+        spec = LoRASpec(rank=3, alpha=7, use_dora=dora, targets=targets)
+        inject(model, spec)
+        disturb(model, len(name))
+        if dora:
+            write_lora(
+                root / name / "pytorch_lora_weights.safetensors", from_model(model, spec), "simpletuner"
+            )
+        else:
+            write_peft_folder(root / name, from_model(model, spec))
     width, out = model.config.hidden_size, model.config.num_attention_heads * model.config.head_dim
     rng = np.random.default_rng(0)
     key = "lycoris_layers_1_self_attn_q_proj"

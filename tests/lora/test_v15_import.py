@@ -10,22 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from acestep_mlx import families
 from acestep_mlx.cli import main
 from acestep_mlx.errors import CheckpointError
-from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.lora.formats.read import read_lora
 
 from ..families.v15 import transformer
 from .standin import make
 
-FAMILY = ACEStep15()
 SIZES = {"2B": (2048, 2048, 1024, 6144), "4B": (2560, 4096, 1024, 9728)}  # model, queries, keys, MLP
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.REGISTRY, "v15", __name__)
 
 
 def run(*arguments: object) -> int:

@@ -9,8 +9,6 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from acestep_mlx import families
-from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.lora.apply import apply_loras
 from acestep_mlx.lora.formats.read import read_lora
 
@@ -21,12 +19,6 @@ from .v15 import as_mlx, relative_error, torch
 
 lycoris, peft = Later("lycoris"), Later("peft")
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
-FAMILY = ACEStep15()
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.REGISTRY, "v15", __name__)
 
 
 # Of LyCORIS; which factors are whole and which are products depends on sizes and ranks.

@@ -13,9 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx import families
 from acestep_mlx.cli.export import programs
-from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.dit import ACEStep15Transformer
 from acestep_mlx.families.v15.lora import ATTENTION, MLP
 from acestep_mlx.lora.apply import apply_loras
@@ -30,7 +28,6 @@ from .v15 import as_mlx, as_torch, relative_error, torch
 
 peft = Later("peft")
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
-FAMILY = ACEStep15()
 
 GIVEN = inputs(29)
 SPECS = {
@@ -46,11 +43,6 @@ SPECS = {
 }
 # Where diffusers looks for its own names only, it does not see the original's.
 UNSEEN = ("MLP alone", "one projection")
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.REGISTRY, "v15", __name__)
 
 
 def trained(ours: ACEStep15Transformer, spec: LoRASpec) -> LoRAWeights:
