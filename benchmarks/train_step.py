@@ -249,9 +249,9 @@ def products_v15(case: Case) -> Products:
     count: Products = Counter()
 
     def add(
-        rows: int, inner: int, columns: int, *, backward: int, times: int = 1, again: int = again
+        rows: int, inner: int, columns: int, *, backward: int, times: int = 1, forward: int = 1 + again
     ) -> None:
-        count[rows, inner, columns] += (1 + again) * times
+        count[rows, inner, columns] += forward * times
         count[rows, columns, inner] += backward * times
 
     for i in range(config.num_hidden_layers):

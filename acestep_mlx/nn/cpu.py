@@ -111,6 +111,10 @@ def sine_squared(x: mx.array) -> mx.array:
 
 
 # ── attention ────────────────────────────────────────────────────────────────────────────────────────
+LANES = 32
+UNSEEN = -1e5  # added to a score, leaves no weight
+
+
 def _beside(x: mx.array, column: mx.array | float) -> mx.array:
     """`x` with one more column."""
     column = mx.broadcast_to(mx.array(column, dtype=x.dtype), (*x.shape[:-1], 1))
@@ -124,6 +128,11 @@ def grouped_attention(q: mx.array, k: mx.array, v: mx.array, added: mx.array | N
     in the products masks the keys, sums the weights, and takes the inner products from the gradient.
     """
     (B, H, T, Dh), (_, Hk, S, _) = q.shape, k.shape
+    if missing := -S % LANES:
+        k, v = (mx.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)]) for x in (k, v))
+        added = mx.zeros((1, 1, 1, S)) if added is None else added
+        added = mx.pad(added, [(0, 0), (0, 0), (0, 0), (0, missing)], constant_values=mx.array(UNSEEN))
+        S += missing
     rows, heads = (B, Hk, H // Hk * T), (B, Hk, H // Hk, T)
     q = q.reshape(*rows, Dh) * (Dh**-0.5 / math.log(2))
     if added is not None and added.shape[2] == 1:
@@ -133,7 +142,9 @@ def grouped_attention(q: mx.array, k: mx.array, v: mx.array, added: mx.array | N
         scores = q @ k.swapaxes(-1, -2)
         if added is not None:
             scores = (scores.reshape(*heads, S) + added[:, :, None]).reshape(*rows, S)
-        weights = exp2_below(scores, mx.max(scores, axis=-1, keepdims=True))
+        # Lane by lane first: a maximum along a row is not vectorised.
+        most = mx.max(scores.reshape(*rows, -1, LANES), axis=-2)
+        weights = exp2_below(scores, mx.max(most, axis=-1, keepdims=True))
         out, total = mx.split(weights @ _beside(v, 1.0), [Dh], axis=-1)
         return out / total, weights, total
 
