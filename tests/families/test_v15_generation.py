@@ -247,7 +247,7 @@ def test_clips_of_a_training_run(
 
     folder = ModelFolder.open({"base": base, "turbo": turbo}[flavour])
     config = load_config({"validation_prompt": "jazz", "validation_audio_duration": 1, **given})
-    clips = Validation(config, folder, tmp_path)
+    clips = Validation.encoded(config, folder, tmp_path)
     (request,) = clips.requests.values()
     assert (request.steps, request.guidance_scale) == (steps, scale)
     assert request.lyrics == "[Instrumental]"
