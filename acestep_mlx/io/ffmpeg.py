@@ -148,6 +148,13 @@ def _of_container(container: InputContainer) -> float:
     return ((container.duration or 0) - max(0, container.start_time or 0)) / 1e6 if len(timed) == 1 else 0.0
 
 
+def tags(path: Path) -> dict[str, str]:
+    """What the tags of the file and its sound say, by their names in lower case. DataError as for `probe`."""
+    with _opened(path) as (container, stream):
+        found = {**container.metadata, **stream.metadata}
+    return {name.lower(): text for name, text in found.items()}
+
+
 def blocks(path: Path) -> Iterator[tuple[np.ndarray, int]]:
     """The whole decoded audio in (frames, channels) float32 blocks, each with its rate in Hz.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from ..io import schema
 from ..io.atomic import write_bytes
 from ..io.audio import WRITABLE, resample, write_audio
 from ..io.disk import free_space, largest_file
+from ..io.ffmpeg import tags
 
 KEY = "acestep_mlx"
 RECORD_VERSION = 1  # of what is under it
@@ -275,29 +275,10 @@ def _text(path: Path) -> str:
 
 
 def _comment(path: Path) -> str:
-    import soundfile
-
     if not path.is_file():
         what = "not a file" if path.exists() else "no such file"
         raise DataError(f"{path}: {what}")
-    if path.suffix.lower() == ".wav":  # libsndfile does not read back comments above 2 KB
-        with schema.open_file(path) as sound:
-            return _wav_comment(sound)
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            found: str = file.comment
-            return found
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def _wav_comment(sound: BinaryIO) -> str:
-    """The ICMT text of a RIFF file's INFO list, or an empty string; the samples are not read."""
-    fields = io.BytesIO(_wav_info(sound))
-    for field, length in _chunks(fields):
-        if field == b"ICMT":
-            return fields.read(length).rstrip(b"\0").decode("utf-8")
-    return ""
+    return tags(path).get("comment", "")
 
 
 def _wav_info(sound: BinaryIO) -> bytes:

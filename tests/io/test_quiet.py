@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from acestep_mlx.cli.describe import song_record
 from acestep_mlx.errors import DataError
 from acestep_mlx.io.audio import probe, read_audio, write_audio
 
@@ -32,7 +33,7 @@ def mp3(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["odd tag", "junk inside", "cut"])
 def test_nothing_of_it_is_heard(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = mp3(tmp_path / "a.mp3", kind)
-    for look in (probe, read_audio):
+    for look in (probe, read_audio, song_record):
         try:
             look(path)
         except DataError as error:
