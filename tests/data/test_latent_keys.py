@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from acestep_mlx.data.cache import Store
 from acestep_mlx.data.encode import Cache, load_part
 from acestep_mlx.data.facts import MISREAD, MISREAD_OGG, FileAudio
 from acestep_mlx.errors import DataError
@@ -48,3 +51,15 @@ def test_sound_that_is_another_than_was_looked_at_is_not_taken(tmp_path: Path) -
     good.content = "0" * 64
     with pytest.raises(DataError, match="set/a: changed while it was in use"):
         load_part(good)
+
+
+def test_an_entry_under_anothers_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one, other = "aa" * 20, "bb" * 20
+    store.put(one, {"x": np.arange(3.0)})
+    assert store.get(other) is None
+    store.path(other).parent.mkdir()
+    shutil.copyfile(store.path(one), store.path(other))
+    assert store.get(other) is None and not store.has(other) and store.occupied(other)
+    found = store.get(one)
+    assert found is not None and found["x"].tolist() == [0.0, 1.0, 2.0]
