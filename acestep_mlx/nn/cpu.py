@@ -244,6 +244,17 @@ def dilated(x: mx.array, weight: mx.array, dilation: int, halo: int) -> mx.array
     return y[:, :L]
 
 
+def convolve_by_taps(x: mx.array, weight: mx.array, dilation: int, halo: int) -> mx.array:
+    """x (B, L, C), weight (O, K, C) → (B, L, O): a product a tap, so that nothing is unfolded."""
+    L = x.shape[1]
+    x = mx.pad(x, [(0, 0), (halo, halo), (0, 0)])
+    first, *others = (weight[:, k].T for k in range(weight.shape[1]))
+    total: mx.array = x[:, :L] @ first
+    for k, tap in enumerate(others, start=1):
+        total = mx.addmm(total, x[:, k * dilation : k * dilation + L], tap)
+    return total
+
+
 # Winograd's convolution: four neighbouring outputs of a filter g of three taps are linear in products of
 # sums, y = A ((G g) ∘ (B d)), where d are the six inputs they see: six products instead of twelve
 # (arXiv:1509.09308, F(4, 3); here with the points 0, 1, −1, ½, −2, ∞). It is applied along the height and,

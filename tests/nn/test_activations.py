@@ -134,3 +134,11 @@ def test_powers_of_two_and_none_too_small_to_be_fast() -> None:
     got, expected = cpu.exp2_below(x, mx.zeros((1, 1))), mx.power(2.0, x)
     assert mx.allclose(got[:, :6], expected[:, :6], rtol=1e-6, atol=0.0)
     assert not got[:, 6:].any()
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (7, 1), (7, 3), (7, 9)])
+@pytest.mark.parametrize("length", [1, 5, 40])
+def test_a_convolution_by_taps(kernel: int, dilation: int, length: int) -> None:
+    x, weight, halo = normal(0, 2, length, 8), normal(1, 6, kernel, 8), dilation * (kernel // 2)
+    expected = mx.conv1d(x, weight, padding=halo, dilation=dilation)
+    assert close(cpu.convolve_by_taps(x, weight, dilation, halo), expected, 1e-6)

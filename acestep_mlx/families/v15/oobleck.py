@@ -21,7 +21,8 @@ from ...errors import DataError
 from ...io.progress import Progress, silent
 from ...nn import cpu
 from ...nn.config import MANY, ComponentConfig
-from ...nn.convolution import Conv1d, UpsamplingConv1d
+from ...nn.convolution import UpsamplingConv1d
+from ...nn.device import on_cpu
 from ...nn.windows import windowed
 
 WINDOW = (
@@ -92,14 +93,23 @@ class Snake(nn.Module):
         return _snake(x, mx.exp(self.alpha), 1 / (mx.exp(self.beta) + 1e-9))
 
 
-class PlainConv1d(nn.Conv1d):
+class SameConv1d(nn.Conv1d):
     """A convolution that keeps the length; the decoder's last has no bias."""
 
     rate = Fraction(1)
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, bias: bool = True) -> None:
-        self.halo = kernel_size // 2
-        super().__init__(inputs, outputs, kernel_size, padding=self.halo, bias=bias)
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, dilation: int = 1, bias: bool = True
+    ) -> None:
+        self.halo = dilation * (kernel_size // 2)
+        super().__init__(inputs, outputs, kernel_size, padding=self.halo, dilation=dilation, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not on_cpu() or x.shape[-1] < 16:  # few channels: unfolding costs less than thin products
+            whole: mx.array = super().__call__(x)
+            return whole
+        y = cpu.convolve_by_taps(x, self.weight, self.dilation, self.halo)
+        return y + self.bias if "bias" in self else y
 
 
 class DownsamplingConv1d(nn.Conv1d):
@@ -127,9 +137,9 @@ class ResidualUnit(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
         self.snake1 = Snake(channels)
-        self.conv1 = Conv1d(channels, channels, 7, dilation)
+        self.conv1 = SameConv1d(channels, channels, 7, dilation)
         self.snake2 = Snake(channels)
-        self.conv2 = PlainConv1d(channels, channels, 1)
+        self.conv2 = SameConv1d(channels, channels, 1)
         self.halo = self.conv1.halo
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -191,13 +201,13 @@ class Encoder(_Half):
         super().__init__()
         D = config.encoder_hidden_size
         widths = [D * m for m in (1, *config.channel_multiples)]
-        self.conv1 = PlainConv1d(config.audio_channels, D, 7)
+        self.conv1 = SameConv1d(config.audio_channels, D, 7)
         self.block = [
             EncoderBlock(a, b, s)
             for a, b, s in zip(widths[:-1], widths[1:], config.downsampling_ratios, strict=True)
         ]
         self.snake1 = Snake(widths[-1])
-        self.conv2 = PlainConv1d(widths[-1], D, 3)
+        self.conv2 = SameConv1d(widths[-1], D, 3)
 
 
 class Decoder(_Half):
@@ -207,13 +217,13 @@ class Decoder(_Half):
         super().__init__()
         D = config.decoder_channels
         widths = [D * m for m in (1, *config.channel_multiples)][::-1]
-        self.conv1 = PlainConv1d(config.decoder_input_channels, widths[0], 7)
+        self.conv1 = SameConv1d(config.decoder_input_channels, widths[0], 7)
         self.block = [
             DecoderBlock(a, b, s)
             for a, b, s in zip(widths[:-1], widths[1:], config.downsampling_ratios[::-1], strict=True)
         ]
         self.snake1 = Snake(D)
-        self.conv2 = PlainConv1d(D, config.audio_channels, 7, bias=False)
+        self.conv2 = SameConv1d(D, config.audio_channels, 7, bias=False)
 
 
 class Oobleck(nn.Module):
