@@ -348,6 +348,8 @@ def test_options_of_one_family_are_read_in_its_folder() -> None:
     users = {name: [f.name for f in known if name not in {*f.unused, *f.refused}] for name in told}
     of_one_family = {name: names[0] for name, names in users.items() if len(names) == 1}
     assert of_one_family["lyrics_embedder_train"] == "v1"
+    # what a clip is asked for is a request, and what a family makes of a request is its own to say
+    of_one_family = {name: of for name, of in of_one_family.items() if not name.startswith("validation_")}
     assert not {path: read for path in FILES if (read := _read_options(path, of_one_family))}
 
 

@@ -174,9 +174,18 @@ def metadata(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         raise DataError(f"{shown(path.name)}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise DataError(f"{shown(path.name)}: not a JSON object")
-    keys = {key.strip().lower(): value for key, value in content.items()}
+    return fields_of(content, names)
+
+
+def fields_of(row: Mapping[Any, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Fields of a row, as they are written. names: field → names that keys have for it, in lower case."""
+    keys = _lower_case(row)
     found = {field: next((keys[n] for n in known if n in keys), None) for field, known in names.items()}
     return {field: value for field, value in found.items() if value is not None}
+
+
+def _lower_case(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {key.strip().lower(): value for key, value in row.items() if isinstance(key, str)}
 
 
 def _is_ours(path: Path) -> bool:
@@ -195,21 +204,23 @@ class Lists:
         self._names = names  # the names in a folder
         self._of = cache(self._read)
 
-    def find(self, song: Path, root: Path) -> Path | None:
-        """The list in the song's folder, or in one above it up to `root`, that describes the song."""
+    def find(self, song: Path, root: Path) -> tuple[Path, Mapping[Any, Any]] | None:
+        """The list in the song's folder, or in one above it up to `root`, that describes the song, and its
+        row there; an empty one where it is not told whose they are.
+        """
         folder = song.parent
         name, stem = composed(song.name), composed(song.stem)
         while True:
             for path, songs in self._of(folder):
                 if songs is None or name in songs or stem in songs:
-                    return path
+                    return path, (songs or {}).get(name) or (songs or {}).get(stem) or {}
             if folder == root or folder == folder.parent:
                 return None
             folder = folder.parent
 
-    def _read(self, folder: Path) -> list[tuple[Path, set[str] | None]]:
-        """Each list with the base names of its songs; None where it names none that can be told."""
-        found: list[tuple[Path, set[str] | None]] = []
+    def _read(self, folder: Path) -> list[tuple[Path, Mapping[str, Mapping[Any, Any]] | None]]:
+        """Each list with its rows by the base names of songs; None where it names none that can be told."""
+        found: list[tuple[Path, Mapping[str, Mapping[Any, Any]] | None]] = []
         for name in sorted(self._names(folder)):
             if name.startswith(".") or not name.lower().endswith(LISTS):
                 continue
@@ -219,9 +230,9 @@ class Lists:
             except DataError:
                 continue
             rows = _rows(text, path.suffix.lower())
-            names = {base for row in rows if isinstance(row, dict) and (base := _song_name(row))}
-            if names:
-                found.append((path, names))
+            songs = {base: row for row in rows if isinstance(row, dict) and (base := _song_name(row))}
+            if songs:
+                found.append((path, songs))
             elif name.lower() in USUAL_LISTS:
                 found.append((path, None))
         return found
@@ -254,7 +265,7 @@ def list_head(text: str) -> tuple[str, str]:
 
 def _song_name(row: dict[Any, Any]) -> str | None:
     """The base name of the song that a row describes, if it describes one."""
-    fields = {key.strip().lower(): value for key, value in row.items() if isinstance(key, str)}
+    fields = _lower_case(row)
     if not any(name in fields for name in _TEXT_NAMES):
         return None
     name = next(

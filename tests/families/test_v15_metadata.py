@@ -109,6 +109,33 @@ def test_of_columns_of_a_list(songs: Path, tmp_path: Path) -> None:
     assert known(words["a.wav"]) == KNOWN and known(words["b.wav"]) == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("dataset.json", lambda rows: {"metadata": {"name": "x"}, "samples": rows}),
+        ("dataset.json", lambda rows: rows),
+        ("songs.json", lambda rows: {row.pop("audio_path"): row for row in rows}),
+        ("metadata.jsonl", lambda rows: "\n".join(map(json.dumps, rows))),
+    ],
+)
+def test_of_another_trainer_s_list(name: str, listed: Any, songs: Path, tmp_path: Path) -> None:
+    """Its values are the last that count: a file of the song's own wins, and captions are ours."""
+    rows: list[dict[str, Any]] = [
+        {"audio_path": "./music/a.wav", "caption": "not this", "bpm": 96, "keyscale": "F# minor",
+         "timesignature": "3", "language": "unknown", "duration": 900},
+        {"audio_path": "C:\\music\\b.wav", "caption": "nor this", "bpm": 0, "keyscale": ""},
+    ]  # fmt: skip
+    content = listed(rows)
+    (songs / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    beside(songs, "a", {"language": "de", "bpm": 60})
+    made, words = found(tmp_path)
+    assert known(words["a.wav"]) == {**KNOWN, "bpm": 60} and known(words["b.wav"]) == {}
+    assert words["a.wav"].caption == "waltz"
+    said = [why for file, why in made.report.sets[0].no_songs if file == name]
+    usual = ["another trainer's list of songs, of which only bpm, keyscale, timesignature, language are read"]
+    assert said == (usual if name in ("dataset.json", "metadata.jsonl") else [])
+
+
 @pytest.mark.slow
 def test_of_columns_of_a_table(songs: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")

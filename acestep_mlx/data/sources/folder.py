@@ -143,7 +143,8 @@ class _Reader:
         """Other programs' lists of songs in the folders, by their usual names."""
         found = [self.folders.find(folder, name) for folder in folders for name in sidecars.USUAL_LISTS]
         names = sorted(shown(path.relative_to(self.folder).as_posix()) for path in found if path is not None)
-        return [(name, "another trainer's list of songs, which is not read") for name in names]
+        read = f"of which only {', '.join(self.metadata)} are read" if self.metadata else "which is not read"
+        return [(name, f"another trainer's list of songs, {read}") for name in names]
 
     def _described(self, song: Song, path: Path | None, row: Row | None) -> Song:
         if song.problem is not None or path is None:
@@ -161,7 +162,9 @@ class _Reader:
         return song
 
     def _known(self, path: Path, song: Song, row: Row | None) -> None:
-        """What is known of the song beside: of the list, else of a JSON file of the song's name."""
+        """What is known of the song beside: of its list, else of a JSON file of the song's name, else of
+        another trainer's list.
+        """
         listed = {name: text for name, text in (row.metadata if row is not None else {}).items() if text}
         names = (f"{path.stem}.json", f"{path.name}.json")
         file = next((f for n in names if (f := self.folders.find(path.parent, n)) is not None), None)
@@ -170,7 +173,8 @@ class _Reader:
         except DataError as error:
             song.unread.append(str(error))
             beside = {}
-        song.metadata = {**beside, **listed}
+        _, others = self.lists.find(path, self.folder) or (None, {})
+        song.metadata = {**sidecars.fields_of(others, self.metadata), **beside, **listed}
 
     def _text(self, file: Path, song: Song) -> str:
         text, note = read_text(file)
@@ -217,7 +221,8 @@ class _Reader:
                     song.notes.append(text)
                 return captions
             raise DataError(f"{text}; put the caption alone into {shown(path.stem)}.txt{lyrics}")
-        if not captions and (file := self.lists.find(path, self.folder)) is not None:
+        if not captions and (found := self.lists.find(path, self.folder)) is not None:
+            file, _ = found
             advice = ", or set csv_file and caption_strategy=csv" if file.suffix.lower() == ".csv" else ""
             raise DataError(
                 f"{shown(file.name)} looks like another trainer's list of songs with this one in it, which "

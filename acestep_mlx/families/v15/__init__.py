@@ -65,6 +65,7 @@ class ACEStep15:
     }
     unused: Mapping[str, str] = {
         "flow_schedule_shift": "ACE-Step 1.5 draws its timesteps without a shift",
+        "validation_negative_prompt": "ACE-Step 1.5 is guided away from a learned null",
         **dict.fromkeys(
             ("lyrics_embedder_lr", "lyrics_embedder_optimizer", "lyrics_embedder_lr_scheduler"), _FROZEN
         ),
