@@ -35,8 +35,8 @@ class Coefficients:
 
 #: By the bytes of an activation: in float32 attention on the CPU keeps its weights.
 FITTED = {
-    2: Coefficients(layer=4.83, scores=2.07, states=5.18, kept=3.29, kept_scores=1.46, turn=4.57, group=3.83),
-    4: Coefficients(layer=3.78, scores=1.77, states=3.84, kept=2.25, kept_scores=0.87, turn=4.67, group=3.91),
+    2: Coefficients(layer=4.88, scores=1.95, states=5.53, kept=3.65, kept_scores=0.87, turn=4.56, group=3.81),
+    4: Coefficients(layer=3.88, scores=1.75, states=4.02, kept=2.56, kept_scores=0.35, turn=5.13, group=4.29),
 }
 
 
