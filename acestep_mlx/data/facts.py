@@ -24,6 +24,7 @@ from ..errors import DataError, cause
 from ..io import schema
 from ..io.audio import MPEG, SILENCE, counted, decode, look
 from ..io.hashes import hash_blocks, hash_file, hash_text
+from ..io.ogg_rims import opus_rate
 from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
 
@@ -32,6 +33,7 @@ MAX_INDEX = 1 << 30  # bytes
 INDEX_VERSION = 3
 BLOCKS = 16  # read of each song on every start
 MISREAD, MISREAD_OGG = "to the end", "to the end, at 48 kHz"  # by version 1, by version 2
+OPUS_RATES = (8000, 12000, 16000, 24000)  # in a header, which version 2 took for the sound's
 LOUD = 1.5  # of full scale: lossy formats come back a little above 1
 SILENT = "silent"  # a problem of songs that can be read
 _SILENT_SHARE = 0.95  # of exactly zero samples, as upstream's data set class has it
@@ -173,7 +175,10 @@ def _decode_all(path: Path) -> tuple[float, None, str | None, str, None, float |
     seconds = decoded / info.sample_rate
     reason = counted(info, seconds) or None
     misread = MISREAD if reason or info.format in MPEG else ""
-    misread = MISREAD_OGG if info.format == "opus" or (reason and info.format == "vorbis") else misread
+    if (info.format == "opus" and opus_rate(path) in OPUS_RATES) or (
+        reason and info.format in ("opus", "vorbis")
+    ):
+        misread = MISREAD_OGG
     return seconds, None, reason, misread, None, peak if peak > LOUD else None
 
 

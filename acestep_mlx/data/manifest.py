@@ -19,7 +19,7 @@ from ..families.protocol import Family, LatentSpec
 from ..families.songs import Words
 from ..formatting import count, listed
 from ..io.hashes import cache_key, hash_text
-from ..io.ogg_end import is_open_ended
+from ..io.ogg_rims import is_open_ended
 from ..io.progress import Progress, silent
 from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex, FileAudio

@@ -210,7 +210,7 @@ def _followed(block: np.ndarray, sync: np.ndarray) -> np.ndarray:
     return found
 
 
-def _ogg_ends(data: Data) -> Iterator[int]:
+def _ogg_rimss(data: Data) -> Iterator[int]:
     """Each place where no page follows one."""
     position = data.find(b"OggS")
     while 0 <= position <= len(data) - 27:
@@ -305,7 +305,7 @@ _WALKS = {
     "aac": _aac_ends,
     "mka": _mka_ends,
     "flac": lambda _: iter(()),
-    "ogg": _ogg_ends,
+    "ogg": _ogg_rimss,
     "mp3": _mp3_ends,
     "mp4": _mp4_ends,
     "wavpack": _wavpack_ends,

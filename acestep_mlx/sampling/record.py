@@ -278,7 +278,11 @@ def _comment(path: Path) -> str:
     if not path.is_file():
         what = "not a file" if path.exists() else "no such file"
         raise DataError(f"{path}: {what}")
-    return tags(path).get("comment", "")
+    try:
+        return tags(path).get("comment", "")
+    except DataError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path} does not say how a song was made ({why})") from None
 
 
 def _wav_info(sound: BinaryIO) -> bytes:

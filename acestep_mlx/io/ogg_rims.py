@@ -1,4 +1,7 @@
-"""Whether an Ogg file ends as its writer meant: a download that broke off decodes without a complaint."""
+"""The rims of an Ogg file: what an Opus header says, and whether it ends as its writer meant.
+
+A download that broke off decodes without a complaint.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,11 @@ def is_open_ended(path: Path) -> bool:
     lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
     whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(lengths)
     return not whole or not page[5] & _END_OF_STREAM
+
+
+def opus_rate(path: Path) -> int:
+    """Hz of the sound that Opus was made of, as its header says for information (RFC 7845); 0: unknown."""
+    with open_file(path) as file:
+        data = file.read(_LONGEST)
+    at = data.find(b"OpusHead") + 12
+    return int.from_bytes(data[at : at + 4], "little") if at >= 12 else 0
