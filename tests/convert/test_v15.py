@@ -303,6 +303,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_ids_are_those_of_the_pipeline(diffusers: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")

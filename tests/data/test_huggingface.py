@@ -501,6 +501,7 @@ def test_a_row_group_of_more_sound_than_arrow_gives_at_once(
     assert found(read(tmp_path, songs)) == [(("jazz",), "la")]
 
 
+@pytest.mark.slow
 def test_more_sound_in_a_batch_than_arrow_joins() -> None:
     """3.5 GB in one batch, of which only some blocks are read: the memory is never filled."""
     import pyarrow as pa

@@ -54,6 +54,7 @@ def test_it_trains_evaluates_and_exports(model: Path, tmp_path: Path) -> None:
     assert result.report is not None and result.report.is_file()
 
 
+@pytest.mark.slow
 def test_it_goes_on_bit_for_bit(model: Path, tmp_path: Path) -> None:
     straight, _ = runs.run(options(tmp_path, model, "straight", max_train_steps=6, lora_dropout=0.2))
     stop = StopRequest()

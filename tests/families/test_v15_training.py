@@ -61,6 +61,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     return given, encode_dataset(build_manifest(given), given, folder)
 
 
+@pytest.mark.slow
 def test_it_learns_two_songs(data: tuple[Any, Any]) -> None:
     given, cache = data
     model = v15.transformer()

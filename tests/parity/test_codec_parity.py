@@ -143,6 +143,7 @@ def test_autoencoder(name: str) -> None:
     assert ours.compression == x.shape[-1] // z.shape[-1]
 
 
+@pytest.mark.slow
 def test_few_positions() -> None:
     """With fewer positions than head channels the reference takes another path to the same numbers."""
     ours, theirs = pair_of_dcae(DCAE_CONFIGS["released"])

@@ -200,6 +200,7 @@ def labelled() -> list[tuple[str, str]]:
     return [tuple(row.split("\t")) for row in rows if not row.startswith("#")]  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_detection_is_better_than_upstreams() -> None:
     rows = labelled()
     assert len(rows) >= 300

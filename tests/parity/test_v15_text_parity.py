@@ -73,6 +73,7 @@ def test_states(pair: tuple[Qwen3Encoder, Any], lengths: tuple[int, ...]) -> Non
     assert max(errors(*pair, *batch(pair[0].config, *lengths))) <= 1e-4
 
 
+@pytest.mark.slow
 def test_states_at_the_true_width() -> None:
     theirs = reference(TRUE_LAYER)
     ours = same_weights("text_encoder", Qwen3Encoder(TRUE_LAYER), theirs)

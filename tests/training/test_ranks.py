@@ -313,6 +313,7 @@ def test_songs_that_go_away_on_one_rank_end_both_with_a_checkpoint(
     runs.assert_identical(root / name / "checkpoint-3", root / f"{name} straight" / "checkpoint-3")
 
 
+@pytest.mark.slow
 def test_songs_and_the_disk_gone_end_both_ranks_and_name_both(
     meeting: Meeting, root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
