@@ -15,6 +15,11 @@ from . import cpu
 from .device import on_cpu
 
 
+def by_products(x: mx.array) -> bool:
+    """Whether matrix products convolve x (…, C): on the CPU, where unfolding costs more unless C is small."""
+    return on_cpu() and x.shape[-1] >= 16
+
+
 class Conv2d(nn.Conv2d):
     """A 3×3 convolution of stride 1 that keeps the size."""
 
@@ -25,7 +30,7 @@ class Conv2d(nn.Conv2d):
         self._winograd = cpu.Winograd()
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not on_cpu() or x.shape[-1] < 16:  # few channels: unfolding costs less than thin products
+        if not by_products(x):
             found: mx.array = super().__call__(x)
             return found
         if x.dtype == mx.float32:

@@ -165,7 +165,7 @@ class _Reader:
         """What is known of the song beside: of its list, else of a JSON file of the song's name, else of
         another trainer's list.
         """
-        listed = {name: text for name, text in (row.metadata if row is not None else {}).items() if text}
+        in_row = {name: text for name, text in (row.metadata if row is not None else {}).items() if text}
         names = (f"{path.stem}.json", f"{path.name}.json")
         file = next((f for n in names if (f := self.folders.find(path.parent, n)) is not None), None)
         try:
@@ -174,7 +174,7 @@ class _Reader:
             song.unread.append(str(error))
             beside = {}
         _, others = self.lists.find(path, self.folder) or (None, {})
-        song.metadata = {**sidecars.fields_of(others, self.metadata), **beside, **listed}
+        song.metadata = {**sidecars.fields_of(others, self.metadata), **beside, **in_row}
 
     def _text(self, file: Path, song: Song) -> str:
         text, note = read_text(file)

@@ -21,8 +21,7 @@ from ...errors import DataError
 from ...io.progress import Progress, silent
 from ...nn import cpu
 from ...nn.config import MANY, ComponentConfig
-from ...nn.convolution import UpsamplingConv1d
-from ...nn.device import on_cpu
+from ...nn.convolution import UpsamplingConv1d, by_products
 from ...nn.windows import windowed
 
 WINDOW = (
@@ -105,7 +104,7 @@ class SameConv1d(nn.Conv1d):
         super().__init__(inputs, outputs, kernel_size, padding=self.halo, dilation=dilation, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not on_cpu() or x.shape[-1] < 16:  # few channels: unfolding costs less than thin products
+        if not by_products(x):
             whole: mx.array = super().__call__(x)
             return whole
         y = cpu.convolve_by_taps(x, self.weight, self.dilation, self.halo)
