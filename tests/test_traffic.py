@@ -1,0 +1,39 @@
+"""What a GPU would have to do in a step stays below what it once was, by `benchmarks/traffic.py`.
+
+Counted from MLX's own graph, so that the numbers hold for the locked MLX.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+
+TRAFFIC = Path(__file__).resolve().parents[1] / "benchmarks" / "traffic.py"
+
+#: family → (kernels, GB moved) of a step of 240 s at 8 bits with every block recomputed, and of a guided step
+BOUNDS = {
+    "v1": {"step": (14_200, 314.5), "guided step": (2_770, 133.0)},
+    "v15": {"step": (22_270, 324.6), "guided step": (2_160, 65.2)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="graphs are read with shapes on Linux only")
+@pytest.mark.parametrize("family", BOUNDS)
+def test_a_step_takes_no_more_kernels_and_bytes_than_before(family: str) -> None:
+    require("g++")
+    command = [sys.executable, str(TRAFFIC), "--family", family, "--seconds", "240", "--bits", "8", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(TRAFFIC.parents[1])}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    counts = {line["what"]: line for line in map(json.loads, printed.splitlines())}
+    for what, (kernels, gigabytes) in BOUNDS[family].items():
+        found = counts[what]
+        assert 0.5 * kernels < found["kernels"] <= kernels
+        assert 0.5 * gigabytes < found["bytes"] / 1e9 <= gigabytes
