@@ -15,6 +15,18 @@ from ..errors import AceStepError
 T = TypeVar("T")
 
 
+def all_sum(x: mx.array) -> mx.array:
+    """The sum of `x` over all ranks, evaluated before and after.
+
+    Nothing on the GPU waits for another machine then: Metal ends a process whose GPU waits for some seconds.
+    The host may wait as long as it takes. NCCL has a stream of its own, on the GPU, and no watchdog.
+    """
+    mx.eval(x)
+    total = mx.distributed.all_sum(x, stream=None if mx.cuda.is_available() else mx.cpu)
+    mx.eval(total)
+    return total
+
+
 @dataclass(frozen=True)
 class World:
     """This process's place among those that `mlx.launch` started; rank 0 of 1 when it started none."""
@@ -35,7 +47,7 @@ class World:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
-            mx.eval(mx.distributed.all_sum(mx.array(1.0)))
+            all_sum(mx.array(1.0))
 
     def share(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank."""
@@ -50,7 +62,7 @@ class World:
             return problem
         text = (problem or "").encode("utf-8", "surrogateescape")
         lengths = mx.array([len(text) if rank == self.rank else 0 for rank in range(self.size)], mx.int32)
-        found = np.array(mx.distributed.all_sum(lengths)).tolist()
+        found = np.array(all_sum(lengths)).tolist()
         speaker = next((rank for rank, length in enumerate(found) if length), None)
         if speaker is None:
             return None
@@ -60,7 +72,7 @@ class World:
     def _broadcast(self, data: bytes, length: int, mine: bool) -> bytes:
         """On every rank the `length` bytes of the one rank where they are `mine`."""
         numbers = np.frombuffer(data, np.uint8) if mine else np.zeros(length, np.uint8)
-        total = mx.distributed.all_sum(mx.array(numbers.astype(np.int32)))
+        total = all_sum(mx.array(numbers.astype(np.int32)))
         return bytes(np.array(total).astype(np.uint8))
 
     def share_arrays(
@@ -73,7 +85,7 @@ class World:
         for name in sorted(like):
             value = arrays[name] if self.first else mx.zeros_like(like[name])
             exact = value.astype(mx.int32) if value.dtype == mx.uint64 else value.view(mx.int32)
-            total = mx.distributed.all_sum(exact)
+            total = all_sum(exact)
             shared[name] = total.astype(mx.uint64) if value.dtype == mx.uint64 else total.view(value.dtype)
             mx.eval(shared[name])
         return shared
@@ -106,4 +118,4 @@ class World:
 
 def _total(count: int) -> int:
     """The sum of a whole number over all ranks."""
-    return int(np.array(mx.distributed.all_sum(mx.array(count, mx.int32))).item())
+    return int(np.array(all_sum(mx.array(count, mx.int32))).item())

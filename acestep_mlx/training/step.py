@@ -1,15 +1,19 @@
-"""One compiled training step: draw, predict, loss, gradient, accumulate, clip, update.
+"""The compiled training step: draw, predict, loss, gradient, accumulate, clip, update.
 
 Everything random about a song comes from its own key in the batch, so that two ranks with one song each draw
 what one rank with two draws, and the step has no random state that a checkpoint would have to keep.
 
 The step never leads to a host synchronisation: a micro-batch whose loss or gradient is not finite is left
 out on the device (its weight becomes zero), and an update without a finite micro-batch changes nothing.
+
+Several ranks compute the same in two compiled functions and talk to each other between them, outside every
+graph: a GPU that waits for another machine within its work is ended by Metal after some seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -21,7 +25,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..families.protocol import Batch, Draw, Objective, Prepare
 from ..lora.surgery import seed_dropout
+from .distributed import all_sum
 from .optimizers import Group
+
+#: what ranks tell each other of every micro-batch
+TOLD = ("loss", "finite", "stop")
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,11 @@ class TrainStep:
             self.carry["scale"], self.carry["good"] = mx.array(2.0**14), mx.array(0.0)
         self.state = [model.state, [g.optimizer.state for g in self.groups], self.carry]
         run = partial(mx.compile, inputs=self.state, outputs=self.state) if compiled else (lambda f: f)
-        self._micro, self._update = run(self._accumulate), run(self._accumulate_and_update)
+        if world == 1:
+            self._micro, self._update = run(self._accumulate), run(self._accumulate_and_update)
+        else:
+            self._micro = self._round(run(self._tell), run(self._hear))
+            self._update = self._round(run(self._tell_gradient), run(self._hear_gradient))
 
     @property
     def scales_loss(self) -> bool:
@@ -128,13 +140,51 @@ class TrainStep:
         """A micro-step that changes no parameter."""
         told, norm, weight, gradient = self._gradient(batch, stop)
         self._keep(gradient, weight)
-        return self._result(self._average(told), norm)
+        return self._result(told, norm)
 
     def _accumulate_and_update(self, batch: dict[str, mx.array], stop: mx.array) -> StepResult:
-        """A micro-step that ends an update; what is accumulated begins at zero again."""
+        """A micro-step that ends an update."""
         told, _, weight, gradient = self._gradient(batch, stop)
-        shared = self._average({**told, "weight": weight, **gradient})
-        norm = self._apply({k: shared[k] for k in gradient}, shared["weight"])
+        return self._updated({**told, "weight": weight, **gradient})
+
+    def _round(self, before: Callable[..., Any], after: Callable[..., Any]) -> Callable[..., StepResult]:
+        """A micro-step of several ranks: what each tells, the mean of it, what each makes of that.
+
+        One communication: two could run in another order on each rank.
+        """
+
+        def run(batch: dict[str, mx.array], stop: mx.array) -> StepResult:
+            told, *own = before(batch, stop)
+            return StepResult(*after(all_sum(told), *own))
+
+        return run
+
+    def _tell(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[mx.array, mx.array]:
+        """Several ranks' `_accumulate` up to the communication: (what is told, this rank's norm)."""
+        told, norm, weight, gradient = self._gradient(batch, stop)
+        self._keep(gradient, weight)
+        return _packed(told), norm
+
+    def _hear(self, total: mx.array, norm: mx.array) -> StepResult:
+        """The rest of it. total: the sum over the ranks of what they told."""
+        return self._result(_unpacked(total / self.world, dict.fromkeys(TOLD, ())), norm)
+
+    def _tell_gradient(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[mx.array]:
+        """Several ranks' `_accumulate_and_update` up to the communication."""
+        told, _, weight, gradient = self._gradient(batch, stop)
+        return (_packed({**told, "weight": weight, **gradient}),)
+
+    def _hear_gradient(self, total: mx.array) -> StepResult:
+        """The rest of it."""
+        shapes = {k: v.shape for k, v in self.parameters().items()}
+        return self._updated(
+            _unpacked(total / self.world, {**dict.fromkeys((*TOLD, "weight"), ()), **shapes})
+        )
+
+    def _updated(self, shared: dict[str, mx.array]) -> StepResult:
+        """Update with the mean of what the ranks told; what is accumulated begins at zero again."""
+        gradient = {k: shared[k] for k in self.parameters()}
+        norm = self._apply(gradient, shared["weight"])
         self._keep({k: mx.zeros_like(g) for k, g in gradient.items()}, mx.array(0.0))
         return self._result(shared, norm)
 
@@ -167,8 +217,8 @@ class TrainStep:
         if settings.accumulate > 1:
             grads = {k: carry["gradient"][k] + g for k, g in grads.items()}
             weight = carry["weight"] + weight
-        told = {"loss": loss, "finite": finite.astype(mx.float32), "stop": stop.astype(mx.float32)}
-        return told, norm, weight, grads
+        told = (loss, finite.astype(mx.float32), stop.astype(mx.float32))
+        return dict(zip(TOLD, told, strict=True)), norm, weight, grads
 
     def _keep(self, gradient: dict[str, mx.array], weight: mx.array) -> None:
         """What is accumulated up to the next micro-step."""
@@ -186,16 +236,6 @@ class TrainStep:
             )
             carry["good"] = mx.where(everywhere & ~grow, carry["good"] + 1, 0.0)
         return StepResult(shared["loss"], norm, everywhere, shared["stop"] > 0)
-
-    def _average(self, values: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Means over the ranks, in one communication: two could run in another order on each rank."""
-        if self.world == 1:
-            return values
-        packed = mx.concatenate([v.reshape(-1) for v in values.values()])
-        packed = mx.distributed.all_sum(packed) / self.world
-        ends = list(accumulate(v.size for v in values.values()))
-        parts = mx.split(packed, ends[:-1])
-        return {k: part.reshape(v.shape) for (k, v), part in zip(values.items(), parts, strict=True)}
 
     def _apply(self, summed: dict[str, mx.array], weight: mx.array) -> mx.array:
         """Average, clip and update; returns the norm before clipping. Nothing changes when `weight` is 0."""
@@ -263,6 +303,18 @@ class TrainStep:
             else:
                 self.carry[name] = value
         return []
+
+
+def _packed(values: Mapping[str, mx.array]) -> mx.array:
+    """All values in one row."""
+    return mx.concatenate([v.reshape(-1) for v in values.values()])
+
+
+def _unpacked(row: mx.array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, mx.array]:
+    """The values of a row, by name."""
+    ends = list(accumulate(math.prod(shape) for shape in shapes.values()))
+    parts = mx.split(row, ends[:-1])
+    return {k: part.reshape(shape) for (k, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def flat_state(group: Group) -> dict[str, mx.array]:
