@@ -73,10 +73,11 @@ class TrainDisplay:
             )
 
     def _numbers(self, event: StepDone) -> str:
+        parts = "".join(f"{name} {value:.4f}, " for name, value in event.extra.items() if "/" in name)
         return (
-            f"loss {event.loss:.4f} (smoothed {event.smoothed_loss:.4f}), lr {event.learning_rate:.2e}, "
-            f"grad {event.grad_norm:.3g}, {rate(event.audio_seconds_per_second)} s audio/s, "
-            f"peak {size(event.peak_memory)}"
+            f"loss {event.loss:.4f} (smoothed {event.smoothed_loss:.4f}), {parts}"
+            f"lr {event.learning_rate:.2e}, grad {event.grad_norm:.3g}, "
+            f"{rate(event.audio_seconds_per_second)} s audio/s, peak {size(event.peak_memory)}"
         )
 
     def _evaluated(self, event: Evaluated) -> None:

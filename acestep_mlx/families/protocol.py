@@ -375,6 +375,21 @@ class Objective(Protocol):
         """(B,) float32, computed by the model in `dtype`."""
 
 
+class Auxiliary(Protocol):
+    """A further loss of a training step, of what the model computes on the way. Evaluation has none of it."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What of it is logged apart: names with a slash, `ssl/mert`."""
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, run: Callable[[], mx.array]
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        """run: runs the model and gives the objective's losses (B,). Those with this loss added, float32, and
+        the batch's mean () of each of `parts`.
+        """
+
+
 @dataclass(frozen=True)
 class SongSettings:
     """What a model makes of the settings of a song (`config.request.Request`).

@@ -194,6 +194,7 @@ def _plain(value: Any) -> Any:
 
 
 OTHER_RATE = "learning_rate_"  # of what is trained beside the LoRA, with its name behind
+PART = "/"  # in the name of a part of the loss
 _number = schema.optional(schema.number(-1e50, 1e50))  # null: it was not finite
 #: by the type of an event's field: what metrics.jsonl may hold for it, and what stands for it where it lacks
 _BY_TYPE: dict[str, tuple[schema.Check, Any]] = {
@@ -214,7 +215,7 @@ def _row_schema(kind: type[Event]) -> tuple[schema.Check, dict[str, Any]]:
         checks["path"] = schema.path_text
 
     def check(row: Any, where: str) -> dict[str, Any]:
-        rates = {name: _number for name in row if name.startswith(OTHER_RATE)}
+        rates = {name: _number for name in row if name.startswith(OTHER_RATE) or PART in name}
         found: dict[str, Any] = schema.record({"step": schema.whole(0, 10**9)}, checks | rates)(row, where)
         return found
 

@@ -22,7 +22,7 @@ from ..io.atomic import write_bytes
 from ..io.audio import log_mel
 from ..io.schema import read_file
 from .charts import Series, evenly, line_chart, number
-from .events import OTHER_RATE, read_metrics
+from .events import OTHER_RATE, PART, read_metrics
 from .spectrogram import log_mel_png
 
 CLIPS_PER_PROMPT = 6
@@ -113,11 +113,14 @@ def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
         Series("each step", _points(steps, "loss"), "c0", faint=True),
         Series("smoothed", _points(steps, "smoothed_loss"), "c0"),
     ]
+    names = dict.fromkeys(key for row in steps for key in row if PART in key)
+    parts = [Series(name, _points(steps, name), f"c{i % 5}") for i, name in enumerate(names)]
     mean = [Series("mean", _points(evaluations, "loss"), "c1")]
     memory = [Series("GB", _points(steps, "peak_memory", 1e-9), "c3")]
     speed = [Series("s", _points(steps, "audio_seconds_per_second"), "c4")]
     charts = [
         line_chart("Training loss", losses),
+        *([line_chart("Parts of the training loss", parts)] if parts else []),
         line_chart("Evaluation loss", mean, unit="always the same"),
         line_chart("Evaluation loss by timestep", by_bin, unit="0 = clean, 1000 = noise", zero=True),
         line_chart("Learning rate", rates, zero=True),

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..config.run import RunConfig
 from ..errors import ConfigError
-from .events import Evaluated, Event, Finished, StepDone, ValidationClip
+from .events import PART, Evaluated, Event, Finished, StepDone, ValidationClip
 
 
 class Tracker(Protocol):
@@ -30,7 +30,7 @@ def scalars(event: Event) -> dict[str, float]:
             "speed/steps_per_second": event.steps_per_second,
             "speed/audio_seconds_per_second": event.audio_seconds_per_second,
             "memory/peak_gb": event.peak_memory / 1e9,
-            **{f"train/{name}": value for name, value in event.extra.items()},
+            **{name if PART in name else f"train/{name}": value for name, value in event.extra.items()},
         }
     if isinstance(event, Evaluated):
         return {"eval/loss": event.loss, **{f"eval/timestep_{bin}": loss for bin, loss in event.bins.items()}}

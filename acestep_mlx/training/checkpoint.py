@@ -51,6 +51,7 @@ COUNTERS = schema.record(
         "step": _count, "micro": _count, "skipped": _count, "skipped_in_a_row": _count, "epoch": _count,
         "loss_sum": _sum, "loss_weight": schema.number(0), "smoothed": schema.items(_sum, 2, 2),
     },
+    {"parts": schema.table(_sum)},
     strict=True,
 )  # fmt: skip
 BATCHES = schema.record(

@@ -17,18 +17,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..families.protocol import Batch, Draw, Objective, Prepare
+from ..families.protocol import Auxiliary, Batch, Draw, Objective, Prepare
 from ..lora.surgery import seed_dropout
 from .distributed import all_sum
 from .optimizers import Group
 
-#: what ranks tell each other of every micro-batch
+#: what ranks tell each other of every micro-batch, beside the parts of the loss
 TOLD = ("loss", "finite", "stop")
 
 
@@ -48,6 +49,7 @@ class StepResult(NamedTuple):
     grad_norm: mx.array  # before clipping; of the update, or of the micro-batch while accumulating
     finite: mx.array  # bool: this micro-batch counted (on every rank)
     stop: mx.array  # bool: some rank was asked to stop
+    parts: Mapping[str, mx.array] = MappingProxyType({})  # of the loss, by name; means as the loss is one
 
 
 def squared_norm(tree: Mapping[str, mx.array]) -> mx.array:
@@ -77,6 +79,7 @@ class TrainStep:
         world: how many ranks train together; their gradients are averaged.
         compiled: False runs the same code eagerly (tests).
         prepare: adds to a batch what nothing that is trained changes.
+        auxiliary: a further loss.
     """
 
     #: fp16 only: gradients are computed on loss × scale, which grows after this many finite steps
@@ -92,9 +95,12 @@ class TrainStep:
         world: int = 1,
         compiled: bool = True,
         prepare: Prepare | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> None:
         self.model, self.groups, self.settings = model, list(groups), settings
-        self.objective, self.prepare = objective, prepare
+        self.objective, self.prepare, self.auxiliary = objective, prepare, auxiliary
+        self.parts = auxiliary.parts if auxiliary is not None else ()
+        self.told = (*TOLD, *self.parts)
         self.world = world
         self.traces = 0  # how often the step was traced: once per batch shape and kind
         parameters = self.parameters()
@@ -167,7 +173,7 @@ class TrainStep:
 
     def _hear(self, total: mx.array, norm: mx.array) -> StepResult:
         """The rest of it. total: the sum over the ranks of what they told."""
-        return self._result(_unpacked(total / self.world, dict.fromkeys(TOLD, ())), norm)
+        return self._result(_unpacked(total / self.world, dict.fromkeys(self.told, ())), norm)
 
     def _tell_gradient(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[mx.array]:
         """Several ranks' `_accumulate_and_update` up to the communication."""
@@ -178,7 +184,7 @@ class TrainStep:
         """The rest of it."""
         shapes = {k: v.shape for k, v in self.parameters().items()}
         return self._updated(
-            _unpacked(total / self.world, {**dict.fromkeys((*TOLD, "weight"), ()), **shapes})
+            _unpacked(total / self.world, {**dict.fromkeys((*self.told, "weight"), ()), **shapes})
         )
 
     def _updated(self, shared: dict[str, mx.array]) -> StepResult:
@@ -200,12 +206,13 @@ class TrainStep:
         d = self.objective.draw(batch)
         scale = carry.get("scale", None)
 
-        def mean_loss(batch: dict[str, mx.array], d: Draw) -> mx.array:
-            value = mx.mean(self.objective.losses(self.model, batch, d, settings.compute_dtype))
-            return value if scale is None else value * scale
+        def mean_loss(batch: dict[str, mx.array], d: Draw) -> tuple[mx.array, dict[str, mx.array]]:
+            losses, parts = self._losses(batch, d)
+            value = mx.mean(losses)
+            return (value if scale is None else value * scale), parts
 
         seed_dropout(self.model, d.dropout_key)
-        loss, tree = nn.value_and_grad(self.model, mean_loss)(batch, d)
+        (loss, parts), tree = nn.value_and_grad(self.model, mean_loss)(batch, d)
         grads: dict[str, mx.array] = dict(tree_flatten(tree))
         if scale is not None:
             loss, grads = loss / scale, {k: g / scale for k, g in grads.items()}
@@ -217,8 +224,16 @@ class TrainStep:
         if settings.accumulate > 1:
             grads = {k: carry["gradient"][k] + g for k, g in grads.items()}
             weight = carry["weight"] + weight
-        told = (loss, finite.astype(mx.float32), stop.astype(mx.float32))
-        return dict(zip(TOLD, told, strict=True)), norm, weight, grads
+        told = (loss, finite.astype(mx.float32), stop.astype(mx.float32), *(parts[k] for k in self.parts))
+        return dict(zip(self.told, told, strict=True)), norm, weight, grads
+
+    def _losses(self, batch: dict[str, mx.array], d: Draw) -> tuple[mx.array, dict[str, mx.array]]:
+        """(B,) float32, and the parts of their mean that are logged."""
+
+        def run() -> mx.array:
+            return self.objective.losses(self.model, batch, d, self.settings.compute_dtype)
+
+        return (run(), {}) if self.auxiliary is None else self.auxiliary(self.model, batch, run)
 
     def _keep(self, gradient: dict[str, mx.array], weight: mx.array) -> None:
         """What is accumulated up to the next micro-step."""
@@ -235,7 +250,8 @@ class TrainStep:
                 everywhere, mx.where(grow, scale * 2, scale), mx.maximum(scale / 2, 1.0)
             )
             carry["good"] = mx.where(everywhere & ~grow, carry["good"] + 1, 0.0)
-        return StepResult(shared["loss"], norm, everywhere, shared["stop"] > 0)
+        parts = {name: shared[name] for name in self.parts}
+        return StepResult(shared["loss"], norm, everywhere, shared["stop"] > 0, parts)
 
     def _apply(self, summed: dict[str, mx.array], weight: mx.array) -> mx.array:
         """Average, clip and update; returns the norm before clipping. Nothing changes when `weight` is 0."""

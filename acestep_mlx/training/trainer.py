@@ -65,11 +65,13 @@ class Counters:
     epoch: int = 0  # of the batch after the last update
     loss_sum: float = 0.0  # of the micro-steps of the update in progress
     loss_weight: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)  # as loss_sum, of the loss's parts
     smoothed: Smoothed = field(default_factory=Smoothed)
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {k: v for k, v in self.__dict__.items() if k != "smoothed"}
-        return {**plain, "smoothed": [self.smoothed.total, self.smoothed.weight]}
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("smoothed", "parts")}
+        parts = {"parts": dict(self.parts)} if self.parts else {}
+        return {**plain, **parts, "smoothed": [self.smoothed.total, self.smoothed.weight]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Counters:
@@ -280,7 +282,7 @@ class Trainer:
         self.batches.restore(batches)
         self.step.begin_round(scale)
         counters = self.counters
-        counters.micro, counters.loss_sum, counters.loss_weight = 0, 0.0, 0.0
+        counters.micro, counters.loss_sum, counters.loss_weight, counters.parts = 0, 0.0, 0.0, {}
 
     def _boundary(self) -> None:
         """What may happen after an update: evaluation, checkpoint, validation."""
@@ -326,6 +328,8 @@ class Trainer:
         if p.result.finite.item():
             counters.loss_sum += loss * p.samples
             counters.loss_weight += p.samples
+            for name, value in p.result.parts.items():
+                counters.parts[name] = counters.parts.get(name, 0.0) + _float(value) * p.samples
         elif not (self.step.scales_loss and math.isfinite(loss)):
             # In fp16 a gradient that overflows is how the loss scale is found; the weights may be well.
             self._health = replace(self._health, healthy=False)
@@ -336,7 +340,9 @@ class Trainer:
         counters = self.counters
         skipped = counters.loss_weight == 0
         loss = counters.loss_sum / counters.loss_weight if not skipped else float("nan")
+        parts = {name: total / counters.loss_weight for name, total in counters.parts.items()}
         counters.loss_sum = counters.loss_weight = 0.0
+        counters.parts = {}
         if skipped:
             counters.skipped += 1
             counters.skipped_in_a_row += 1
@@ -358,7 +364,7 @@ class Trainer:
                 epoch=p.epoch,
                 elapsed=self._clock.elapsed,
                 skipped=skipped,
-                extra={k: v for k, v in p.rates.items() if k != "learning_rate"},
+                extra={**{k: v for k, v in p.rates.items() if k != "learning_rate"}, **parts},
             )
         )
         if counters.skipped_in_a_row >= MAX_SKIPPED:

@@ -9,7 +9,8 @@ upstream's, so that LoRA paths mean the same here and there. Arrays at the edge 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -119,6 +120,10 @@ def timestep_features(timestep: mx.array, channels: int = 256) -> mx.array:
     rates = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(10000.0) / half))
     angles = timestep.astype(mx.float32)[:, None] * rates[None]
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+
+
+def _nothing(block: int, hidden: mx.array) -> None:
+    """What becomes of a block's output where nobody watches."""
 
 
 class PatchEmbed(nn.Module):
@@ -239,6 +244,7 @@ class ACEStepTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_blocks = 0
+        self._watch: Callable[[int, mx.array], object] = _nothing
         D = config.dim
         self.proj_in = PatchEmbed(config)
         self.timestep_embedder = TimestepEmbedding(256, D)
@@ -256,6 +262,16 @@ class ACEStepTransformer(nn.Module):
         self.lyric_proj = nn.Linear(config.lyric_hidden_size, D)
         self.transformer_blocks = [Block(config) for _ in range(config.num_layers)]
         self.final_layer = FinalLayer(config)
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[int, mx.array]]:
+        """While it lasts: block → what it gave last, (B, T, D)."""
+        seen: dict[int, mx.array] = {}
+        self._watch = seen.__setitem__
+        try:
+            yield seen
+        finally:
+            self._watch = _nothing
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -347,6 +363,7 @@ class ACEStepTransformer(nn.Module):
         for i, (block, states) in enumerate(zip(self.transformer_blocks, per_block, strict=True)):
             run = checkpointed(block) if i < self.checkpoint_blocks else block
             x = run(x, temb, states, **constants, query_scale=factor if first <= i < last else 1.0)
+            self._watch(i, x)
         return self.final_layer(x, hidden)
 
     def __call__(
