@@ -10,34 +10,31 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...nn.activations import attend, relu, with_gradient
+from ...nn.rotary import rotation
 
 Rope = tuple[mx.array, mx.array]
 
 
 def rope_table(length: int, head_dim: int, theta: float) -> Rope:
-    """cos and sin, each (length, head_dim) in float32, of pos · theta^(-2i / head_dim), i counted twice over.
+    """cos and signed sin, each (length, head_dim / 2, 2) in float32, of pos · theta^(-2i / head_dim).
 
-    The table lists all angles and then repeats them, while `apply_rope` pairs neighbours: channel 2i is
+    The table lists all angles and then repeats them, while neighbouring channels are turned: channel 2i is
     turned by angle 2i mod (head_dim / 2) and channel 2i+1 by the next one. That is not a rotation, and it
     is what the released weights were trained with.
     """
     inv_freq = theta ** (-mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim)
     angles = mx.arange(length, dtype=mx.float32)[:, None] * inv_freq[None]
-    angles = mx.concatenate([angles, angles], axis=-1)
-    return mx.cos(angles), mx.sin(angles)
+    angles = mx.concatenate([angles, angles], axis=-1).reshape(length, -1, 2)
+    return mx.cos(angles), mx.sin(angles) * mx.array([-1.0, 1.0])
+
+
+_turn = rotation(-1)
 
 
 def apply_rope(x: mx.array, rope: Rope) -> mx.array:
     """x (B, H, L, Dh) with neighbouring channels turned; computed in float32, returned in x's dtype."""
-    cos, sin = rope
-    *lead, L, D = x.shape
-    pairs = x.astype(mx.float32).reshape(*lead, L, D // 2, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = cos.reshape(L, D // 2, 2), sin.reshape(L, D // 2, 2)
-    turned = mx.stack(
-        [even * cos[..., 0] - odd * sin[..., 0], odd * cos[..., 1] + even * sin[..., 1]], axis=-1
-    )
-    return turned.reshape(x.shape).astype(x.dtype)
+    turned: mx.array = _turn(x, *rope)
+    return turned
 
 
 def _linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
