@@ -26,7 +26,15 @@ from ..errors import ConfigError, nearest
 from ..families import default, of_lora
 from ..formatting import listed
 from .formats.keys import describe_unknown
-from .linear import Wrapper, adapted_norms, base_linears, linear_shape, row_norms_squared
+from .linear import (
+    Wrapper,
+    adapted_norms,
+    base_linears,
+    linear_shape,
+    own_dtype,
+    row_norms_squared,
+    times_weight,
+)
 from .weights import LoRAModule, LoRAWeights
 
 INIT_TYPES = ("default", "gaussian")
@@ -126,18 +134,29 @@ class _Adapter(Wrapper, nn.Module):
         keep = 1 - self.dropout_p
         return mx.where(mx.random.bernoulli(keep, x.shape, key=self._dropout_key), x / keep, 0)
 
-    def _update(self, x: mx.array) -> mx.array:
-        """s·B A x in x's dtype; s goes into the small B in float32, as the exported file has it."""
+    def _factors(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """A x and s·B in x's dtype; s goes into the small B in float32, as the exported file has it."""
         low = self._dropped(x) @ self.lora_a.astype(x.dtype)
-        return low @ (self.scale * self.lora_b).astype(x.dtype)
+        return low, (self.scale * self.lora_b).astype(x.dtype)
+
+    def _update(self, x: mx.array) -> mx.array:
+        """s·B A x in x's dtype."""
+        low, b = self._factors(x)
+        return low @ b
 
 
 class LoRALinear(_Adapter):
     """Float32 masters under any activation dtype: lora_a (in, r), lora_b (r, out)."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        y: mx.array = self.linear(x)
-        return y + self._update(x).astype(y.dtype) if self.enabled else y
+        y: mx.array
+        if not self.enabled or own_dtype(self.linear) != x.dtype:
+            y = self.linear(x)
+            return y + self._update(x).astype(y.dtype) if self.enabled else y
+        # Added inside the product. A quantised layer adds its bias in a pass of its own, last.
+        apart = isinstance(self.linear, nn.QuantizedLinear) and "bias" in self.linear
+        y = mx.addmm(times_weight(x, self.linear) if apart else self.linear(x), *self._factors(x))
+        return y + self.linear.bias if apart else y
 
 
 class DoRALinear(_Adapter):
