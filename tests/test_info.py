@@ -247,7 +247,19 @@ def test_an_output_that_holds_checkpoints_only(tmp_path: Path, capsys: pytest.Ca
         checkpoint.save(tmp_path, step, state={}, adapter=arrays, optimizer=arrays, sampler=arrays, config={})
     out = info(capsys, tmp_path)
     assert "output of training, 2 checkpoints" in out and "checkpoint-5: step 5" in out
-    assert f"to use the newest: acestep-mlx export {tmp_path / 'checkpoint-20'}" in out
+    assert f"to use the newest: acestep-mlx export {tmp_path / 'checkpoint-20'}" in out and "best" not in out
+
+
+def test_the_best_checkpoint_and_averaged_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from acestep_mlx.training import checkpoint
+
+    arrays = {"x": mx.zeros((2,))}
+    parts = {"adapter": arrays, "optimizer": arrays, "sampler": arrays, "config": {}}
+    for step, loss in ((5, 0.25), (20, 0.5)):
+        checkpoint.save(tmp_path, step, state={"evaluation": loss}, average=arrays, **parts)
+    out = info(capsys, tmp_path)
+    assert f"best by evaluation loss (0.2500): acestep-mlx export {tmp_path / 'checkpoint-5'}" in out
+    assert "averaged weights: in ema/" in info(capsys, tmp_path / "checkpoint-5")
 
 
 def test_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

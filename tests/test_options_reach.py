@@ -30,7 +30,7 @@ from acestep_mlx.families.v15 import FAMILY as V15
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.write import FORMATS
-from acestep_mlx.report.events import CheckpointSaved, Evaluated, StepDone, ValidationClip
+from acestep_mlx.report.events import AverageEvaluated, CheckpointSaved, Evaluated, StepDone, ValidationClip
 from acestep_mlx.training import build, checkpoint, memory, prepare
 from acestep_mlx.training import evaluation as evaluate
 from acestep_mlx.training import run as loop
@@ -219,10 +219,11 @@ reaches = WALK.reaches
     "num_eval_images validation_epoch_interval checkpoints_total_limit pretrained_model_name_or_path "
     "resume_from_checkpoint model_family lora_format data_backend_config validation_prompt_library "
     "checkpoint_step_interval checkpoint_epoch_interval eval_steps_interval validation_step_interval "
+    "early_stopping_patience ema_validation use_ema "
     "report_to acestep_lora_target caption_dropout_probability lyrics_embedder_optimizer num_train_epochs "
     # of which test_settings_reach shows in no time that they arrive
     "optimizer flow_schedule_shift logit_mean logit_std lora_alpha use_rslora adam_beta1 adam_beta2 "
-    "adam_epsilon"
+    "adam_epsilon ema_decay ema_update_interval"
 )
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_option_reaches_its_place(name: str, lab: Lab) -> None:
@@ -718,6 +719,48 @@ def _(lab: Lab) -> None:
     assert all(batch["text"].any() for batch in kept.batches)
     assert any(batch["lyric_mask"].any() for batch in kept.batches)
     assert not any(batch["text"].any() or batch["lyric_mask"].any() for batch in dropped.batches)
+
+
+# ── staying good ─────────────────────────────────────────────────────────────────────────────────────
+EVALUATED = {"eval_loss_disable": False, "num_eval_images": 1, "eval_steps_interval": 1}
+AVERAGED = {**EVALUATED, "use_ema": True, "max_train_steps": 3}
+
+
+@reaches("early_stopping_patience")
+def _(lab: Lab) -> None:
+    """Without a learning rate no evaluation is lower than the first."""
+    still = {**EVALUATED, "learning_rate": 0.0, "max_train_steps": 4}
+    assert [lab.run(**still, early_stopping_patience=n).result.step for n in (0, 1, 2)] == [4, 2, 3]
+
+
+@reaches("use_ema")
+def _(lab: Lab) -> None:
+    run = lab.run(**AVERAGED)
+    assert run.arrays("average").keys() == run.arrays().keys()
+    assert (run.output / "ema" / "pytorch_lora_weights.safetensors").is_file()
+    assert not (lab.run().output / "ema").exists()
+
+
+@reaches("ema_decay", "ema_update_interval")
+def _(lab: Lab) -> None:
+    def apart(**changes: Any) -> float:
+        run = lab.run(**AVERAGED, **changes)
+        average, now = run.arrays("average"), run.arrays()
+        return max(float(np.abs(average[k] - v).max()) for k, v in now.items())
+
+    assert apart(ema_decay=0.0) == 0.0 < apart(ema_decay=0.1) < apart(ema_decay=0.9)
+    assert apart(ema_update_interval=3) != apart(ema_update_interval=1)
+
+
+@reaches("ema_validation")
+def _(lab: Lab) -> None:
+    for kind, beside in (("comparison", 4), ("ema_only", 0), ("none", 0)):
+        run = lab.run(**AVERAGED, ema_validation=kind)
+        assert (len(run.of(AverageEvaluated)), len(run.of(Evaluated))) == (beside, 4)
+    run, _ = _heard(lab, use_ema=True, ema_validation="ema_only")
+    assert [(e.averaged, Path(e.path).name) for e in run.of(ValidationClip) if e.with_lora] == [
+        (True, "step_1_validation_ema_0.wav")
+    ]
 
 
 # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from acestep_mlx.families import of_flavour
 from acestep_mlx.lora.surgery import LoRASpec
 from acestep_mlx.sampling.guidance import Guidance
 from acestep_mlx.training import build, settings
+from acestep_mlx.training.average import AverageSettings
 from acestep_mlx.training.step import StepSettings
 
 #: field of Guidance → (field of a request, two values that are no default)
@@ -75,12 +76,22 @@ def test_what_training_takes_is_as_a_configuration_says(what: str) -> None:
 
 def test_no_field_is_left_out() -> None:
     assert {f.name for f in fields(LoRASpec)} == set(LORA)
-    assert {f.name for f in fields(StepSettings)} == {*STEP, "compute_dtype"}
+    assert {f.name for f in fields(StepSettings)} == {*STEP, "compute_dtype", "average"}
     for name, dtype in {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}.items():
         assert settings.step_settings(load_config({"mixed_precision": name})).compute_dtype == dtype
     config = load_config({"logit_mean": 0.5, "logit_std": 0.25, "flow_schedule_shift": 7.0})
     made: Any = of_flavour("base").objective(config)
     assert (made.logit_mean, made.logit_std, made.shift) == (0.5, 0.25, 7.0)
+
+
+def test_the_weights_are_averaged_as_a_configuration_says() -> None:
+    def made(**options: object) -> AverageSettings | None:
+        return settings.step_settings(load_config(options)).average
+
+    assert made() is None and made(ema_decay=0.5, ema_update_interval=3) is None
+    assert made(use_ema=True) == AverageSettings(0.995, 1)
+    assert made(use_ema=True, ema_decay=0.25) == AverageSettings(0.25, 1)
+    assert made(use_ema=True, ema_update_interval=7) == AverageSettings(0.995, 7)
 
 
 def test_an_optimizer_has_its_own_moments_decays_and_epsilon() -> None:

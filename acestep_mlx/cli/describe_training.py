@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     """A checkpoint of this trainer, verified: step, settings, and the LoRA in it."""
-    from ..training.checkpoint import LORA, Health, verify
+    from ..training.checkpoint import AVERAGE, EMA, LORA, Health, verify
     from .describe import lora
 
     state = verify(path)
@@ -34,6 +34,8 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     health = Health.of(state)
     if health.evaluation is not None:
         lines.append(f"  evaluation loss: {_loss(health.evaluation)}")
+    if AVERAGE in state["files"]:
+        lines.append(f"  averaged weights: in {EMA}/, for acestep-mlx export --ema")
     if not health.healthy:
         lines.append(
             "  not healthy: a loss or gradient since the checkpoint before it, or its evaluation, was not "
@@ -47,7 +49,7 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
 
 def training_output(path: Path) -> list[str]:
     """An output folder of training: its checkpoints and how far it came."""
-    from ..training.checkpoint import checkpoints, verify
+    from ..training.checkpoint import best, checkpoints, healths, verify
 
     found = checkpoints(path)
     lines, whole = [f"{path}: output of training, {count(len(found), 'checkpoint')}"], []
@@ -65,6 +67,9 @@ def training_output(path: Path) -> list[str]:
             lines.append(f"  {name}: {size((path / name).stat().st_size)}")
     if whole:
         lines.append(f"to use the newest: acestep-mlx export {shlex.quote(str(whole[-1]))}")
+    if (lowest := best(path)) is not None and lowest in whole:
+        loss = _loss(healths(path)[lowest].evaluation)
+        lines.append(f"best by evaluation loss ({loss}): acestep-mlx export {shlex.quote(str(lowest))}")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formatting import count, rate, size
@@ -84,11 +85,17 @@ class TrainDisplay:
         bins = ", ".join(f"{name}: {loss:.4f}" for name, loss in event.bins.items())
         self._say(f"step {event.step}: evaluation loss {event.loss:.4f} (timesteps {bins})")
 
+    def _averageevaluated(self, event: Any) -> None:
+        self._say(f"step {event.step}: evaluation loss {event.loss:.4f} with the averaged weights")
+
     def _validationclip(self, event: Any) -> None:
         self._say(f"step {event.step}: {event.path}")
 
     def _checkpointsaved(self, event: Any) -> None:
-        self._say(f"saved {event.path}" + (f", removed {len(event.removed)} older" if event.removed else ""))
+        removed = f", removed {len(event.removed)} older" if event.removed else ""
+        mine = event.best == event.path
+        best = "the best so far" if mine else f"the best so far is {Path(event.best).name}"
+        self._say(f"saved {event.path}{removed}" + (f"; {best} by evaluation loss" if event.best else ""))
 
     def _finished(self, event: Finished) -> None:
         self._display.close()
@@ -96,6 +103,10 @@ class TrainDisplay:
             self._say(f"warning: {count(event.skipped_steps, 'step')} skipped in all")
         if event.lora:
             self._say(f"LoRA: {event.lora}")
+        if event.average:
+            self._say(f"LoRA of the averaged weights: {event.average}")
+        if event.best:
+            self._say(f"best checkpoint by evaluation loss: {event.best}")
         if event.report:
             self._say(f"report: {event.report}")
 

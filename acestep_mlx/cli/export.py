@@ -66,6 +66,9 @@ def _special() -> str:
 @click.option(
     "--with-lyrics-embedder", is_flag=True, help="Put the trained lyrics embedder into the file too."
 )
+@click.option(
+    "--ema", is_flag=True, help="The averaged weights of a run with use_ema, which lie beside PATH."
+)
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def command(
     path: Path,
@@ -74,6 +77,7 @@ def command(
     output: Path | None,
     model: Path | None,
     with_lyrics_embedder: bool,
+    ema: bool,
     force: bool,
 ) -> None:
     """Write the LoRA at PATH (checkpoint folder or LoRA file of any format) as one file for another program.
@@ -86,9 +90,12 @@ def command(
     from ..lora.formats.recognise import check_model
     from ..lora.formats.write import DTYPES, prepare, verify, write_lora, write_peft_folder
 
+    given = path
+    path = averaged(given) if ema else given
     source = find_file(path)
     folder = kind == "peft" and _family(source).lora.peft_folder
-    target = _target(source if path.is_file() else path, kind, output, folder)
+    named = Path(f"{_name(given)}-ema") if ema else source if path.is_file() else path
+    target = _target(named, kind, output, folder)
     if target.exists() and target.samefile(source):
         raise ConfigError(f"{target} is the LoRA itself; choose another file with -o")
     if folder:
@@ -118,6 +125,19 @@ def command(
         click.echo(f"note: {line}")
     same = f"differs by {difference:.1e} of itself at most" if difference else "is the same, bit for bit"
     click.echo(f"read back and compared: the update {same}")
+
+
+def averaged(path: Path) -> Path:
+    """The folder of the averaged weights beside a LoRA, or in a checkpoint or output folder of training.
+
+    ConfigError where there are none.
+    """
+    from ..training.checkpoint import EMA
+
+    folder = (path.parent if path.is_file() else path) / EMA
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no averaged weights are there; they are kept by runs with use_ema=true")
+    return folder
 
 
 def programs(weights: LoRAWeights, kind: str, with_full: bool) -> str:

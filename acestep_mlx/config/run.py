@@ -200,6 +200,26 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class StayingGood:
+    """When to stop, and the average of what is trained."""
+
+    early_stopping_patience: int = steers(0,
+        "Training ends after so many evaluations in a row whose loss is no new lowest; 0: never. Each new "
+        "lowest is kept as a checkpoint. Set eval_steps_interval with it.", low=0, high=10**6)
+    use_ema: bool = option(False,
+        "Average the trained weights over the updates (EMA): calmer than the last ones. The average is kept "
+        "in ema/ beside the LoRA.")
+    ema_decay: float = steers(0.995, "Share of the average that stays at each of its moves, at most; it "
+        "rises to this as (1 + n) / (10 + n) after n updates.", low=0, high=0.9999999, needs="use_ema")
+    ema_update_interval: int | None = steers(None, "Updates between moves of the average; unset: 1.", low=1,
+        high=10**6, needs="use_ema")
+    ema_validation: str = steers("comparison", "With which weights clips and the evaluation loss are made. "
+        "comparison: with the trained ones, whose loss counts, and again with their average; ema_only: with "
+        "the average, whose loss counts then; none: with the trained ones.",
+        choices="comparison ema_only none", needs="use_ema")
+
+
+@dataclass(frozen=True)
 class Checkpoints:
     """When they are written, and which are kept."""
 
@@ -321,6 +341,7 @@ GROUPS = {
         "optimisation": Optimisation,
         "length": Length,
         "flow": Flow,
+        "staying good": StayingGood,
         "checkpoints": Checkpoints,
         "validation": Validation,
         "logging": Logging,
@@ -342,8 +363,8 @@ SUPPORTED = OPTIONS.supported
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RunConfig(
-    Model, LoRA, LyricsEmbedder, Precision, Optimisation, Length, Flow, Checkpoints, Validation, Logging,
-    Caches, Data, OtherTrainers,
+    Model, LoRA, LyricsEmbedder, Precision, Optimisation, Length, Flow, StayingGood, Checkpoints,
+    Validation, Logging, Caches, Data, OtherTrainers,
 ):  # fmt: skip
     """A checked configuration; made by `load_config`.
 
@@ -432,6 +453,7 @@ def finish(
             values[name] = float(values[other]) if OPTIONS[name].kind == "float" else values[other]
             origins[name] = f"as {other}"
     _check_length(values, origins)
+    _check_patience(values)
     if values["optimizer_config"] is not None:
         check_settings(values["optimizer"], values["optimizer_config"], origins["optimizer_config"])
     if values["data_backend_config"] is None:
@@ -469,6 +491,20 @@ def _for_family(values: dict[str, Any], origins: dict[str, str], ignored: list[t
         if OPTIONS[name].high == MAX_SECONDS:
             limited = replace(OPTIONS[name], high=family.latents.max_seconds)
             in_range(limited, values[name], name, origins[name])
+
+
+def _check_patience(values: dict[str, Any]) -> None:
+    """ConfigError where training is to end by an evaluation loss that is never measured."""
+    patience = values["early_stopping_patience"]
+    every, saved = values["eval_steps_interval"], ("checkpoint_step_interval", "checkpoint_epoch_interval")
+    never = every == 0 or (every is None and not any(values[name] for name in saved))
+    problems = {
+        "eval_loss_disable is true: set it to false": values["eval_loss_disable"],
+        "num_eval_images is 0: set it above 0": not values["num_eval_images"],
+        "none is made before the end: set eval_steps_interval to the steps between them": never,
+    }
+    if patience and (found := [text for text, holds in problems.items() if holds]):
+        raise ConfigError(f"early_stopping_patience={patience} needs evaluations, and {'; '.join(found)}")
 
 
 def _check_length(values: dict[str, Any], origins: dict[str, str]) -> None:

@@ -79,8 +79,19 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
+class AverageEvaluated(Event):
+    """The same with the averaged weights, for comparison."""
+
+    step: int
+    loss: float
+    bins: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class ValidationClip(Event):
-    """One generated clip. `with_lora` is false for the same prompt and seed without the LoRA."""
+    """One generated clip. `with_lora` is false for the same prompt and seed without the LoRA; `averaged` is
+    true for one with the averaged weights.
+    """
 
     step: int
     name: str
@@ -88,26 +99,33 @@ class ValidationClip(Event):
     path: str
     seed: int
     with_lora: bool = True
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
 class CheckpointSaved(Event):
-    """A checkpoint is complete on disk."""
+    """A checkpoint is complete on disk. `best`: that with the lowest evaluation loss, where any was
+    measured."""
 
     step: int
     path: str
     removed: tuple[str, ...] = ()
+    best: str = ""
 
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The run is over. `reason` is done or interrupted; `lora` is None when interrupted."""
+    """The run is over. `reason` is done, early (the evaluation loss fell no more) or interrupted; `lora` is
+    None when interrupted. `average`: the LoRA of the averaged weights. `best`: see `CheckpointSaved`.
+    """
 
     step: int
     reason: str
     lora: str | None
     report: str | None
     skipped_steps: int = 0
+    average: str | None = None
+    best: str = ""
 
 
 Listener = Callable[[Event], None]
@@ -138,6 +156,7 @@ class Listeners:
 RECORDED: dict[str, type[Event]] = {
     "step": StepDone,
     "eval": Evaluated,
+    "eval_average": AverageEvaluated,
     "clip": ValidationClip,
     "checkpoint": CheckpointSaved,
 }

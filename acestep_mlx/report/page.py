@@ -35,13 +35,18 @@ SCRIPT = read_file(Path(__file__).with_suffix(".js")).decode()
 Row = Mapping[str, Any]
 
 
-def write_report(output_dir: Path, config: RunConfig) -> Path | None:
-    """Write `report.html` from `metrics.jsonl` and the clips that it names; None without any."""
+def write_report(output_dir: Path, config: RunConfig, best: str = "", ended: str = "") -> Path | None:
+    """Write `report.html` from `metrics.jsonl` and the clips that it names; None without any.
+
+    best: path of the checkpoint with the lowest evaluation loss. ended: why the run is over, where it is not
+    by its last step.
+    """
     rows = read_metrics(output_dir / "metrics.jsonl")
     if not rows:
         return None
     steps = [r for r in rows if r["event"] == "step"]
     evaluations = [r for r in rows if r["event"] == "eval" and r["loss"] is not None]
+    averaged = [r for r in rows if r["event"] == "eval_average"]
     clips = list({r["path"]: r for r in rows if r["event"] == "clip" and Path(r["path"]).is_file()}.values())
     title = config.tracker_run_name or output_dir.name
     page = (
@@ -50,7 +55,8 @@ def write_report(output_dir: Path, config: RunConfig) -> Path | None:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f"<header><h1>{escape(title)}</h1><p>LoRA training of "
         f"{of_flavour(config.model_flavour).title} with acestep-mlx {__version__}</p>"
-        f"</header>{_summary(steps, evaluations, config)}{_charts(steps, evaluations)}"
+        f"{f'<p>{escape(ended)}</p>' if ended else ''}</header>"
+        f"{_summary(steps, evaluations, config, best)}{_charts(steps, evaluations, averaged, best)}"
         f"{_clips(clips)}{_settings(config)}</main><script>{SCRIPT}</script></body></html>"
     )
     path = output_dir / "report.html"
@@ -59,7 +65,13 @@ def write_report(output_dir: Path, config: RunConfig) -> Path | None:
 
 
 # ── the numbers on top ────────────────────────────────────────────────────────────────────────────────
-def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: RunConfig) -> str:
+def _best(evaluations: Sequence[Row], best: str) -> Row | None:
+    """The evaluation of the best checkpoint, whose folder's name ends with its step."""
+    step = best.rpartition("-")[2]
+    return next((r for r in reversed(evaluations) if str(r["step"]) == step), None)
+
+
+def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: RunConfig, best: str) -> str:
     tiles: list[tuple[str, str, str]] = []
     if steps:
         last = steps[-1]
@@ -73,6 +85,10 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: RunConfig
             f"{change:+.1f} % since step {first['step']}" if len(evaluations) > 1 else f"step {first['step']}"
         )
         tiles.append(("Evaluation loss", number(last_eval["loss"]), note))
+    if found := _best(evaluations, best):
+        tiles.append(
+            ("Best checkpoint", f"step {found['step']:,}", f"evaluation loss {number(found['loss'])}")
+        )
     if steps:
         rates = [r["steps_per_second"] for r in steps if r["steps_per_second"]]
         typical = float(np.median(rates)) if rates else 0.0
@@ -98,7 +114,7 @@ def _points(rows: Sequence[Row], key: str, scale: float = 1.0) -> list[tuple[flo
     return [(r["step"], r[key] * scale) for r in rows if r.get(key) is not None]
 
 
-def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
+def _charts(steps: Sequence[Row], evaluations: Sequence[Row], averaged: Sequence[Row], best: str) -> str:
     bins = list(evaluations[-1]["bins"]) if evaluations else []
     rows = [{"step": r["step"], **r["bins"]} for r in evaluations]
     by_bin = [Series(name, _points(rows, name), f"r{i}") for i, name in enumerate(bins)]
@@ -115,7 +131,12 @@ def _charts(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
     ]
     names = dict.fromkeys(key for row in steps for key in row if PART in key)
     parts = [Series(name, _points(steps, name), f"c{i % 5}") for i, name in enumerate(names)]
-    mean = [Series("mean", _points(evaluations, "loss"), "c1")]
+    mean = [
+        Series("mean", _points(evaluations, "loss"), "c1"),
+        Series("averaged weights", _points(averaged, "loss"), "c2"),
+    ]
+    if found := _best(evaluations, best):
+        mean.append(Series(f"best checkpoint, step {found['step']:,}", _points([found], "loss"), "c0"))
     memory = [Series("GB", _points(steps, "peak_memory", 1e-9), "c3")]
     speed = [Series("s", _points(steps, "audio_seconds_per_second"), "c4")]
     charts = [
@@ -138,7 +159,7 @@ def _clips(clips: Sequence[Row]) -> str:
         prompts.setdefault(clip["name"], []).append(clip)
     parts = []
     for name, all_rows in prompts.items():
-        latest = list({(r["with_lora"], r["step"]): r for r in all_rows}.values())
+        latest = list({(r["with_lora"], r.get("averaged"), r["step"]): r for r in all_rows}.values())
         base = [r for r in latest if not r["with_lora"]][-1:]
         tuned = evenly([r for r in latest if r["with_lora"]], CLIPS_PER_PROMPT)
         caption = escape(all_rows[0]["prompt"])
@@ -157,6 +178,7 @@ def _card(row: Row) -> str:
     except (soundfile.LibsndfileError, RuntimeError) as error:
         return f'<figure class="card clip"><figcaption>{escape(brief(error))}</figcaption></figure>'
     title = f"Step {row['step']}" if row["with_lora"] else "Without LoRA"
+    title += ", averaged weights" if row.get("averaged") else ""
     picture = ""
     if len(sound) > 4096:
         energies = np.array(log_mel(mx.array(sound.mean(1)), sample_rate=rate))

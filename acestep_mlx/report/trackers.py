@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..config.run import RunConfig
 from ..errors import ConfigError
-from .events import PART, Evaluated, Event, Finished, StepDone, ValidationClip
+from .events import PART, AverageEvaluated, Evaluated, Event, Finished, StepDone, ValidationClip
 
 
 class Tracker(Protocol):
@@ -34,6 +34,8 @@ def scalars(event: Event) -> dict[str, float]:
         }
     if isinstance(event, Evaluated):
         return {"eval/loss": event.loss, **{f"eval/timestep_{bin}": loss for bin, loss in event.bins.items()}}
+    if isinstance(event, AverageEvaluated):
+        return {"eval/averaged_loss": event.loss}
     return {}
 
 
@@ -84,7 +86,7 @@ class WandB:
     def __call__(self, event: Event) -> None:
         values: dict[str, Any] = dict(scalars(event))
         if isinstance(event, ValidationClip):
-            kind = "lora" if event.with_lora else "base"
+            kind = "averaged" if event.averaged else "lora" if event.with_lora else "base"
             values[f"clips/{event.name}_{kind}"] = self._wandb.Audio(event.path, caption=event.prompt)
         if values:
             self._run.log(values, step=getattr(event, "step", None))

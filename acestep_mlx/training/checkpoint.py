@@ -5,6 +5,8 @@
         adapter.safetensors                the trained parameters themselves, float32
         optimizer.safetensors              moments, per parameter group
         sampler.safetensors                random key, gradient under accumulation
+        average.safetensors                the averaged parameters, float32, where they are averaged (use_ema)
+        ema/pytorch_lora_weights.safetensors  the average for every loader
         NAME/NAME.safetensors              of modules that are trained in full
         config.json                        the resolved configuration
         training_state.json                step, data order, identity, size and SHA-256 of all other files
@@ -20,7 +22,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,10 @@ FORMAT, FORMAT_VERSION = "acestep-mlx-checkpoint", 1
 STATE = "training_state.json"
 ADAPTER = "adapter.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
+EMA = "ema"  # folder of what is averaged, beside the LoRA's file
 NAME = re.compile(r"checkpoint-(\d+)")
 TENSORS = (ADAPTER, "optimizer.safetensors", "sampler.safetensors")
+AVERAGE = "average.safetensors"  # only where an average is taken
 MAX_STEPS = 10**9  # of anything that is counted in a run
 
 _count = schema.whole(0, MAX_STEPS)
@@ -82,6 +86,9 @@ STATE_SCHEMA = schema.record(
         "identity": schema.table(schema.anything),
         "healthy": schema.flag,
         "evaluation": schema.optional(schema.number()),
+        "lowest": schema.record(
+            {"step": _count, "loss": schema.optional(schema.number()), "since": _count}, strict=True
+        ),
     },
 )
 
@@ -95,6 +102,7 @@ class Checkpoint:
     adapter: dict[str, mx.array]
     optimizer: dict[str, mx.array]
     sampler: dict[str, mx.array]
+    average: dict[str, mx.array] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -163,6 +171,7 @@ def save(
     adapter: Mapping[str, mx.array],
     optimizer: Mapping[str, mx.array],
     sampler: Mapping[str, mx.array],
+    average: Mapping[str, mx.array] | None = None,
     config: Mapping[str, Any],
     extra: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
@@ -174,8 +183,9 @@ def save(
     kind = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "step": str(step)}
 
     def fill(folder: Path) -> None:
-        for name, tensors in zip(TENSORS, (adapter, optimizer, sampler), strict=True):
-            write_tensors(folder / name, tensors, kind)
+        for name, tensors in zip((*TENSORS, AVERAGE), (adapter, optimizer, sampler, average), strict=True):
+            if tensors is not None:
+                write_tensors(folder / name, tensors, kind)
         (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
         extra(folder)
         files = {
@@ -201,7 +211,9 @@ def read(path: Path) -> Checkpoint:
         read_header(path / name)
         return load_tensors(path / name)
 
-    return Checkpoint(path, state, *map(tensors, TENSORS))
+    adapter, optimizer, sampler = map(tensors, TENSORS)
+    average = tensors(AVERAGE) if AVERAGE in state["files"] else {}
+    return Checkpoint(path, state, adapter, optimizer, sampler, average)
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -356,21 +368,24 @@ def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
 def check_identity(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """ConfigError that lists every difference between a checkpoint's identity and this run's.
 
-    CheckpointError where it has none. `state` is the checkpoint's training_state.json.
+    CheckpointError where it has none. `state` is the checkpoint's training_state.json. An option that one
+    of the two does not have was at its default: it came with a later version.
     """
     then = state.get("identity")
     if then is None:
         raise CheckpointError(f"{path / STATE} is damaged: it does not say with which settings it was made")
-    changed = [
-        f"{key}: checkpoint {_short(then.get(key))}, now {_short(now.get(key))}"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key)
-    ]
+    pairs = {key: (_agreed(then, key), _agreed(now, key)) for key in sorted(then.keys() | now.keys())}
+    changed = [f"{key}: checkpoint {_short(a)}, now {_short(b)}" for key, (a, b) in pairs.items() if a != b]
     if changed:
         raise ConfigError(
             f"{path} was made with other settings ({'; '.join(changed)}); set them back, or start a new "
             "run in another output_dir with init_lora pointing at the checkpoint's LoRA"
         )
+
+
+def _agreed(identity: Mapping[str, Any], key: str) -> Any:
+    default = OPTIONS[key].default if key in OPTIONS else None
+    return identity.get(key, default)
 
 
 def changed_settings(path: Path, now: Mapping[str, Any]) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-from ..report.events import Evaluated, read_metrics
+from ..report.events import AverageEvaluated, Evaluated, read_metrics
 from .build import Built
 from .evaluation import Evaluation
 from .output import METRICS
@@ -36,32 +37,57 @@ class Measures:
 
     def evaluate(self, step: int) -> float | None:
         """The mean loss; None without any, or once the run is asked to stop."""
-        found = self.evaluation(self._stopped) if self.evaluation is not None else None
+        first, *others = self._weights()
+        found = self._evaluated(first)
         if found is None:
             return None
         loss, bins = found
         self.job.emit(Evaluated(step, loss, bins))
+        for weights in others:
+            if (compared := self._evaluated(weights)) is not None:
+                self.job.emit(AverageEvaluated(step, *compared))
         if not math.isfinite(loss):
             self.job.emit.notice(f"step {step}: the evaluation loss is not finite", "warning")
         return loss
 
+    def _weights(self) -> list[bool]:
+        """With which weights to measure: False for the trained ones, True for their average."""
+        if self.built.step.average is None:
+            return [False]
+        return {"none": [False], "ema_only": [True]}.get(self.job.config.ema_validation, [False, True])
+
+    def _evaluated(self, averaged: bool) -> tuple[float, dict[str, float]] | None:
+        """See `Evaluation`."""
+        if self.evaluation is None:
+            return None
+        with self.built.step.averaged() if averaged else nullcontext():
+            return self.evaluation(self._stopped)
+
     def validate(self, step: int) -> None:
         """Make the clips."""
-        if self.validation is not None:
-            self.validation(self.built.model, step, self.job.emit, self._stopped)
+        if self.validation is None:
+            return
+        for averaged in self._weights():
+            with self.built.step.averaged() if averaged else nullcontext():
+                self.validation(self.built.model, step, self.job.emit, self._stopped, averaged)
 
     def _stopped(self) -> bool:
         return self.job.stop.requested
 
-    def catch_up(self, counters: Counters, intervals: Intervals) -> None:
-        """Measure before the first step; after a kill, do what was due then and is not recorded."""
+    def catch_up(self, counters: Counters, intervals: Intervals) -> float | None:
+        """Measure before the first step; after a kill, do what was due then and is not recorded.
+
+        The loss of an evaluation that a step had not had; what the untrained LoRA has is none.
+        """
+        loss = None
         if not self.job.world.first or counters.micro:
-            return
+            return loss
         step = counters.step
         place = (step, None, step == self.built.total)
         done = {row["event"] for row in read_metrics(self.job.output / METRICS) if row.get("step") == step}
         if (step == 0 or intervals.evaluation_due(*place)) and "eval" not in done:
-            self.evaluate(step)
+            loss = self.evaluate(step)
         startup = self.job.config.validation_on_startup
         if (startup if step == 0 else intervals.validation_due(*place)) and "clip" not in done:
             self.validate(step)
+        return loss if step else None

@@ -118,6 +118,7 @@ def estimate(
         {
             "base weights": weight_bytes(family, model, bits, 64, size),
             "LoRA and optimizer": trained * (1 + accumulates) + moments,
+            **({"averaged weights": trained} if config.use_ema else {}),
             "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
             "activations": found,
             # Clipped gradients and new moments come one after the other, when the activations are gone.

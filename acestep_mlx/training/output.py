@@ -21,7 +21,7 @@ from ..families import families
 from ..formatting import count, size
 from ..io.disk import free_space, largest_file
 from ..report.events import read_metrics
-from .checkpoint import LORA, checkpoints
+from .checkpoint import EMA, LORA, checkpoints
 
 METRICS, REPORT, CLIPS = "metrics.jsonl", "report.html", "validation"
 LOCK = ".acestep-mlx.lock"
@@ -161,8 +161,8 @@ def set_later_aside(folder: Path, step: int) -> Path | None:
 
 
 def _weights() -> list[str]:
-    """The LoRA's file, and the folders of what any family trains in full beside it."""
-    return [LORA, *(one.lora.full.name for one in families() if one.lora.full.name)]
+    """The LoRA's file, the folder of the averaged one, and those of what any family trains in full."""
+    return [LORA, EMA, *(one.lora.full.name for one in families() if one.lora.full.name)]
 
 
 def _move(folder: Path, names: list[str]) -> Path | None:

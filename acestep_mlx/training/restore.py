@@ -37,7 +37,7 @@ def restore(job: Job, prepared: Prepared, built: Built) -> Start:
         changed = built.batches.restore(state["batches"])
         if changed:
             job.emit.notice(changed, "warning")
-        counters = Counters.from_dict(state["counters"])
+        counters = Counters.from_dict(state["counters"], state.get("lowest"))
         job.emit.notice(f"going on from {where} at step {counters.step}")
     if job.world.first:
         _check_room(job, built)
@@ -68,9 +68,10 @@ def _kinds(arrays: Mapping[str, mx.array]) -> dict[str, tuple[Any, ...]]:
 
 
 def _check_room(job: Job, built: Built) -> None:
-    """The disk against what a checkpoint takes: the trained weights twice, once for other loaders."""
-    trained, others = built.step.parameters(), built.step.arrays().values()
-    files = [sum(value.nbytes for value in part.values()) for part in (trained, trained, *others)]
+    """The disk against what a checkpoint takes: the weights twice, once for other loaders."""
+    trained, others = built.step.parameters(), built.step.arrays()
+    parts = [trained, trained, *others.values(), *([trained] if "average" in others else [])]
+    files = [sum(value.nbytes for value in part.values()) for part in parts]
     output.check_room(job.output, files, job.config.checkpoints_total_limit or 10, job.emit.notice)
 
 

@@ -144,12 +144,29 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
         counters=counters,
         evaluate=measures.evaluate,
         validate=measures.validate,
+        best=writer.best,
         way_on=writer.way_on,
         agree=job.world.agree,
+        share=job.world.share,
+        patience=config.early_stopping_patience,
         resumed=start.saved,
     )
-    measures.catch_up(counters, intervals)
-    return trainer.run(job.stop)
+    trainer.catch_up(measures.catch_up(counters, intervals))
+    reason = trainer.run(job.stop)
+    if reason == "early":
+        job.emit.notice(stopped_early(writer))
+    return reason
+
+
+def stopped_early(writer: Writer) -> str:
+    """Why a run is over before its last step, and what there is of its best one."""
+    counters, lowest, best = writer.counters, writer.counters.lowest, writer.best()
+    found = "none was finite" if lowest.loss is None else f"{lowest.loss:.4f} at step {lowest.step}"
+    kept = f", kept as {best}" if best else ""
+    return (
+        f"stopped at step {counters.step}: the last {lowest.since} evaluations had no lower loss than the "
+        f"best one ({found}{kept}); a higher early_stopping_patience goes on from here"
+    )
 
 
 def finish(job: Job, writer: Writer, reason: str, metrics: MetricsFile | None) -> TrainResult:
@@ -157,20 +174,21 @@ def finish(job: Job, writer: Writer, reason: str, metrics: MetricsFile | None) -
 
     Raises AceStepError when it was interrupted because metrics.jsonl could not be written.
     """
-    step, lora, report = writer.counters.step, None, None
-    if metrics is not None and metrics.failure is not None and reason != "done":
+    step, lora, average, report = writer.counters.step, None, None, None
+    if metrics is not None and metrics.failure is not None and reason == "interrupted":
         raise AceStepError(
             f"training stopped at step {step}: {metrics.path} cannot be written: {cause(metrics.failure)}. "
             f"{job.kept()} Mend that, then go on with --resume_from_checkpoint=latest"
         )
     if job.world.first:
-        if reason == "done":
+        if reason != "interrupted":
             try:
-                lora = writer.lora(job.output)
+                lora, average = writer.loras(job.output)
             except CheckpointError as error:
                 raise CheckpointError(f"{error}. {job.kept()} It holds this LoRA too".strip()) from None
-        report = writer.report()
+        report = writer.report(stopped_early(writer) if reason == "early" else "")
     job.world.barrier()
     paths = (str(lora) if lora else None, str(report) if report else None)
-    job.emit(Finished(step, reason, *paths, writer.counters.skipped))
-    return TrainResult(step, reason == "done", lora, job.kept.checkpoint, report)
+    skipped, beside = writer.counters.skipped, str(average) if average else None
+    job.emit(Finished(step, reason, *paths, skipped, beside, writer.best()))
+    return TrainResult(step, reason != "interrupted", lora, job.kept.checkpoint, report)

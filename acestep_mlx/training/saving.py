@@ -51,6 +51,7 @@ class Writer:
             "tool_version": __version__,
             **asdict(health),
             "counters": self.counters.to_dict(),
+            "lowest": asdict(self.counters.lowest),
             "batches": built.batches.state(),
             "lora": built.spec.facts,
             "checkpointed_blocks": built.model.checkpoint_blocks,
@@ -63,12 +64,28 @@ class Writer:
             adapter=adapter,
             **arrays,
             config=job.config.to_dict(),
-            extra=self.lora,
+            extra=self.loras,
         )
         job.kept.checkpoint = path
         removed = checkpoint.prune(job.output, job.config.checkpoints_total_limit, path)
         self.report()
         return path, removed
+
+    def best(self) -> str:
+        """The checkpoint with the lowest evaluation loss; "" where there is none, or on another rank."""
+        found = checkpoint.best(self.job.output) if self.job.world.first else None
+        return str(found) if found is not None else ""
+
+    def loras(self, folder: Path) -> tuple[Path, Path | None]:
+        """Write the LoRA into `folder`, and where they are averaged that of the averaged weights into the
+        folder `ema` in it; their paths.
+        """
+        path, step = self.lora(folder), self.built.step
+        if step.average is None:
+            return path, None
+        (folder / checkpoint.EMA).mkdir(exist_ok=True)
+        with step.averaged():
+            return path, self.lora(folder / checkpoint.EMA)
 
     def lora(self, folder: Path) -> Path:
         """Write the LoRA for other loaders (and what is trained in full) into `folder`; the LoRA's path."""
@@ -84,10 +101,10 @@ class Writer:
             save_full(folder, full_parameters(model), model.lora.full)
         return path
 
-    def report(self) -> Path | None:
-        """Write the report; None, and a warning, when that cannot be done."""
+    def report(self, ended: str = "") -> Path | None:
+        """Write the report; None, and a warning, when that cannot be done. ended: see `write_report`."""
         try:
-            return write_report(self.job.output, self.job.config)
+            return write_report(self.job.output, self.job.config, self.best(), ended)
         except (OSError, AceStepError) as error:
             self.job.emit.notice(f"report.html could not be written: {refusal(error)}", "warning")
             return None

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..families import of_flavour
 from ..families.protocol import FullTraining
 from ..lora.surgery import LoRASpec
+from .average import AverageSettings
 from .step import StepSettings
 
 COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
@@ -52,7 +53,15 @@ def step_settings(config: RunConfig) -> StepSettings:
         max_grad_norm=config.max_grad_norm,
         accumulate=config.gradient_accumulation_steps,
         compute_dtype=COMPUTE_DTYPES[config.mixed_precision],
+        average=average_settings(config),
     )
+
+
+def average_settings(config: RunConfig) -> AverageSettings | None:
+    """How the trained weights are averaged; None where they are not."""
+    if not config.use_ema:
+        return None
+    return AverageSettings(config.ema_decay, config.ema_update_interval or 1)
 
 
 def total_steps(config: RunConfig, batches_per_epoch: int) -> int:

@@ -12,8 +12,9 @@ graph: a GPU that waits for another machine within its work is ended by Metal af
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -26,6 +27,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..families.protocol import Auxiliary, Batch, Draw, Objective, Prepare
 from ..lora.surgery import seed_dropout
+from .average import Average, AverageSettings
 from .distributed import all_sum
 from .optimizers import Group
 
@@ -40,6 +42,7 @@ class StepSettings:
     max_grad_norm: float = 1.0  # 0 = off
     accumulate: int = 1
     compute_dtype: mx.Dtype = mx.float32
+    average: AverageSettings | None = None
 
 
 class StepResult(NamedTuple):
@@ -114,7 +117,10 @@ class TrainStep:
             self.carry["gradient"] = {k: mx.zeros_like(p) for k, p in parameters.items()}
         if settings.compute_dtype == mx.float16:
             self.carry["scale"], self.carry["good"] = mx.array(2.0**14), mx.array(0.0)
+        self.average = Average(settings.average, parameters) if settings.average is not None else None
         self.state = [model.state, [g.optimizer.state for g in self.groups], self.carry]
+        if self.average is not None:
+            self.state.append(self.average.state)
         run = partial(mx.compile, inputs=self.state, outputs=self.state) if compiled else (lambda f: f)
         if world == 1:
             self._micro, self._update = run(self._accumulate), run(self._accumulate_and_update)
@@ -139,6 +145,8 @@ class TrainStep:
         """Run one micro-step. `step`: completed updates so far, for the schedules; `stop`: tell all ranks."""
         for group in self.groups:
             group.set_rate(step)
+        if self.average is not None:
+            self.average.set_share(step + 1)
         arrays = dict(batch) if self.prepare is None else self.prepare(batch)
         return StepResult(*(self._update if update else self._micro)(arrays, mx.array(stop)))
 
@@ -268,6 +276,8 @@ class TrainStep:
             self.model.update(tree_unflatten(list(kept.items())))
             for name, value in flat_state(group).items():
                 set_state(group, name, mx.where(useful, value, before[name]))
+        if self.average is not None:
+            self.average.move(self.parameters(), useful)
         return norm
 
     def loss_scale(self) -> dict[str, mx.array]:
@@ -282,7 +292,9 @@ class TrainStep:
         self.carry.update(loss_scale)
 
     def arrays(self) -> dict[str, dict[str, mx.array]]:
-        """What a resumed run needs, by file: `optimizer` and `sampler` (accumulation, loss scale)."""
+        """What a resumed run needs, by file: `optimizer`, `sampler` (accumulation, loss scale), and `average`
+        where there is one.
+        """
         optimizer = {
             f"{group.name}|{name}": value
             for group in self.groups
@@ -290,16 +302,20 @@ class TrainStep:
         }
         sampler = {k: v for k, v in self.carry.items() if isinstance(v, mx.array)}
         sampler.update({f"gradient|{k}": v for k, v in self.carry.get("gradient", {}).items()})
-        return {"optimizer": optimizer, "sampler": sampler}
+        average = {} if self.average is None else {"average": dict(self.average.values)}
+        return {"optimizer": optimizer, "sampler": sampler, **average}
 
-    def load_arrays(self, optimizer: Mapping[str, mx.array], sampler: Mapping[str, mx.array]) -> list[str]:
+    def load_arrays(
+        self,
+        optimizer: Mapping[str, mx.array],
+        sampler: Mapping[str, mx.array],
+        average: Mapping[str, mx.array] | None = None,
+    ) -> list[str]:
         """Restore what `arrays` returned. Returns what does not fit (then nothing was changed)."""
-        now = self.arrays()
+        files = {"optimizer": optimizer, "sampler": sampler, "average": average or {}}
         problems = []
-        for kind, given, expected in (
-            ("optimizer", optimizer, now["optimizer"]),
-            ("sampler", sampler, now["sampler"]),
-        ):
+        for kind, expected in self.arrays().items():
+            given = files[kind]
             problems += [f"{kind} state lacks {k}" for k in expected if k not in given]
             problems += [f"{kind} state has an unknown {k}" for k in given if k not in expected]
             problems += [
@@ -318,7 +334,21 @@ class TrainStep:
                 self.carry["gradient"][name.removeprefix("gradient|")] = value
             else:
                 self.carry[name] = value
+        if self.average is not None:
+            self.average.values.update(average or {})
         return []
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the average in place of what is trained; it is as before after the block."""
+        if self.average is None:
+            raise ValueError("this step takes no average")
+        trained = self.parameters()
+        self.set_parameters(self.average.values)
+        try:
+            yield
+        finally:
+            self.set_parameters(trained)
 
 
 def _packed(values: Mapping[str, mx.array]) -> mx.array:

@@ -55,6 +55,23 @@ class Smoothed:
 
 
 @dataclass
+class Lowest:
+    """The lowest evaluation loss so far and its step, and how many evaluations since were no lower."""
+
+    step: int = 0
+    loss: float | None = None
+    since: int = 0
+
+    def add(self, step: int, loss: float) -> bool:
+        """Count an evaluation; whether it is a new lowest. One that is not finite never is."""
+        if math.isfinite(loss) and (self.loss is None or loss < self.loss):
+            self.step, self.loss, self.since = step, loss, 0
+            return True
+        self.since += 1
+        return False
+
+
+@dataclass
 class Counters:
     """The part of a run's state that is plain numbers. `micro` counts micro-steps since the last update."""
 
@@ -67,16 +84,17 @@ class Counters:
     loss_weight: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)  # as loss_sum, of the loss's parts
     smoothed: Smoothed = field(default_factory=Smoothed)
+    lowest: Lowest = field(default_factory=Lowest)  # has a place of its own in a checkpoint's state
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {k: v for k, v in self.__dict__.items() if k not in ("smoothed", "parts")}
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("smoothed", "parts", "lowest")}
         parts = {"parts": dict(self.parts)} if self.parts else {}
         return {**plain, **parts, "smoothed": [self.smoothed.total, self.smoothed.weight]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Counters:
+    def from_dict(cls, values: Mapping[str, Any], lowest: Mapping[str, Any] | None = None) -> Counters:
         rest = {k: v for k, v in values.items() if k != "smoothed"}
-        return cls(**rest, smoothed=Smoothed(*values["smoothed"]))
+        return cls(**rest, smoothed=Smoothed(*values["smoothed"]), lowest=Lowest(**(lowest or {})))
 
 
 class Clock:
@@ -171,8 +189,11 @@ class Trainer:
             was removed.
         evaluate: called with the step when it is due, before the checkpoint; the mean loss, or None.
         validate: called with the step when it is due, after the checkpoint.
+        best: the checkpoint with the lowest evaluation loss, or "".
         way_on: what to do after a loss that stays not finite, in a sentence.
         agree: the problem that the first of the ranks to have one has, on every rank; None when none has.
+        share: the first rank's value, on every rank.
+        patience: evaluations without a new lowest loss after which training ends; 0: none.
         resumed: the checkpoint that the counters are of, where it is of the same folder.
     """
 
@@ -188,13 +209,17 @@ class Trainer:
         counters: Counters | None = None,
         evaluate: Callable[[int], float | None] = lambda step: None,
         validate: Callable[[int], None] = lambda step: None,
+        best: Callable[[], str] = lambda: "",
         way_on: Callable[[], str] = lambda: "",
         agree: Callable[[str | None], str | None] = lambda problem: problem,
+        share: Callable[[Any], Any] = lambda value: value,
+        patience: int = 0,
         resumed: Saved | None = None,
     ) -> None:
         self.step, self.batches, self.total = step, batches, total_steps
         self.intervals, self.save, self.emit = intervals, save, emit
         self.evaluate, self.validate, self.way_on, self.agree = evaluate, validate, way_on, agree
+        self.best, self.share, self.patience = best, share, patience
         self.counters = counters or Counters()
         self._saved = resumed
         self._health = Health()  # of the steps since the last checkpoint, and the evaluation of this step
@@ -205,21 +230,44 @@ class Trainer:
         self._round: tuple[dict[str, Any], dict[str, mx.array]] = ({}, {})  # when the update in work began
 
     def run(self, stop: StopRequest | None = None) -> str:
-        """Train; returns "done" or "interrupted" (after a complete checkpoint either way).
+        """Train; returns "done", "early" or "interrupted" (after a complete checkpoint each time).
 
         Raises AceStepError after MAX_SKIPPED updates in a row without a finite batch, and DataError (after a
         checkpoint) when there is no next batch.
         """
         stop = stop or StopRequest()
         self._clock.restart()
-        while self.counters.step < self.total:
+        while self.counters.step < self.total and not self.over:
             if self._should_stop(stop):
                 self._drain()
                 self._checkpoint()
                 return "interrupted"
             self._micro_step(stop)
         self._drain()
-        return "done"
+        return "early" if self.over else "done"
+
+    @property
+    def over(self) -> bool:
+        """Whether training ends because the evaluation loss falls no more."""
+        return 0 < self.patience <= self.counters.lowest.since
+
+    def judge(self, loss: float | None) -> bool:
+        """Count an evaluation of this step, if there was one; whether its loss is to be kept.
+
+        All ranks come here at the same step where there is a patience.
+        """
+        if self.patience:
+            loss = self.share(loss)
+        if loss is None:
+            return False
+        return self.counters.lowest.add(self.counters.step, loss) and self.patience > 0
+
+    def catch_up(self, loss: float | None) -> None:
+        """Count an evaluation of the step that the run begins at, which its checkpoint lacks."""
+        if self.judge(loss):
+            healthy = self._saved is None or self._saved.health.healthy
+            self._saved, self._health = None, Health(healthy, loss)
+            self._checkpoint()
 
     def _should_stop(self, stop: StopRequest) -> bool:
         if self.step.world == 1:
@@ -297,10 +345,12 @@ class Trainer:
             return
         self._drain()
         if evaluation:
-            self._health = self._health.evaluated(self.evaluate(counters.step))
+            loss = self.evaluate(counters.step)
+            self._health = self._health.evaluated(loss)
+            saving = self.judge(loss) or saving or self.over
         if saving:
             self._checkpoint()
-        if validation:
+        if validation or self.over:
             self.validate(counters.step)
         self._clock.restart()
 
@@ -312,7 +362,7 @@ class Trainer:
                 return saved.path
             health = Health(health.healthy and saved.health.healthy, saved.health.evaluation)
         path, removed = self.save(health)
-        self.emit(CheckpointSaved(counters.step, str(path), tuple(map(str, removed))))
+        self.emit(CheckpointSaved(counters.step, str(path), tuple(map(str, removed)), self.best()))
         self._saved, self._health = Saved(path, counters.step, counters.micro, health), Health()
         return path
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,18 +170,24 @@ class Validation:
         return cls(config, folder, output_dir / "validation", borrowed, asked, conditions)
 
     def __call__(
-        self, model: nn.Module, step: int, emit: Listeners, stopped: Callable[[], bool] = lambda: False
+        self,
+        model: nn.Module,
+        step: int,
+        emit: Listeners,
+        stopped: Callable[[], bool] = lambda: False,
+        averaged: bool = False,
     ) -> None:
         """Make and write all clips, or as many as there are until `stopped` says so.
 
-        The model's LoRA is in evaluation mode meanwhile. Clips that cannot be written are named and left out.
+        averaged: the LoRA that the model has now is the averaged one. The model's LoRA is in
+        evaluation mode meanwhile. Clips that cannot be written are named and left out.
         """
         if not self.requests:
             return
         try:
             with evaluating(model), self._heard(model) as heard:
                 for name in self.requests:
-                    self._clips(heard, name, step, emit, stopped)
+                    self._clips(heard, name, step, emit, stopped, averaged)
         except _Stopped:
             pass
         except DataError as error:
@@ -211,7 +217,13 @@ class Validation:
         yield Heard(other, without)
 
     def _clips(
-        self, heard: Heard, name: str, step: int, emit: Listeners, stopped: Callable[[], bool]
+        self,
+        heard: Heard,
+        name: str,
+        step: int,
+        emit: Listeners,
+        stopped: Callable[[], bool],
+        averaged: bool,
     ) -> None:
         """The clip of a prompt with the LoRA, and once the one without it."""
         model = heard.model
@@ -225,9 +237,9 @@ class Validation:
         if str(base) not in self._told:
             self._told.add(str(base))
             emit(self._event(name, base, 0, False))
-        path = self.target / f"step_{step}_{_slug(name)}_0.wav"
+        path = self.target / f"step_{step}_{_slug(name)}{'_ema' if averaged else ''}_0.wav"
         self._clip(model, name, path, stopped)
-        emit(self._event(name, path, step, True))
+        emit(replace(self._event(name, path, step, True), averaged=averaged))
 
     def _clip(self, model: nn.Module, name: str, path: Path, stopped: Callable[[], bool]) -> None:
         def tell(advance: Advance) -> None:

@@ -184,6 +184,12 @@ CASES: dict[str, Case] = {
     "cache_dir_text": Case(**path()),
     "cache_dir_vae": Case(**path()),
     "compress_disk_cache": Case(**flag()),
+    # staying good
+    "early_stopping_patience": Case(**numbers(0, 10**6, -1, 10**6 + 1, whole=True)),
+    "use_ema": Case(**flag()),
+    "ema_decay": Case(**numbers(0, 0.9999999, -0.1, 1)),
+    "ema_update_interval": Case(**numbers(1, 10**6, 0, 10**6 + 1, whole=True)),
+    "ema_validation": Case(**words("comparison", "ema_only", "none", bad=("both",))),
     # data
     "data_backend_config": Case([("data.json", "data.json"), (BACKENDS, BACKENDS)], [3, True, {"a": 1}]),
     "caption_strategy": Case(

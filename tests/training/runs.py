@@ -95,7 +95,8 @@ def tensors(checkpoint: Path) -> dict[str, mx.array]:
     """Everything numeric in a checkpoint."""
     return {
         f"{name}|{key}": value
-        for name in ("adapter", "optimizer", "sampler")
+        for name in ("adapter", "optimizer", "sampler", "average")
+        if name != "average" or (checkpoint / "average.safetensors").is_file()
         for key, value in mx.load(str(checkpoint / f"{name}.safetensors")).items()
     }
 

@@ -43,14 +43,15 @@ def test_two_ranks_at_batch_one_equal_one_rank_at_batch_two(tmp_path, tiny_run, 
         return
     root = tmp_path
     options = {"max_train_steps": 4, "checkpointing_steps": 2, "gradient_accumulation_steps": 2, **tiny_run}
-    options["acestep_lora_target"] = target
+    options |= {"acestep_lora_target": target, "use_ema": True}
     one, _ = runs.run(runs.configuration(root, "", "one", train_batch_size=2, **options))
     config = runs.configuration(root, "", "two", train_batch_size=1, **options)
     done = launch(config, root)
     assert done.stdout.count("finished True at 4") == 2, done.stdout + done.stderr
     assert done.stdout.count("step 4") == 1  # only rank 0 tells
     a, b = runs.tensors(one.checkpoint), runs.tensors(root / "two" / "checkpoint-4")
-    for name in (k for k in a if k.startswith("adapter|")):
+    assert any(k.startswith("average|") for k in a)
+    for name in (k for k in a if k.startswith(("adapter|", "average|"))):
         assert mx.abs(a[name] - b[name]).max().item() <= 1e-6, name
     single, double = runs.losses(root / "one"), runs.losses(root / "two")
     assert [s for s, _ in single] == [s for s, _ in double]

@@ -19,7 +19,13 @@ KILLS = {"base": (30, 8), "v15-base": (10, 2)}
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_kills_across_caches_training_and_checkpoints(tmp_path, tiny_run):
     kills, least = KILLS[tiny_run["model_flavour"]]
-    options = {"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 2, **tiny_run}
+    options = {
+        "max_train_steps": 3,
+        "checkpointing_steps": 1,
+        "checkpoints_total_limit": 2,
+        "use_ema": True,
+        **tiny_run,
+    }
     straight, _ = runs.run(runs.configuration(tmp_path, "", "straight", **options))
     config = runs.configuration(tmp_path, "", "killed", resume_from_checkpoint="latest", **options)
     config["cache_dir"] = str(tmp_path / "killed-cache")  # caches are killed in the making too

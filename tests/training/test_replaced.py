@@ -194,6 +194,7 @@ MAY_CHANGE: dict[str, Any] = {
     "eval_steps_interval": 9, "num_eval_images": 2, "eval_loss_disable": False,
     "report_to": "none", "logging_dir": "elsewhere", "tracker_project_name": "x", "tracker_run_name": "x",
     "vae_cache_disable": True, "vae_cache_ondemand": True, "compress_disk_cache": True, "lora_format": "mlx",
+    "ema_decay": 0.5, "ema_update_interval": 2, "ema_validation": "none",
 }  # fmt: skip
 #: These make other weights, other moments or other numbers out of the same songs.
 MAY_NOT: dict[str, Any] = {
@@ -207,6 +208,7 @@ MAY_NOT: dict[str, Any] = {
     "caption_strategy": "filename", "instance_prompt": "zyx", "prepend_instance_prompt": True,
     "only_instance_prompt": True, "disable_multiline_split": True, "audio_max_duration_seconds": 9.0,
     "audio_min_duration_seconds": 1.0, "audio_duration_interval": 9.0, "audio_truncation_mode": "end",
+    "use_ema": True,
 }  # fmt: skip
 #: Options with one value, folders and models that have tests of their own, and what a resume itself is.
 ELSEWHERE = {
@@ -215,6 +217,7 @@ ELSEWHERE = {
     "ace_step_timestep_draws",  # of another family
     "pretrained_model_name_or_path", "revision", "output_dir", "cache_dir", "cache_dir_text", "cache_dir_vae",
     "validation_model",
+    "early_stopping_patience",  # is changed in test_patience
     "data_backend_config", "init_lora", "resume_from_checkpoint", "num_train_epochs",
 }  # fmt: skip
 

@@ -1,0 +1,53 @@
+"""The exponential moving average (EMA) of what is trained, moved inside the compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class AverageSettings:
+    """How an average is taken. decay: its share that stays, at most. interval: updates between its moves."""
+
+    decay: float
+    interval: int = 1
+
+    def stays(self, update: int) -> float:
+        """What share of the average stays at update number `update`, from 1; 1 where it does not move.
+
+        It rises to `decay` as SimpleTuner and diffusers have it: (1 + n) / (10 + n) after n = update − 1
+        earlier ones, and 0 at the first, which the average takes over whole.
+        """
+        if update % self.interval:
+            return 1.0
+        earlier = update - 1
+        return min(self.decay, (1 + earlier) / (10 + earlier)) if earlier > 0 else 0.0
+
+
+class Average:
+    """The average itself. `state` is what the compiled step declares: `stays` () and `values`, by path."""
+
+    def __init__(self, settings: AverageSettings, parameters: Mapping[str, mx.array]) -> None:
+        self.settings = settings
+        self.state: dict[str, Any] = {"stays": mx.array(1.0), "values": dict(parameters)}
+
+    @property
+    def values(self) -> dict[str, mx.array]:
+        """By path, as the trained parameters are."""
+        found: dict[str, mx.array] = self.state["values"]
+        return found
+
+    def set_share(self, update: int) -> None:
+        """Before update number `update`: a number from the host, so that nothing is compiled again."""
+        self.state["stays"] = mx.array(self.settings.stays(update), mx.float32)
+
+    def move(self, parameters: Mapping[str, mx.array], useful: mx.array) -> None:
+        """Towards the updated parameters; nothing moves where the update was not `useful`, a bool ()."""
+        stays = mx.where(useful, self.state["stays"], 1.0)
+        for path, value in self.values.items():
+            # Each share by itself: with 0 the parameters, with 1 the average, both bit for bit.
+            self.values[path] = stays * value + (1.0 - stays) * parameters[path]

@@ -1,0 +1,149 @@
+"""Knowing when it is good: the best checkpoint is kept and named; training ends when it gets no better."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from acestep_mlx.cli.events import TrainDisplay
+from acestep_mlx.config.read_run import load_config
+from acestep_mlx.errors import ConfigError
+from acestep_mlx.report.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone
+from acestep_mlx.training import checkpoint
+from acestep_mlx.training.evaluation import Evaluation
+from acestep_mlx.training.interrupts import StopRequest
+from acestep_mlx.training.trainer import Counters, Lowest
+
+from ..small import small_model
+from . import runs
+
+
+def test_a_lowest_loss_is_one_below_all_before() -> None:
+    lowest = Lowest()
+    given = [(1, 0.5), (2, 0.5), (3, math.nan), (4, 0.4), (5, math.inf), (6, 0.45)]
+    assert [lowest.add(*one) for one in given] == [True, False, False, True, False, False]
+    assert lowest == Lowest(4, 0.4, 2)
+    assert not Lowest().add(1, math.nan)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"eval_loss_disable": True, "eval_steps_interval": 5}, "eval_loss_disable is true"),
+        ({"num_eval_images": 0, "eval_steps_interval": 5}, "num_eval_images is 0"),
+        ({"eval_steps_interval": 0}, "set eval_steps_interval"),
+        ({"checkpointing_steps": 0}, "set eval_steps_interval"),
+    ],
+)
+def test_patience_without_evaluations_is_an_error(options: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ConfigError, match=f"early_stopping_patience=3 needs evaluations, and .*{advice}"):
+        load_config({"early_stopping_patience": 3, **options})
+    load_config(options)
+    for enough in ({"eval_steps_interval": 5}, {"checkpoint_epoch_interval": 1, "checkpointing_steps": 0}):
+        load_config({"early_stopping_patience": 3, **enough})
+
+
+# ── runs whose evaluation losses are given ───────────────────────────────────────────────────────────
+LOSSES = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.7, 4: 0.6, 5: 0.8, 6: 0.55, 7: 0.3, 8: 0.4}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    root = tmp_path_factory.mktemp("patience")
+    model = small_model(root / "base")
+    options = {
+        "acestep_lora_target": "attn_qkv", "max_train_steps": 8, "eval_loss_disable": False,
+        "num_eval_images": 1, "eval_steps_interval": 1, "gradient_checkpointing": False,
+    }  # fmt: skip
+
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        return runs.configuration(root, model, name, **{**options, **changes})
+
+    mx.disable_compile()
+    try:
+        yield make
+    finally:
+        mx.enable_compile()
+
+
+def evaluations(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> None:
+    """The loss of each step is that of LOSSES."""
+    now = [0]
+
+    def evaluate(self: Any, stopped: Any) -> Any:
+        metrics = Path(config["output_dir"]) / "metrics.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        now[0] = max((row["step"] for row in rows if row["event"] == "step"), default=0)
+        return None if stopped() else (LOSSES[now[0]], {"0-200": LOSSES[now[0]]})
+
+    patch.setattr(Evaluation, "__call__", evaluate)
+
+
+@pytest.mark.slow
+def test_it_stops_by_itself_with_the_best_step_kept_and_named(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """0.5 at step 2 stays the lowest for four evaluations; that of the untrained model does not count."""
+    config = lab("stops", early_stopping_patience=4, checkpoints_total_limit=1)
+    evaluations(monkeypatch, config)
+    display = TrainDisplay()
+    result, seen = runs.run(config, act=display)
+    assert result.finished and result.step == 6 and result.lora.is_file()
+    output = Path(config["output_dir"])
+    assert [p.name for p in checkpoint.checkpoints(output)] == ["checkpoint-2", "checkpoint-6"]
+    assert seen.of(CheckpointSaved)[-1].best == str(output / "checkpoint-2")
+    finished = seen.of(Finished)[-1]
+    assert (finished.reason, finished.best) == ("early", str(output / "checkpoint-2"))
+    said = [e.text for e in seen.of(Notice) if e.text.startswith("stopped at step 6")]
+    assert len(said) == 1 and "0.5000 at step 2" in said[0] and "checkpoint-2" in said[0]
+    page = result.report.read_text()
+    assert "Best checkpoint" in page and "step 2" in page and said[0] in page
+    shown = capsys.readouterr().err
+    assert f"best checkpoint by evaluation loss: {output / 'checkpoint-2'}" in shown
+    assert "checkpoint-2, removed 1 older; the best so far by evaluation loss" in shown
+    assert "the best so far is checkpoint-2" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_run_that_was_stopped_goes_on_counting(at: int, lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = lab(f"counts-{at}", early_stopping_patience=4)
+    evaluations(monkeypatch, config)
+    stop = StopRequest()
+
+    def act(event: Any) -> None:
+        if isinstance(event, StepDone) and event.step == at:
+            stop.request()
+
+    runs.run(config, act, stop)
+    result, seen = runs.run({**config, "resume_from_checkpoint": "latest"})
+    assert result.step == 6 and seen.of(Finished)[-1].reason == "early"
+    state = checkpoint.read(result.checkpoint).state
+    assert state["lowest"] == {"step": 2, "loss": 0.5, "since": 4}
+    best = checkpoint.best(Path(config["output_dir"]))
+    assert best is not None and best.name == "checkpoint-2"
+    again, seen = runs.run({**config, "resume_from_checkpoint": "latest"})
+    assert again.step == 6 and not seen.of(StepDone) and seen.of(Finished)[-1].reason == "early"
+    more, seen = runs.run({**config, "resume_from_checkpoint": "latest", "early_stopping_patience": 5})
+    assert more.step == 8 and [e.step for e in seen.of(StepDone)] == [7, 8]
+    assert seen.of(Finished)[-1].reason == "done" and seen.of(Finished)[-1].best.endswith("checkpoint-7")
+
+
+@pytest.mark.slow
+def test_without_patience_nothing_is_saved_or_ended_for_it(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = lab("off")
+    evaluations(monkeypatch, config)
+    result, seen = runs.run(config)
+    assert result.step == 8 and [e.step for e in seen.of(CheckpointSaved)] == [8]
+    assert len(seen.of(Evaluated)) == 9 and seen.of(Finished)[-1].best.endswith("checkpoint-8")
+
+
+def test_a_state_of_an_earlier_version_begins_to_count() -> None:
+    counters = Counters.from_dict(Counters(step=4).to_dict())
+    assert counters.lowest == Lowest() and "lowest" not in counters.to_dict()
