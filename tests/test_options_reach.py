@@ -219,7 +219,7 @@ reaches = WALK.reaches
     "num_eval_images validation_epoch_interval checkpoints_total_limit pretrained_model_name_or_path "
     "resume_from_checkpoint model_family lora_format data_backend_config validation_prompt_library "
     "checkpoint_step_interval checkpoint_epoch_interval eval_steps_interval validation_step_interval "
-    "early_stopping_patience ema_validation use_ema "
+    "early_stopping_patience ema_validation use_ema checkpoint_minutes "
     "report_to acestep_lora_target caption_dropout_probability lyrics_embedder_optimizer num_train_epochs "
     # of which test_settings_reach shows in no time that they arrive
     "optimizer flow_schedule_shift logit_mean logit_std lora_alpha use_rslora adam_beta1 adam_beta2 "
@@ -257,7 +257,7 @@ def test_what_a_run_is_made_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     folder = lab.root / "asked"
     intervals = {
         "checkpointing_steps": 7, "checkpoint_epoch_interval": 3, "validation_step_interval": 5,
-        "validation_epoch_interval": 2, "eval_steps_interval": 4,
+        "validation_epoch_interval": 2, "eval_steps_interval": 4, "checkpoint_minutes": 45,
     }  # fmt: skip
     trainer = _asked(
         lab, **EMBEDDER, **intervals, lyrics_embedder_optimizer="lion", max_train_steps=0, num_train_epochs=2,
@@ -265,7 +265,7 @@ def test_what_a_run_is_made_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
         checkpoints_total_limit=9, compress_disk_cache=True, vae_cache_ondemand=True,
         cache_dir=str(folder), cache_dir_text=str(folder / "words"), cache_dir_vae=str(folder / "sound"),
     )  # fmt: skip
-    assert trainer.intervals == Intervals(7, 3, 5, 2, 4) and trainer.total == 2 * len(runs.SONGS)
+    assert trainer.intervals == Intervals(7, 3, 5, 2, 4, 45) and trainer.total == 2 * len(runs.SONGS)
     assert [type(group.optimizer).__name__ for group in trainer.step.groups] == ["SGD", "Lion"]
     assert trainer.batches.dropout == 0.25
     assert len(trainer.evaluate.__self__.evaluation.batches) == 2
@@ -775,6 +775,16 @@ def _(lab: Lab) -> None:
 def _(lab: Lab) -> None:
     run = lab.run(max_train_steps=0, num_train_epochs=2, checkpoint_epoch_interval=1)
     assert run.steps(CheckpointSaved) == [3, 6]
+
+
+@reaches("checkpoint_minutes")
+def _(lab: Lab) -> None:
+    """Minutes so short that each step takes longer."""
+    found = {
+        m: lab.run(max_train_steps=3, checkpointing_steps=0, checkpoint_minutes=m).steps(CheckpointSaved)
+        for m in (0, 1e-9)
+    }
+    assert found == {0: [3], 1e-9: [1, 2, 3]}
 
 
 @reaches("checkpoints_total_limit")

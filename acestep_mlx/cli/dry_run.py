@@ -117,6 +117,15 @@ def length_lines(length: Length, config: RunConfig) -> list[str]:
     ]
 
 
+def checkpoint_line(config: RunConfig) -> str:
+    """When checkpoints are written."""
+    every = [count(n, "step") for n in (config.checkpoint_step_interval,) if n]
+    every += [count(n, "epoch") for n in (config.checkpoint_epoch_interval,) if n]
+    line = f"checkpoints: {', '.join([*(f'every {one}' for one in every), 'and the last'])}"
+    minutes = config.checkpoint_minutes
+    return line + (f"; between them after {minutes:g} minutes without one" if minutes else "")
+
+
 def report_lines(
     config: RunConfig, manifest: Manifest, start: Sequence[str], memory: Sequence[str]
 ) -> list[str]:
@@ -127,6 +136,7 @@ def report_lines(
 
     length = run_length(config, songs_per_epoch(manifest.samples))
     out = ["# the run", *length_lines(length, config), *start, f"writes into {config.output_path}"]
+    out.append(checkpoint_line(config))
     out += ["", "# model and memory", *memory]
     out += ["", "# data", *manifest.report.lines(0)]
     out += ["", "# your settings", *setting_lines(config)]

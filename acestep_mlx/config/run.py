@@ -226,6 +226,9 @@ class Checkpoints:
     checkpoint_step_interval: int = free(500, "Steps between checkpoints; 0: none but the last.", low=0,
         high=10**9, aliases="checkpointing_steps every_n_train_steps")
     checkpoint_epoch_interval: int | None = free(None, "Epochs between checkpoints.", low=1, high=10**7)
+    checkpoint_minutes: float = free(30.0, "Minutes after the last checkpoint after which the next one is "
+        "written between two steps, without clips; it goes when a newer one is whole. 0: none by time.",
+        low=0, high=10**6)
     checkpoints_total_limit: int = free(5,
         "Newest checkpoints kept, beside the best and as many healthy ones; 0: all.", low=0, high=10**6,
         aliases="save_total_limit")

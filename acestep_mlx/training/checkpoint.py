@@ -89,6 +89,7 @@ STATE_SCHEMA = schema.record(
         "lowest": schema.record(
             {"step": _count, "loss": schema.optional(schema.number()), "since": _count}, strict=True
         ),
+        "timed": schema.flag,
     },
 )
 
@@ -115,10 +116,12 @@ class Health:
 
     healthy: losses, gradients and weights since the checkpoint before it were finite, and so was its
     evaluation. evaluation: the mean loss on the evaluation set, or None where none was measured at its step.
+    timed: it was written because minutes had passed, and gives way to the next.
     """
 
     healthy: bool = True
     evaluation: float | None = None
+    timed: bool = False
 
     def evaluated(self, loss: float | None) -> Health:
         """The same once the evaluation gave `loss`."""
@@ -128,7 +131,7 @@ class Health:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Health:
         """From training_state.json; checkpoints of older versions do not say, and count as healthy."""
-        return cls(state.get("healthy", True), state.get("evaluation"))
+        return cls(state.get("healthy", True), state.get("evaluation"), state.get("timed", False))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
@@ -340,14 +343,16 @@ def best(output_dir: Path) -> Path | None:
 
 
 def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
-    """Delete the oldest checkpoints beyond `limit` (0 = keep all); returns the deleted ones.
+    """Delete the oldest checkpoints beyond `limit` (0: there is none); returns the deleted ones.
 
-    Kept are `keep`, the last `limit` of all and of the healthy ones, and the best.
+    Kept are `keep`, the last `limit` of all and of the healthy ones, and the best; of those that were written
+    by time none counts, and only `keep` and the last healthy one stay.
     """
     found = healths(output_dir)
-    healthy = [path for path, health in found.items() if health.healthy]
-    kept = {keep, best(output_dir), *list(found)[-limit:], *healthy[-limit:]}
-    surplus = [path for path in found if path not in kept] if limit > 0 else []
+    lasting = [path for path, health in found.items() if not health.timed]  # its [-0:] is all of it
+    healthy = [path for path in lasting if found[path].healthy]
+    kept = {keep, best(output_dir), last_healthy(output_dir), *lasting[-limit:], *healthy[-limit:]}
+    surplus = [path for path in found if path not in kept]
     for path in surplus:
         # Renamed first, so that a kill in the middle never leaves a checkpoint that looks whole.
         going = path.with_name(f".{path.name}{PARTIAL}")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from ..errors import AceStepError
+from ..errors import AceStepError, refusal
 
 T = TypeVar("T")
 
@@ -25,6 +25,24 @@ def all_sum(x: mx.array) -> mx.array:
     total = mx.distributed.all_sum(x, stream=None if mx.cuda.is_available() else mx.cpu)
     mx.eval(total)
     return total
+
+
+def together(agree: Callable[[str | None], str | None], work: Callable[[], T]) -> T:
+    """Do `work`, which takes longer on one rank than on another, and wait for all; an error of one ends all.
+
+    agree: see `World.agree`. The others wait for the first with nothing left to do, and no GPU waits.
+    """
+    error: Exception | None = None
+    try:
+        found = work()
+    except (AceStepError, OSError) as caught:
+        error = caught
+    problem = agree(refusal(error) if error is not None else None)
+    if error is not None:
+        raise error
+    if problem is not None:
+        raise AceStepError(problem)
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..report.events import Finished, Listener, Listeners, MetricsFile, Started,
 from ..report.trackers import make_trackers
 from . import faults, output
 from .build import Built, build
-from .distributed import World
+from .distributed import World, together
 from .interrupts import StopRequest
 from .macos import keep_awake, wired_memory
 from .measures import Measures
@@ -133,7 +133,9 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
     intervals = Intervals(
         config.checkpoint_step_interval, config.checkpoint_epoch_interval,
         config.validation_step_interval, config.validation_epoch_interval, config.eval_steps_interval,
+        config.checkpoint_minutes,
     )  # fmt: skip
+    intervals = Intervals(**job.world.share(asdict(intervals)))  # ranks meet when one is over
     trainer = Trainer(
         step,
         built.batches,
@@ -151,7 +153,7 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
         patience=config.early_stopping_patience,
         resumed=start.saved,
     )
-    trainer.catch_up(measures.catch_up(counters, intervals))
+    trainer.catch_up(together(job.world.agree, lambda: measures.catch_up(counters, intervals)))
     reason = trainer.run(job.stop)
     if reason == "early":
         job.emit.notice(stopped_early(writer))

@@ -19,6 +19,7 @@ import mlx.core as mx
 from ..errors import AceStepError, CheckpointError, DataError, refusal
 from ..report.events import CheckpointSaved, Listeners, StepDone
 from .checkpoint import Health
+from .distributed import together
 from .interrupts import StopRequest
 from .step import StepResult, TrainStep
 
@@ -161,10 +162,15 @@ class Intervals:
     validation_steps: int | None = None
     validation_epochs: int | None = None
     evaluation_steps: int | None = None
+    checkpoint_minutes: float = 30.0  # since the last checkpoint, or the beginning
 
     def checkpoint_due(self, step: int, ended: int | None, last: bool) -> bool:
         """After update `step`; `ended` is the number of the epoch that ended with it, if one did."""
         return last or _due(self.checkpoint_steps, step) or _due(self.checkpoint_epochs, ended)
+
+    def checkpoint_overdue(self, seconds: float) -> bool:
+        """So long after the last one; neither evaluation nor validation goes with it."""
+        return 0 < 60 * self.checkpoint_minutes <= seconds
 
     def evaluation_due(self, step: int, ended: int | None, last: bool) -> bool:
         if self.evaluation_steps is None:
@@ -222,6 +228,7 @@ class Trainer:
         self.best, self.share, self.patience = best, share, patience
         self.counters = counters or Counters()
         self._saved = resumed
+        self._saved_at = time.monotonic()
         self._health = Health()  # of the steps since the last checkpoint, and the evaluation of this step
         self.accumulate = step.settings.accumulate
         self._pending: _Pending | None = None
@@ -237,6 +244,7 @@ class Trainer:
         """
         stop = stop or StopRequest()
         self._clock.restart()
+        self._saved_at = time.monotonic()
         while self.counters.step < self.total and not self.over:
             if self._should_stop(stop):
                 self._drain()
@@ -341,27 +349,41 @@ class Trainer:
         evaluation, saving = intervals.evaluation_due(*place), intervals.checkpoint_due(*place)
         validation = intervals.validation_due(*place)
         self._health = replace(self._health, evaluation=None)  # of the step before
-        if not (evaluation or saving or validation):
+        timed = not saving and self._overdue()
+        if not (evaluation or saving or validation or timed):
             return
         self._drain()
         if evaluation:
-            loss = self.evaluate(counters.step)
+            loss = together(self.agree, lambda: self.evaluate(counters.step))
             self._health = self._health.evaluated(loss)
             saving = self.judge(loss) or saving or self.over
-        if saving:
-            self._checkpoint()
-        if validation or self.over:
-            self.validate(counters.step)
+
+        def keep_and_hear() -> None:
+            if saving or timed:
+                self._checkpoint(timed and not saving)
+            if validation or self.over:
+                self.validate(counters.step)
+
+        together(self.agree, keep_and_hear)
         self._clock.restart()
 
-    def _checkpoint(self) -> Path:
-        """Save, unless a checkpoint holds this very moment; its path."""
+    def _overdue(self) -> bool:
+        """Whether it is time for a checkpoint on some rank: then it is on all."""
+        due = self.intervals.checkpoint_overdue(time.monotonic() - self._saved_at)
+        if self.step.world == 1 or not self.intervals.checkpoint_minutes:
+            return due
+        return self.agree("it is time for a checkpoint" if due else None) is not None
+
+    def _checkpoint(self, timed: bool = False) -> Path:
+        """Save, unless a checkpoint holds this very moment; its path. timed: only because it was time."""
         counters, saved, health = self.counters, self._saved, self._health
         if saved is not None and saved.step == counters.step:  # the same weights
             if saved.micro == counters.micro:
                 return saved.path
             health = Health(health.healthy and saved.health.healthy, saved.health.evaluation)
+        health = replace(health, timed=timed)
         path, removed = self.save(health)
+        self._saved_at = time.monotonic()
         self.emit(CheckpointSaved(counters.step, str(path), tuple(map(str, removed)), self.best()))
         self._saved, self._health = Saved(path, counters.step, counters.micro, health), Health()
         return path

@@ -147,6 +147,7 @@ CASES: dict[str, Case] = {
         **numbers(0, 1000, -1, whole=True), aliases=("checkpointing_steps", "every_n_train_steps")
     ),
     "checkpoint_epoch_interval": Case(**numbers(1, 100, 0, -1, whole=True)),
+    "checkpoint_minutes": Case(**numbers(0, 1440, -1)),
     "checkpoints_total_limit": Case(**numbers(0, 100, -1, whole=True), aliases=("save_total_limit",)),
     "resume_from_checkpoint": Case(
         [("latest", "latest"), ("out/checkpoint-5", "out/checkpoint-5"), ("none", None)], [3, True, ["x"]],

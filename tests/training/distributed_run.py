@@ -1,4 +1,4 @@
-"""One rank of a data-parallel run: `mlx.launch -n 2 python distributed_run.py CONFIG_JSON [die|lose]`."""
+"""One rank of a data-parallel run: `mlx.launch -n 2 python distributed_run.py CONFIG_JSON [HOW]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from acestep_mlx.data.batches import Batches
 from acestep_mlx.errors import AceStepError
 from acestep_mlx.report.events import StepDone
+from acestep_mlx.training import saving
 from acestep_mlx.training.run import train
 from acestep_mlx.training.step import TrainStep
 
@@ -39,6 +41,22 @@ if how == "die":  # rank 1 vanishes before its third update
         return call(self, batch, **kwargs)
 
     TrainStep.__call__ = dying
+
+if how == "late":  # rank 1 is slower, and once very late; rank 0 takes its time over a checkpoint
+    step_of, save, stepped = TrainStep.__call__, saving.Writer.checkpoint, []
+
+    def late(self: TrainStep, batch: dict, **kwargs: object) -> object:
+        stepped.append(1)
+        if mx.distributed.init().rank() == 1:
+            time.sleep(20 if len(stepped) == 3 else 0.2)
+        return step_of(self, batch, **kwargs)
+
+    def slow(self: saving.Writer, health: object) -> object:
+        if self.job.world.first:
+            time.sleep(1)
+        return save(self, health)
+
+    TrainStep.__call__, saving.Writer.checkpoint = late, slow
 
 config = json.loads(Path(sys.argv[1]).read_text())
 try:

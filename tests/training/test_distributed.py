@@ -80,3 +80,14 @@ def test_songs_that_a_rank_cannot_read_end_all_with_a_checkpoint(root, tiny_mode
     said = "error: training stopped at step 2: songs/a.wav: Input/output error. "
     assert said in done.stdout and "finished" not in done.stdout and "another machine" not in done.stdout
     assert checkpoint.verify(root / "losing" / "checkpoint-2")["step"] == 2
+
+
+def test_a_rank_that_is_slow_and_one_that_is_twenty_seconds_late_end_nothing(root, tiny_model):
+    """And train what one rank does: nothing waits within a step, and all wait at a checkpoint."""
+    options = {"max_train_steps": 4, "checkpointing_steps": 2, "acestep_lora_target": "attn_qkv"}
+    one, _ = runs.run(runs.configuration(root, tiny_model, "in time", train_batch_size=2, **options))
+    done = launch(runs.configuration(root, tiny_model, "late", **options), root, "late")
+    assert done.stdout.count("finished True at 4") == 2, done.stdout + done.stderr
+    a, b = runs.tensors(one.checkpoint), runs.tensors(root / "late" / "checkpoint-4")
+    for name in (k for k in a if k.startswith("adapter|")):
+        assert mx.abs(a[name] - b[name]).max().item() <= 1e-6, name

@@ -50,12 +50,12 @@ def health(folder) -> dict[str, bool]:
 
 
 # ── what is kept ──────────────────────────────────────────────────────────────────────────────────────
-def write(folder, step, healthy=True, evaluation=None):
+def write(folder, step, healthy=True, evaluation=None, timed=False):
     """A checkpoint folder as far as `prune` looks at it."""
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     state = {"format": checkpoint.FORMAT, "format_version": 1, "step": step, "files": {}}
-    state |= {"healthy": healthy, "evaluation": evaluation}
+    state |= {"healthy": healthy, "evaluation": evaluation, "timed": timed}
     (path / checkpoint.STATE).write_text(json.dumps(state))
     return path
 
@@ -72,6 +72,14 @@ CASES = {
         [1, 2, 3, 5, 6],
     ),
     "nothing healthy": (2, [(1, False, None), (2, False, None), (3, False, None)], [2, 3]),
+    "by time: the newest": (
+        2, [(1, True, None), (2, True, None), (3, True, None, True), (4, True, None, True)], [1, 2, 4]
+    ),
+    "by time: none beside a newer one": (3, [(1, True, 0.5), (2, True, None, True), (3, True, None)], [1, 3]),
+    "by time: the only healthy one": (
+        1, [(1, False, None), (2, True, None, True), (3, True, None, True), (4, False, None)], [3, 4]
+    ),
+    "by time, without a limit": (0, [(1, True, None), (2, True, None, True), (3, True, None)], [1, 3]),
     "no limit": (0, [(1, True, None), (2, False, None), (3, True, None)], [1, 2, 3]),
 }  # fmt: skip
 
