@@ -1,4 +1,4 @@
-"""SiLU, softmax and the gated depthwise convolution: values in one pass, gradients by hand.
+"""SiLU, softmax, norm and the gated depthwise convolution: values in one pass, gradients by hand.
 
 The gradients keep only the inputs, so that a checkpointed block does not compute these functions a second
 time, and every array that is held is in the activations' dtype; float32 appears inside fused kernels only.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from . import cpu
 
@@ -109,6 +110,18 @@ def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.a
     if not cpu.by_arithmetic(q):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     return softmax(masked((q * scale) @ k.swapaxes(-1, -2), mask)) @ v
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """x / √(mean(x²) + eps) · weight over the last axis."""
+    return cpu.rms_norm(x, weight, eps) if cpu.by_arithmetic(x) else mx.fast.rms_norm(x, weight, eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """MLX's, fast on every back end."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return rms_norm(x, self.weight, self.eps)
 
 
 def _taps(x: mx.array, weight: mx.array, bias: mx.array | float) -> mx.array:

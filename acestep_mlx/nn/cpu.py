@@ -30,20 +30,8 @@ def second_stream() -> mx.Stream:
 
 
 # ── functions of float32 ─────────────────────────────────────────────────────────────────────────────
-# tanh(x) ≈ x·P(x²)/Q(x²) for |x| ≤ 7.905, the usual minimax coefficients (highest power first).
-_TANH_LIMIT = 7.90531110763549805
-_TANH_P = (
-    -2.76076847742355e-16,
-    2.00018790482477e-13,
-    -8.60467152213735e-11,
-    5.12229709037114e-08,
-    1.48572235717979e-05,
-    6.37261928875436e-04,
-    4.89352455891786e-03,
-)
-_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-# 2^f for |f| ≤ 1/2: Taylor's ln(2)^k / k!, highest power first.
-_EXP2 = (1.53527169e-4, 1.33988717e-3, 9.61846724e-3, 5.55035681e-2, 0.240226507, 0.693147182, 1.0)
+# 2^f for |f| ≤ 1/2, relative error below 1e-7: the polynomial of degree 5 whose largest error is least.
+_EXP2 = (1.32764666e-3, 9.67554129e-3, 5.55071329e-2, 0.240221197, 0.693146967, 1.00000007)
 
 
 def _polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
@@ -62,43 +50,47 @@ def by_arithmetic(x: mx.array) -> bool:
     return x.dtype == mx.float32 and on_cpu()
 
 
+def _exp2(x: mx.array) -> mx.array:
+    """2^x of float32, |x| below 1e7, with an error of 2e-7.
+
+    In few passes: the compiler takes up to eleven operations in a row into one. What is below 2^−126 is 0, as
+    products of such numbers are slow.
+    """
+    bits = mx.minimum(mx.maximum((x + 127.5).astype(mx.int32), 0), 255) << 23
+    f = x - ((bits >> 23).astype(mx.float32) - 127.0)
+    square = f * f
+    a, b, c, d, e, g = _EXP2
+    return (square * (square * (a * f + b) + (c * f + d)) + (e * f + g)) * bits.view(mx.float32)
+
+
 def sigmoid(x: mx.array) -> mx.array:
-    """Of float32, |x| below 1e7, with an error of 2e-7."""
-    half = 0.5 * x
-    # Clipped without a comparison, which would not be vectorised.
-    half = 0.5 * (mx.abs(half + _TANH_LIMIT) - mx.abs(half - _TANH_LIMIT))
-    square = half * half
-    return 0.5 + 0.5 * (half * _polynomial(square, _TANH_P) / _polynomial(square, _TANH_Q))
-
-
-def _exp(x: mx.array) -> mx.array:
-    """Of float32 between −1e6 and 0, with an error of 2e-6: 2^(whole + fraction)."""
-    x = x * 1.44269504
-    whole = (x + 12582912.0) - 12582912.0  # rounded: 1.5·2²³ leaves no place for a fraction
-    exponent = 0.5 * (whole - 126.0 + mx.abs(whole + 126.0))  # not below −126
-    power = ((exponent + 127.0).astype(mx.int32) << 23).view(mx.float32)
-    return _polynomial(x - whole, _EXP2) * power
+    """Of float32, |x| below 1e6, with a relative error of 5e-7."""
+    return 1 / (1 + _exp2(x * -math.log2(math.e)))
 
 
 @mx.compile
 def exp2_below(x: mx.array, most: mx.array) -> mx.array:
-    """2^(x − most) of float32, `most` (…, 1) between x and x + 1e6, with an error of 2e-7.
-
-    In two passes: the compiler takes up to eleven operations in a row into one. What is below 2^−126 is 0, as
-    products of such numbers are slow.
-    """
-    bits = mx.maximum((x - (most - 127.5)).astype(mx.int32), 0) << 23
-    fraction = (x - most) - ((bits >> 23).astype(mx.float32) - 127.0)
-    square = fraction * fraction
-    a, b, c, d, e, f, g = _EXP2
-    total = square * (square * (a * square + (b * fraction + c)) + (d * fraction + e)) + (f * fraction + g)
-    return total * bits.view(mx.float32)
+    """2^(x − most) of float32, `most` (…, 1) not below x and at most 1e6 above, with an error of 2e-7."""
+    # Two shapes, so that what is broadcast stays out of the larger loop, which is vectorised without it.
+    return _exp2((x - most).reshape(-1)).reshape(x.shape)
 
 
 def softmax(scores: mx.array) -> mx.array:
     """Of float32, over the last axis."""
-    weights = _exp(scores - mx.max(scores, axis=-1, keepdims=True))
+    scores = scores * math.log2(math.e)
+    weights = exp2_below(scores, mx.max(scores, axis=-1, keepdims=True))
     return weights / mx.sum(weights, axis=-1, keepdims=True)
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """x / √(mean(x²) + eps) · weight over the last axis, of float32.
+
+    A product is the fastest sum, and the reshaped root is not taken again for each number of a row.
+    """
+    D = x.shape[-1]
+    mean = (x * x).reshape(-1, D) @ mx.full((D,), 1 / D)
+    x = x * mx.rsqrt(mean + eps).reshape(*x.shape[:-1], 1)
+    return x if weight is None else x * weight
 
 
 def sine_squared(x: mx.array) -> mx.array:
@@ -112,7 +104,6 @@ def sine_squared(x: mx.array) -> mx.array:
 
 # ── attention ────────────────────────────────────────────────────────────────────────────────────────
 LANES = 32
-UNSEEN = -1e5  # added to a score, leaves no weight
 
 
 def _beside(x: mx.array, column: mx.array | float) -> mx.array:
@@ -121,44 +112,105 @@ def _beside(x: mx.array, column: mx.array | float) -> mx.array:
     return mx.concatenate([x, column], axis=-1)
 
 
-def grouped_attention(q: mx.array, k: mx.array, v: mx.array, added: mx.array | None) -> mx.array:
-    """Softmax attention on the CPU in float32: q (B, H, T, Dh); k, v (B, Hk, S, Dh), each for H / Hk heads.
+def _summed_as(gradient: mx.array, x: mx.array) -> mx.array:
+    """Of what was broadcast from `x`."""
+    axes = [i for i, (n, wide) in enumerate(zip(x.shape, gradient.shape, strict=True)) if n < wide]
+    return gradient.sum(axes, keepdims=True) if axes else gradient
 
-    added (B, 1, 1 or T, S): to the scores. Few passes over the scores are what makes it fast: a column more
-    in the products masks the keys, sums the weights, and takes the inner products from the gradient.
+
+def _attention(q: mx.array, k: mx.array, v: mx.array, added: mx.array | None) -> mx.array:
+    """Softmax attention: scaled q (…, T, D), k (…, S, D), v (…, S, Dv + 1) → (…, T, Dv).
+
+    added (…, T, S): to the scores. Few passes over the scores are what makes it fast: the last column of v,
+    1 where a key counts, sums the weights, and takes the inner products from the gradient.
     """
-    (B, H, T, Dh), (_, Hk, S, _) = q.shape, k.shape
-    if missing := -S % LANES:
-        k, v = (mx.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)]) for x in (k, v))
-        added = mx.zeros((1, 1, 1, S)) if added is None else added
-        added = mx.pad(added, [(0, 0), (0, 0), (0, 0), (0, missing)], constant_values=mx.array(UNSEEN))
-        S += missing
-    rows, heads = (B, Hk, H // Hk * T), (B, Hk, H // Hk, T)
-    q = q.reshape(*rows, Dh) * (Dh**-0.5 / math.log(2))
-    if added is not None and added.shape[2] == 1:
-        q, k, added = _beside(q, 1.0), _beside(k, added.swapaxes(-1, -2)), None
 
     def forward(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         scores = q @ k.swapaxes(-1, -2)
         if added is not None:
-            scores = (scores.reshape(*heads, S) + added[:, :, None]).reshape(*rows, S)
+            scores = scores + added
+        *rows, S = scores.shape
         # Lane by lane first: a maximum along a row is not vectorised.
-        most = mx.max(scores.reshape(*rows, -1, LANES), axis=-2)
+        most = mx.max(scores.reshape(*rows, -1, math.gcd(S, LANES)), axis=-2)
         weights = exp2_below(scores, mx.max(most, axis=-1, keepdims=True))
-        out, total = mx.split(weights @ _beside(v, 1.0), [Dh], axis=-1)
+        out, total = mx.split(weights @ v, [v.shape[-1] - 1], axis=-1)
         return out / total, weights, total
 
-    def backward(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
         (q, k, v), (out, weights, total) = primals, outputs
         c = cotangents[0] / total
-        inner = mx.sum(c * out, axis=-1, keepdims=True)
-        slope = weights * (_beside(c, -inner) @ _beside(v, 1.0).swapaxes(-1, -2)) * math.log(2)
-        return slope @ k, slope.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ c
+        c = _beside(c, -mx.sum(c * out, axis=-1, keepdims=True))
+        slope = weights * (c @ v.swapaxes(-1, -2)) * math.log(2)
+        of_k, of_v = slope.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ c
+        return slope @ k, _summed_as(of_k, k), _summed_as(of_v, v)
 
     function: Any = mx.custom_function(forward)
     function.vjp(backward)
     out: mx.array = function(q, k, v)[0]
-    return out.reshape(B, H, T, Dh)
+    return out
+
+
+def _scale(channels: int) -> float:
+    """Of queries, whose scores are then exponents of 2."""
+    return 1 / (math.sqrt(channels) * math.log(2))
+
+
+def grouped_attention(q: mx.array, k: mx.array, v: mx.array, added: mx.array | None) -> mx.array:
+    """Softmax attention on the CPU in float32: q (B, H, T, Dh); k, v (B, Hk, S, Dh), each for H / Hk heads.
+
+    added (B, 1, 1 or T, S): to the scores.
+    """
+    (B, H, T, Dh), (_, Hk, S, _) = q.shape, k.shape
+    v = _beside(v, 1.0)
+    if missing := -S % LANES:  # with copies of a key, which do not count
+        more = [(0, 0), (0, 0), (0, missing), (0, 0)]
+        k, v = mx.pad(k, more, mode="edge"), mx.pad(v, more)
+        added = None if added is None else mx.pad(added, [*more[:2], (0, 0), more[2]], mode="edge")
+    q = q.reshape(B, Hk, -1, Dh) * _scale(Dh)
+    if added is not None and added.shape[2] == 1:  # a column more in the product masks the keys
+        q, k, added = _beside(q, 1.0), _beside(k, added.swapaxes(-1, -2)), None
+    if added is None:
+        return _attention(q, k, v, None).reshape(B, H, T, Dh)
+    q, k, v = q.reshape(B, Hk, -1, T, Dh), k[:, :, None], v[:, :, None]
+    return _attention(q, k, v, added[:, :, None]).reshape(B, H, T, Dh)
+
+
+def _neighbourhoods(blocks: mx.array) -> mx.array:
+    """(B, Hk, N + 2, W, D) → (B, Hk, 1, N, 3W, D), each block with both its neighbours; nothing is copied."""
+
+    def view(x: mx.array) -> mx.array:
+        B, H, blocks, W, D = x.shape
+        block, head = W * D, blocks * W * D
+        strides = [H * head, head, 0, block, D, 1]
+        return mx.as_strided(x, (B, H, 1, blocks - 2, 3 * W, D), strides)
+
+    def backward(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
+        B, H, blocks, W, D = x.shape
+        parts = cotangent.reshape(B, H, blocks - 2, 3, W, D)
+        padded = [mx.pad(parts[:, :, :, i], [(0, 0), (0, 0), (i, 2 - i), (0, 0), (0, 0)]) for i in range(3)]
+        return padded[0] + padded[1] + padded[2]
+
+    function: Any = mx.custom_function(view)
+    function.vjp(backward)
+    found: mx.array = function(mx.contiguous(blocks))
+    return found
+
+
+def sliding_attention(q: mx.array, k: mx.array, v: mx.array, added: mx.array) -> mx.array:
+    """`grouped_attention` of blocks of W queries to the keys of their own and both neighbouring blocks.
+
+    All of q, k, v are L long; added (B or 1, N, 1, W, 3W) for the N = ⌈L / W⌉ blocks.
+    """
+    (B, H, L, Dh), Hk = q.shape, k.shape[1]
+    N, W = added.shape[1], added.shape[3]
+
+    def blocks(x: mx.array, before: int) -> mx.array:
+        x = mx.pad(x, [(0, 0), (0, 0), (before, N * W + before - L), (0, 0)])
+        return x.reshape(B, Hk, -1, W, x.shape[-1])
+
+    q = blocks(q * _scale(Dh), 0).reshape(B, Hk, -1, N, W, Dh)
+    k, v = (_neighbourhoods(blocks(x, W)) for x in (k, _beside(v, 1.0)))
+    return _attention(q, k, v, added.swapaxes(1, 2)[:, None]).reshape(B, H, N * W, Dh)[:, :, :L]
 
 
 # ── convolutions ─────────────────────────────────────────────────────────────────────────────────────

@@ -44,6 +44,21 @@ def side_by_side(fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         yield results
 
 
+def rows_side_by_side(fn: Callable[[slice], mx.array], rows: int) -> mx.array:
+    """`fn` of all `rows` of a batch, in as many parts as there are `streams`; its rows do not see each other.
+
+    Element-wise work, which has one thread a stream, is then done beside the other part's products.
+    """
+    lanes = streams()
+    cuts = [-(-rows * i // len(lanes)) for i in range(len(lanes) + 1)]
+    parts = []
+    for lane, start, stop in zip(lanes, cuts, cuts[1:], strict=False):
+        if start < stop:
+            with mx.stream(lane):
+                parts.append(fn(slice(start, stop)))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
 class Window(NamedTuple):
     """Frames `start:stop` are kept of an input that is read from `low` to `high`."""
 

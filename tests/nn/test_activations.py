@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 
 from acestep_mlx.nn import cpu
-from acestep_mlx.nn.activations import attend, gated_conv, masked, relu, silu, softmax, swiglu
+from acestep_mlx.nn.activations import attend, gated_conv, masked, relu, rms_norm, silu, softmax, swiglu
 
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
 
@@ -127,6 +127,45 @@ def test_grouped_attention(mask: tuple[int, ...] | None, queries_share: int) -> 
     ours = mx.vjp(lambda *x: [cpu.grouped_attention(*x, added)], [q, k, v], [c])[1]
     theirs = mx.vjp(lambda *x: [plain(*x)], [q, k, v], [c])[1]
     assert all(close(a, b, 1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("length", "keys"), [(24, 24), (21, 17)])
+def test_sliding_attention(length: int, keys: int) -> None:
+    """A block's queries see their own and both neighbouring blocks, as far as the mask lets them."""
+    W, N = 4, 6
+    q, c = (normal(i, 2, 4, length, 8) for i in (0, 3))
+    k, v = (normal(i, 2, 2, length, 8) for i in (1, 2))
+    i, j = mx.arange(length)[:, None], mx.arange(length)[None]
+    seen = (mx.abs(i - j) <= W) & (j < keys)
+    a, b = mx.arange(W)[:, None], mx.arange(3 * W)[None]
+    at = (mx.arange(N)[:, None, None] - 1) * W + b
+    blocks = (mx.abs(a + W - b) <= W) & (at >= 0) & (at < keys)
+    added = mx.where(blocks, 0.0, -1e5)[None, :, None]
+
+    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        k, v = (mx.repeat(x, 2, axis=1) for x in (k, v))
+        return mx.softmax(mx.where(seen, q @ k.swapaxes(-1, -2) * 8**-0.5, -1e5), axis=-1) @ v
+
+    rows = slice(0, keys)  # what has keys to see
+    c = mx.where(mx.arange(length)[:, None] < keys, c, 0)
+    assert close(cpu.sliding_attention(q, k, v, added)[:, :, rows], plain(q, k, v)[:, :, rows], 1e-6)
+    ours = mx.vjp(lambda *x: [cpu.sliding_attention(*x, added)], [q, k, v], [c])[1]
+    theirs = mx.vjp(lambda *x: [plain(*x)], [q, k, v], [c])[1]
+    assert all(close(a, b, 1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_norm_is_the_kernels(weighted: bool) -> None:
+    x, weight = normal(0, 2, 3, 40, scale=5.0), normal(1, 40) if weighted else None
+    assert close(rms_norm(x, weight, 1e-6), mx.fast.rms_norm(x, weight, 1e-6), 1e-6)
+    ours = mx.grad(lambda x: mx.sum(rms_norm(x, weight, 1e-6) ** 3))(x)
+    assert close(ours, mx.grad(lambda x: mx.sum(mx.fast.rms_norm(x, weight, 1e-6) ** 3))(x), 1e-5)
+
+
+def test_a_sigmoid_close_to_zero_keeps_its_digits() -> None:
+    x = mx.array([-86.0, -60.5, -20.0, -3.0, -0.1, 0.0, 0.1, 3.0, 20.0, 86.0])
+    assert mx.allclose(cpu.sigmoid(x), mx.sigmoid(x), rtol=2e-6, atol=0.0)
+    assert cpu.sigmoid(mx.array([-1e6, -100.0, 100.0, 1e6])).tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_powers_of_two_and_none_too_small_to_be_fast() -> None:

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...io.schema import choice, items, number, optional, text
+from ...nn.activations import RMSNorm
 from ...nn.config import WIDTH
 from ...nn.recompute import checkpointed
 from ..v1.dit import timestep_features
@@ -96,11 +97,11 @@ class Layer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         D, eps = config.hidden_size, config.rms_norm_eps
-        self.self_attn_norm = nn.RMSNorm(D, eps=eps)
+        self.self_attn_norm = RMSNorm(D, eps=eps)
         self.self_attn = Attention(config)
-        self.cross_attn_norm = nn.RMSNorm(D, eps=eps)
+        self.cross_attn_norm = RMSNorm(D, eps=eps)
         self.cross_attn = Attention(config)
-        self.mlp_norm = nn.RMSNorm(D, eps=eps)
+        self.mlp_norm = RMSNorm(D, eps=eps)
         self.mlp = MLP(config)
         self.scale_shift_table = mx.zeros((1, 6, D))
 
@@ -142,7 +143,7 @@ class ACEStep15Transformer(nn.Module):
         self.time_embed_r = TimestepEmbedding(D)
         self.condition_embedder = nn.Linear(config.encoder_hidden_size or D, D)
         self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
-        self.norm_out = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.norm_out = RMSNorm(D, eps=config.rms_norm_eps)
         self.proj_out = nn.ConvTranspose1d(D, C, P, stride=P)
         self.scale_shift_table = mx.zeros((1, 2, D))
 

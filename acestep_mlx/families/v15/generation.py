@@ -18,6 +18,7 @@ import mlx.nn as nn
 from ...config.request import Request
 from ...errors import ConfigError
 from ...formatting import count
+from ...nn.windows import rows_side_by_side
 from ...text.detect import detect_lines
 from ..protocol import Folder, LatentSpec, LyricsQuestion, Models, SongSettings
 from . import schedule as levels
@@ -231,7 +232,13 @@ class Velocity:
     def __call__(self, latents: mx.array, sigma: float) -> mx.array:
         """latents (rows, T, C) float32 at noise level sigma → velocity of the same shape, float32."""
         rows, T, _ = latents.shape
-        return self._run(latents, mx.full((rows,), sigma), self._context(T), self._keys_values)
+        time, context = mx.full((rows,), sigma), self._context(T)
+
+        def some(part: slice) -> mx.array:
+            keys_values = [(k[part], v[part]) for k, v in self._keys_values]
+            return self._run(latents[part], time[part], context, keys_values)
+
+        return rows_side_by_side(some, rows)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ original's, so that LoRA paths mean the same here and there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ...nn import cpu
-from ...nn.activations import swiglu, with_gradient
+from ...nn.activations import RMSNorm, swiglu, with_gradient
 from .config import SLIDING, LayerConfig, StackConfig
 
 Rope = tuple[mx.array, mx.array]
@@ -80,21 +81,21 @@ def _neighbours(x: mx.array, blocks: int, width: int) -> mx.array:
 
 
 def _softmax_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.array:
-    """q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh), all heads at once unless scores are too many.
+    """q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh), by MLX's own kernels."""
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=seen)
+
+
+def _in_turn(
+    attention: Callable[..., mx.array], scores: int, q: mx.array, k: mx.array, v: mx.array
+) -> mx.array:
+    """`attention` of all heads at once, unless that makes too many scores.
 
     No kernel keeps them out of memory on the CPU or in training. The heads that share keys are then worked on
-    in turn, so that the L × S scores of one group are alive at a time.
+    in turn, so that the scores of one group are alive at a time.
     """
-    (B, H, L, Dh), (_, Hk, S, _) = q.shape, k.shape
-    scale = Dh**-0.5
-
-    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        if cpu.by_arithmetic(q):
-            return cpu.grouped_attention(q, k, v, seen)
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
-
-    if B * H * L * S <= SCORES_AT_ONCE or Hk == 1:
-        return plain(q, k, v)
+    Hk = k.shape[1]
+    if scores <= SCORES_AT_ONCE or Hk == 1:
+        return attention(q, k, v)
 
     def group(h: int, *arrays: mx.array) -> list[mx.array]:
         return [x[:, h * x.shape[1] // Hk : (h + 1) * x.shape[1] // Hk] for x in arrays]
@@ -102,7 +103,7 @@ def _softmax_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | N
     def forward(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         outputs: list[mx.array] = []
         for h in range(Hk):
-            outputs.append(plain(*mx.depends(group(h, q, k, v), outputs[-1:])))
+            outputs.append(attention(*mx.depends(group(h, q, k, v), outputs[-1:])))
         return mx.concatenate(outputs, axis=1)
 
     def backward(primals: tuple[mx.array, ...], cotangent: mx.array, _output: mx.array) -> list[mx.array]:
@@ -111,7 +112,7 @@ def _softmax_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | N
             *inputs, c = mx.depends(
                 group(h, *primals, cotangent), [g for last in gradients[-1:] for g in last]
             )
-            gradients.append(mx.vjp(lambda *inputs: [plain(*inputs)], inputs, [c])[1])
+            gradients.append(mx.vjp(lambda *inputs: [attention(*inputs)], inputs, [c])[1])
         return [mx.concatenate(list(parts), axis=1) for parts in zip(*gradients, strict=True)]
 
     return with_gradient(forward, backward)(q, k, v)
@@ -124,12 +125,16 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.a
     """
     B, H, L, Dh = q.shape
     if seen is None or seen.ndim == 4:
-        return _softmax_attention(q, k, v, seen)
+        plain = cpu.grouped_attention if cpu.by_arithmetic(q) else _softmax_attention
+        return _in_turn(lambda q, k, v: plain(q, k, v, seen), B * H * L * k.shape[2], q, k, v)
     _, N, _, W, _ = seen.shape
+    scores = B * N * H * W * 3 * W
+    if cpu.by_arithmetic(q):
+        return _in_turn(lambda q, k, v: cpu.sliding_attention(q, k, v, seen), scores, q, k, v)
     q = mx.pad(q, [(0, 0), (0, 0), (0, N * W - L), (0, 0)]).reshape(B, H, N, W, Dh)
     q, k, v = (x.swapaxes(1, 2).flatten(0, 1) for x in (q, _neighbours(k, N, W), _neighbours(v, N, W)))
-    seen = mx.broadcast_to(seen, (B, *seen.shape[1:])).flatten(0, 1)  # [BN, 1, W, 3W]
-    out = _softmax_attention(q, k, v, seen)  # [BN, H, W, Dh]
+    blocks = mx.broadcast_to(seen, (B, *seen.shape[1:])).flatten(0, 1)  # [BN, 1, W, 3W]
+    out = _in_turn(lambda q, k, v: _softmax_attention(q, k, v, blocks), scores, q, k, v)  # [BN, H, W, Dh]
     return out.reshape(B, N, H, W, Dh).swapaxes(1, 2).reshape(B, H, N * W, Dh)[:, :, :L]
 
 
@@ -150,8 +155,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, Hk * Dh, bias=bias)
         self.v_proj = nn.Linear(D, Hk * Dh, bias=bias)
         self.o_proj = nn.Linear(H * Dh, D, bias=bias)
-        self.q_norm = nn.RMSNorm(Dh, eps=eps)
-        self.k_norm = nn.RMSNorm(Dh, eps=eps)
+        self.q_norm = RMSNorm(Dh, eps=eps)
+        self.k_norm = RMSNorm(Dh, eps=eps)
 
     def _heads(self, x: mx.array) -> mx.array:
         """(B, L, H·Dh) → (B, L, H, Dh)."""
@@ -199,9 +204,9 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, *, seen: mx.array | None, rope: Rope) -> mx.array:
@@ -221,7 +226,7 @@ class EncoderStack(nn.Module):
         self._config, self._layer_types = config, layer_types
         self.embed_tokens = nn.Linear(channels, config.hidden_size)
         self.layers = [EncoderLayer(config) for _ in layer_types]
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def run(self, x: mx.array, valid: mx.array | None = None) -> mx.array:
         """The layers and the norm on x (B, L, D), already projected; valid (B, L) bool → (B, L, D)."""
