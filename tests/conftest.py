@@ -12,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # as importing acestep_mlx does: before the first product
+
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
 

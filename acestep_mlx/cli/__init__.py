@@ -13,6 +13,7 @@ import click
 from .. import __version__
 from ..errors import AceStepError, ConfigError, not_utf8, refusal
 from ..formatting import without_secrets
+from ..io.backend import ADVICE, check_machine, fault_of
 from . import streams
 
 COMMANDS = {
@@ -95,6 +96,8 @@ def main(argv: list[str] | None = None) -> None:
             click.echo(f"error: the argument {shown} {what}", err=True)
             sys.exit(2)
     try:
+        if arguments and not {"-h", "--help", "--version"} & set(arguments):
+            check_machine()
         result = cli.main(arguments, prog_name="acestep-mlx", standalone_mode=False)
         streams.deliver(sys.stdout)
     except AceStepError as error:
@@ -108,6 +111,12 @@ def main(argv: list[str] | None = None) -> None:
         if debug:
             raise
         click.echo(f"error: {without_secrets(refusal(error))}", err=True)
+        sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        kind = fault_of(error)
+        if debug or kind is None:
+            raise
+        click.echo(f"error: {ADVICE[kind].format(error=str(error) or 'no more')}", err=True)
         sys.exit(1)
     except click.ClickException as error:
         _show(error)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+#: What drives answer that sync files alone.
+_NOT_FOR_FOLDERS = {
+    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EACCES, errno.EPERM,
+    errno.EBADF, errno.EISDIR,
+}  # fmt: skip
 PREFIX, SUFFIX = ".acestep-", ".partial"
 
 
@@ -42,9 +49,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file or a folder's names to the disk, so that a rename after it is never ahead of them."""
-    handle = os.open(path, os.O_RDONLY)
+    """Bring a file or a folder's names to the disk, so that a rename after it is never ahead of them.
+
+    Network drives and some others cannot do that for folders; that is no error. OSError otherwise.
+    """
+    folder = path.is_dir()
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            flush(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not folder or error.errno not in _NOT_FOR_FOLDERS:
+            raise
+
+
+def flush(handle: int) -> None:
+    """Bring an open file to the disk: on macOS past the drive's own cache, where `fsync` ends. OSError."""
+    command = getattr(fcntl, "F_FULLFSYNC", None)
+    if command is not None:
+        try:
+            fcntl.fcntl(handle, command)
+            return
+        except OSError:
+            pass  # no drive of this Mac's own: what else is wrong, `fsync` says
+    os.fsync(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -13,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, cause
-from .atomic import new_file
+from .atomic import flush, new_file
 from .hashes import Digest, digest_of
 from .safetensors import ITEM_SIZES, Header, TensorInfo, read_header
 from .schema import is_utf8, open_file
@@ -204,7 +203,7 @@ class SafetensorsWriter:
         self._file.seek(self._fingerprint)
         self._file.write(self.digest().encode())
         self._file.flush()
-        os.fsync(self._file.fileno())
+        flush(self._file.fileno())
         self._file.close()
         gaps = [name for name, (at, stop) in self._spans.items() if at != stop]
         if gaps:

@@ -105,7 +105,10 @@ softmax = with_gradient(_softmax, _softmax_vjp)
 
 
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-    """Softmax attention, scale 1/√Dh: q (B, H, T, Dh); k, v (B, H, S, Dh); boolean mask → (B, H, T, Dh)."""
+    """Softmax attention, scale 1/√Dh: q (B, H, T, Dh); k, v (B, H, S, Dh); boolean mask → (B, H, T, Dh).
+
+    On a GPU float32 may be computed as TF32 (see `device`).
+    """
     scale = q.shape[-1] ** -0.5
     if not cpu.by_arithmetic(q):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)

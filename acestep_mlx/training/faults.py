@@ -9,21 +9,9 @@ from contextlib import contextmanager
 from ..config.run import RunConfig
 from ..errors import AceStepError, refusal
 from ..families import of_flavour
+from ..io.backend import ADVICE, fault_of
 from .checkpoint import Checkpoint, Health, last_healthy
 from .settings import full_training
-
-# Pieces of what Metal, CUDA and the CPU allocator say. The first two groups are RuntimeErrors of MLX.
-OUT_OF_MEMORY = (
-    "unable to allocate",
-    "out of memory",
-    "outofmemory",
-    "insufficient memory",
-    "maximum allowed buffer size",
-    "cudamalloc",
-    "bad_alloc",
-)
-WATCHDOG = ("gpu timeout", "impacting interactivity", "callbackerrortimeout")
-PEER_LOST = ("[ring]", "connection to a peer", "[mpi]", "[nccl]", "[jaccl]")
 
 
 class OutOfMemory(AceStepError):
@@ -51,6 +39,17 @@ def memory_advice(config: RunConfig, longest_seconds: float = 0.0) -> list[str]:
     if full_training(config) is not None:
         advice.append(f"{_full_name(config)}_train=false")
     return [*advice, "closing other programs"]
+
+
+def watchdog_advice(config: RunConfig) -> list[str]:
+    """What makes a single piece of GPU work shorter, or lets it be longer; the easiest first."""
+    advice = ["let the display sleep, and close what draws on it"]
+    if config.train_batch_size > 1:
+        advice.append(f"train_batch_size=1 with gradient_accumulation_steps={config.train_batch_size}")
+    advice.append("audio.max_duration_seconds=60 in the data set (shorter songs)")
+    if config.mixed_precision == "no":
+        advice.append("mixed_precision=bf16")
+    return [*advice, "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment (see docs/mac.md)"]
 
 
 def _full_name(config: RunConfig) -> str:
@@ -108,20 +107,23 @@ def explained(config: RunConfig, keeps: str | Callable[[], str] = "") -> Iterato
 
 def _explanation(config: RunConfig, error: Exception) -> str | None:
     """What happened and what helps; None where that is not known."""
-    said = f"{type(error).__name__} {error}".lower()
     if isinstance(error, OSError):
         return f"{refusal(error)}. Mend that, then go on with {same_again(config)}."
-    if isinstance(error, MemoryError) or any(piece in said for piece in OUT_OF_MEMORY):
-        advice = "; ".join(f"{i}. {text}" for i, text in enumerate(memory_advice(config), 1))
-        return f"out of memory. What helps, in order of effect: {advice}."
-    if any(piece in said for piece in WATCHDOG):
+    kind = fault_of(error)
+    if kind == "memory":
+        return f"out of memory. What helps, in order of effect: {_numbered(memory_advice(config))}."
+    if kind == "watchdog":
         return (
-            "macOS stopped the GPU because one piece of work took too long (its watchdog). Let the display "
-            f"sleep, close what draws on it, or shorten the songs; go on with {same_again(config)}."
+            "macOS stopped the GPU because one piece of work took too long (its watchdog). What helps: "
+            f"{_numbered(watchdog_advice(config))}; then go on with {same_again(config)}."
         )
-    if any(piece in said for piece in PEER_LOST):
-        return (
-            f"another machine or process of this run ended or lost its connection ({error}); this one "
-            f"stops too. Start all of them again with {same_again(config)}."
-        )
+    if kind == "peer":
+        what = ADVICE[kind].format(error=error)
+        return f"{what}; this one stops too. Start all of them again with {same_again(config)}."
+    if kind == "gpu":
+        return f"{ADVICE[kind].format(error=error)}; go on with {same_again(config)}."
     return None
+
+
+def _numbered(advice: list[str]) -> str:
+    return "; ".join(f"{i}. {text}" for i, text in enumerate(advice, 1))

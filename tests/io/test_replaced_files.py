@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -107,3 +109,91 @@ def test_all_files_of_a_new_folder_are_on_the_disk_before_it_has_its_name(
         for name in ("a", "inside/b"):
             (partial / name).write_text(name)
     assert {name for name, there in synced.items() if not there} == {"a", "b", "inside", partial.name}
+
+
+# ── drives ───────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def drive(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the drive answers: `fsync` and `fcntl` fail with these numbers; and what it was asked."""
+    answers: dict[str, Any] = {"fsync": None, "fcntl": None, "asked": []}
+
+    def answer(name: str) -> None:
+        answers["asked"].append(name)
+        if answers[name] is not None:
+            raise OSError(answers[name], os.strerror(answers[name]))
+
+    monkeypatch.setattr(atomic.os, "fsync", lambda handle: answer("fsync"))
+    monkeypatch.setattr(
+        atomic.fcntl, "fcntl", lambda handle, command: answer("fcntl") if command == 51 else None
+    )
+    return answers
+
+
+def test_a_mac_brings_files_past_the_drive_s_own_cache(
+    tmp_path: Path, drive: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic.fcntl, "F_FULLFSYNC", 51, raising=False)
+    atomic.write_bytes(tmp_path / "a", b"a")
+    assert drive["asked"] == ["fcntl"]
+    for refused in (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL):  # a network drive
+        drive["fcntl"], drive["asked"] = refused, []
+        atomic.write_bytes(tmp_path / "a", b"b")
+        assert drive["asked"] == ["fcntl", "fsync"] and (tmp_path / "a").read_bytes() == b"b"
+    drive["fcntl"] = drive["fsync"] = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        atomic.write_bytes(tmp_path / "a", b"c")
+    assert (tmp_path / "a").read_bytes() == b"b"
+
+
+def test_other_systems_have_fsync(
+    tmp_path: Path, drive: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(atomic.fcntl, "F_FULLFSYNC", raising=False)
+    atomic.sync(tmp_path)
+    assert drive["asked"] == ["fsync"]
+
+
+@pytest.mark.parametrize("refused", ["EINVAL", "ENOTSUP", "EACCES", "EPERM", "ENOSYS", "EBADF", "EISDIR"])
+def test_a_drive_that_cannot_sync_folders_is_no_error(
+    refused: str, tmp_path: Path, drive: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is asked to, or already when the folder is opened for it; a file must be synced."""
+    drive["fsync"] = number = getattr(errno, refused)
+    atomic.sync(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        atomic.sync(tmp_path / "file")
+    opened = os.open
+
+    def refusing(path: Any, *options: Any, **more: Any) -> int:
+        if Path(path) == tmp_path:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *options, **more)
+
+    monkeypatch.setattr(atomic.os, "open", refusing)
+    atomic.sync(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["EIO", "ENOSPC"])
+def test_a_folder_that_a_drive_fails_to_write_is_an_error(
+    lost: str, tmp_path: Path, drive: dict[str, Any]
+) -> None:
+    drive["fsync"] = getattr(errno, lost)
+    with pytest.raises(OSError):
+        atomic.sync(tmp_path)
+
+
+def test_a_checkpoint_is_whole_on_a_drive_that_cannot_sync_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def of_files(handle: int) -> None:
+        if Path(f"/dev/fd/{handle}").is_dir():
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(atomic.os, "fsync", of_files)
+    with new_folder.replaced_folder(tmp_path / "checkpoint-1") as partial:
+        (partial / "a").write_text("a")
+    assert (tmp_path / "checkpoint-1" / "a").read_text() == "a"

@@ -114,6 +114,33 @@ def test_a_run_that_went_on_from_a_checkpoint_may_go_on_from_it_again_where_it_w
     ) and "No checkpoint is healthy" in both
 
 
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({}, ["let the display sleep", "audio.max_duration_seconds=60", "AGX_RELAX"]),
+        (
+            {"train_batch_size": 4, "mixed_precision": "no"},
+            ["let the display", "train_batch_size=1 with gradient_accumulation_steps=4", "audio.max",
+             "mixed_precision=bf16", "AGX_RELAX"],
+        ),
+    ],
+)  # fmt: skip
+def test_the_watchdog_names_its_cure_and_what_is_kept(config: dict[str, Any], wanted: list[str]) -> None:
+    kept = "The last complete checkpoint is out/checkpoint-9."
+    text = told(ERRORS[1], config, kept)
+    places = [text.index(f"{i}. {one}") for i, one in enumerate(wanted, 1)]
+    assert places == sorted(places) and f"{len(wanted) + 1}. " not in text
+    assert text.endswith(
+        "go on with --resume_from_checkpoint=latest. The last complete checkpoint is out/checkpoint-9."
+    )
+
+
+def test_another_fault_of_the_gpu_is_a_line_too() -> None:
+    said = "[METAL] Command buffer execution failed: Discarded (victim of GPU error/recovery)."
+    text = told(RuntimeError(said), {}, "C is kept.")
+    assert "victim" in text and "restart the machine" in text and text.endswith("=latest. C is kept.")
+
+
 def test_what_is_none_of_these_stays_what_it_is() -> None:
     with pytest.raises(RuntimeError, match=r"shapes \(3\)"), explained(load_config({})):
         raise RuntimeError("shapes (3) and (4)")
