@@ -98,6 +98,7 @@ def command(
     target = _target(named, kind, output, folder)
     if target.exists() and target.samefile(source):
         raise ConfigError(f"{target} is the LoRA itself; choose another file with -o")
+    _check_not_part(target)
     if folder:
         _check_folder(target.parent, force)
     elif target.exists() and not force:
@@ -195,6 +196,18 @@ def _family(file: Path) -> Family:
 
     adapter = recognise(read_header(file).tensors)
     return adapter.family if adapter is not None and adapter.problem is None else default()
+
+
+def _check_not_part(target: Path) -> None:
+    """ConfigError where the file is one of several that only work together: --force is for LoRAs."""
+    from ..training.checkpoint import STATE
+
+    if not target.exists():
+        return
+    if (target.parent / STATE).exists():
+        raise ConfigError(f"{target} is part of a training checkpoint; choose another file with -o")
+    if all((target.parent / name).exists() for name in ("config.json", "transformer.safetensors")):
+        raise ConfigError(f"{target} is part of a model folder; choose another file with -o")
 
 
 def _check_folder(folder: Path, force: bool) -> None:

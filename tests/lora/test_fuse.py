@@ -286,6 +286,26 @@ def test_the_export_command(loras, tiny_model, tmp_path, capsys, monkeypatch):
         export(path, "-o", path, "--force")
 
 
+@pytest.mark.parametrize("name", ["adapter.safetensors", "training_state.json", FILE_NAME])
+def test_force_replaces_no_file_of_a_checkpoint(name, loras, tmp_path):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    for one in ("adapter.safetensors", "training_state.json", FILE_NAME):
+        (checkpoint / one).write_text("{}")
+    with pytest.raises(ConfigError, match="part of a training checkpoint"):
+        export(loras["lora"], "-o", checkpoint / name, "--force")
+    assert (checkpoint / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["transformer.safetensors", "config.json"])
+def test_force_replaces_no_file_of_a_model(name, loras, tmp_path):
+    for one in ("transformer.safetensors", "config.json"):
+        (tmp_path / one).write_text("{}")
+    with pytest.raises(ConfigError, match="part of a model folder"):
+        export(loras["lora"], "-o", tmp_path / name, "--force")
+    assert (tmp_path / name).read_text() == "{}"
+
+
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])
 @pytest.mark.parametrize("kind", formats.FORMATS)
 def test_the_precision_of_an_export_is_the_files(dtype, stored, kind, loras, tmp_path, capsys):
