@@ -173,8 +173,10 @@ class ACEStepPipeline:
         """What the encoders make of the request's texts; afterwards they may go."""
         return self.family.conditions(request, self)
 
-    def read_source(self, request: Request) -> np.ndarray | None:
-        """The request's source (samples, 2) at the model's sample rate.
+    def read_source(
+        self, request: Request, remark: Callable[[str], object] = warnings.warn
+    ) -> np.ndarray | None:
+        """The request's source (samples, 2) at the model's sample rate. remark: told what of it is lost.
 
         Raises DataError when it is missing or too long, ConfigError for a section outside it.
         """
@@ -183,8 +185,11 @@ class ACEStepPipeline:
             return None
         path, latents = Path(request.source).expanduser(), self.family.latents
         longest = latents.max_seconds
-        if (seconds := probe(path).duration) > longest + 0.1:
-            raise DataError(f"{path} lasts {seconds:.0f} s; a source may have {longest:g} s at most")
+        found = probe(path)
+        if found.duration > longest + 0.1:
+            raise DataError(f"{path} lasts {found.duration:.0f} s; a source may have {longest:g} s at most")
+        if found.lost:
+            remark(f"{path}: {found.lost}")
         sound = read_audio(path, sample_rate=latents.sample_rate)
         length = len(sound) / latents.sample_rate
         if request.task == "repaint" and request.repaint_start > length - latents.seconds(1):

@@ -353,6 +353,7 @@ def audio_file(path: Path, model: ModelFolder | None = None) -> list[str]:
         f"{path}: {found.format} audio, {seconds:.2f} s, {found.sample_rate} Hz, "
         f"{count(found.channels, 'channel')}, {frames} latent frames"
         + (f"; length counted by decoding: {facts.counted}" if facts.counted else "")
+        + (f"; {facts.lost}" if facts.lost else "")
         + (f"; training leaves it out: {facts.problem}" if silent else "")
     )
     if path.suffix.lower() not in WRITABLE:

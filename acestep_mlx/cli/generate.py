@@ -175,7 +175,7 @@ def command(
     largest = math.ceil(seconds * sample_rate * 4)  # as 16-bit stereo, uncompressed
     record.check_writable([*paths, *beside], force=force, largest=largest)
     _load(pipe, chosen)
-    source = pipe.read_source(request)
+    source = pipe.read_source(request, lambda what: click.echo(f"note: {what}", err=True))
     facts = _facts(pipe)
     _compare(earlier, facts)
     length = math.inf if source is None else len(source) / latents.sample_rate

@@ -22,15 +22,17 @@ import numpy as np
 
 from ..errors import DataError, cause
 from ..io import schema
-from ..io.audio import MPEG, SILENCE, counted, decode, look
+from ..io.audio import MPEG, SILENCE, counted, decode, look, said
 from ..io.hashes import hash_blocks, hash_file, hash_text
+from ..io.losses import Losses
 from ..io.ogg_rims import opus_rate
 from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
 
 MAX_INDEX = 1 << 30  # bytes
-# 1 took lengths that headers guess, damaged MP3s, and knew no blocks; 2 took Opus at its header's rate.
-INDEX_VERSION = 3
+# 1 took lengths that headers guess, damaged MP3s, and knew no blocks; 2 took Opus at its header's rate;
+# 3 said nothing of packets that are lost.
+INDEX_VERSION = 4
 BLOCKS = 16  # read of each song on every start
 MISREAD, MISREAD_OGG = "to the end", "to the end, at 48 kHz"  # by version 1, by version 2
 OPUS_RATES = (8000, 12000, 16000, 24000)  # in a header, which version 2 took for the sound's
@@ -112,7 +114,8 @@ class AudioFacts:
     counted: why the length that the file gives was not taken, or None. misread: how such a song is read since
     an earlier version of the index read it wrongly, a word for the cache's keys: a counted one, or an MP3.
     former: the length in seconds that the earlier version took, or None. peak: of its samples, where that is
-    far above full scale, so that it is audible that they are cut off there.
+    far above full scale, so that it is audible that they are cut off there. lost: what little of it could not
+    be decoded.
     """
 
     content: str
@@ -122,13 +125,14 @@ class AudioFacts:
     misread: str = ""
     former: float | None = None
     peak: float | None = None
+    lost: str | None = None
 
     @classmethod
     def from_dict(cls, raw: Any) -> AudioFacts:
         """Facts as the index holds them. ValueError or TypeError when they are not."""
         facts = cls(**raw)
         numbers = [facts.duration, facts.former or 0.0, facts.peak or 0.0]
-        texts = [facts.content, facts.problem or "", facts.counted or "", facts.misread]
+        texts = [facts.content, facts.problem or "", facts.counted or "", facts.misread, facts.lost or ""]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("not a text")
         if not all(type(n) in (int, float) and 0 <= n <= MAX_DURATION for n in numbers):
@@ -137,7 +141,7 @@ class AudioFacts:
 
     def checksum(self, stamp: str) -> str:
         """What an index keeps beside the facts of the song with this stamp, so that an edited entry shows."""
-        own = {name: value for name, value in asdict(self).items() if (name, value) != ("peak", None)}
+        own = asdict(self)
         return hash_text(json.dumps([stamp, own], sort_keys=True))[:16]
 
 
@@ -147,7 +151,7 @@ def examine(audio: AudioRef) -> AudioFacts:
         with audio.open() as path:
             content = hash_file(path)
             try:
-                return AudioFacts(content, *_decode_all(path))
+                return _decode_all(path, content)
             except DataError as error:
                 return AudioFacts(content, 0.0, str(error).removeprefix(f"{path}: "))
     except DataError as error:
@@ -156,15 +160,17 @@ def examine(audio: AudioRef) -> AudioFacts:
         return AudioFacts("", 0.0, f"cannot be read: {cause(error)}")
 
 
-def _decode_all(path: Path) -> tuple[float, None, str | None, str, None, float | None]:
-    """`AudioFacts` but the content: the decoded length in seconds, no problem, counted, misread, no former
-    length, peak.
+def _decode_all(path: Path, content: str) -> AudioFacts:
+    """The facts of a file with this content.
 
     DataError: empty, damaged, truncated, silent or not finite.
     """
     info = look(path)
     decoded, zeros, peak = 0, 0, 0.0
-    for block in decode(path, info):  # the file's own rate: nothing is resampled only to be looked at
+    lost: list[Losses] = []
+    for block in decode(
+        path, info, lost=lost
+    ):  # the file's own rate: nothing is resampled only to be looked at
         decoded += len(block)
         peak = max(peak, float(np.abs(block).max()))
         zeros += int((block == 0).all(axis=1).sum())
@@ -179,7 +185,9 @@ def _decode_all(path: Path) -> tuple[float, None, str | None, str, None, float |
         reason and info.format in ("opus", "vorbis")
     ):
         misread = MISREAD_OGG
-    return seconds, None, reason, misread, None, peak if peak > LOUD else None
+    return AudioFacts(
+        content, seconds, None, reason, misread, peak=peak if peak > LOUD else None, lost=said(lost) or None
+    )
 
 
 class FactsIndex:
@@ -213,6 +221,9 @@ class FactsIndex:
                     if one.problem is None:
                         without_blocks = stamp if content["version"] == 1 else stamp.rpartition("|")[0]
                         self._former[without_blocks] = one.duration if one.former is None else one.former
+            elif content["version"] == 3:
+                former = {stamp: raw["former"] for stamp, raw in content["facts"].items()}
+                self._former = {s.rpartition("|")[0]: n for s, n in former.items() if n is not None}
             elif content["version"] == INDEX_VERSION:
                 facts = {stamp: AudioFacts.from_dict(raw) for stamp, raw in content["facts"].items()}
                 sums = content.get("checksums", {})

@@ -257,6 +257,8 @@ def _sample(
     if facts.peak is not None:
         said = f"its sound goes up to {facts.peak:.3g} times full scale, and is cut off at 1; make it quieter"
         report.notes.append((song.name, said))
+    if facts.lost is not None:
+        report.lost.append((song.name, facts.lost))
     if facts.counted is not None:
         report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
     return Sample(

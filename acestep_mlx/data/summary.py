@@ -25,7 +25,8 @@ class SetReport:
     known: what the model is told beside captions and lyrics, and of how many songs; unread: what cannot be.
     listed: whether captions come from a list or a table rather than from files. in_files: whether each song
     is a file of its own. twice: songs that are there once more. copies: (song, the one whose copy it is).
-    sources: how that list or table is read, where that is not plain.
+    lost: songs of which something could not be decoded. sources: how that list or table is read, where
+    that is not plain.
     """
 
     id: str
@@ -43,6 +44,7 @@ class SetReport:
     padded: Named = field(default_factory=list)
     cut: Named = field(default_factory=list)
     counted: Named = field(default_factory=list)
+    lost: Named = field(default_factory=list)
     again: Named = field(default_factory=list)
     no_caption: list[str] = field(default_factory=list)
     no_lyrics: list[str] = field(default_factory=list)
@@ -88,6 +90,9 @@ class SetReport:
             changes = "time stamps left out, marks replaced by those the model knows"
             text = f"lyrics of {n} {self._of_all} are read in the model's form ({changes})"
             out.append((f"{text}; --dry-run lists them", "info"))
+        if self.lost:
+            named = listed([f"{name}: {what}" for name, what in self.lost])
+            out.append((f"{len(self.lost)} {self._of_all} cannot be decoded everywhere ({named})", "warning"))
         if self.twice:
             again = listed([f"{name}: {reason}" for name, reason in self.twice])
             out.append(
@@ -162,6 +167,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         "trained on though it is, byte for byte, a copy of": one.copies,
         "padded": one.padded,
         "cut": one.cut,
+        "not decoded everywhere": one.lost,
         "length counted by decoding": one.counted,
         "encoded again, because what was kept of them was wrong": one.again,
         "list": one.sources,

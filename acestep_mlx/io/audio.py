@@ -26,6 +26,7 @@ from ..errors import DataError, cause
 from . import ffmpeg, lengths, mpeg
 from .atomic import write_bytes
 from .joined import behind, kind
+from .losses import Losses
 from .schema import open_file
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class AudioInfo:
 
     duration: seconds; exact, or stated or guessed (`look`), or counted (`probe`). promised: seconds that the
     file firmly states: when fewer can be decoded it is truncated; 0 where it states none. doubt: why what the
-    header says about the length is not taken; empty when it is.
+    header says about the length is not taken; empty when it is. lost: what little could not be decoded, once
+    it was (`probe`).
     """
 
     duration: float
@@ -99,6 +101,7 @@ class AudioInfo:
     exact: bool = True
     promised: float = 0.0
     doubt: str = ""
+    lost: str = ""
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
@@ -110,9 +113,10 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
     info = look(path)
     if info.exact:
         return info
-    frames = sum(len(block) for block in decode(path, info))
+    lost: list[Losses] = []
+    frames = sum(len(block) for block in decode(path, info, lost=lost))
     seconds = frames / info.sample_rate
-    return replace(info, duration=seconds, doubt=counted(info, seconds))
+    return replace(info, duration=seconds, doubt=counted(info, seconds), lost=said(lost))
 
 
 def look(path: Path) -> AudioInfo:
@@ -147,7 +151,7 @@ def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
         )
     states, promised = stream.states, stream.promised
     if stream.codec in MPEG:
-        with lengths.mapped(path) as data:
+        with mpeg.mapped(path) as data:
             cut = mpeg.cut_by_xing(data)
         states, promised = cut is not None, stream.duration if cut else 0.0
     doubt = doubt or ("" if states else "it does not state its length")
@@ -160,6 +164,12 @@ def _by_ffmpeg(path: Path, doubt: str = "") -> AudioInfo:
     )  # fmt: skip
 
 
+def said(lost: list[Losses]) -> str:
+    """What could not be decoded, and what it means for the rest; empty where nothing was lost."""
+    moved = ", and what follows them comes earlier by as much"
+    return "; ".join(f"{one.said}{moved if one.lost else ''}" for one in lost)
+
+
 def counted(info: AudioInfo, seconds: float) -> str:
     """Why the length that the file gives was not taken for the one that decoding gave; empty where it was."""
     if info.doubt or info.exact or abs(info.duration - seconds) * info.sample_rate <= LOSSY_FRAMES:
@@ -168,17 +178,23 @@ def counted(info: AudioInfo, seconds: float) -> str:
 
 
 def decode(
-    path: Path, info: AudioInfo, start: float = 0.0, duration: float | None = None
+    path: Path,
+    info: AudioInfo,
+    start: float = 0.0,
+    duration: float | None = None,
+    lost: list[Losses] | None = None,
 ) -> Iterator[np.ndarray]:
     """(frames, 2) float32 blocks at the file's own rate, from `start` for `duration` seconds (None: all).
 
+    What little could not be decoded is added to `lost` once the end is reached.
     DataError: damaged, no audio, nothing from `start` on, values that are not numbers, or, once the end is
     reached, fewer than `info.promised` seconds.
     """
     first = round(start * info.sample_rate)
     stop = math.inf if duration is None else first + round(duration * info.sample_rate)
     position = first if info.exact else 0  # frames of the file that lie behind
-    with contextlib.closing(_blocks(path, info, position)) as blocks:
+    lost = [] if lost is None else lost
+    with contextlib.closing(_blocks(path, info, position, lost)) as blocks:
         for block in blocks:
             part = block[max(0, first - position) : min(len(block), stop - position)]
             position += len(block)
@@ -194,7 +210,8 @@ def decode(
     if position <= first:
         raise DataError(f"{path}: starts at {start} s, but lasts only {seconds:.2f} s")
     # Lossy formats may not know their length to the sample.
-    if position < info.promised * info.sample_rate - max(LOSSY_FRAMES, 0.1 * info.sample_rate):
+    there = position + sum(one.seconds for one in lost) * info.sample_rate
+    if there < info.promised * info.sample_rate - max(LOSSY_FRAMES, 0.1 * info.sample_rate):
         raise DataError(f"{path}: truncated: only {seconds:.2f} of {info.promised:.2f} s can be decoded")
 
 
@@ -374,10 +391,10 @@ def log_mel(
     return mx.concatenate(pieces, axis=1).swapaxes(1, 2).reshape(*wav.shape[:-1], n_mels, F)
 
 
-def _blocks(path: Path, info: AudioInfo, first: int) -> Generator[np.ndarray]:
+def _blocks(path: Path, info: AudioInfo, first: int, lost: list[Losses]) -> Generator[np.ndarray]:
     """The file's (frames, channels) float32 blocks to its end, from a frame on where lengths are exact."""
     if info.decoder == "ffmpeg":
-        for rate, run in groupby(ffmpeg.blocks(path), key=itemgetter(1)):
+        for rate, run in groupby(ffmpeg.blocks(path, lost), key=itemgetter(1)):
             yield from _at_rate((block for block, _ in run), rate, info.sample_rate)
         return
     import soundfile

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from .losses import Losses
+from .mpeg import crc16, mapped
+from .ogg_rims import ogg_pages
 from .schema import open_file
 
 if TYPE_CHECKING:
@@ -26,13 +29,16 @@ class Format(NamedTuple):
 
     endings: of their names. demuxers: FFmpeg's names of the container. states: whether it states a length;
     what FFmpeg says of others is worked out from the first frames and the size. plain: whether it is known by
-    its beginning whatever the file is called; others are tried for their endings alone.
+    its beginning whatever the file is called; others are tried for their endings alone. times: of its
+    packets: "own" where a leap in them means that packets are missing, "none" where frames stand one behind
+    the other without a container, "" where they are worked out or lie in a table.
     """
 
     endings: str
     demuxers: str
     states: bool = False
     plain: bool = True
+    times: str = ""
 
 
 # Playlists and concatenation scripts, which name other files, are not among them. Of films the sound is read.
@@ -43,37 +49,37 @@ FORMATS = (
     Format("w64", "w64", states=True),
     Format("caf", "caf", states=True),
     Format("au snd", "au"),
-    Format("mp3 mp1 mp2 mpa mpga", "mp3"),
+    Format("mp3 mp1 mp2 mpa mpga", "mp3", times="none"),
     Format("ogg oga opus spx", "ogg"),
     Format("m4a alac mp4 m4b m4r m4v mov qt 3gp 3g2", "mov,mp4,m4a,3gp,3g2,mj2", states=True),
-    Format("mka webm mkv", "matroska,webm", states=True),
-    Format("aac", "aac"),
-    Format("wma asf wmv", "asf"),
-    Format("wv", "wv", states=True),
+    Format("mka webm mkv", "matroska,webm", states=True, times="own"),
+    Format("aac", "aac", times="none"),
+    Format("wma asf wmv", "asf", times="own"),
+    Format("wv", "wv", states=True, times="own"),
     Format("tta", "tta", states=True),
     Format("ape", "ape", states=True),
-    Format("ac3", "ac3"),
-    Format("eac3 ec3", "eac3"),
+    Format("ac3", "ac3", times="none"),
+    Format("eac3 ec3", "eac3", times="none"),
     Format("amr awb", "amr"),
     Format("dsf", "dsf", plain=False),
     Format("dff", "iff", plain=False),
-    Format("dts dtshd", "dts,dtshd", plain=False),
-    Format("mlp thd", "mlp,truehd", plain=False),
+    Format("dts dtshd", "dts,dtshd", plain=False, times="none"),
+    Format("mlp thd", "mlp,truehd", plain=False, times="none"),
     Format("shn", "shn", plain=False),
     Format("tak", "tak", plain=False),
     Format("mpc", "mpc,mpc8", plain=False),
     Format("oma", "oma", plain=False),
     Format("ra rm", "rm", plain=False),
     Format("avi", "avi", plain=False),
-    Format("flv", "flv", plain=False),
+    Format("flv", "flv", plain=False, times="own"),
     Format("mpg mpeg vob", "mpeg", plain=False),
-    Format("m2ts mts", "mpegts", plain=False),
+    Format("m2ts mts", "mpegts", plain=False, times="own"),
 )
 SUFFIXES = tuple(f".{ending}" for one in FORMATS for ending in one.endings.split())
 # Containers that state a length.
 _STATED = {name for one in FORMATS if one.states for name in one.demuxers.split(",")}
-_LOSSLESS = ("flac", "alac", "ape", "tta", "wavpack")
-_MOST_ERRORS = 2 / 3  # of the packets, above which a file is damaged; tags between frames count as errors
+_TIMES = {name: one.times for one in FORMATS for name in one.demuxers.split(",")}
+_LOSSLESS = ("flac", "alac", "ape", "tta", "wavpack", "mlp", "truehd", "tak", "shorten")
 
 
 class Stream(NamedTuple):
@@ -155,32 +161,59 @@ def tags(path: Path) -> dict[str, str]:
     return {name.lower(): text for name, text in found.items()}
 
 
-def blocks(path: Path) -> Iterator[tuple[np.ndarray, int]]:
+def blocks(path: Path, lost: list[Losses] | None = None) -> Iterator[tuple[np.ndarray, int]]:
     """The whole decoded audio in (frames, channels) float32 blocks, each with its rate in Hz.
 
-    There is no start: seeking goes by times, which some files do not have and others have wrong. DataError
-    when decoding fails, also when it fails after the first blocks.
+    There is no start: seeking goes by times, which some files do not have and others have wrong. What little
+    could not be decoded is added to `lost` at the end. DataError when more of it is damaged, also after the
+    first blocks.
     """
+    with _opened(path) as (container, stream), mapped(path) as data:
+        times = _TIMES[container.format.name.partition(",")[0]]
+        pages = ogg_pages(data)
+        losses = Losses(data, raw=times == "none", timed=times == "own" or pages.torn)
+        yield from _decoded(path, container, stream, losses)
+        losses.absent += pages.rims * losses.sound / max(1, pages.whole)
+    lossless = stream.codec_context.name in _LOSSLESS
+    if losses.lost and (lossless or not losses.small):
+        raise DataError(f"{path}: damaged: {losses.said}")
+    if losses.said and lost is not None:
+        lost.append(losses)
+
+
+def _decoded(
+    path: Path, container: InputContainer, stream: av.AudioStream, losses: Losses
+) -> Iterator[tuple[np.ndarray, int]]:
     import av
 
-    packets = errors = 0
-    with _opened(path) as (container, stream):
-        try:
-            for packet in container.demux(stream):
-                packets += 1
-                try:
-                    for frame in packet.decode():
-                        yield _samples(frame), frame.sample_rate
-                except av.FFmpegError as error:
-                    errors += 1
-                    if stream.codec_context.name in _LOSSLESS:
-                        raise DataError(f"{path}: damaged: {error.strerror}") from None
-        except av.InvalidDataError:  # what follows the sound is none
-            errors += 1
-        except av.PatchWelcomeError:
-            raise DataError(f"{path}: songs of several kinds are joined in it; split it") from None
-        if errors > _MOST_ERRORS * packets:
-            raise DataError(f"{path}: damaged: {errors} of {packets} packets cannot be decoded")
+    codec, end, before = stream.codec_context, 0, b""
+    lossless = codec.name in _LOSSLESS
+    if lossless:  # checksums, which FFmpeg passes over otherwise
+        codec.options = {"err_detect": "crccheck+explode"}
+    try:
+        for packet in container.demux(stream):
+            losses.read(packet)
+            leap = losses.leap(packet)
+            if losses.timed:  # joined Oggs begin again at 0
+                losses.absent += leap if losses.data[:4] != b"OggS" else max(0.0, leap)
+            if codec.name == "flac" and leap > 0 and crc16(before):  # else pieces are joined
+                raise DataError(f"{path}: damaged: frames are missing in it")
+            before = bytes(packet) if codec.name == "flac" else b""
+            end = (packet.pos or 0) + packet.size
+            try:
+                for frame in packet.decode():
+                    losses.sound += frame.samples / frame.sample_rate
+                    yield _samples(frame), frame.sample_rate
+                losses.decoded(packet)
+            except av.FFmpegError as error:
+                if lossless:
+                    raise DataError(f"{path}: damaged: {error.strerror}") from None
+                losses.fail(packet.pos, packet.size)
+        losses.end()
+    except av.InvalidDataError:  # what follows the sound is none, as far as a stated length tells
+        losses.end(None if _STATED.intersection(container.format.name.split(",")) else end)
+    except av.PatchWelcomeError:
+        raise DataError(f"{path}: songs of several kinds are joined in it; split it") from None
 
 
 class Packets(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import lengths
 from .ffmpeg import packets
-from .mpeg import Data, adts_frame, after_tags, mp3_frame, mp3_frames
+from .mpeg import Data, adts_frame, after_tag, after_tags, mapped, mp3_frame, mp3_frames
 
 _STARTS = {
     "wav": rb"RIFF.{4}WAVE|(?:RF64|BW64).{8}ds64",
@@ -60,14 +60,14 @@ _INITIAL = 0x800  # WavPack: the first block of those that make one frame
 
 def kind(path: Path) -> str | None:
     """The format that the file begins with, whatever its name; None where that is not known."""
-    with contextlib.suppress(ValueError, struct.error), lengths.mapped(path) as data:
+    with contextlib.suppress(ValueError, struct.error), mapped(path) as data:
         return (_sound_at(data, 0) or (None,))[0]
     return None
 
 
 def behind(path: Path) -> str | None:
     """What begins where behind the song that the file starts with, in words; None where nothing does."""
-    with contextlib.suppress(ValueError, struct.error), lengths.mapped(path) as data:
+    with contextlib.suppress(ValueError, struct.error), mapped(path) as data:
         own = _sound_at(data, 0)
         if own is None:
             return None
@@ -96,7 +96,7 @@ def _sound_at(data: Data, position: int) -> tuple[str, int] | None:
     before = -1
     while position != before and position < len(data):
         before = position
-        position, tag = _after_tag(data, position, tag)
+        position, tag = after_tag(data, position, tag)
     start = position if tag is None else tag
     if match := _START.match(data, position):
         name = str(match.lastgroup)
@@ -119,24 +119,6 @@ def _chain(data: Data, position: int, length: int) -> str | None:
             if len(kinds) == 1 and at <= len(data):
                 return name
     return None
-
-
-def _after_tag(data: Data, position: int, tag: int | None) -> tuple[int, int | None]:
-    """Behind one tag or zeros, if they begin there; and where the ID3v2 tags before that place begin."""
-    if (after := after_tags(data, position)) > position:
-        return after, position if tag is None else tag
-    head = data[position : position + 24]
-    if head[:1] == b"\0":
-        match = re.compile(rb"\0+").match(data, position)
-        return (match.end() if match else position), tag
-    if head[:8] == b"APETAGEX" and len(head) == 24 and head[23] & 0x20:  # its header, not its footer
-        return position + 32 + struct.unpack_from("<I", head, 12)[0], None
-    if head[:3] == b"TAG":
-        return position + (227 if head[3:4] == b"+" else 128), None
-    if head[:11] == b"LYRICSBEGIN":
-        ends = [at for end in (b"LYRICS200", b"LYRICSEND") if (at := data.find(end, position)) >= 0]
-        return (min(ends) + 9, None) if ends else (position, tag)
-    return position, tag
 
 
 def _ends(data: Data) -> Iterator[int]:

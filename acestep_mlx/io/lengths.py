@@ -8,7 +8,6 @@ are mended in memory (`parts`); FFmpeg reads what cannot be mended.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import re
 import struct
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import ffmpeg
-from .mpeg import Data
-from .schema import open_file
+from .mpeg import Data, mapped
 
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the magic and the head of STREAMINFO
 _STRAY = 1 << 12  # bytes behind the samples that may be anything
@@ -59,12 +57,6 @@ def doubt(path: Path, form: str, coding: str, frames: int) -> Doubt | None:
     if found is None and check in (_any, _wav) and not coding.startswith(_SAMPLES) and frames > 0:
         return Doubt(f"it holds {coding}, whose length is stated to a block only", "soundfile")
     return found
-
-
-@contextlib.contextmanager
-def mapped(path: Path) -> Iterator[mmap.mmap]:
-    with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        yield data
 
 
 def _any(_: Path, data: Data, frames: int) -> Doubt | None:

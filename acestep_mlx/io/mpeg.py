@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+from .schema import open_file
 
 Data = mmap.mmap | bytes
 
@@ -20,6 +24,7 @@ _BITRATES = {  # kbit/s by (MPEG-1, layer), at index 1 …
 }
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by version bits
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+_TAG = re.compile(rb"ID3[\x02-\x04]\x00[\x00-\xf0][\x00-\x7f]{4}")
 _SYNC = re.compile(rb"\xff[\xe0-\xff]")
 
 
@@ -31,6 +36,12 @@ class Frame(NamedTuple):
     rate: int
     mono: bool
     layer: int
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def mp3_frames(data: Data) -> Iterator[tuple[int, Frame]]:
@@ -83,13 +94,26 @@ def cut_by_xing(data: Data) -> bool | None:
     One that has all of them holds that sound at least, and more where songs are joined.
     """
     position, frame = next(mp3_frames(data), (0, None))
+    if frame is None or (head := _xing(data, position)) is None:
+        return None
+    flags, _, size = struct.unpack(">III", head)
+    return not (flags & 2 and size <= len(data) - position) if flags & 1 else None
+
+
+def _xing(data: Data, position: int) -> bytes | None:
+    """The Xing header in the frame at `position`: its flags, its number of frames and of bytes."""
     # It follows the side information: 32 or 17 bytes in MPEG-1, 17 or 9 in MPEG-2.
-    for place in (36, 21, 13) if frame else ():
+    for place in (36, 21, 13):
         head = data[position + place : position + place + 16]
         if head[:4] in (b"Xing", b"Info") and len(head) == 16:
-            flags, _, size = struct.unpack(">III", head[4:])
-            return not (flags & 2 and size <= len(data) - position) if flags & 1 else None
+            return head[4:]
     return None
+
+
+def after_xing(data: Data, position: int) -> int:
+    """Behind the frame at `position` if it holds a Xing header, and so no sound."""
+    frame = mp3_frame(data, position)
+    return position if frame is None or _xing(data, position) is None else position + frame.size
 
 
 def after_tags(data: Data, position: int) -> int:
@@ -99,6 +123,61 @@ def after_tags(data: Data, position: int) -> int:
         footer = 10 if data[position + 5] & 0x10 else 0
         position += 10 + (a << 21 | b << 14 | c << 7 | d) + footer
     return position
+
+
+def after_tag(data: Data, position: int, tag: int | None) -> tuple[int, int | None]:
+    """Behind one tag or zeros, if they begin there; and where the ID3v2 tags before that place begin."""
+    if (after := after_tags(data, position)) > position:
+        return after, position if tag is None else tag
+    head = data[position : position + 24]
+    if head[:1] == b"\0":
+        match = re.compile(rb"\0+").match(data, position)
+        return (match.end() if match else position), tag
+    if head[:8] == b"APETAGEX" and len(head) == 24 and head[23] & 0x20:  # its header, not its footer
+        return position + 32 + struct.unpack_from("<I", head, 12)[0], None
+    if head[:3] == b"TAG":
+        return position + (227 if head[3:4] == b"+" else 128), None
+    if head[:11] == b"LYRICSBEGIN":
+        ends = [at for end in (b"LYRICS200", b"LYRICSEND") if (at := data.find(end, position)) >= 0]
+        return (min(ends) + 9, None) if ends else (position, tag)
+    return position, tag
+
+
+def sound_end(data: Data) -> int:
+    """Where the tags and zeros at the file's end begin: ID3v1, Lyrics3, and APE with its footer."""
+    end, before = len(data), -1
+    while end != before:
+        before = end
+        if data[end - 128 : end - 125] == b"TAG":
+            end -= 128
+        elif data[end - 9 : end] == b"LYRICS200" and data[end - 15 : end - 9].isdigit():
+            end -= 15 + int(data[end - 15 : end - 9])
+        elif data[end - 32 : end - 24] == b"APETAGEX":
+            (size, _, flags) = struct.unpack_from("<III", data, end - 20)
+            end -= size + (32 if flags & 1 << 31 else 0)
+        else:
+            block = data[max(0, end - 4096) : end]
+            end -= len(block) - len(block.rstrip(b"\0"))
+        if not 0 <= end <= before:
+            return before
+    return end
+
+
+def tags_within(data: Data, position: int) -> Iterator[int]:
+    """Where each ID3v2 tag begins from `position` on."""
+    while (match := _TAG.search(data, position)) is not None:
+        yield match.start()
+        position = after_tags(data, match.start())
+
+
+def crc16(frame: bytes) -> int:
+    """0 where the frame of a FLAC is whole and nothing stands behind it: its checksum ends it."""
+    crc = 0
+    for byte in frame:
+        crc ^= byte << 8
+        for _ in range(8):
+            crc = crc << 1 ^ (0x18005 if crc & 0x8000 else 0)
+    return crc
 
 
 def _next_frame(data: Data, position: int) -> int | None:

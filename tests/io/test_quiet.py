@@ -69,7 +69,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     def opened() -> int:
         return len(list(Path("/dev/fd").iterdir()))
 
-    path = mp3(tmp_path / "a.mp3", "junk inside")
+    path = mp3(tmp_path / "a.mp3", "odd tag")
     probe(path)
     before = opened()
     for _ in range(3):
