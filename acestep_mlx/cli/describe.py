@@ -151,10 +151,9 @@ def component_size(folder: ModelFolder, name: str) -> tuple[int, int, int]:
 def training_memory(family: Family, model: Any, stored_bits: int | None) -> list[str]:
     """What training takes at each precision of the base, and whether this machine has it."""
     from ..config.read_run import load_config
-    from ..training.memory import estimate, machine_memory, usable
+    from ..training.memory import budget, estimate, machine_memory
 
-    flavour, memory = family.flavours(model)[0], machine_memory()
-    room = usable(memory)
+    flavour, memory, room = family.flavours(model)[0], machine_memory(), budget()
     lines = [
         f"training (rank 16, batch 1, {SECONDS} s of music) on this machine, {size(memory)} "
         f"of which {size(room)} are usable:"

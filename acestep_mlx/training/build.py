@@ -66,9 +66,8 @@ def _checkpointed_blocks(job: Job, prepared: Prepared, model: nn.Module, batches
     kept = job.world.share(found.state.get("checkpointed_blocks") if found else None)
     if kept is not None:
         return int(min(kept, model.config.blocks))
-    bits = (prepared.folder.quantization or {}).get("bits")
-    blocks = memory.checkpointed_blocks(job.config, batches.shapes, model.config, bits)
-    return int(job.world.share(blocks))
+    bits = memory.stored_bits(prepared.folder)
+    return job.world.largest(memory.checkpointed_blocks(job.config, batches.shapes, model.config, bits))
 
 
 def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRASpec]:

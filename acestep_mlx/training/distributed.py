@@ -74,13 +74,24 @@ class World:
         data = json.dumps(value).encode() if self.first else b""
         return json.loads(self._broadcast(data, _total(len(data)), self.first))
 
+    def largest(self, count: int) -> int:
+        """The largest whole number of all ranks."""
+        return max(self._each(count))
+
+    def _each(self, count: int) -> list[int]:
+        """The whole numbers of all ranks, by rank."""
+        if self.size == 1:
+            return [count]
+        mine = mx.array([count if rank == self.rank else 0 for rank in range(self.size)], mx.int32)
+        found: list[int] = np.array(all_sum(mine)).tolist()
+        return found
+
     def agree(self, problem: str | None) -> str | None:
         """The problem of the first rank that has one, on every rank; None when none has. Waits for all."""
         if self.size == 1:
             return problem
         text = (problem or "").encode("utf-8", "surrogateescape")
-        lengths = mx.array([len(text) if rank == self.rank else 0 for rank in range(self.size)], mx.int32)
-        found = np.array(all_sum(lengths)).tolist()
+        found = self._each(len(text))
         speaker = next((rank for rank, length in enumerate(found) if length), None)
         if speaker is None:
             return None

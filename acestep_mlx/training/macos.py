@@ -20,8 +20,11 @@ def keep_awake() -> Iterator[None]:
     if program is None:
         yield
         return
-    # -w ends it with this process, however this process ends.
-    helper = subprocess.Popen([program, "-i", "-s", "-w", str(os.getpid())])
+    try:  # -w ends it with this process, however this process ends
+        helper = subprocess.Popen([program, "-i", "-s", "-w", str(os.getpid())])
+    except OSError:  # the run is worth more than the night's certainty
+        yield
+        return
     try:
         yield
     finally:
@@ -32,10 +35,11 @@ def keep_awake() -> Iterator[None]:
 @contextmanager
 def wired_memory() -> Iterator[None]:
     """Ask Metal to keep arrays resident up to the recommended working set (macOS 15 and later)."""
-    if not mx.metal.is_available():
+    limit = mx.device_info().get("max_recommended_working_set_size")  # of Metal's devices alone
+    if not limit:
         yield
         return
-    previous = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    previous = mx.set_wired_limit(int(limit))
     try:
         yield
     finally:

@@ -32,6 +32,8 @@ COUNTED, COUNTED_LETTERS = 3, 40_000  # lyrics of a bucket whose tokens are coun
 
 UPDATE = 0.6  # of the trained parameters' bytes: what an update takes beside them, moments and gradients
 CAUTION = 0.7  # share of the usable memory that the estimate may take when checkpointing is chosen
+CARD = 0.9  # share of an NVIDIA card's memory; the rest is the driver's and the libraries'
+LEAST_CACHE = 128 << 20  # also where nothing is left
 FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
 
 
@@ -136,22 +138,49 @@ def released_sizes(config: RunConfig) -> Any:
     return family.components["transformer"].config(**sizes)
 
 
+def stored_bits(folder: ModelFolder) -> int | None:
+    """Bits of a weight as the folder has it, where it is quantised."""
+    return (folder.quantization or {}).get("bits")
+
+
 def machine_memory() -> int:
-    """Bytes of memory that this machine's models share."""
+    """Bytes of memory of the device that MLX works on: a Mac's, an NVIDIA card's own, or the processor's."""
     info = mx.device_info()
-    if "memory_size" in info:
-        return int(info["memory_size"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def cache_limit() -> int:
-    """Bytes of freed buffers that MLX may keep for reuse: enough for a step, no creeping."""
-    return min(2 << 30, machine_memory() // 16)
+    found = info.get("memory_size", info.get("total_memory"))  # Metal, CUDA; the CPU's says neither
+    return int(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def usable(memory: float) -> float:
-    """What a Mac with so many bytes lets the GPU use: Metal's recommended working set."""
+    """What a Mac with so many bytes lets the GPU use, of any Mac: Metal's usual recommended working set."""
     return memory * (2 / 3 if memory <= 36 * GB else 3 / 4)
+
+
+def budget() -> float:
+    """Bytes that this device lets a run use: Metal's own recommended working set, most of a card's memory."""
+    info = mx.device_info()
+    if working_set := info.get("max_recommended_working_set_size"):
+        return float(working_set)
+    return machine_memory() * CARD if "total_memory" in info else usable(machine_memory())
+
+
+def cache_limit() -> int:
+    """Bytes of freed buffers that MLX may keep for reuse while songs are encoded."""
+    return min(2 << 30, machine_memory() // 16)
+
+
+def step_cache(
+    config: RunConfig, shapes: Iterable[Shape], model: Any, stored_bits: int | None, checkpointed: int
+) -> int:
+    """The same while steps on batches of these shapes are made: the activations of one, where there is room.
+
+    With less, each step would free them and ask the system for them again.
+    """
+    found = [
+        estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=checkpointed)
+        for load in _loads_of(config, shapes)
+    ]
+    worst = max(found, key=lambda one: one.total)
+    return int(max(LEAST_CACHE, min(budget() - worst.total, worst.parts["activations"])))
 
 
 def choose_blocks(config: RunConfig, load: Load, model: Any, budget: float, stored_bits: int | None) -> int:
@@ -167,9 +196,12 @@ def checkpointed_blocks(
     config: RunConfig, shapes: Iterable[Shape], model: Any, stored_bits: int | None
 ) -> int:
     """As few as this machine allows for batches of these shapes: each costs a second forward pass."""
-    budget = CAUTION * usable(machine_memory())
-    loads = [Load(s.frames, config.train_batch_size, s.text, s.lyrics) for s in shapes]
-    return max(choose_blocks(config, load, model, budget, stored_bits) for load in loads)
+    room = CAUTION * budget()
+    return max(choose_blocks(config, one, model, room, stored_bits) for one in _loads_of(config, shapes))
+
+
+def _loads_of(config: RunConfig, shapes: Iterable[Shape]) -> list[Load]:
+    return [Load(s.frames, config.train_batch_size, s.text, s.lyrics) for s in shapes]
 
 
 def loads(
@@ -215,12 +247,12 @@ def verdict(
         f"{count(load.lyrics, 'lyric token')} × {load.batch}), estimated:",
         *(f"  {name}: {size(amount)}" for name, amount in expected.parts.items()),
     ]
-    here = machine_memory()
-    what = "fits" if expected.total <= usable(here) else "does not fit"
-    lines.append(f"this machine has {size(here)}, of which {size(usable(here))} are usable: {what}")
+    here, room = machine_memory(), budget()
+    what = "fits" if expected.total <= room else "does not fit"
+    lines.append(f"this machine has {size(here)}, of which {size(room)} are usable: {what}")
     macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]
     lines.append(f"Macs: {', '.join(macs)}")
-    if expected.total > usable(min(here, MACS[-1] * GB)):
+    if expected.total > min(room, usable(MACS[-1] * GB)):
         from .faults import memory_advice
 
         lines.append("what would help, in order of effect: " + "; ".join(memory_advice(config, seconds)[:-1]))

@@ -21,7 +21,7 @@ from .distributed import World, together
 from .interrupts import StopRequest
 from .macos import keep_awake, wired_memory
 from .measures import Measures
-from .memory import cache_limit
+from .memory import cache_limit, step_cache, stored_bits
 from .output import METRICS
 from .preflight import check_folder
 from .prepare import Job, Prepared, prepare
@@ -128,6 +128,8 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
     """Train from the start to the end, or until the run is asked to stop: "done" or "interrupted"."""
     config, step, counters = job.config, built.step, start.counters
     measures = Measures.of(job, prepared, built)
+    model, bits = built.model, stored_bits(prepared.folder)
+    mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, model.checkpoint_blocks))
     parameters = sum(p.size for p in step.parameters().values())
     job.emit(Started(counters.step, built.total, parameters, len(prepared.cache.samples), str(job.output)))
     intervals = Intervals(

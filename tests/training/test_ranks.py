@@ -88,6 +88,12 @@ def test_the_first_ranks_value_is_everyones(meeting: Meeting) -> None:
     assert meeting.run(lambda rank: meeting.join().share(mine[rank])) == [value, value]
 
 
+def test_the_smallest_mac_decides_how_much_is_recomputed(meeting: Meeting) -> None:
+    blocks = [3, 17]
+    assert meeting.run(lambda rank: meeting.join().largest(blocks[rank])) == [17, 17]
+    assert World().largest(4) == 4
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.uint32, mx.uint64])
 def test_the_first_ranks_arrays_are_everyones_bit_for_bit(meeting: Meeting, dtype: mx.Dtype) -> None:
     arrays = {"a": mx.array([1, 2, 3]).astype(dtype), "b": mx.array([[4]]).astype(dtype)}
