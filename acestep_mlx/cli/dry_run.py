@@ -38,6 +38,7 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
     from ..data.manifest import build_manifest
     from ..training.memory import loads, verdict
     from ..training.preflight import preflight
+    from ..training.settings import rollout_lines
     from .progress import Display
 
     def notify(text: str, level: str) -> None:
@@ -51,8 +52,8 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
     batches = loads(songs, config.train_batch_size, manifest.family, folder)
     memory = verdict(config, found.model.transformer, batches, found.model.bits)
     total = run_length(config, songs_per_epoch(manifest.samples)).steps
-    start = start_line(config, found, total)
-    for line in report_lines(config, manifest, [start], [found.model.line, *memory]):
+    start = [start_line(config, found, total), *rollout_lines(config)]
+    for line in report_lines(config, manifest, start, [found.model.line, *memory]):
         click.echo(line)
 
 

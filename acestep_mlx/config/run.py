@@ -49,6 +49,9 @@ _FP8_NAMES = (
 )
 _DEFAULT = default()
 
+OFFSET, RAMP = "scheduled_sampling_max_step_offset", "scheduled_sampling_ramp_steps"
+REFLEXFLOW = "scheduled_sampling_reflexflow"
+
 free = partial(option, resume="free")
 steers = partial(option, resume="steers")
 
@@ -200,6 +203,49 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class ScheduledSampling:
+    """Training on what the model's own steps make of songs."""
+
+    scheduled_sampling_max_step_offset: int = steers(0,
+        "Longest rollout, in timesteps of 1000: a song begins so far above its noise level, and the model "
+        "takes it down by its own Euler steps before it is trained there. 0: off.", low=0, high=999)
+    scheduled_sampling_strategy: str = steers("uniform",
+        "Which offsets: all alike, more short ones (biased_early) or more long ones (biased_late).",
+        choices="uniform biased_early biased_late", needs=OFFSET)
+    scheduled_sampling_probability: float = steers(0.0, "Chance that a song is rolled out, without a ramp.",
+        low=0, high=1, needs=OFFSET)
+    scheduled_sampling_ramp_steps: int = steers(0,
+        "Steps over which the chance goes from prob_start to prob_end; 0: no ramp.", low=0, high=10**9,
+        needs=OFFSET)
+    scheduled_sampling_prob_start: float = steers(0.0, "Chance at the beginning of the ramp; 0 is 0.", low=0,
+        high=1, needs=RAMP)
+    scheduled_sampling_prob_end: float = steers(0.5, "Chance at the end of the ramp.", low=0, high=1,
+        needs=RAMP)
+    scheduled_sampling_start_step: int = steers(0, "Step at which the ramp begins.", low=0, high=10**9,
+        needs=RAMP)
+    scheduled_sampling_ramp_shape: str = steers("linear", "Shape of the ramp.", choices="linear cosine",
+        needs=RAMP)
+    scheduled_sampling_stride: int = steers(1,
+        "Timesteps of an Euler step of a rollout. As large as the offset, it costs one forward pass and errs "
+        "as a step of generation does, which is some 1000 / steps long.", low=1, high=999, needs=OFFSET)
+    scheduled_sampling_sampler: str = option("unipc", "Sampler of rollouts.", choices="unipc euler dpm",
+        spellings={"unip": "unipc"}, status="ignored",
+        refused={"rk4": "no rollout is made with it; use euler, which all rollouts are"},
+        reason="rollouts of flow matching models are Euler steps, whatever it says")
+    scheduled_sampling_order: int = option(2, "Order of that sampler.", status="ignored",
+        reason="rollouts of flow matching models are Euler steps, of order 1")
+    scheduled_sampling_reflexflow: bool | None = steers(None,
+        "ReflexFlow: the training loss gets a term for the velocity's direction (ADR), and weights for where "
+        "rollouts go (FC). Unset: on where max_step_offset is above 0.", needs=OFFSET)
+    scheduled_sampling_reflexflow_alpha: float = steers(1.0, "Weight of FC; 0: none.", low=0,
+        needs=REFLEXFLOW)
+    scheduled_sampling_reflexflow_beta1: float = steers(10.0, "Weight of ADR; 0: none.", low=0,
+        needs=REFLEXFLOW)
+    scheduled_sampling_reflexflow_beta2: float = steers(1.0, "Weight of the flow matching loss.", low=0,
+        needs=REFLEXFLOW)
+
+
+@dataclass(frozen=True)
 class StayingGood:
     """When to stop, and the average of what is trained."""
 
@@ -344,6 +390,7 @@ GROUPS = {
         "optimisation": Optimisation,
         "length": Length,
         "flow": Flow,
+        "scheduled sampling": ScheduledSampling,
         "staying good": StayingGood,
         "checkpoints": Checkpoints,
         "validation": Validation,
@@ -366,8 +413,8 @@ SUPPORTED = OPTIONS.supported
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RunConfig(
-    Model, LoRA, LyricsEmbedder, Precision, Optimisation, Length, Flow, StayingGood, Checkpoints,
-    Validation, Logging, Caches, Data, OtherTrainers,
+    Model, LoRA, LyricsEmbedder, Precision, Optimisation, Length, Flow, ScheduledSampling, StayingGood,
+    Checkpoints, Validation, Logging, Caches, Data, OtherTrainers,
 ):  # fmt: skip
     """A checked configuration; made by `load_config`.
 
@@ -456,6 +503,7 @@ def finish(
             values[name] = float(values[other]) if OPTIONS[name].kind == "float" else values[other]
             origins[name] = f"as {other}"
     _check_length(values, origins)
+    _check_rollout(values, origins, ignored)
     _check_patience(values)
     if values["optimizer_config"] is not None:
         check_settings(values["optimizer"], values["optimizer_config"], origins["optimizer_config"])
@@ -523,3 +571,25 @@ def _check_length(values: dict[str, Any], origins: dict[str, str]) -> None:
             )
         values["num_train_epochs"] = 1
         origins["num_train_epochs"] = "default"
+
+
+def _check_rollout(values: dict[str, Any], origins: dict[str, str], ignored: list[tuple[str, str]]) -> None:
+    """Whether there is ReflexFlow, and which keys of scheduled sampling say nothing."""
+    on = bool(values[OFFSET])
+    reflexflow = on and values[REFLEXFLOW] is not False
+    if on and values[REFLEXFLOW] is None:
+        values[REFLEXFLOW], origins[REFLEXFLOW] = True, f"as {OFFSET} is above 0"
+    idle = {
+        OFFSET: (on, f"scheduled sampling is off: {OFFSET} is 0"),
+        RAMP: (values[RAMP] > 0, f"it counts with {RAMP} above 0 only"),
+        REFLEXFLOW: (reflexflow, f"{REFLEXFLOW} is false"),
+    }
+    for name, one in declared(ScheduledSampling).items():
+        if not one.needs or name not in origins or not (on or values[name] != one.default):
+            continue
+        counts, why = idle[one.needs if on else OFFSET]
+        if not counts:
+            ignored.append((name, why))
+    if on and values[RAMP] and "scheduled_sampling_probability" in origins:
+        why = f"with {RAMP} above 0 the chance goes from scheduled_sampling_prob_start to _prob_end"
+        ignored.append(("scheduled_sampling_probability", why))

@@ -230,6 +230,9 @@ class StepMemory(Protocol):
         """At the worst moment. config: the transformer's. size: bytes of an activation. checkpointed: blocks
         that compute theirs again."""
 
+    def told(self, config: Any, load: Load, size: int) -> float:
+        """Of what `Objective.told` gives."""
+
     def kept(self, load: Load, trained: Iterable[str]) -> Mapping[str, float]:
         """What `Family.prepare` keeps, by name. trained: paths of modules that are trained."""
 
@@ -373,6 +376,32 @@ class Objective(Protocol):
 
     def losses(self, model: nn.Module, batch: Batch, draw: Draw, dtype: mx.Dtype) -> mx.array:
         """(B,) float32, computed by the model in `dtype`."""
+
+    # The parts of `losses`, for rollouts: x0 becomes noise ε in a straight line, x_σ = σ·ε + (1 − σ)·x0.
+    def clean(self, batch: Batch, draw: Draw) -> tuple[mx.array, mx.array]:
+        """x0 float32, and 1 where it counts, of as many dimensions."""
+
+    def told(self, model: nn.Module, batch: Batch, dtype: mx.Dtype) -> dict[str, Any]:
+        """What the model makes of the conditions, for a batch of which `velocity` is asked several times."""
+
+    def velocity(
+        self, model: nn.Module, batch: Batch, noisy: mx.array, sigma: mx.array, dtype: mx.Dtype
+    ) -> mx.array:
+        """The model's dx/dσ at latents `noisy` of noise level sigma (B,), like the latents."""
+
+    def compared(
+        self,
+        velocity: mx.array,
+        noisy: mx.array,
+        batch: Batch,
+        draw: Draw,
+        *,
+        rolled: mx.array | None = None,
+        weight: mx.array | None = None,
+    ) -> mx.array:
+        """The loss (B,) float32 of a velocity. rolled: (B,) where `noisy` is another than x_σ, and what is to
+        be learned leads from there to x0 all the same. weight: of each squared error, like the latents.
+        """
 
 
 class Auxiliary(Protocol):

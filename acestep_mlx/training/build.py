@@ -19,7 +19,16 @@ from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, idle_targets, i
 from . import checkpoint, faults, memory
 from .optimizers import Group, Schedule, make_optimizer
 from .prepare import Job, Prepared
-from .settings import COMPUTE_DTYPES, full_training, lora_spec, step_settings, total_steps
+from .rollout import Rollout
+from .settings import (
+    COMPUTE_DTYPES,
+    full_training,
+    lora_spec,
+    rollout_lines,
+    rollout_settings,
+    step_settings,
+    total_steps,
+)
 from .step import TrainStep
 
 
@@ -46,13 +55,17 @@ def build(job: Job, prepared: Prepared) -> Built:
     model.checkpoint_blocks = _checkpointed_blocks(job, prepared, model, batches)
     total = total_steps(config, batches.batches_per_epoch)
     family = prepared.folder.family
+    for line in rollout_lines(config):
+        job.emit.notice(line)
+    objective, rolling, settings = family.objective(config), rollout_settings(config), step_settings(config)
     step = TrainStep(
         model,
         optimizer_groups(config, model, total),
-        step_settings(config),
-        family.objective(config),
+        settings,
+        objective,
         world=world.size,
         prepare=family.prepare(model),
+        rollout=Rollout(model, objective, rolling, settings.compute_dtype) if rolling else None,
     )
     facts = {"transformer": prepared.folder.fingerprints["transformer"], "ranks": world.size}
     return Built(model, spec, batches, step, total, checkpoint.identity(config.to_dict(), facts))

@@ -23,7 +23,7 @@ from ..families.protocol import Family, Load
 from ..families.songs import Shape
 from ..formatting import count, size
 from ..lora.surgery import find_targets
-from .settings import COMPUTE_DTYPES, full_training, lora_spec
+from .settings import COMPUTE_DTYPES, full_training, lora_spec, rollout_settings
 
 GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
@@ -125,10 +125,21 @@ def estimate(
             "activations": found,
             # Clipped gradients and new moments come one after the other, when the activations are gone.
             "optimizer's step": max(0.0, UPDATE * trained - found),
+            **_rollout(config, model, load, size, found),
             **family.memory.kept(load, paths),
             "program": FIXED,
         }
     )
+
+
+def _rollout(config: RunConfig, model: Any, load: Load, size: int, step: float) -> dict[str, float]:
+    """What a rollout takes beyond the `step` that follows it, whose activations are not there yet: what the
+    conditions were made into, and at most what a step takes that computes all its activations again."""
+    if rollout_settings(config) is None:
+        return {}
+    memory = of_flavour(config.model_flavour).memory
+    taken = memory.told(model, load, size) + memory.activations(model, load, size, model.blocks)
+    return {"rollout": max(0.0, taken - step)}
 
 
 def released_sizes(config: RunConfig) -> Any:

@@ -31,9 +31,13 @@ from ..lora.full_modules import check_full, full_parameters
 from ..lora.linear import linear_shape
 from ..lora.surgery import check_start, find_targets
 from . import checkpoint, output
-from .settings import full_training, lora_spec
+from .settings import full_training, lora_spec, rollout_settings
 from .validation import requests
 
+NOTHING_ROLLED = (
+    "nothing will be rolled out: scheduled_sampling_probability is 0, and no ramp leads above 0 "
+    "(scheduled_sampling_ramp_steps)"
+)
 Notify = Callable[[str, str], None]  # (text, "info" or "warning")
 
 
@@ -86,6 +90,12 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     make = family.components["transformer"].module
     skeleton = make(model.transformer) if model.transformer is not None else None
     _check_lora(config, skeleton, notify)
+    rolling = rollout_settings(config)
+    if rolling is not None and not any(rolling.probabilities):
+        notify(
+            f"{NOTHING_ROLLED}, although scheduled_sampling_max_step_offset is {rolling.max_offset}",
+            "warning",
+        )
     _check_validation_model(config, skeleton)
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):

@@ -12,6 +12,7 @@ from ..families import of_flavour
 from ..families.protocol import FullTraining
 from ..lora.surgery import LoRASpec
 from .average import AverageSettings
+from .rollout import ReflexFlow, RolloutSettings, described
 from .step import StepSettings
 
 COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
@@ -62,6 +63,38 @@ def average_settings(config: RunConfig) -> AverageSettings | None:
     if not config.use_ema:
         return None
     return AverageSettings(config.ema_decay, config.ema_update_interval or 1)
+
+
+def rollout_settings(config: RunConfig) -> RolloutSettings | None:
+    """How songs are rolled out before they are trained on; None where they are not."""
+    if not config.scheduled_sampling_max_step_offset:
+        return None
+    reflexflow = ReflexFlow(
+        config.scheduled_sampling_reflexflow_alpha,
+        config.scheduled_sampling_reflexflow_beta1,
+        config.scheduled_sampling_reflexflow_beta2,
+    )
+    return RolloutSettings(
+        max_offset=config.scheduled_sampling_max_step_offset,
+        strategy=config.scheduled_sampling_strategy,
+        probability=config.scheduled_sampling_probability,
+        ramp_steps=config.scheduled_sampling_ramp_steps,
+        prob_start=config.scheduled_sampling_prob_start,
+        prob_end=config.scheduled_sampling_prob_end,
+        start_step=config.scheduled_sampling_start_step,
+        ramp_shape=config.scheduled_sampling_ramp_shape,
+        stride=config.scheduled_sampling_stride,
+        reflexflow=reflexflow if config.scheduled_sampling_reflexflow else None,
+    )
+
+
+def rollout_lines(config: RunConfig) -> list[str]:
+    """What scheduled sampling will do and cost, for people; nothing where it is off."""
+    rolling = rollout_settings(config)
+    if rolling is None:
+        return []
+    chosen = not config.origin("scheduled_sampling_reflexflow").startswith("as ")
+    return described(rolling, config.train_batch_size, chosen)
 
 
 def total_steps(config: RunConfig, batches_per_epoch: int) -> int:

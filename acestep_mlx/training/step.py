@@ -30,6 +30,7 @@ from ..lora.surgery import seed_dropout
 from .average import Average, AverageSettings
 from .distributed import all_sum
 from .optimizers import Group
+from .rollout import Rollout
 
 #: what ranks tell each other of every micro-batch, beside the parts of the loss
 TOLD = ("loss", "finite", "stop")
@@ -83,6 +84,7 @@ class TrainStep:
         compiled: False runs the same code eagerly (tests).
         prepare: adds to a batch what nothing that is trained changes.
         auxiliary: a further loss.
+        rollout: rolls songs out before they are trained on, and has the objective's losses then.
     """
 
     #: fp16 only: gradients are computed on loss × scale, which grows after this many finite steps
@@ -99,10 +101,12 @@ class TrainStep:
         compiled: bool = True,
         prepare: Prepare | None = None,
         auxiliary: Auxiliary | None = None,
+        rollout: Rollout | None = None,
     ) -> None:
         self.model, self.groups, self.settings = model, list(groups), settings
-        self.objective, self.prepare, self.auxiliary = objective, prepare, auxiliary
-        self.parts = auxiliary.parts if auxiliary is not None else ()
+        self.objective, self.prepare = objective, prepare
+        self.auxiliary, self.rollout = auxiliary, rollout
+        self.parts = tuple(name for one in (rollout, auxiliary) if one is not None for name in one.parts)
         self.told = (*TOLD, *self.parts)
         self.world = world
         self.traces = 0  # how often the step was traced: once per batch shape and kind
@@ -148,6 +152,8 @@ class TrainStep:
         if self.average is not None:
             self.average.set_share(step + 1)
         arrays = dict(batch) if self.prepare is None else self.prepare(batch)
+        if self.rollout is not None:
+            arrays = self.rollout(arrays, step)
         return StepResult(*(self._update if update else self._micro)(arrays, mx.array(stop)))
 
     def _accumulate(self, batch: dict[str, mx.array], stop: mx.array) -> StepResult:
@@ -237,11 +243,17 @@ class TrainStep:
 
     def _losses(self, batch: dict[str, mx.array], d: Draw) -> tuple[mx.array, dict[str, mx.array]]:
         """(B,) float32, and the parts of their mean that are logged."""
+        told: dict[str, mx.array] = {}
 
         def run() -> mx.array:
-            return self.objective.losses(self.model, batch, d, self.settings.compute_dtype)
+            if self.rollout is None:
+                return self.objective.losses(self.model, batch, d, self.settings.compute_dtype)
+            losses, parts = self.rollout.losses(batch, d)
+            told.update({name: mx.mean(part) for name, part in parts.items()})
+            return losses
 
-        return (run(), {}) if self.auxiliary is None else self.auxiliary(self.model, batch, run)
+        losses, parts = (run(), {}) if self.auxiliary is None else self.auxiliary(self.model, batch, run)
+        return losses, {**told, **parts}
 
     def _keep(self, gradient: dict[str, mx.array], weight: mx.array) -> None:
         """What is accumulated up to the next micro-step."""

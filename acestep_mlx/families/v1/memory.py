@@ -92,6 +92,11 @@ class StepMemory:
         """Bytes at the worst moment."""
         return activations(config, load, size, checkpointed)
 
+    def told(self, config: TransformerConfig, load: Load, size: int) -> float:
+        """Keys and values of each block."""
+        tokens = load.batch * (1 + load.text + load.lyrics)
+        return 2.0 * config.num_layers * tokens * config.dim * size
+
     def kept(self, load: Load, trained: Iterable[str]) -> dict[str, float]:
         """Encoded lyrics, unless what encodes them is among the `trained` modules."""
         if not load.lyrics or lyric_states.trained(trained):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -54,15 +55,22 @@ def denoised(velocity: mx.array, noisy: mx.array, sigma: mx.array) -> mx.array:
 
 
 def sample_losses(
-    velocity: mx.array, noisy: mx.array, sigma: mx.array, latents: mx.array, mask: mx.array
+    velocity: mx.array,
+    noisy: mx.array,
+    sigma: mx.array,
+    latents: mx.array,
+    mask: mx.array,
+    weight: mx.array | None = None,
 ) -> mx.array:
     """(B,) float32: the mean over all of (mask·(x0_hat − x0))², times the fraction of frames that count.
 
-    The mean includes padding, as upstream's does; so a half-padded sample weighs a quarter.
+    The mean includes padding, as upstream's does; so a half-padded sample weighs a quarter. weight: of each
+    squared error.
     """
     mask = mask.astype(mx.float32)
     error = (denoised(velocity, noisy, sigma) - latents.astype(mx.float32)) * mask[:, None, None]
-    return mx.mean(mx.square(error), axis=(1, 2, 3)) * mx.mean(mask, axis=1)
+    squared = mx.square(error) if weight is None else mx.square(error) * weight
+    return mx.mean(squared, axis=(1, 2, 3)) * mx.mean(mask, axis=1)
 
 
 @dataclass(frozen=True)
@@ -97,20 +105,66 @@ class FlowMatching:
         optional: what the ids were encoded to before. So is `speaker` (B, 512): the released model knows only
         zeros.
         """
-        latents, mask = batch["latents"].astype(mx.float32), batch["latent_mask"].astype(mx.float32)
-        noisy = add_noise(latents, draw.noise, draw.sigma)
-        speaker = batch.get("speaker")
-        if speaker is None:
-            speaker = mx.zeros((latents.shape[0], model.config.speaker_embedding_dim))
-        velocity = model(
-            hidden_states=noisy.astype(dtype),
-            attention_mask=mask,
-            encoder_text_hidden_states=batch["text"].astype(dtype),
-            text_attention_mask=batch["text_mask"],
-            speaker_embeds=speaker.astype(dtype),
-            lyric_token_idx=batch["lyric_ids"],
-            lyric_mask=batch["lyric_mask"],
-            timestep=draw.sigma * STEPS,
+        noisy = add_noise(batch["latents"], draw.noise, draw.sigma)
+        velocity = self.velocity(model, batch, noisy, draw.sigma, dtype)
+        return self.compared(velocity, noisy, batch, draw)
+
+    def clean(self, batch: Mapping[str, mx.array], draw: Draw) -> tuple[mx.array, mx.array]:
+        """The latents as they are cached; mask (B, 1, 1, T)."""
+        return batch["latents"].astype(mx.float32), batch["latent_mask"].astype(mx.float32)[:, None, None]
+
+    def told(self, model: nn.Module, batch: Mapping[str, mx.array], dtype: mx.Dtype) -> dict[str, Any]:
+        """`cross_kv`: each block's keys and values of speaker, text and lyrics; `cross_mask` (B, S)."""
+        states, mask = model.encode(*_conditions(model, batch, dtype), lyric_states=batch.get("lyric_states"))
+        return {"cross_kv": model.cross_kv(states), "cross_mask": mask}
+
+    def velocity(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        noisy: mx.array,
+        sigma: mx.array,
+        dtype: mx.Dtype,
+    ) -> mx.array:
+        """(B, 8, 16, T) in the model's dtype; the batch as in `losses`, with what `told` adds, or without."""
+        x, frames, timestep = noisy.astype(dtype), batch["latent_mask"].astype(mx.float32), sigma * STEPS
+        if "cross_kv" in batch:
+            kv, mask = batch["cross_kv"], batch["cross_mask"]
+            found: mx.array = model.decode(x, frames, None, mask, timestep, cross_kv=kv)
+            return found
+        text, text_mask, speaker, lyric_ids, lyric_mask = _conditions(model, batch, dtype)
+        found = model(
+            hidden_states=x,
+            attention_mask=frames,
+            encoder_text_hidden_states=text,
+            text_attention_mask=text_mask,
+            speaker_embeds=speaker,
+            lyric_token_idx=lyric_ids,
+            lyric_mask=lyric_mask,
+            timestep=timestep,
             lyric_states=batch.get("lyric_states"),
         )
-        return sample_losses(velocity, noisy, draw.sigma, latents, mask)
+        return found
+
+    def compared(
+        self,
+        velocity: mx.array,
+        noisy: mx.array,
+        batch: Mapping[str, mx.array],
+        draw: Draw,
+        *,
+        rolled: mx.array | None = None,
+        weight: mx.array | None = None,
+    ) -> mx.array:
+        """See `sample_losses`, which takes any noisy latents back to x0."""
+        latents, mask = batch["latents"].astype(mx.float32), batch["latent_mask"]
+        return sample_losses(velocity, noisy, draw.sigma, latents, mask, weight)
+
+
+def _conditions(model: nn.Module, batch: Mapping[str, mx.array], dtype: mx.Dtype) -> tuple[mx.array, ...]:
+    """Text and its mask, speaker, lyric ids and their mask, as `ACEStepTransformer.encode` takes them."""
+    speaker = batch.get("speaker")
+    if speaker is None:
+        speaker = mx.zeros((batch["text"].shape[0], model.config.speaker_embedding_dim))
+    text, speaker = batch["text"].astype(dtype), speaker.astype(dtype)
+    return text, batch["text_mask"], speaker, batch["lyric_ids"], batch["lyric_mask"]

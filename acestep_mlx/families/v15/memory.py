@@ -111,6 +111,11 @@ class StepMemory:
         """Bytes at the worst moment."""
         return activations(config, load, size, checkpointed)
 
+    def told(self, config: TransformerConfig, load: Load, size: int) -> float:
+        """Keys and values of each layer."""
+        tokens = load.batch * (load.text + TIMBRE + load.lyrics)
+        return 2.0 * config.num_hidden_layers * tokens * config.num_key_value_heads * config.head_dim * size
+
     def kept(self, load: Load, trained: Iterable[str]) -> dict[str, float]:
         """Nothing: conditions are cached on disk."""
         return {}

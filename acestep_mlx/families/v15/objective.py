@@ -50,10 +50,13 @@ def time_density(model: nn.Module) -> Prepare:
     return lambda batch: {**batch, DENSITY: density}
 
 
-def sample_losses(velocity: mx.array, target: mx.array, mask: mx.array) -> mx.array:
-    """(B,) float32: mean of (v − target)² over the frames that count and all channels."""
+def sample_losses(
+    velocity: mx.array, target: mx.array, mask: mx.array, weight: mx.array | None = None
+) -> mx.array:
+    """(B,) float32: mean of (v − target)² over the frames that count and all channels. weight: of each."""
     mask = mask.astype(mx.float32)
-    error = mx.square(velocity.astype(mx.float32) - target).mean(axis=-1) * mask
+    squared = mx.square(velocity.astype(mx.float32) - target)
+    error = (squared if weight is None else squared * weight).mean(axis=-1) * mask
     return error.sum(axis=1) / mask.sum(axis=1)
 
 
@@ -92,16 +95,51 @@ class FlowMatching:
         self, model: nn.Module, batch: Mapping[str, mx.array], draw: Draw, dtype: mx.Dtype
     ) -> mx.array:
         """Flow-matching loss of each song, (B,) float32; the batch is one of `songs.collate`."""
+        x0, _ = self.clean(batch, draw)
+        t = draw.sigma[:, None, None]
+        noisy = t * draw.noise + (1 - t) * x0
+        return self.compared(self.velocity(model, batch, noisy, draw.sigma, dtype), noisy, batch, draw)
+
+    def clean(self, batch: Mapping[str, mx.array], draw: Draw) -> tuple[mx.array, mx.array]:
+        """Latents where the draw has them in the autoencoder's distribution; mask (B, T, 1)."""
         mean, std, mask = (batch[name].astype(mx.float32) for name in ("mean", "std", "latent_mask"))
-        x0, t = mean + std * draw.more["latents"], draw.sigma[:, None, None]
+        return mean + std * draw.more["latents"], mask[..., None]
+
+    def told(self, model: nn.Module, batch: Mapping[str, mx.array], dtype: mx.Dtype) -> dict[str, Any]:
+        """`cross_kv`: each layer's keys and values of the conditions."""
+        return {"cross_kv": model.cross_kv(batch["states"].astype(dtype))}
+
+    def velocity(
+        self, model: nn.Module, batch: Mapping[str, Any], noisy: mx.array, sigma: mx.array, dtype: mx.Dtype
+    ) -> mx.array:
+        """(B, T, C) in the model's dtype, at r = t; the batch with what `told` adds, or without."""
         source: Any = batch["source"]
-        velocity = model(
-            hidden_states=(t * draw.noise + (1 - t) * x0).astype(dtype),
-            timestep=draw.sigma,
-            timestep_r=draw.sigma,
+        found: mx.array = model(
+            hidden_states=noisy.astype(dtype),
+            timestep=sigma,
+            timestep_r=sigma,
             encoder_hidden_states=batch["states"].astype(dtype),
             context_latents=mx.concatenate([source, mx.ones_like(source)], axis=-1).astype(dtype),
-            attention_mask=mask,
+            attention_mask=batch["latent_mask"].astype(mx.float32),
             encoder_attention_mask=batch["states_mask"],
+            **({"cross_kv": batch["cross_kv"]} if "cross_kv" in batch else {}),
         )
-        return sample_losses(velocity, draw.noise - x0, mask)
+        return found
+
+    def compared(
+        self,
+        velocity: mx.array,
+        noisy: mx.array,
+        batch: Mapping[str, mx.array],
+        draw: Draw,
+        *,
+        rolled: mx.array | None = None,
+        weight: mx.array | None = None,
+    ) -> mx.array:
+        """With ε − x0; with (x − x0)/t where a song was rolled out, which leads back to x0 from there."""
+        x0, _ = self.clean(batch, draw)
+        target = draw.noise - x0
+        if rolled is not None:
+            back = (noisy - x0) / draw.sigma[:, None, None]
+            target = mx.where(rolled[:, None, None], back, target)
+        return sample_losses(velocity, target, batch["latent_mask"], weight)
