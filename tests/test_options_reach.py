@@ -223,7 +223,12 @@ reaches = WALK.reaches
     "report_to acestep_lora_target caption_dropout_probability lyrics_embedder_optimizer num_train_epochs "
     # of which test_settings_reach shows in no time that they arrive
     "optimizer flow_schedule_shift logit_mean logit_std lora_alpha use_rslora adam_beta1 adam_beta2 "
-    "adam_epsilon ema_decay ema_update_interval"
+    "adam_epsilon ema_decay ema_update_interval "
+    # of which test_rollout shows what they do
+    "scheduled_sampling_strategy scheduled_sampling_ramp_steps scheduled_sampling_prob_start "
+    "scheduled_sampling_prob_end scheduled_sampling_start_step scheduled_sampling_ramp_shape "
+    "scheduled_sampling_stride scheduled_sampling_reflexflow_alpha scheduled_sampling_reflexflow_beta1 "
+    "scheduled_sampling_reflexflow_beta2 scheduled_sampling_probability scheduled_sampling_max_step_offset"
 )
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_option_reaches_its_place(name: str, lab: Lab) -> None:
@@ -719,6 +724,97 @@ def _(lab: Lab) -> None:
     assert all(batch["text"].any() for batch in kept.batches)
     assert any(batch["lyric_mask"].any() for batch in kept.batches)
     assert not any(batch["text"].any() or batch["lyric_mask"].any() for batch in dropped.batches)
+
+
+# ── scheduled sampling ───────────────────────────────────────────────────────────────────────────────
+def _rolling(lab: Lab, **changes: Any) -> Run:
+    """Three steps in which every song is rolled out and nothing is learned, unless it is changed."""
+    given = {"max_step_offset": 5, "probability": 1.0, "reflexflow": False, **changes}
+    options = {f"scheduled_sampling_{name}": value for name, value in given.items()}
+    return lab.run(max_train_steps=3, learning_rate=0.0, **options)
+
+
+def _losses(run: Run) -> list[float]:
+    return [event.loss for event in run.of(StepDone)]
+
+
+def _differ(lab: Lab, **changes: Any) -> list[bool]:
+    """In which of the steps the loss is another than without any rollout."""
+    plain = _losses(lab.run(max_train_steps=3, learning_rate=0.0))
+    return [loss != before for loss, before in zip(_losses(_rolling(lab, **changes)), plain, strict=True)]
+
+
+@reaches("scheduled_sampling_max_step_offset")
+def _(lab: Lab) -> None:
+    assert not any(_differ(lab, max_step_offset=0)) and any(_differ(lab, max_step_offset=500, stride=500))
+    assert _rolling(lab, max_step_offset=500, stride=500).step.rollout.settings.max_offset == 500
+
+
+@reaches("scheduled_sampling_strategy")
+def _(lab: Lab) -> None:
+    names = OPTIONS["scheduled_sampling_strategy"].choices
+    assert len({tuple(_losses(_rolling(lab, strategy=name))) for name in names}) == len(names)
+
+
+@reaches("scheduled_sampling_probability")
+def _(lab: Lab) -> None:
+    assert not any(_differ(lab, probability=0.0)) and any(_differ(lab, probability=1.0))
+
+
+#: A song whose chance is 1 is rolled out by 500 timesteps, or but few.
+FAR = {"strategy": "biased_late", "max_step_offset": 500, "stride": 500}
+
+
+@reaches("scheduled_sampling_ramp_steps", "scheduled_sampling_prob_start", "scheduled_sampling_prob_end")
+def _(lab: Lab) -> None:
+    assert _differ(lab, **FAR, prob_start=1.0, prob_end=0.0, ramp_steps=1) == [True, False, False]
+    assert _differ(lab, **FAR, prob_start=0.0, prob_end=1.0, ramp_steps=1) == [False, True, True]
+    assert _differ(lab, **FAR, prob_start=0.0, prob_end=0.0, ramp_steps=9) == [False, False, False]
+
+
+@reaches("scheduled_sampling_start_step")
+def _(lab: Lab) -> None:
+    found = _differ(lab, **FAR, prob_start=0.0, prob_end=1.0, ramp_steps=1, start_step=1)
+    assert found == [False, False, True]
+
+
+@reaches("scheduled_sampling_ramp_shape")
+def _(lab: Lab) -> None:
+    for shape, p in (("linear", 0.25), ("cosine", 0.1464466)):
+        run = _rolling(lab, ramp_steps=4, prob_end=1.0, ramp_shape=shape)
+        assert run.step.rollout.settings.probability_at(1) == pytest.approx(p)
+
+
+@reaches("scheduled_sampling_stride")
+def _(lab: Lab) -> None:
+    assert _losses(_rolling(lab, stride=1)) != _losses(_rolling(lab, stride=3))
+
+
+@reaches("scheduled_sampling_reflexflow")
+def _(lab: Lab) -> None:
+    on, off = (_rolling(lab, reflexflow=given).of(StepDone)[0] for given in (None, False))
+    assert set(on.extra) == {"reflexflow/flow", "reflexflow/fc", "reflexflow/adr"} and not off.extra
+    assert on.extra["reflexflow/flow"] == pytest.approx(off.loss, rel=1e-5) and on.loss > off.loss
+
+
+@reaches(
+    "scheduled_sampling_reflexflow_alpha",
+    "scheduled_sampling_reflexflow_beta1",
+    "scheduled_sampling_reflexflow_beta2",
+)
+def _(lab: Lab) -> None:
+    given = {"reflexflow_alpha": 100.0, "reflexflow_beta1": 3.0, "reflexflow_beta2": 0.5}
+    plain, other = (
+        _rolling(lab, **FAR, reflexflow=True, **changes).of(StepDone)[0] for changes in ({}, given)
+    )
+    terms = {name: other.extra[name] / plain.extra[name] for name in plain.extra}
+    assert terms == pytest.approx(
+        {"reflexflow/flow": 1.0, "reflexflow/fc": 50.0, "reflexflow/adr": 0.3}, rel=1e-3
+    )
+    total = (
+        0.5 * other.extra["reflexflow/flow"] + other.extra["reflexflow/fc"] + other.extra["reflexflow/adr"]
+    )
+    assert other.loss == pytest.approx(total, rel=1e-5)
 
 
 # ── staying good ─────────────────────────────────────────────────────────────────────────────────────

@@ -61,6 +61,36 @@ MADE: Mapping[str, tuple[Any, Mapping[str, tuple[str, tuple[Any, ...]]]]] = {
     "schedule": (lambda c: build._schedule(c, c.lr_scheduler, c.learning_rate, 100), SCHEDULE),
 }
 
+ROLLOUT = {
+    "max_offset": ("max_step_offset", (1, 999)), "strategy": ("strategy", ("biased_early", "biased_late")),
+    "probability": ("probability", (0.125, 1.0)), "ramp_steps": ("ramp_steps", (3, 10**9)),
+    "prob_start": ("prob_start", (0.25, 1.0)), "prob_end": ("prob_end", (0.0, 1.0)),
+    "start_step": ("start_step", (2, 10**9)), "ramp_shape": ("ramp_shape", ("cosine",)),
+    "stride": ("stride", (2, 999)), "alpha": ("reflexflow_alpha", (0.0, 1e6)),
+    "beta1": ("reflexflow_beta1", (0.0, 0.5)), "beta2": ("reflexflow_beta2", (0.0, 7.0)),
+}  # fmt: skip
+
+
+def _rollout(**given: Any) -> dict[str, Any]:
+    """Its fields and those of ReflexFlow, of a run with scheduled sampling."""
+    options = {
+        f"scheduled_sampling_{name}": value for name, value in {"max_step_offset": 10, **given}.items()
+    }
+    made: Any = settings.rollout_settings(load_config(options))
+    return {**vars(made), **(vars(made.reflexflow) if made.reflexflow else {})}
+
+
+def test_a_rollout_is_as_a_configuration_says() -> None:
+    plain = _rollout()
+    assert set(plain) == {*ROLLOUT, "reflexflow"}
+    for field, (option, values) in ROLLOUT.items():
+        for value in values:
+            made = _rollout(**{option: value})
+            assert made.pop(field) == value, option
+            others = {name: one for name, one in made.items() if name != "reflexflow"}
+            assert others == {n: one for n, one in plain.items() if n not in (field, "reflexflow")}, option
+    assert _rollout(reflexflow=False)["reflexflow"] is None
+
 
 @pytest.mark.parametrize("what", MADE)
 def test_what_training_takes_is_as_a_configuration_says(what: str) -> None:
