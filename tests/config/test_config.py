@@ -142,6 +142,20 @@ CASES: dict[str, Case] = {
     "logit_std": Case(**numbers(0.01, 10, 0, 11)),
     "ace_step_timestep_draws": Case(**numbers(1, 2, 0, 3, whole=True)),
     "caption_dropout_probability": Case(**numbers(0, 1, -0.1, 1.1)),
+    # scheduled sampling
+    "scheduled_sampling_max_step_offset": Case(**numbers(0, 999, -1, 1000, whole=True)),
+    "scheduled_sampling_strategy": Case(**words("uniform", "biased_early", "biased_late", bad=("late",))),
+    "scheduled_sampling_probability": Case(**numbers(0, 1, -0.1, 1.1)),
+    "scheduled_sampling_ramp_steps": Case(**numbers(0, 10**9, -1, whole=True)),
+    "scheduled_sampling_prob_start": Case(**numbers(0, 1, -0.1, 1.1)),
+    "scheduled_sampling_prob_end": Case(**numbers(0, 1, -0.1, 1.1)),
+    "scheduled_sampling_start_step": Case(**numbers(0, 10**9, -1, whole=True)),
+    "scheduled_sampling_ramp_shape": Case(**words("linear", "cosine", bad=("sine",))),
+    "scheduled_sampling_stride": Case(**numbers(1, 999, 0, 1000, whole=True)),
+    "scheduled_sampling_reflexflow": Case(**flag()),
+    "scheduled_sampling_reflexflow_alpha": Case(**numbers(0, 1e6, -1)),
+    "scheduled_sampling_reflexflow_beta1": Case(**numbers(0, 1e6, -0.1)),
+    "scheduled_sampling_reflexflow_beta2": Case(**numbers(0, 1e6, -0.1)),
     # checkpoints
     "checkpoint_step_interval": Case(
         **numbers(0, 1000, -1, whole=True), aliases=("checkpointing_steps", "every_n_train_steps")
@@ -286,7 +300,7 @@ def test_aliases(alias: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", IGNORED)
 def test_ignored_keys_are_said_with_their_reason(name: str) -> None:
-    config = load_config({f"--{name}": 1})
+    config = load_config({f"--{name}": next(iter(OPTIONS[name].choices), 1)})
     assert [key for key, _ in config.ignored] == [name]
     assert config.ignored[0][1] == OPTIONS[name].reason
     assert not load_config({name: None}).ignored

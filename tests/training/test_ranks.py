@@ -23,6 +23,7 @@ from acestep_mlx.training import checkpoint
 from acestep_mlx.training import run as loop
 from acestep_mlx.training.distributed import World
 from acestep_mlx.training.interrupts import StopRequest
+from acestep_mlx.training.rollout import ReflexFlow, RolloutSettings
 
 from . import runs, tiny
 
@@ -153,7 +154,9 @@ def _stepped(meeting: Meeting, batches: list[list[dict[str, mx.array]]], **setti
         results = []
         for i, batch in enumerate(batches[rank]):
             result = step(batch, update=(i + 1) % accumulate == 0, stop=(rank, i) == stop)
-            results.append({name: np.array(value) for name, value in result._asdict().items()})
+            results.append(
+                {name: np.array(value) for name, value in {**result._asdict(), **result.parts}.items()}
+            )
         return {k: np.array(v) for k, v in tiny.weights(model).items()}, results
 
     return meeting.run(work)
@@ -180,6 +183,25 @@ def test_two_ranks_take_the_step_of_one_with_both_samples(meeting: Meeting, limi
         assert _same(mine, weights)
         assert result["loss"] == pytest.approx(loss, rel=1e-5)
         assert result["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_songs_are_rolled_out_by_each_rank_as_by_one_with_both(meeting: Meeting) -> None:
+    """One of them further than the other, and with both terms of ReflexFlow, whose means are told."""
+    rollout = RolloutSettings(6, probability=1.0, reflexflow=ReflexFlow())
+    whole = tiny.batch(2, B=2)
+    assert len({*rollout.offsets(np.array(whole["keys"]), 0).tolist(), 0}) == 3
+    settings: dict[str, Any] = {"max_grad_norm": 0.0, "rollout": rollout}
+    found = _stepped(meeting, [[tiny.rows(whole, r, r + 1)] for r in (0, 1)], **settings)
+    weights, loss, norm = _single(whole, **settings)
+    plain, without, _ = _single(whole, max_grad_norm=0.0)
+    assert loss != pytest.approx(without, rel=1e-3) and not _same(plain, weights, 2e-6)
+    for mine, (result,) in found:
+        assert _same(mine, weights, 2e-6)
+        assert result["loss"] == pytest.approx(loss, rel=1e-5)
+        assert result["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        parts = [result[f"reflexflow/{name}"] for name in ("flow", "fc", "adr")]
+        assert sum(parts) == pytest.approx(loss, rel=1e-4)
 
 
 def test_uneven_shares_weigh_by_their_samples(meeting: Meeting) -> None:

@@ -34,6 +34,16 @@ VARIANTS = {
         "lyrics_embedder_optimizer": "sgd",
     },
     "kept lyrics": {"acestep_lora_target": "attn_qkv", "train_batch_size": 2},
+    "rollout in a ramp": {
+        "gradient_accumulation_steps": 3,
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "lora_dropout": 0.2,
+        "scheduled_sampling_max_step_offset": 6,
+        "scheduled_sampling_ramp_steps": 3,
+        "scheduled_sampling_prob_start": 0.3,
+        "scheduled_sampling_prob_end": 1.0,
+    },
     "quantised": {"base_model_precision": "int8-quanto", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
     "two data sets": {
         "optimizer": "adafactor",
@@ -59,7 +69,9 @@ def test_stopped_at_any_micro_step_and_resumed(root, tiny_run, variant):
     broken = runs.configuration(root, "", f"{name}-broken", resume_from_checkpoint="latest", **options)
     last = done.step
     stop = StopRequest()
-    after = 4 if variant == "accumulation" else 2  # micro-steps; 4 of 3 is in the middle of an update
+    after = (
+        4 if "gradient_accumulation_steps" in options else 2
+    )  # micro-steps; 4 of 3 is in the middle of an update
     batches = []
 
     def count(self, batch, **kwargs):

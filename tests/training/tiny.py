@@ -10,6 +10,7 @@ from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
+from acestep_mlx.training.rollout import Rollout, RolloutSettings
 from acestep_mlx.training.step import StepSettings, TrainStep
 
 CONFIG = TransformerConfig(
@@ -86,9 +87,13 @@ def step(
     """A TrainStep with one group."""
     compiled = bool(options.pop("compiled", True))
     place = {k: options.pop(k) for k in ("world",) if k in options}
+    rollout = options.pop("rollout", None)
     paths = [p for p, _ in _flat(model)]
     group = Group("lora", make_optimizer(optimizer, lr), Schedule("constant", lr, 0, total), paths)
     settings = StepSettings(**options)  # type: ignore[arg-type]
+    if isinstance(rollout, RolloutSettings):
+        dtype = settings.compute_dtype
+        place["rollout"] = Rollout(model, FlowMatching(), rollout, dtype, compiled=compiled)
     return TrainStep(model, [group], settings, FlowMatching(), compiled=compiled, **place)  # type: ignore[arg-type]
 
 
