@@ -21,8 +21,8 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("resume")
 
 
-#: what only v1 has
-V1 = ("lyrics embedder", "kept lyrics")
+#: what only v1 has, and what is of no model
+V1 = ("lyrics embedder", "kept lyrics", "rollout in a ramp")
 VARIANTS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 3, "max_train_steps": 4},
