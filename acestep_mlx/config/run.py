@@ -208,8 +208,8 @@ class ScheduledSampling:
 
     scheduled_sampling_max_step_offset: int = steers(0,
         "Longest rollout, in timesteps of 1000: a song begins so far above its noise level, and the model "
-        "takes it down by its own Euler steps before it is trained there, for songs that drift where few steps "
-        "make them. 0: off.", low=0, high=999)
+        "takes it down by its own Euler steps before it is trained there: where songs drift that are made in "
+        "few steps. 0: off.", low=0, high=999)
     scheduled_sampling_strategy: str = steers("uniform",
         "Which offsets: all alike, more short ones (biased_early) or more long ones (biased_late).",
         choices="uniform biased_early biased_late", needs=OFFSET)
