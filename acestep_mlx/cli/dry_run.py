@@ -48,7 +48,7 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
     with Display() as progress:
         manifest = build_manifest(config, progress, remember=False, datasets=found.datasets)
     folder = found.model.folder
-    songs = [(sample.bucket, sample.lyrics) for sample in manifest.samples]
+    songs = [(sample.bucket, lyrics) for sample in manifest.samples for lyrics in sample.all_lyrics]
     batches = loads(songs, config.train_batch_size, manifest.family, folder)
     memory = verdict(config, found.model.transformer, batches, found.model.bits)
     total = run_length(config, songs_per_epoch(manifest.samples)).steps

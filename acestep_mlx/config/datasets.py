@@ -79,6 +79,12 @@ class Audio:
         follows="audio_duration_interval")
     truncation_mode: str = option(None, "Which part of a long song is kept.", choices="beginning end random",
         aliases="audio_truncation_mode", follows="audio_truncation_mode")
+    crop_seconds: float | None = option(None,
+        "Each time a longer song is used, a part of this length is drawn and trained on alone: long songs "
+        "train in the memory of short ones. Unset: whole songs.", low=3, high=MAX_SECONDS)
+    crop_lyrics: str = option("keep", "The lyrics of such a part. keep: those of the whole song; drop: none; "
+        "cut: the lines that are sung in it, as time stamps (.lrc, .srt, in the lines) say; a song without "
+        "them has none.", choices="keep drop cut")
     bucket_strategy: str = option("duration", "How songs are grouped.", choices="duration")
     lyrics_filename_format: str | None = option(None, "Name of a lyrics file; tokens {filename}, {ext}, ...")
     lyrics_extension: str | None = option(None, "Ending of a lyrics file's name.")
@@ -156,6 +162,8 @@ class SongSet:
     min_duration: float
     interval: float
     truncation: str
+    crop: float | None
+    crop_lyrics: str
     lyrics_language: str | None
     lyrics_unsupported: str
 

@@ -239,6 +239,8 @@ def _shared(
         min_duration=low,
         interval=audio.duration_interval,
         truncation=audio.truncation_mode,
+        crop=audio.crop_seconds,
+        crop_lyrics=audio.crop_lyrics,
         lyrics_language=forced_language(audio.lyrics_language, f"{where}, audio: lyrics_language"),
         lyrics_unsupported=audio.lyrics_unsupported,
     )

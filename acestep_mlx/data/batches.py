@@ -24,20 +24,23 @@ from ..io.hashes import cache_key
 from .encode import Cache
 from .manifest import Sample
 
-_ORDER, _NOISE = 1, 2  # streams of random numbers
+_ORDER, _NOISE, _PART = 1, 2, 3  # streams of random numbers
 
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One song in a batch. seed: two 32-bit words, a random key of its own whatever rank it lands on."""
+    """One song in a batch. seed: two 32-bit words, a random key of its own whatever rank it lands on. start:
+    the latent frame at which its part begins, where only a part of it is trained on.
+    """
 
     sample: int
     variant: int
     drop_text: bool
     drop_lyrics: bool
     seed: tuple[int, int]
+    start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Batches:
             groups[-1] += [order[i] for i in fill]
         groups = [groups[i] for i in rng.permutation(len(groups))]
         seeds = np.random.SeedSequence([self.seed, epoch, _NOISE]).generate_state(2 * size * len(groups))
+        keys = [(int(a), int(b)) for a, b in seeds.reshape(-1, 2)]
         items = [
             [
                 Item(
@@ -153,7 +157,8 @@ class Batches:
                     variant=int(rng.integers(len(self.samples[index].captions))),
                     drop_text=bool(rng.random() < self.dropout),
                     drop_lyrics=bool(rng.random() < self.dropout),
-                    seed=(int(seeds[2 * (b * size + j)]), int(seeds[2 * (b * size + j) + 1])),
+                    seed=keys[b * size + j],
+                    start=part_start(self.samples[index], keys[b * size + j]),
                 )
                 for j, index in enumerate(group)
             ]
@@ -206,7 +211,7 @@ class Batches:
         items, shape = self._share(epoch, position)
         arrays = self._take(epoch, position) or self._prepare(items, shape)
         if arrays is None:  # something has to be encoded, and that needs MLX: on this thread
-            stored = [self.cache.make(self.samples[item.sample], item.variant) for item in items]
+            stored = [self.cache.make(self.samples[i.sample], i.variant, i.start) for i in items]
             arrays = self._collate(items, stored, shape)
         batch = to_batch(arrays, [self.samples[item.sample] for item in items])
         batch["epoch"], batch["position"] = epoch, position
@@ -224,7 +229,7 @@ class Batches:
 
     def _prepare(self, items: Sequence[Item], shape: Shape) -> Arrays | None:
         """The batch from the caches, or None when something is missing there. NumPy and files only."""
-        stored = [self.cache.read(self.samples[item.sample], item.variant) for item in items]
+        stored = [self.cache.read(self.samples[i.sample], i.variant, i.start) for i in items]
         complete = [{k: v for k, v in one.items() if v is not None} for one in stored]
         if any(len(one) < len(full) for one, full in zip(complete, stored, strict=True)):
             return None
@@ -232,12 +237,13 @@ class Batches:
 
     def _collate(self, items: Sequence[Item], stored: Sequence[Arrays], shape: Shape) -> Arrays:
         """Stored arrays of each song → padded arrays of a batch; see `next`."""
-        songs = [
-            CachedSong(arrays, item.drop_text, item.drop_lyrics)
-            for item, arrays in zip(items, stored, strict=True)
-        ]
+        family, songs = self.cache.family, []
+        for item, arrays in zip(items, stored, strict=True):
+            if item.start is not None:
+                arrays = family.crop(arrays, item.start, self.samples[item.sample].part)
+            songs.append(CachedSong(arrays, item.drop_text, item.drop_lyrics))
         keys = np.array([item.seed for item in items], np.uint32)
-        return {**self.cache.family.collate(songs, shape), "keys": keys}
+        return {**family.collate(songs, shape), "keys": keys}
 
     def _take(self, epoch: int, position: int) -> Arrays | None:
         waiting, self._waiting = self._waiting, None
@@ -259,15 +265,18 @@ class Batches:
         self.cache.release()
 
     def evaluation(self, count: int) -> list[Batch]:
-        """A fixed set of `count` songs, one per batch: first caption, nothing dropped, always the same."""
+        """A fixed set of `count` songs, one per batch: first caption, nothing dropped, always the same, and
+        always the same part of each that is cropped.
+        """
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, _ORDER])))
         chosen = sorted(rng.permutation(len(self.samples))[:count].tolist())
         seeds = np.random.SeedSequence([self.seed, _NOISE]).generate_state(2 * len(chosen))
         batches = []
         for n, index in enumerate(chosen):
-            item = Item(index, 0, False, False, (int(seeds[2 * n]), int(seeds[2 * n + 1])))
-            arrays = self._collate([item], [self.cache.make(self.samples[index], 0)], self.shape([item]))
-            batch = to_batch(arrays, [self.samples[index]])
+            sample, key = self.samples[index], (int(seeds[2 * n]), int(seeds[2 * n + 1]))
+            item = Item(index, 0, False, False, key, part_start(sample, key))
+            stored = self.cache.make(sample, 0, item.start)
+            batch = to_batch(self._collate([item], [stored], self.shape([item])), [sample])
             batches.append(batch)
         return batches
 
@@ -304,11 +313,23 @@ class Batches:
         )
 
 
+def part_start(sample: Sample, key: tuple[int, int]) -> int | None:
+    """The latent frame at which the part of a song begins, drawn from the song's own key; None where all of
+    it is trained on.
+    """
+    if not sample.is_cropped:
+        return None
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([*key, _PART])))
+    if starts := sample.starts:
+        return starts[int(rng.integers(len(starts)))]
+    return int(rng.integers(sample.frames - sample.part + 1))
+
+
 def to_batch(arrays: Arrays, samples: Sequence[Sample]) -> Batch:
     """Padded arrays as MLX arrays, with the songs' names and their seconds of sound."""
     batch: Batch = {name: mx.array(array) for name, array in arrays.items()}
     batch["ids"] = [sample.id for sample in samples]
-    batch["seconds"] = sum(sample.seconds for sample in samples)
+    batch["seconds"] = sum(sample.at_once for sample in samples)
     return batch
 
 

@@ -64,11 +64,14 @@ class Cache:
         parts = self._encoders["latents"].key(sample.words()) or {}
         return self._hashed("latents", parts, content=sample.content, start=part[0], seconds=part[1], **mark)
 
-    def key(self, kind: str, sample: Sample, variant: int = 0) -> str | None:
-        """The key of a part of the song, with one of its captions. None where the song has no such part."""
+    def key(self, kind: str, sample: Sample, variant: int = 0, start: int | None = None) -> str | None:
+        """The key of a part of the song, with one of its captions. None where the song has no such part.
+
+        start: the latent frame that the part begins at which is trained on.
+        """
         if kind == "latents":
             return self.latent_key(sample)
-        parts = self._encoders[kind].key(sample.words(variant))
+        parts = self._encoders[kind].key(sample.words(variant, start))
         return None if parts is None else self._hashed(kind, parts)
 
     def _hashed(self, kind: str, parts: Mapping[str, Any], **more: Any) -> str:
@@ -76,7 +79,9 @@ class Cache:
 
     def _keys(self, kind: str, sample: Sample) -> dict[str, Words]:
         """Each key that a part of the song has, with the words that it is of."""
-        found = {self.key(kind, sample, v): sample.words(v) for v in range(len(sample.captions))}
+        starts = sample.starts if kind == "lyrics" and sample.starts else (None,)
+        places = [(variant, start) for variant in range(len(sample.captions)) for start in starts]
+        found = {self.key(kind, sample, *place): sample.words(*place) for place in places}
         return {key: words for key, words in found.items() if key is not None}
 
     def _store(self, sample: Sample, kind: str) -> Store:
@@ -99,13 +104,17 @@ class Cache:
         """Lyric tokens; 0 without lyrics."""
         return max((self._lengths[key] for key in self._keys("lyrics", sample)), default=0)
 
-    def read(self, sample: Sample, variant: int) -> dict[str, np.ndarray | None]:
+    def read(self, sample: Sample, variant: int, start: int | None = None) -> dict[str, np.ndarray | None]:
         """The arrays of all parts as stored; None for what is missing. Reads files only."""
-        return {k: v for kind in self._encoders for k, v in self._stored(kind, sample, variant).items()}
+        return {
+            k: v for kind in self._encoders for k, v in self._stored(kind, sample, variant, start).items()
+        }
 
-    def _stored(self, kind: str, sample: Sample, variant: int = 0) -> dict[str, np.ndarray | None]:
+    def _stored(
+        self, kind: str, sample: Sample, variant: int = 0, start: int | None = None
+    ) -> dict[str, np.ndarray | None]:
         """The arrays of a part, or None where they are missing or cannot be this song's."""
-        names, key = self._encoders[kind].names, self.key(kind, sample, variant)
+        names, key = self._encoders[kind].names, self.key(kind, sample, variant, start)
         if key is None:
             return dict.fromkeys(names, np.zeros(0, np.int32))
         found = self._store(sample, kind).get(key) or {}
@@ -113,16 +122,16 @@ class Cache:
             found = {name: array for name, array in found.items() if _fits(array, sample)}
         return {name: found.get(name) for name in names}
 
-    def _lacks(self, kind: str, sample: Sample, variant: int = 0) -> bool:
-        return any(array is None for array in self._stored(kind, sample, variant).values())
+    def _lacks(self, kind: str, sample: Sample, variant: int = 0, start: int | None = None) -> bool:
+        return any(array is None for array in self._stored(kind, sample, variant, start).values())
 
-    def make(self, sample: Sample, variant: int) -> Arrays:
+    def make(self, sample: Sample, variant: int, start: int | None = None) -> Arrays:
         """Like `read`, computing what is missing (on-demand caches, or files that vanished).
 
         DataError when the song cannot be read any more.
         """
         for kind in STAGES:
-            if self._lacks(kind, sample, variant):
+            if self._lacks(kind, sample, variant, start):
                 self._encode_words(kind, [sample], silent)
         if self._lacks("latents", sample):
             self._count_again(sample)
@@ -135,7 +144,7 @@ class Cache:
             self._awaited.discard(self.latent_key(sample))
             if not self._awaited:
                 self.release()
-        found = self.read(sample, variant)
+        found = self.read(sample, variant, start)
         complete = {name: array for name, array in found.items() if array is not None}
         if len(complete) < len(found):
             raise DataError(f"{sample.id}: its cache files vanish right after they are written")

@@ -16,11 +16,13 @@ from ..config.run import RunConfig
 from ..errors import DataError
 from ..families import of_flavour
 from ..families.protocol import Family, LatentSpec
-from ..families.songs import Words
+from ..families.songs import Lyrics, Words
 from ..formatting import count, listed
 from ..io.hashes import cache_key, hash_text
 from ..io.ogg_rims import is_open_ended
 from ..io.progress import Progress, silent
+from ..text.stamps import Timed
+from . import crops
 from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex, FileAudio
 from .once import kept, same_songs
@@ -37,7 +39,8 @@ class Sample:
     that is used; `seconds` is at most the data set's maximum and may be below what the model takes (then
     the sound is padded with silence). latents: how the model counts it. misread: how it is read
     since an earlier version read such a song wrongly. former: the part (start, seconds) that it took then.
-    known: what else the model is told of the song, by field of `families.songs.Words`.
+    known: what else the model is told of the song, by field of `families.songs.Words`. timed: the lines of
+    the lyrics with their times, where a part's lyrics are to be cut by them.
     """
 
     id: str
@@ -53,6 +56,7 @@ class Sample:
     misread: str = ""
     former: tuple[float, float] | None = None
     known: tuple[tuple[str, Any], ...] = ()
+    timed: tuple[Timed, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -65,25 +69,64 @@ class Sample:
         return self.latents.covering(self.samples)
 
     @property
+    def at_once(self) -> float:
+        """Seconds that are trained on each time: all of it, or a part of `crop` seconds."""
+        return min(self.seconds, self.dataset.crop or self.seconds)
+
+    @property
+    def part(self) -> int:
+        """The same in latent frames."""
+        return self.latents.covering(self.latents.samples(self.at_once))
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether only a part of it is trained on each time."""
+        return self.part < self.frames
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The latent frames that parts can begin at, where their lyrics depend on it; else nothing."""
+        return crops.starts(self.frames, self.part) if self.is_cropped and self.timed else ()
+
+    @property
     def bucket(self) -> int:
         """Latent frames of the bucket: the length rounded up to the data set's duration interval."""
         interval, latents = self.dataset.interval, self.latents
-        steps = math.ceil(max(self.seconds, latents.min_seconds) / interval - 1e-6)
-        return max(self.frames, latents.covering(round(steps * interval * latents.sample_rate)))
+        steps = math.ceil(max(self.at_once, latents.min_seconds) / interval - 1e-6)
+        return max(self.part, latents.covering(round(steps * interval * latents.sample_rate)))
 
-    def words(self, variant: int = 0) -> Words:
-        """What is written of it, with one of its captions."""
+    def words(self, variant: int = 0, start: int | None = None) -> Words:
+        """What is written of it, with one of its captions; of the part that begins at the latent frame
+        `start`.
+        """
         known = dict(self.known)
         if self.dataset.lyrics_language is not None:
             known["language"] = self.dataset.lyrics_language
-        return Words(self.captions[variant], self.lyrics, self.seconds, **known)
+        return Words(self.captions[variant], self.lyrics_of(start or 0), self.at_once, **known)
+
+    def lyrics_of(self, start: int) -> str | None:
+        """The lyrics that go with the part that begins at this latent frame."""
+        if not self.is_cropped or self.lyrics is None or self.dataset.crop_lyrics == "keep":
+            return self.lyrics
+        if self.timed:
+            begin = self.start + self.latents.seconds(start)
+            return crops.cut(self.timed, begin, begin + self.at_once, self.start + self.seconds)
+        is_cut = self.dataset.crop_lyrics == "cut"
+        return self.lyrics if is_cut and crops.nobody_sings(self.lyrics) else None
+
+    @property
+    def all_lyrics(self) -> set[str | None]:
+        """The lyrics of all its parts."""
+        return {self.lyrics_of(start) for start in self.starts or (0,)}
 
     @property
     def key(self) -> str:
         """Identity for the sample order: changes when the song, its captions, its lyrics, its part or what
         else is known of it changes.
         """
-        known = {"known": self.known} if self.known else {}
+        known: dict[str, Any] = {"known": self.known} if self.known else {}
+        if self.is_cropped:
+            known["crop"] = [self.dataset.crop, self.dataset.crop_lyrics, self.timed]
         return cache_key(
             id=self.id,
             content=self.content,
@@ -261,13 +304,14 @@ def _sample(
         report.lost.append((song.name, facts.lost))
     if facts.counted is not None:
         report.counted.append((song.name, f"{facts.duration:.2f} s; {facts.counted}"))
+    lyrics = _lyrics(dataset, song, family, report)
     return Sample(
         id=f"{dataset.id}/{song.name}",
         dataset=dataset,
         audio=song.audio,
         content=facts.content,
         captions=tuple(captions),
-        lyrics=_lyrics(dataset, song, family, report),
+        lyrics=lyrics.text,
         start=start,
         seconds=seconds,
         cut=facts.duration > seconds + 1e-3,
@@ -275,6 +319,7 @@ def _sample(
         misread=facts.misread,
         former=None if former is None else _part(dataset, longest, former, config.seed),
         known=_known(song, family, report),
+        timed=tuple(lyrics.timed) if dataset.crop is not None and dataset.crop_lyrics == "cut" else (),
     )
 
 
@@ -291,6 +336,11 @@ def _count(sample: Sample, report: SetReport) -> None:
         report.padded.append((name, f"{sample.seconds:.1f} s, padded with silence to {least:g} s"))
     if sample.cut:
         report.cut.append((name, f"{sample.seconds:g} s kept from {sample.start:g} s"))
+    if sample.is_cropped:
+        report.cropped.append(name)
+        report.crop = sample.at_once
+        untimed = sample.dataset.crop_lyrics == "cut" and not sample.timed and sample.lyrics is not None
+        report.untimed += [name] if untimed and not crops.nobody_sings(sample.lyrics or "") else []
     if sample.lyrics is None:
         report.no_lyrics.append(name)
     else:
@@ -306,7 +356,7 @@ def _known(song: folder.Song, family: Family, report: SetReport) -> tuple[tuple[
     return tuple(sorted(known.values.items()))
 
 
-def _lyrics(dataset: DataSet, song: folder.Song, family: Family, report: SetReport) -> str | None:
+def _lyrics(dataset: DataSet, song: folder.Song, family: Family, report: SetReport) -> Lyrics:
     """The song's lyrics as the model reads them, which is how they stand in every key."""
     lyrics = family.read_lyrics(song.lyrics or "", dataset.lyrics_language)
     report.notes += [(song.name, f"lyrics: {note}") for note in lyrics.notes]
@@ -314,7 +364,7 @@ def _lyrics(dataset: DataSet, song: folder.Song, family: Family, report: SetRepo
     if lyrics.problems and dataset.lyrics_unsupported == "error":
         raise DataError(f"{song.name}: {lyrics.problems[0]} (lyrics_unsupported=error)")
     report.notes += [(song.name, problem) for problem in lyrics.problems]
-    return lyrics.text
+    return lyrics
 
 
 def _caption_variants(dataset: DataSet, song: folder.Song) -> list[str]:

@@ -26,7 +26,8 @@ class SetReport:
     listed: whether captions come from a list or a table rather than from files. in_files: whether each song
     is a file of its own. twice: songs that are there once more. copies: (song, the one whose copy it is).
     lost: songs of which something could not be decoded. sources: how that list or table is read, where
-    that is not plain.
+    that is not plain. cropped: songs of which `crop` seconds are trained on at a time; untimed: those of them
+    whose lyrics cannot be cut.
     """
 
     id: str
@@ -59,6 +60,9 @@ class SetReport:
     known: Counter[str] = field(default_factory=Counter)
     unread: Named = field(default_factory=list)
     passes: float = 1.0
+    crop: float = 0.0
+    cropped: list[str] = field(default_factory=list)
+    untimed: list[str] = field(default_factory=list)
 
     @property
     def without_caption(self) -> str:
@@ -83,6 +87,11 @@ class SetReport:
         if self.no_lyrics:
             advice = f"put lyrics into {lyrics}, {self.family.instrumental} where nobody sings"
             out.append((self._lacking("lyrics", self.no_lyrics, self.without_lyrics, advice), "info"))
+        if self.untimed:
+            have = "has" if len(self.untimed) == 1 else "have"
+            text = f"{len(self.untimed)} {self._of_all} {have} lyrics without time stamps"
+            meaning = "its parts are trained without lyrics (crop_lyrics=cut); add stamps, or set keep"
+            out.append((f"{text} ({listed(self.untimed)}): {meaning}", "warning"))
         if unread := [f"{name}: {problem}" for name, problem in self.unread]:
             what = f"{count(len(unread), 'value')} of songs' metadata in {self.id} not understood"
             out.append((f"{what} ({listed(unread)}), and left out of their prompts", "warning"))
@@ -155,6 +164,10 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         lengths = sorted(one.buckets.items())
         shown = [f"{one.family.latents.seconds(frames):.0f} s × {count}" for frames, count in lengths]
         out.append(f"  lengths ({one.interval:g} s steps): {', '.join(shown)}")
+    if one.cropped:
+        out.append(
+            f"  longer than {one.crop:g} s, each time a random part of that length: {len(one.cropped)}"
+        )
     if languages := one.languages():
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
         out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
@@ -178,6 +191,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         out += _named(label, [f"{name}: {detail}" for name, detail in named], limit)
     out += _named("without caption", one.no_caption, limit, one.without_caption)
     out += _named("without lyrics", one.no_lyrics, limit, one.without_lyrics)
+    out += _named("lyrics without time stamps, so that parts have none", one.untimed, limit)
     return out
 
 

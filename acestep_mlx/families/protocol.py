@@ -590,6 +590,13 @@ class Family(Protocol):
     def encoders(self, folder: Folder) -> SongEncoders:
         """What encodes songs for this model."""
 
+    def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
+        """A song's arrays with only a part of its sound: so many latent frames, from `start` on.
+
+        Every array that goes with time is cut to the same seconds; the lyrics are the part's already. NumPy
+        alone.
+        """
+
     def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
         """A batch as `objective` takes it, but for the songs' random keys. Pure, and NumPy alone."""
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..text.stamps import Timed
+
 Arrays = dict[str, "np.ndarray"]
 Given = TypeVar("Given")
 
@@ -39,11 +41,15 @@ class Known(NamedTuple):
 
 
 class Lyrics(NamedTuple):
-    """Lyrics in a model's form, None where nothing is left; what was changed; lines that it cannot sing."""
+    """Lyrics in a model's form, None where nothing is left; what was changed; lines that it cannot sing.
+
+    timed: its lines, and when they are sung; empty where no line says it.
+    """
 
     text: str | None
     notes: Sequence[str]
     problems: Sequence[str]
+    timed: Sequence[Timed] = ()
 
 
 class Encoded(NamedTuple):

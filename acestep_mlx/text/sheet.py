@@ -16,38 +16,28 @@ from itertools import pairwise
 from ..formatting import tallied
 from .clean import is_lrc_tag, language_tag_of, split_lines
 from .marks import is_counter, known_mark, mark_line
+from .stamps import (
+    BARE_STAMP,
+    CLOCK,
+    INSIDE,
+    LABEL,
+    OFFSET,
+    STAMP,
+    TAIL_STAMP,
+    Spans,
+    Timed,
+    has_hundredths,
+    moved,
+    spans_of,
+)
 
 _HTML_BREAK = re.compile(r"[ \t]*<br\s*/?>[ \t]*\n?", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#\d{1,6}|#x[0-9a-f]{1,5});", re.IGNORECASE)
 _BREAK = re.compile(r"(?:\\+r)?\\+n")
-# 1:02, 00:12.34, 00:12,34, 00:12:34, 01:02:03,456; outside square brackets seconds have two digits
-_CLOCK = r"\d{1,3}(?:[:：]\d{1,3}){1,3}(?:[.,．，]\d{1,6})?"
-_STRICT_CLOCK = r"\d{1,3}(?:[:：]\d{2}){1,3}(?:[.,．，]\d{1,6})?"
-_SECONDS = (
-    r"\d{1,5}[.,]\d{1,6}\s*s?|\d{1,5}\s*(?:s|sec|ms)|\d{1,2}\.\d{2}\.\d{2,3}"
-    r"|\d{1,3}\s*['′’]\s*\d{1,2}(?:[.,]\d{1,3})?\s*(?:[\"″”]|'')?"
-    r"|(?:\d{1,2}\s*h\s*)?\d{1,3}\s*m(?:in)?\s*\d{1,2}(?:[.,]\d{1,6})?\s*s?"
-)
-_TO = r"\s*(?:-+>?|→|–|—|~|to|/|,|;)\s*"
-
-
-def _times(time: str) -> str:
-    """One time, or a range of two."""
-    return rf"[-+@]?\s*(?:{time})(?:{_TO}(?:{time}))*"
-
-
-_STAMP = re.compile(
-    rf"[ \t]*(?:[\[［【<〈{{]\|?\s*{_times(f'{_CLOCK}|{_SECONDS}')}\s*\|?[\]］】>〉}}]"
-    rf"|[(（]\s*{_times(_STRICT_CLOCK)}\s*[)）])[ \t]*"
-)
-_BARE_STAMP = re.compile(rf"\s*({_STRICT_CLOCK}(?:{_TO}{_STRICT_CLOCK})*)(?:\s*[-–—|]+\s*|\s*:\s+|\s+|$)")
-_TAIL_STAMP = re.compile(rf"\s+[-–—|@]*\s*({_STRICT_CLOCK})\s*$")
-_LABEL = re.compile(r"\d+[.,]\d{3,}\t\d+[.,]\d{3,}(?:\t|$)")  # Audacity's
-_INSIDE = re.compile(rf"(?<!\S){_STRICT_CLOCK}(?!\S)[ \t]*")
 # What no time of day in a song looks like: a fraction, or hours, minutes and seconds; at a rim also minute 0.
 _EXACT = re.compile(r"\d[.,．，]\d{2,}|\d[:：]\d+[:：]\d")
 _CERTAIN = re.compile(rf"{_EXACT.pattern}|(?<!\d)00?[:：]\d\d")
-_CUE = re.compile(rf"\s*{_CLOCK}\s*(?:-+>|→)\s*{_CLOCK}\s*(.*)")
+_CUE = re.compile(rf"\s*{CLOCK}\s*(?:-+>|→)\s*{CLOCK}\s*(.*)")
 _CUE_SETTING = re.compile(r"(?:(?:align|position|line|size|vertical|region|[XY][12]):\S+\s*)+")
 _VTT_BLOCK = re.compile(r"(?:NOTE|STYLE|REGION)(?=\s|$)")
 _STYLE = re.compile(r"</?[ibuvc](?:[ .][^>]*)?>|</?font[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
@@ -58,10 +48,14 @@ _SQUARE = re.compile(r"[\[［【]([^\[\]［］【】]*)[\]］】]")
 
 @dataclass
 class Sheet:
-    """Lyrics for the tokenizer, and in words what was changed. An empty text: nothing is left to sing."""
+    """Lyrics for the tokenizer, and in words what was changed. An empty text: nothing is left to sing.
+
+    lines: those of the text.
+    """
 
     text: str
     notes: list[str] = field(default_factory=list)
+    lines: list[Timed] = field(default_factory=list)
 
 
 def read_sheet(text: str) -> Sheet:
@@ -69,23 +63,55 @@ def read_sheet(text: str) -> Sheet:
 
     Idempotent: what it returns is not changed again.
     """
-    text, notes = _unescaped(text)
-    lines, fences = _without_fences(split_lines(text))
-    if any(_CUE.match(line) for line in lines):
-        lines, cues = _without_cues(lines)
-        notes.append(f"subtitles read, {cues} cue{'s' * (cues != 1)} without number and time")
-    lines, stamped = _without_stamps(lines)
-    if stamped:
-        notes.append(f"time stamps removed from {stamped} line{'s' * (stamped != 1)}")
-    lines, data = _without_data(lines, stamped > 0)
-    notes += [f"LRC data left out: {tallied(Counter(data))}"] if data else []
+    lines, notes, fences = _plain_lines(text)
     marks = _Marks()
-    lines = [piece for line in lines for piece in marks.read(line)]
+    lines = [Timed(piece, line.spans) for line in lines for piece in marks.read(line.text)]
     notes += marks.notes()
     lines, more = _without_fences(lines)  # which stood behind a stamp or a mark
     if fences := fences + more:
         notes.append(f"code fences of Markdown left out: {fences} line{'s' * (fences != 1)}")
-    return Sheet("\n".join(line.rstrip() for line in lines).strip(), notes)
+    lines = _trimmed(lines)
+    return Sheet("\n".join(line.text for line in lines), notes, lines)
+
+
+def read_timed(text: str) -> list[Timed]:
+    """The lines of `text` without time stamps and subtitle numbers, their marks as they are written; [] where
+    no line has a time.
+    """
+    lines = _trimmed(_plain_lines(text)[0])
+    return lines if any(line.spans for line in lines) else []
+
+
+def _plain_lines(text: str) -> tuple[list[Timed], list[str], int]:
+    """Lines of `text` with their marks untouched; what was changed; how many fences there were."""
+    text, notes = _unescaped(text)
+    lines, fences = _without_fences([Timed(line) for line in split_lines(text)])
+    hundredths = has_hundredths(text)
+    if any(_CUE.match(line.text) for line in lines):
+        lines, cues = _without_cues(lines)
+        notes.append(f"subtitles read, {cues} cue{'s' * (cues != 1)} without number and time")
+    bare, stamped = _without_stamps([line.text for line in lines])
+    lines = [
+        line
+        if left.strip() == line.text.strip()
+        else Timed(left, line.spans or spans_of(line.text, hundredths))
+        for line, left in zip(lines, bare, strict=True)
+    ]
+    if stamped:
+        notes.append(f"time stamps removed from {stamped} line{'s' * (stamped != 1)}")
+    lines, data = _without_data(lines, stamped > 0)
+    notes += [f"LRC data left out: {tallied(Counter(data))}"] if data else []
+    if sooner := sum(int(found[1]) for line in data if (found := OFFSET.fullmatch(line))) / 1000:
+        lines = [Timed(line.text, moved(line.spans, -sooner)) for line in lines]
+    return lines, notes, fences
+
+
+def _trimmed(lines: list[Timed]) -> list[Timed]:
+    """Lines without blanks at their ends, and without blank lines at both ends of the whole."""
+    lines = [Timed(line.text.rstrip(), line.spans) for line in lines]
+    sung = [i for i, line in enumerate(lines) if line.text]
+    lines = lines[sung[0] : sung[-1] + 1] if sung else []
+    return [Timed(lines[0].text.lstrip(), lines[0].spans), *lines[1:]] if lines else []
 
 
 def _unescaped(text: str) -> tuple[str, list[str]]:
@@ -122,10 +148,10 @@ def has_stamp(line: str) -> bool:
     """Whether a line begins with a time stamp, holds one in square brackets, or times a subtitle."""
     if _CUE.match(line):
         return True
-    bare = _BARE_STAMP.match(line)
+    bare = BARE_STAMP.match(line)
     if bare and _CERTAIN.search(bare[1]):
         return True
-    return any(not found.start() or found[0].strip()[0] in "[［【<" for found in _STAMP.finditer(line))
+    return any(not found.start() or found[0].strip()[0] in "[［【<" for found in STAMP.finditer(line))
 
 
 def timed_lines(lines: list[str]) -> int:
@@ -142,23 +168,24 @@ def is_marked(line: str) -> bool:
     return first is not None and _square_mark(first) is not None
 
 
-def _without_fences(lines: list[str]) -> tuple[list[str], int]:
+def _without_fences(lines: list[Timed]) -> tuple[list[Timed], int]:
     """Lines without those that begin and end a code block of Markdown, and how many these were."""
-    kept = [line for line in lines if not _FENCE.fullmatch(line)]
+    kept = [line for line in lines if not _FENCE.fullmatch(line.text)]
     return kept, len(lines) - len(kept)
 
 
-def _without_cues(lines: list[str]) -> tuple[list[str], int]:
+def _without_cues(lines: list[Timed]) -> tuple[list[Timed], int]:
     """Lines of SRT or WebVTT without numbers, times, styles and blank lines; and how many cues there were."""
-    out: list[str] = []
+    out: list[Timed] = []
     cues, header, before = 0, False, ""
-    vtt = any(line.strip("\ufeff \t").startswith("WEBVTT") for line in lines[:3])
+    vtt = any(line.text.strip("\ufeff \t").startswith("WEBVTT") for line in lines[:3])
     previous = ""
-    for line in lines:
+    spans: Spans = ()
+    for line in (one.text for one in lines):
         above, previous, before = previous, before, line
         stripped = line.strip("\ufeff \t")
         if not stripped:
-            header = False
+            header, spans = False, ()
         elif (vtt and not previous.strip() and _VTT_BLOCK.match(stripped)) or (
             stripped.startswith("WEBVTT") and not cues
         ):
@@ -169,18 +196,19 @@ def _without_cues(lines: list[str]) -> tuple[list[str], int]:
             named = vtt and previous.strip() and not above.strip()
             if out and (previous.strip().isdigit() or named):  # the cue's number or name
                 out.pop()
+            spans = spans_of(f"[{stripped[: cue.start(1)].strip()}]", False)
             rest = _CUE_SETTING.sub("", cue[1]).strip()
-            out += [rest] if rest else []
+            out += [Timed(rest, spans)] if rest else []
         elif not header:
-            out.append(_STYLE.sub("", line))
+            out.append(Timed(_STYLE.sub("", line), spans))
     return out, cues
 
 
-def _without_data(lines: list[str], timed: bool) -> tuple[list[str], list[str]]:
+def _without_data(lines: list[Timed], timed: bool) -> tuple[list[Timed], list[str]]:
     """Lines without LRC's data (`[ar:Artist]`, any `[name:value]` where lyrics were timed), and the data."""
-    data = [line.strip() for line in lines]
+    data = [line.text.strip() for line in lines]
     data = [line for line in data if _is_data(line, timed)]
-    return [line for line in lines if line.strip() not in data], data
+    return [line for line in lines if line.text.strip() not in data], data
 
 
 def _is_data(line: str, timed: bool) -> bool:
@@ -201,10 +229,10 @@ def _without_stamps(lines: list[str]) -> tuple[list[str], int]:
     A time without brackets is a stamp where one of them looks like no time of day, or where nearly all lines
     have one in the same place, rising: "7:30 in the morning" is sung.
     """
-    bare = [_LABEL.sub("", line, count=1) if _LABEL.match(line) else line for line in lines]
-    bare = [_STAMP.sub(_gap, line).strip() if _STAMP.search(line) else line for line in bare]
-    bare = [_INSIDE.sub(lambda time: "" if _EXACT.search(time[0]) else time[0], line) for line in bare]
-    for pattern, place in ((_BARE_STAMP, re.Pattern.match), (_TAIL_STAMP, re.Pattern.search)):
+    bare = [LABEL.sub("", line, count=1) if LABEL.match(line) else line for line in lines]
+    bare = [STAMP.sub(_gap, line).strip() if STAMP.search(line) else line for line in bare]
+    bare = [INSIDE.sub(lambda time: "" if _EXACT.search(time[0]) else time[0], line) for line in bare]
+    for pattern, place in ((BARE_STAMP, re.Pattern.match), (TAIL_STAMP, re.Pattern.search)):
         found: Callable[..., re.Match[str] | None] = place
         sung = [line for line in bare if line.strip() and mark_line(line) is None and not _SQUARE.match(line)]
         times = [match[1] for line in sung if (match := found(pattern, line))]

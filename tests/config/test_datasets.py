@@ -89,6 +89,8 @@ GOOD: list[tuple[dict[str, Any], str, Any]] = [
     ({"audio": {"min_duration_seconds": 5}}, "min_duration", 5.0),
     ({"audio": {"duration_interval": 15}}, "interval", 15.0),
     ({"audio": {"truncation_mode": "random"}}, "truncation", "random"),
+    ({"audio": {"crop_seconds": 60}}, "crop", 60.0),
+    ({"audio": {"crop_lyrics": "cut"}}, "crop_lyrics", "cut"),
     (
         {"audio": {"lyrics_filename_format": "{filename}_lyrics.txt"}},
         "lyrics_format",

@@ -379,6 +379,26 @@ def _(lab: Lab) -> None:
     assert (start("beginning"), start("end")) == (0.0, 4.0) and 0 < start("random") < 4
 
 
+@reaches("audio", "crop_seconds")
+def _(lab: Lab) -> None:
+    found = lab.samples({"audio": {"crop_seconds": 3.5}})
+    assert {name: (s.at_once, s.is_cropped) for name, s in found.items()} == {
+        "a": (3.0, False), "b": (3.5, True), "c": (3.5, True)
+    }  # fmt: skip
+    assert not any(s.is_cropped for s in lab.samples({}).values())
+
+
+@reaches("audio", "crop_lyrics")
+def _(lab: Lab) -> None:
+    (lab.songs / "c.lyrics").write_text("[00:00.50]one\n[00:05.00]two")
+    try:
+        for how, first in (("keep", "one\ntwo"), ("drop", None), ("cut", "one")):
+            sample = lab.samples({"audio": {"crop_seconds": 3, "crop_lyrics": how}})["c"]
+            assert sample.words(0, 0).lyrics == first
+    finally:
+        (lab.songs / "c.lyrics").unlink()
+
+
 @reaches("audio", "lyrics_filename_format", "lyrics_extension", "lyrics_suffix")
 def _(lab: Lab) -> None:
     for block, name in (

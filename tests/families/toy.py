@@ -130,6 +130,10 @@ class Toy:
     def encoders(self, folder: ModelFolder) -> SongEncoders:
         return SongEncoders(Ear(folder), Prompt(folder), Sung(folder))
 
+    def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
+        part = slice(start, start + frames)
+        return {**arrays, "mean": arrays["mean"][part], "std": arrays["std"][part]}
+
     def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
         """mean, std (B, T, 3), frame_mask (B, T); words (B, N, 4) and words_mask (B, N)."""
         B, N = len(songs), shape.text + shape.lyrics

@@ -103,6 +103,11 @@ class LyricsTokens(PartEncoder[Words]):
         return Encoded({"ids": np.array(report.ids, np.int32)}, notes)
 
 
+def crop(arrays: Arrays, start: int, frames: int) -> Arrays:
+    """So many latent frames of a song, from `start` on."""
+    return {**arrays, "latents": arrays["latents"][..., start : start + frames]}
+
+
 def collate(songs: Sequence[CachedSong], shape: Shape) -> Arrays:
     """latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask (B, L), lyric_mask (B, M)
     float32, lyric_ids (B, M) int32; masks with 1 for what counts, M = 0 where no song of the bucket has

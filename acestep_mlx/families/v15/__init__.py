@@ -131,6 +131,12 @@ class ACEStep15:
 
         return encoders(folder)
 
+    def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
+        """See `songs.crop`."""
+        from .songs import crop
+
+        return crop(arrays, start, frames)
+
     def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
         """See `songs.collate`."""
         from .songs import collate

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...io.hashes import hash_file
+from ...text.sheet import read_timed
 from ..protocol import Folder
 from ..songs import Arrays, CachedSong, Encoded, Lyrics, PartEncoder, Shape, SongEncoders, Words
 from .conditions import ConditionEncoder
@@ -27,8 +28,11 @@ UNCUT = 1 << 16  # tokens, to say how long a text would have been
 
 
 def read_lyrics(text: str) -> Lyrics:
-    """Lyrics and their marks as they are written: the tokenizer reads every language, and has no rules."""
-    return Lyrics(text.strip() or None, [], [])
+    """Lyrics and their marks as they are written: the tokenizer reads every language, and has no rules.
+
+    A part's lyrics are the lines that are sung in it, without their times.
+    """
+    return Lyrics(text.strip() or None, [], [], read_timed(text))
 
 
 def encoders(folder: Folder) -> SongEncoders:
@@ -155,6 +159,13 @@ class LyricsEncoder(_Text):
 
 def _numpy(**arrays: mx.array) -> Arrays:
     return {name: np.array(array.astype(mx.float32)) for name, array in arrays.items()}
+
+
+def crop(arrays: Arrays, start: int, frames: int) -> Arrays:
+    """So many latent frames of a song; what silence gives is the same wherever a part begins."""
+    stop = start + frames
+    part = {"mean": slice(start, stop), "std": slice(start, stop), "source": slice(frames)}
+    return {name: array[part[name]] if name in part else array for name, array in arrays.items()}
 
 
 def collate(songs: Sequence[CachedSong], shape: Shape) -> Arrays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ....text.lines import foreign_lines, in_language
 from ....text.sheet import read_sheet
+from ....text.stamps import Timed
 from ...songs import Lyrics
 
 
@@ -14,5 +15,8 @@ def read_lyrics(text: str, language: str | None) -> Lyrics:
         f"lyrics line {number} is in {script} script, which the model has no tokens for"
         for number, script in foreign_lines(sheet.text)
     ]
-    marked = in_language(sheet.text, language) if sheet.text and language else sheet.text
-    return Lyrics(marked or None, sheet.notes, problems)
+    lines = sheet.lines
+    if lines and language:
+        lines = [Timed(in_language(lines[0].text, language), lines[0].spans), *lines[1:]]
+    timed = lines if any(line.spans for line in lines) else []
+    return Lyrics("\n".join(line.text for line in lines) or None, sheet.notes, problems, timed)
