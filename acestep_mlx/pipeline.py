@@ -20,6 +20,7 @@ from .families.protocol import Codec
 from .families.requests import check_task, request_for
 from .io.audio import probe, read_audio
 from .io.progress import Advance, Progress, as_stage, silent
+from .nn.device import buffers_kept
 from .sampling.sample import sample
 
 T = TypeVar("T")
@@ -209,13 +210,11 @@ class ACEStepPipeline:
         initial: mx.array | None = None,
     ) -> mx.array:
         """Latents (songs, …) float32; `source` are the source's latents (1, …), `initial` the first noise."""
-        return sample(
-            self.family.conditioned(self.transformer, conditions, request),
-            request,
-            source=source,
-            initial=initial,
-            progress=as_stage(progress, "denoising"),
-        )
+        model = self.family.conditioned(self.transformer, conditions, request)
+        with buffers_kept():
+            return sample(
+                model, request, source=source, initial=initial, progress=as_stage(progress, "denoising")
+            )
 
     def run(
         self,

@@ -3,7 +3,7 @@
     python benchmarks/encode.py --family v15     # ACE-Step 1.5's autoencoder; with --texts its texts
     python benchmarks/encode.py              # 60 s, three rounds, then the peak of a 240 s song
     python benchmarks/encode.py --quick      # 10 s, one round
-    python benchmarks/encode.py --decode     # latents → audio as well
+    python benchmarks/encode.py --decode     # latents → audio as well; --decode-only: nothing else
     python benchmarks/encode.py --no-reference --dtype bfloat16
 
 Both sides run in one process, in turn, and the ratio is the median over the rounds. The reference is
@@ -18,6 +18,8 @@ downloaded.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import resource
 import sys
 import time
@@ -179,6 +181,22 @@ def theirs(size: str, codec: Codec) -> types.SimpleNamespace | None:
     return their
 
 
+def most_resident() -> int:
+    """Bytes of the whole process at most, since the start or the last `forget_resident`."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_resident() -> int:
+    """Start `most_resident` anew, where that can be done; bytes of the process now."""
+    mx.clear_cache()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return most_resident()
+
+
 def timed(fn: Callable[[], object]) -> tuple[float, float, np.ndarray]:
     """Seconds, processor seconds (all threads; steadier on a busy machine), and the result as an array."""
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -195,15 +213,19 @@ def compare(
         mine()
     ratios, cpu_ratios = [], []
     for i in range(rounds):
+        before = forget_resident()
         a, a_cpu, x = timed(mine)
+        a_memory, before = most_resident() - before, forget_resident()
         line = f"{name} round {i + 1}: ours {a:.2f} s ({a_cpu:.2f} s of processor time)"
         if other is not None:
             b, b_cpu, y = timed(other)
+            b_memory = most_resident() - before
             ratios.append(a / b)
             cpu_ratios.append(a_cpu / b_cpu)
             error = np.linalg.norm(x - y) / np.linalg.norm(y)
             line += (
                 f", reference {b:.2f} s ({b_cpu:.2f} s), ratio {a / b:.2f} (relative difference {error:.1e})"
+                f", resident {a_memory / GB:.2f} and {b_memory / GB:.2f} GB more"
             )
         print(line, flush=True)
     if ratios:
@@ -219,8 +241,7 @@ def peak(name: str, fn: Callable[[], object], weights: int) -> None:
     mx.clear_cache()
     mx.reset_peak_memory()
     seconds, _, _ = timed(fn)
-    unit = 1 if sys.platform == "darwin" else 1024
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    resident = most_resident()
     print(
         f"{name}: peak {(mx.get_peak_memory() - weights) / GB:.2f} GB above the weights, {seconds:.1f} s; "
         f"the whole process, weights and kept buffers included, at most {resident / GB:.2f} GB resident",
@@ -236,6 +257,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--decode", action="store_true", help="measure latents → audio too")
+    parser.add_argument("--decode-only", action="store_true", help="measure latents → audio alone")
     parser.add_argument("--memory-seconds", type=float, default=240, help="0: no memory test")
     parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -253,11 +275,17 @@ def main() -> None:
     if args.family == "v1":
         codec = ours(args.size, dtype)
         weights = weight_bytes(codec.dcae, codec.vocoder)
-        shape, encode = (1, 8, 16, round(args.memory_seconds * rate / 4096)), codec.encode
+        encode = codec.encode
+
+        def shape(seconds: float) -> tuple[int, ...]:
+            return 1, 8, 16, round(seconds * rate / 4096)
+
     else:
         codec = ours15(dtype)
         weights = weight_bytes(codec.vae)
-        shape = (1, round(args.memory_seconds * 25), 64)
+
+        def shape(seconds: float) -> tuple[int, ...]:
+            return 1, round(seconds * 25), 64
 
         def encode(wav: np.ndarray) -> mx.array:
             return codec.encode(wav)[0]
@@ -268,19 +296,20 @@ def main() -> None:
         reference = theirs(args.size, codec) if args.family == "v1" else theirs15(codec)
     wav = song(args.seconds, rate)
     if args.rounds:
-        compare(
-            "encode", lambda: encode(wav), reference and (lambda: reference.encode(wav)), args.rounds, True
-        )
-        if args.decode:
-            z = encode(wav)
+        if not args.decode_only:
+            theirs_encoded = reference and (lambda: reference.encode(wav))
+            compare("encode", lambda: encode(wav), theirs_encoded, args.rounds, True)
+        if args.decode or args.decode_only:
+            z = mx.random.normal(shape(args.seconds)) if args.decode_only else encode(wav)
             other = reference and (lambda: reference.decode(z))
             compare("decode", lambda: codec.decode(z), other, args.rounds, False)
     if args.memory_seconds:
         del reference
         wav = song(args.memory_seconds, rate)
-        peak(f"encode {args.memory_seconds:g} s", lambda: encode(wav), weights)
-        if args.decode:
-            z = mx.random.normal(shape)
+        if not args.decode_only:
+            peak(f"encode {args.memory_seconds:g} s", lambda: encode(wav), weights)
+        if args.decode or args.decode_only:
+            z = mx.random.normal(shape(args.memory_seconds))
             peak(f"decode {args.memory_seconds:g} s", lambda: codec.decode(z), weights)
 
 

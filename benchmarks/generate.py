@@ -28,10 +28,10 @@ from acestep_mlx.families.v15 import generation as v15
 from acestep_mlx.families.v15.config import SLIDING
 from acestep_mlx.families.v15.dit import ACEStep15Transformer
 from acestep_mlx.families.v15.dit import TransformerConfig as TransformerConfig15
+from acestep_mlx.nn.device import cache_limit
 from acestep_mlx.sampling.denoise import Guided
 from acestep_mlx.sampling.guidance import Guidance
 from acestep_mlx.sampling.schedulers import move, omega_gain
-from acestep_mlx.training.memory import cache_limit
 
 TEXT = 64  # of the conditioning tokens; one is the speaker's, the rest are lyrics
 
@@ -213,7 +213,7 @@ def main() -> None:
     mx.reset_peak_memory()
     mx.eval(ours())
     peak = mx.get_peak_memory() - weights
-    mx.set_cache_limit(cache_limit())  # as training does: MLX's default on a CPU is 32 MB
+    mx.set_cache_limit(cache_limit())  # as the pipeline does on a CPU: MLX's default on a CPU is 32 MB
     for run in runs.values():  # compilation, pages
         mx.eval(run())
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -39,7 +39,7 @@ from subjects import Subject, add_family, subject
 from acestep_mlx.convert.plan import translate
 from acestep_mlx.families.protocol import Load
 from acestep_mlx.lora.surgery import LoRASpec, inject
-from acestep_mlx.training.memory import cache_limit
+from acestep_mlx.nn.device import cache_limit
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.parity import reference

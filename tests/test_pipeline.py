@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 from mlx.utils import tree_flatten
 
-from acestep_mlx import ACEStepPipeline
+from acestep_mlx import ACEStepPipeline, pipeline
 from acestep_mlx.config.request import Request
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError, DataError
 from acestep_mlx.families.model_folder import ModelFolder
@@ -21,6 +22,7 @@ from acestep_mlx.io.progress import Advance
 from acestep_mlx.lora.apply import AppliedLoRA
 from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
+from acestep_mlx.nn.device import cache_limit
 
 FAST = Request(prompt="slow jazz", lyrics="[verse]\nhello", duration=2.0, seeds=(3,), steps=3)
 
@@ -336,3 +338,24 @@ def test_lyrics_are_read_as_people_write_them(pipe: ACEStepPipeline) -> None:
         assert conditions.prompt.lyric_ids.tolist() == [meant]
         assert pipe.lyric_tokenizer.tokenize(written) != meant
     assert pipe.prepare(replace(FAST, lyrics="[00:01.00]")).prompt.lyric_ids.shape == (1, 0)
+
+
+@pytest.mark.parametrize("limit", [12_345_678, 1 << 40], ids=["as on a CPU", "as on a GPU"])
+def test_freed_buffers_are_kept_between_steps(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MLX's limit is far below a step's, it is raised while a song is made."""
+    before = mx.set_cache_limit(limit)
+    limits: list[int] = []
+
+    def sampled(*_arguments: Any, **_options: Any) -> mx.array:
+        limits.append(mx.set_cache_limit(0))
+        mx.set_cache_limit(limits[-1])
+        return mx.zeros((1,))
+
+    monkeypatch.setattr(pipeline, "sample", sampled)
+    pipe = SimpleNamespace(family=SimpleNamespace(conditioned=lambda *_: None), transformer=None)
+    try:
+        pipeline.ACEStepPipeline.sample(pipe, Request(), None)
+        assert limits == [max(limit, cache_limit())]
+        assert mx.set_cache_limit(before) == limit
+    finally:
+        mx.set_cache_limit(before)

@@ -6,7 +6,6 @@ family says (`families.protocol.StepMemory`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +22,8 @@ from ..families.protocol import Family, Load
 from ..families.songs import Shape
 from ..formatting import count, size
 from ..lora.surgery import find_targets
+from ..nn.device import cache_limit as cache_limit
+from ..nn.device import machine_memory as machine_memory
 from .settings import COMPUTE_DTYPES, full_training, lora_spec, rollout_settings
 
 GB = 1e9
@@ -154,13 +155,6 @@ def stored_bits(folder: ModelFolder) -> int | None:
     return (folder.quantization or {}).get("bits")
 
 
-def machine_memory() -> int:
-    """Bytes of memory of the device that MLX works on: a Mac's, an NVIDIA card's own, or the processor's."""
-    info = mx.device_info()
-    found = info.get("memory_size", info.get("total_memory"))  # Metal, CUDA; the CPU's says neither
-    return int(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def usable(memory: float) -> float:
     """What a Mac with so many bytes lets the GPU use, of any Mac: Metal's usual recommended working set."""
     return memory * (2 / 3 if memory <= 36 * GB else 3 / 4)
@@ -174,15 +168,11 @@ def budget() -> float:
     return machine_memory() * CARD if "total_memory" in info else usable(machine_memory())
 
 
-def cache_limit() -> int:
-    """Bytes of freed buffers that MLX may keep for reuse while songs are encoded."""
-    return min(2 << 30, machine_memory() // 16)
-
-
 def step_cache(
     config: RunConfig, shapes: Iterable[Shape], model: Any, stored_bits: int | None, checkpointed: int
 ) -> int:
-    """The same while steps on batches of these shapes are made: the activations of one, where there is room.
+    """Bytes of freed buffers that MLX may keep while steps on batches of these shapes are made: the
+    activations of one, where there is room.
 
     With less, each step would free them and ask the system for them again.
     """
