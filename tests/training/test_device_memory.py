@@ -49,7 +49,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def on(info: dict[str, Any], host: int = 128 * GB) -> None:
         monkeypatch.setattr(mx, "device_info", lambda *_: dict(info))
         pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": host // 4096}
-        monkeypatch.setattr(memory.os, "sysconf", lambda name: pages[name])
+        monkeypatch.setattr(os, "sysconf", lambda name: pages[name])
 
     return on
 
