@@ -49,7 +49,7 @@ from acestep_mlx.families.model_folder import quantizable
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
-from acestep_mlx.training.step import StepSettings, TrainStep, flat_state, set_state
+from acestep_mlx.training.step import StepSettings, TrainStep
 
 LAUNCH = 2e-6  # seconds from one kernel to the next, about what Metal needs
 
@@ -384,8 +384,6 @@ def training_step(name: str, load: plan.Load, *, bits: int | None, blocks: int |
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1), paths)
     step = TrainStep(model, [group], StepSettings(compute_dtype=mx.bfloat16), about.objective())
-    for slot, value in flat_state(group).items():
-        set_state(group, slot, _like(value))
     shapes = about.arrays(config, load)
     batch = {key: hollow(shape, mx.int32 if key.endswith("ids") else mx.float32)
              for key, shape in shapes.items()}  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
+
+from .rows import Row
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,20 @@ class AverageSettings:
 
 
 class Average:
-    """The average itself. `state` is what the compiled step declares: `stays` () and `values`, by path."""
+    """The average itself. `state` is what the compiled step declares: `stays` () and the values in a row."""
 
     def __init__(self, settings: AverageSettings, parameters: Mapping[str, mx.array]) -> None:
-        self.settings = settings
-        self.state: dict[str, Any] = {"stays": mx.array(1.0), "values": dict(parameters)}
+        self.settings, self._row = settings, Row.of(parameters)
+        self.state: dict[str, mx.array] = {"stays": mx.array(1.0), "row": self._row.pack(parameters)}
 
     @property
     def values(self) -> dict[str, mx.array]:
         """By path, as the trained parameters are."""
-        found: dict[str, mx.array] = self.state["values"]
-        return found
+        return self._row.unpack(self.state["row"])
+
+    def load(self, values: Mapping[str, mx.array]) -> None:
+        """Put back what `values` gave."""
+        self.state["row"] = self._row.pack(values)
 
     def set_share(self, update: int) -> None:
         """Before update number `update`: a number from the host, so that nothing is compiled again."""
@@ -48,6 +52,5 @@ class Average:
     def move(self, parameters: Mapping[str, mx.array], useful: mx.array) -> None:
         """Towards the updated parameters; nothing moves where the update was not `useful`, a bool ()."""
         stays = mx.where(useful, self.state["stays"], 1.0)
-        for path, value in self.values.items():
-            # Each share by itself: with 0 the parameters, with 1 the average, both bit for bit.
-            self.values[path] = stays * value + (1.0 - stays) * parameters[path]
+        # Each share by itself: with 0 the parameters, with 1 the average, both bit for bit.
+        self.state["row"] = stays * self.state["row"] + (1.0 - stays) * self._row.pack(parameters)

@@ -17,6 +17,7 @@ import mlx.optimizers as optim
 
 from ..config.optimizers import OPTIMIZERS
 from ..errors import ConfigError, nearest
+from .rows import Row
 
 
 def _linear(schedule: Schedule, at: int, length: int) -> float:
@@ -136,12 +137,18 @@ def make_optimizer(
         raise ConfigError(f"optimizer {name}, optimizer_config {dict(options or {})}: {error}") from error
 
 
+#: optimizers of `mlx.optimizers` that treat each number of a parameter by itself
+BY_ELEMENT = (optim.Adam, optim.Lion, optim.SGD)
+ROW = "row"  # what they are given: all parameters of a group
+
+
 @dataclass
 class Group:
     """Parameters that share an optimizer and a schedule: the LoRA, or what is trained in full.
 
-    `paths` are full parameter paths (`transformer_blocks.0.attn.to_q.lora_a`); the optimizer works on a flat
-    mapping from path to array, so its state is `{"step", "learning_rate", path: {slot: array}}`.
+    `paths` are full parameter paths (`transformer_blocks.0.attn.to_q.lora_a`). The optimizer's state is
+    `{"step", "learning_rate", path: {slot: array}}`; one that works element by element has all parameters in
+    one row, and a state for that.
     """
 
     name: str
@@ -151,11 +158,62 @@ class Group:
 
     def init(self, parameters: Mapping[str, mx.array]) -> None:
         """Create the optimizer's state for this group's parameters."""
-        self.optimizer.init({path: parameters[path] for path in self.paths})
+        own = {path: parameters[path] for path in self.paths}
+        self.row = Row.of(own)
+        self.optimizer.init({ROW: self.row.pack(own)} if self.by_element else own)
         self.set_rate(0)
+
+    @property
+    def by_element(self) -> bool:
+        """Whether the optimizer works on one row."""
+        return isinstance(self.optimizer, BY_ELEMENT)
 
     def set_rate(self, step: int) -> float:
         """Put the learning rate of the update after `step` updates into the state; returns it."""
         rate = self.schedule(step)
         self.optimizer.state["learning_rate"] = mx.array(rate, mx.float32)
         return rate
+
+    def updated(
+        self, gradient: mx.array, parameters: Mapping[str, mx.array], useful: mx.array
+    ) -> dict[str, mx.array]:
+        """The parameters after an update with `gradient`, a row; they and the state stay if not `useful`."""
+        own = {path: parameters[path] for path in self.paths}
+        old = {ROW: self.row.pack(own)} if self.by_element else own
+        gradients = {ROW: gradient} if self.by_element else self.row.unpack(gradient)
+        before = [holder[name] for holder, name in self._slots()]
+        new = self.optimizer.apply_gradients(gradients, old)
+        for (holder, name), value in zip(self._slots(), before, strict=True):
+            holder[name] = mx.where(useful, holder[name], value)
+        kept = {name: mx.where(useful, new[name], value) for name, value in old.items()}
+        return self.row.unpack(kept[ROW]) if self.by_element else kept
+
+    def _slots(self) -> list[tuple[dict[str, Any], str]]:
+        """Every array of the optimizer's state: the container that holds it, and its name there."""
+        found: list[tuple[dict[str, Any], str]] = []
+        for name, value in self.optimizer.state.items():
+            found += [(value, slot) for slot in value] if isinstance(value, dict) else []
+            found += [] if isinstance(value, dict) else [(self.optimizer.state, name)]
+        return found
+
+    def state(self) -> dict[str, mx.array]:
+        """The optimizer's state as `slot` (step, learning_rate) or `path|slot` → array."""
+        flat: dict[str, mx.array] = {}
+        for key, value in self.optimizer.state.items():
+            if not isinstance(value, dict):
+                flat[key] = value
+                continue
+            for slot, array in value.items():
+                parts = self.row.unpack(array) if self.by_element else {key: array}
+                flat.update({f"{path}|{slot}": part for path, part in parts.items()})
+        return flat
+
+    def load_state(self, state: Mapping[str, mx.array]) -> None:
+        """Put back what `state` gave, in place: the compiled step holds these very containers."""
+        for key, value in self.optimizer.state.items():
+            if not isinstance(value, dict):
+                self.optimizer.state[key] = state[key]
+                continue
+            for slot in value:
+                parts = {path: state[f"{path}|{slot}"] for path in (self.paths if self.by_element else [key])}
+                value[slot] = self.row.pack(parts) if self.by_element else parts[key]

@@ -13,11 +13,9 @@ graph: a GPU that waits for another machine within its work is ended by Metal af
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -31,6 +29,7 @@ from .average import Average, AverageSettings
 from .distributed import all_sum
 from .optimizers import Group
 from .rollout import Rollout
+from .rows import Row, squared_norm
 
 #: what ranks tell each other of every micro-batch, beside the parts of the loss
 TOLD = ("loss", "finite", "stop")
@@ -56,18 +55,10 @@ class StepResult(NamedTuple):
     parts: Mapping[str, mx.array] = MappingProxyType({})  # of the loss, by name; means as the loss is one
 
 
-def squared_norm(tree: Mapping[str, mx.array]) -> mx.array:
-    """Sum of squares of all arrays, in float32."""
-    return sum((mx.sum(mx.square(g.astype(mx.float32))) for g in tree.values()), mx.array(0.0))
-
-
-def clip(grads: dict[str, mx.array], norm: mx.array, settings: StepSettings) -> dict[str, mx.array]:
+def clip(gradient: mx.array, norm: mx.array, settings: StepSettings) -> mx.array:
     """Clip to `max_grad_norm` by the global norm (as torch: limit / (norm + 1e-6), at most 1)."""
     limit = settings.max_grad_norm
-    if limit <= 0:
-        return grads
-    factor = mx.minimum(limit / (norm + 1e-6), 1.0)
-    return {k: g * factor for k, g in grads.items()}
+    return gradient if limit <= 0 else gradient * mx.minimum(limit / (norm + 1e-6), 1.0)
 
 
 class TrainStep:
@@ -116,9 +107,10 @@ class TrainStep:
             raise ValueError("the optimizer groups do not cover the trainable parameters exactly once")
         for group in self.groups:
             group.init(parameters)
+        self.row = Row({path: parameters[path].shape for path in owned})  # all, group by group
         self.carry: dict[str, Any] = {"weight": mx.array(0.0)}
         if settings.accumulate > 1:
-            self.carry["gradient"] = {k: mx.zeros_like(p) for k, p in parameters.items()}
+            self.carry["gradient"] = mx.zeros(self.row.size)
         if settings.compute_dtype == mx.float16:
             self.carry["scale"], self.carry["good"] = mx.array(2.0**14), mx.array(0.0)
         self.average = Average(settings.average, parameters) if settings.average is not None else None
@@ -165,7 +157,7 @@ class TrainStep:
     def _accumulate_and_update(self, batch: dict[str, mx.array], stop: mx.array) -> StepResult:
         """A micro-step that ends an update."""
         told, _, weight, gradient = self._gradient(batch, stop)
-        return self._updated({**told, "weight": weight, **gradient})
+        return self._updated({**told, "weight": weight, "gradient": gradient})
 
     def _round(self, before: Callable[..., Any], after: Callable[..., Any]) -> Callable[..., StepResult]:
         """A micro-step of several ranks: what each tells, the mean of it, what each makes of that.
@@ -183,29 +175,27 @@ class TrainStep:
         """Several ranks' `_accumulate` up to the communication: (what is told, this rank's norm)."""
         told, norm, weight, gradient = self._gradient(batch, stop)
         self._keep(gradient, weight)
-        return _packed(told), norm
+        return Row.of(told).pack(told), norm
 
     def _hear(self, total: mx.array, norm: mx.array) -> StepResult:
         """The rest of it. total: the sum over the ranks of what they told."""
-        return self._result(_unpacked(total / self.world, dict.fromkeys(self.told, ())), norm)
+        return self._result(Row(dict.fromkeys(self.told, ())).unpack(total / self.world), norm)
 
     def _tell_gradient(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[mx.array]:
         """Several ranks' `_accumulate_and_update` up to the communication."""
         told, _, weight, gradient = self._gradient(batch, stop)
-        return (_packed({**told, "weight": weight, **gradient}),)
+        shared = {**told, "weight": weight, "gradient": gradient}
+        return (Row.of(shared).pack(shared),)
 
     def _hear_gradient(self, total: mx.array) -> StepResult:
         """The rest of it."""
-        shapes = {k: v.shape for k, v in self.parameters().items()}
-        return self._updated(
-            _unpacked(total / self.world, {**dict.fromkeys((*self.told, "weight"), ()), **shapes})
-        )
+        shared = Row({**dict.fromkeys((*self.told, "weight"), ()), "gradient": (self.row.size,)})
+        return self._updated(shared.unpack(total / self.world))
 
     def _updated(self, shared: dict[str, mx.array]) -> StepResult:
         """Update with the mean of what the ranks told; what is accumulated begins at zero again."""
-        gradient = {k: shared[k] for k in self.parameters()}
-        norm = self._apply(gradient, shared["weight"])
-        self._keep({k: mx.zeros_like(g) for k, g in gradient.items()}, mx.array(0.0))
+        norm = self._apply(shared["gradient"], shared["weight"])
+        self._keep(mx.zeros(self.row.size), mx.array(0.0))
         return self._result(shared, norm)
 
     def _gradient(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[Any, ...]:
@@ -227,19 +217,19 @@ class TrainStep:
 
         seed_dropout(self.model, d.dropout_key)
         (loss, parts), tree = nn.value_and_grad(self.model, mean_loss)(batch, d)
-        grads: dict[str, mx.array] = dict(tree_flatten(tree))
+        gradient = self.row.pack(dict(tree_flatten(tree)))
         if scale is not None:
-            loss, grads = loss / scale, {k: g / scale for k, g in grads.items()}
-        norm = mx.sqrt(squared_norm(grads))
+            loss, gradient = loss / scale, gradient / scale
+        norm = mx.sqrt(squared_norm(gradient))
         finite = mx.isfinite(loss) & mx.isfinite(norm)
         # The weight of a micro-batch is its number of samples, so that uneven batches average correctly.
         weight = mx.where(finite, float(B), 0.0)
-        grads = {k: mx.where(finite, g, 0.0) * float(B) for k, g in grads.items()}
+        gradient = mx.where(finite, gradient, 0.0) * float(B)
         if settings.accumulate > 1:
-            grads = {k: carry["gradient"][k] + g for k, g in grads.items()}
+            gradient = carry["gradient"] + gradient
             weight = carry["weight"] + weight
         told = (loss, finite.astype(mx.float32), stop.astype(mx.float32), *(parts[k] for k in self.parts))
-        return dict(zip(self.told, told, strict=True)), norm, weight, grads
+        return dict(zip(self.told, told, strict=True)), norm, weight, gradient
 
     def _losses(self, batch: dict[str, mx.array], d: Draw) -> tuple[mx.array, dict[str, mx.array]]:
         """(B,) float32, and the parts of their mean that are logged."""
@@ -255,11 +245,10 @@ class TrainStep:
         losses, parts = (run(), {}) if self.auxiliary is None else self.auxiliary(self.model, batch, run)
         return losses, {**told, **parts}
 
-    def _keep(self, gradient: dict[str, mx.array], weight: mx.array) -> None:
+    def _keep(self, gradient: mx.array, weight: mx.array) -> None:
         """What is accumulated up to the next micro-step."""
         if self.settings.accumulate > 1:
-            self.carry["gradient"].update(gradient)
-            self.carry["weight"] = weight
+            self.carry["gradient"], self.carry["weight"] = gradient, weight
 
     def _result(self, shared: dict[str, mx.array], norm: mx.array) -> StepResult:
         """The numbers of all ranks; the loss scale (fp16) follows them."""
@@ -273,24 +262,24 @@ class TrainStep:
         parts = {name: shared[name] for name in self.parts}
         return StepResult(shared["loss"], norm, everywhere, shared["stop"] > 0, parts)
 
-    def _apply(self, summed: dict[str, mx.array], weight: mx.array) -> mx.array:
+    def _apply(self, summed: mx.array, weight: mx.array) -> mx.array:
         """Average, clip and update; returns the norm before clipping. Nothing changes when `weight` is 0."""
-        useful = weight > 0
-        grads = {k: g / mx.maximum(weight, 1e-6) for k, g in summed.items()}
-        norm = mx.sqrt(squared_norm(grads))
-        grads = clip(grads, norm, self.settings)
-        parameters = self.parameters()
+        gradient = summed / mx.maximum(weight, 1e-6)
+        norm = mx.sqrt(squared_norm(gradient))
+        gradient = clip(gradient, norm, self.settings)
+        useful, parameters, start = weight > 0, self.parameters(), 0
         for group in self.groups:
-            old = {k: parameters[k] for k in group.paths}
-            before = flat_state(group)
-            new = group.optimizer.apply_gradients({k: grads[k] for k in group.paths}, old)
-            kept = {k: mx.where(useful, new[k], old[k]) for k in group.paths}
-            self.model.update(tree_unflatten(list(kept.items())))
-            for name, value in flat_state(group).items():
-                set_state(group, name, mx.where(useful, value, before[name]))
+            own = gradient[start : start + group.row.size]
+            start += group.row.size
+            self.set_parameters(group.updated(own, parameters, useful))
         if self.average is not None:
             self.average.move(self.parameters(), useful)
         return norm
+
+    def gradient(self) -> dict[str, mx.array]:
+        """What is accumulated, by path."""
+        row = self.carry.get("gradient")
+        return {} if row is None else self.row.unpack(row)
 
     def loss_scale(self) -> dict[str, mx.array]:
         """What changes of the loss scale (fp16) with every micro-step."""
@@ -299,8 +288,8 @@ class TrainStep:
     def begin_round(self, loss_scale: Mapping[str, mx.array]) -> None:
         """Forget what was accumulated since the last update; the loss scale is what it was then."""
         self.carry["weight"] = mx.array(0.0)
-        gradient = self.carry.get("gradient", {})
-        gradient.update({name: mx.zeros_like(value) for name, value in gradient.items()})
+        if "gradient" in self.carry:
+            self.carry["gradient"] = mx.zeros(self.row.size)
         self.carry.update(loss_scale)
 
     def arrays(self) -> dict[str, dict[str, mx.array]]:
@@ -308,13 +297,11 @@ class TrainStep:
         where there is one.
         """
         optimizer = {
-            f"{group.name}|{name}": value
-            for group in self.groups
-            for name, value in flat_state(group).items()
+            f"{group.name}|{name}": value for group in self.groups for name, value in group.state().items()
         }
-        sampler = {k: v for k, v in self.carry.items() if isinstance(v, mx.array)}
-        sampler.update({f"gradient|{k}": v for k, v in self.carry.get("gradient", {}).items()})
-        average = {} if self.average is None else {"average": dict(self.average.values)}
+        sampler = {k: v for k, v in self.carry.items() if k != "gradient"}
+        sampler.update({f"gradient|{k}": v for k, v in self.gradient().items()})
+        average = {} if self.average is None else {"average": self.average.values}
         return {"optimizer": optimizer, "sampler": sampler, **average}
 
     def load_arrays(
@@ -339,15 +326,14 @@ class TrainStep:
         if problems:
             return problems
         for group in self.groups:
-            for name in flat_state(group):
-                set_state(group, name, optimizer[f"{group.name}|{name}"])
-        for name, value in sampler.items():
-            if name.startswith("gradient|"):
-                self.carry["gradient"][name.removeprefix("gradient|")] = value
-            else:
-                self.carry[name] = value
+            group.load_state({name: optimizer[f"{group.name}|{name}"] for name in group.state()})
+        self.carry.update(
+            {name: value for name, value in sampler.items() if not name.startswith("gradient|")}
+        )
+        if "gradient" in self.carry:
+            self.carry["gradient"] = self.row.pack({k: sampler[f"gradient|{k}"] for k in self.row.shapes})
         if self.average is not None:
-            self.average.values.update(average or {})
+            self.average.load(average or {})
         return []
 
     @contextlib.contextmanager
@@ -361,35 +347,3 @@ class TrainStep:
             yield
         finally:
             self.set_parameters(trained)
-
-
-def _packed(values: Mapping[str, mx.array]) -> mx.array:
-    """All values in one row."""
-    return mx.concatenate([v.reshape(-1) for v in values.values()])
-
-
-def _unpacked(row: mx.array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, mx.array]:
-    """The values of a row, by name."""
-    ends = list(accumulate(math.prod(shape) for shape in shapes.values()))
-    parts = mx.split(row, ends[:-1])
-    return {k: part.reshape(shape) for (k, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def flat_state(group: Group) -> dict[str, mx.array]:
-    """A group's optimizer state as `slot` (step, learning_rate) or `path|slot` → array."""
-    flat: dict[str, mx.array] = {}
-    for key, value in group.optimizer.state.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}|{slot}": array for slot, array in value.items()})
-        else:
-            flat[key] = value
-    return flat
-
-
-def set_state(group: Group, name: str, value: mx.array) -> None:
-    """Put one array of `flat_state` back, in place: the compiled step holds these very containers."""
-    path, bar, slot = name.rpartition("|")
-    if bar:
-        group.optimizer.state[path][slot] = value
-    else:
-        group.optimizer.state[name] = value

@@ -201,7 +201,7 @@ def test_every_lora_gradient(
     step = TrainStep(ours, [group], StepSettings(accumulate=2), Drawn(example.draw), compiled=False)
     result = step(example.batch, update=False)
     assert abs(result.loss.item() - loss.item()) <= 1e-5 * loss.item()
-    gradient, layers = step.carry["gradient"], dict(theirs.named_modules())
+    gradient, layers = step.gradient(), dict(theirs.named_modules())
     for path in paths:
         other = layers[their_name(path)]
         for name, weight in (("lora_a", other.lora_A["x"].weight), ("lora_b", other.lora_B["x"].weight)):
