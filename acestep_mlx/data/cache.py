@@ -1,7 +1,8 @@
 """Cache files: named arrays under a key, written atomically, checked when read.
 
 A file is a safetensors blob (deflated when asked) that holds its own key, with its CRC-32 in front, so that
-a damaged file, or one under another's name, is noticed and computed again instead of being trained on.
+a damaged file, or one under another's name, is noticed and computed again instead of being trained on. It
+also says which model family it is of.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ..io.atomic import write_bytes
 _FAMILY = b"ACEC"
 _MAGIC = _FAMILY + b"1"  # with its format version
 _PLAIN, _DEFLATED = b"p", b"z"
-_KEY = "key"  # of the blob's metadata; entries of earlier versions have none
+_KEY, _OWNER = "key", "family"  # of the blob's metadata; entries of earlier versions have none
+_HEADER = 1 << 16  # bytes of a blob in which its header ends
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -35,11 +37,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 class Store:
     """Arrays by key in a folder, or in memory when folder is None.
 
-    signed: whether only entries that know their key are taken, which those of 0.1 do not.
+    signed: whether only entries that know their key are taken, which those of 0.1 do not. family: whose name
+    new entries get.
     """
 
-    def __init__(self, folder: Path | None, compress: bool = False, signed: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None, compress: bool = False, signed: bool = False, family: str = ""
+    ) -> None:
         self.folder = folder
+        self.family = family
         self.compress = compress
         self.keys = () if signed else (None,)  # besides an entry's own
         self._memory: dict[str, dict[str, np.ndarray]] = {}
@@ -55,7 +61,8 @@ class Store:
             return
         from safetensors.numpy import save
 
-        body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {_KEY: key})
+        facts = {_KEY: key, _OWNER: self.family}
+        body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, facts)
         kind = _DEFLATED if self.compress else _PLAIN
         body = zlib.compress(body, 6) if self.compress else body
         write_atomic(self.path(key), _MAGIC + kind + zlib.crc32(body).to_bytes(4, "big") + body)
@@ -97,8 +104,37 @@ class Store:
         return self.folder is not None and self.path(key).is_file()
 
 
+def describe(path: Path) -> tuple[str | None, frozenset[str]]:
+    """Of a cache file: the family that it says it is of (None: it does not), and the names of its arrays.
+
+    (None, none) for what cannot be read, or is no cache file.
+    """
+    try:
+        with schema.open_file(path) as file:
+            data = file.read(_HEADER)
+        head = len(_MAGIC)
+        if not data.startswith(_MAGIC):
+            return None, frozenset()
+        blob = data[head + 5 :]
+        if data[head : head + 1] == _DEFLATED:
+            blob = zlib.decompressobj().decompress(blob, _HEADER)
+        header = _header(blob)
+    except (OSError, zlib.error, ValueError):
+        return None, frozenset()
+    owner = _metadata(header).get(_OWNER)
+    return owner if isinstance(owner, str) else None, frozenset(header.keys() - {"__metadata__"})
+
+
 def _own_key(blob: bytes) -> Any:
     """The key that a safetensors blob says it was written under, or None. ValueError when it is damaged."""
+    return _metadata(_header(blob)).get(_KEY)
+
+
+def _header(blob: bytes) -> dict[str, Any]:
     header = schema.parse_json(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    return metadata.get(_KEY) if isinstance(metadata, dict) else None
+    return header if isinstance(header, dict) else {}
+
+
+def _metadata(header: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = header.get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}

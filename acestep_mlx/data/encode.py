@@ -24,11 +24,12 @@ from ..io.atomic import PREFIX, SUFFIX
 from ..io.audio import is_silent, read_audio
 from ..io.hashes import cache_key, hash_file
 from ..io.progress import Advance, Progress, silent
-from .cache import Store
+from .cache import Store, describe
 from .facts import MISREAD, MISREAD_OGG, FactsIndex
 from .manifest import Manifest, Sample, index_path, nothing_left
 from .summary import SetReport
 
+_NOTES = "notes"  # an entry's remarks, beside its arrays
 #: parts that are encoded from words, in this order → what progress calls them
 STAGES = {"lyrics": "lyrics", "text": "captions"}
 
@@ -92,7 +93,7 @@ class Cache:
         signed = kind != "latents"
         place = (folder if on_disk else None, folder, signed)
         if place not in self._stores:
-            self._stores[place] = Store(place[0], self._compress, signed)
+            self._stores[place] = Store(place[0], self._compress, signed, self.family.name)
         return self._stores[place]
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -170,10 +171,19 @@ class Cache:
         return sum(path.stat().st_size for path in self.files() if path.is_file())
 
     def prune(self) -> tuple[int, int]:
-        """Delete cache files in the same folders that this data does not use; (files, bytes)."""
+        """Delete this family's cache files in the same folders that this data does not use; (files, bytes).
+
+        What does not say whose it is, as entries of 0.1, is known by the arrays that it holds.
+        """
         used = self.files()
+        own = {frozenset(encoder.names) for encoder in self._encoders.values()}
+
+        def ours(path: Path) -> bool:
+            family, names = describe(path)
+            return family == self.family.name or (family is None and names - {_NOTES} in own)
+
         folders = {store.folder for store in self._stores.values() if store.folder is not None}
-        unused = [p for folder in folders for p in folder.glob("??/*.cache") if p not in used]
+        unused = [p for folder in folders for p in folder.glob("??/*.cache") if p not in used and ours(p)]
         unused += [p for folder in folders for p in folder.glob(f"??/{PREFIX}*{SUFFIX}")]  # of runs that died
         size = sum(path.stat().st_size for path in unused)
         for path in unused:
@@ -221,7 +231,7 @@ class Cache:
             raise NotFinite(f"{sample.id}: the encoder gives values that are not finite")
         stored = {name: as_half(x) if x.dtype.kind == "f" else x for name, x in arrays.items()}
         if notes is not None:
-            stored["notes"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+            stored[_NOTES] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
         self._store(sample, kind).put(key, stored)
         return stored
 
@@ -229,7 +239,7 @@ class Cache:
         """Remember a text's length, and tell the report what became of it."""
         self._lengths[key] = len(stored[self._encoders[kind].names[0]])
         one, name = self._report(sample)
-        if (notes := stored.get("notes")) is not None:
+        if (notes := stored.get(_NOTES)) is not None:
             fresh = [(name, note) for note in json.loads(notes.tobytes())]
             one.notes += [note for note in fresh if note not in one.notes]
 

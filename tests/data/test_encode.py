@@ -7,6 +7,8 @@ import os
 import shutil
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -571,6 +573,43 @@ def test_prune_takes_what_runs_that_died_left_and_nothing_of_anybody_else(
     other.write_text("mine")
     assert cache.prune() == (1, len(b"half of it"))
     assert not left.exists() and other.exists() and set(cache_files(root)) == cache.files()
+
+
+NAMES = {"v1": (("latents",), ("states",), ("ids",)), "v15": (("mean", "std", "source"), ("lyrics",))}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("own", ["v1", "v15"])
+def test_prune_takes_nothing_of_another_family_in_the_same_folder(
+    own: str, compress: bool, tmp_path: Path
+) -> None:
+    """Nor what cannot be told. Entries of earlier versions do not say whose they are: their arrays do."""
+    kept, gone = [], []
+    for family, kinds in NAMES.items():
+        for names in kinds:
+            for said in (family, None):
+                key = cache_key(family=family, names=names, said=said)
+                store = Store(tmp_path, compress, family=said or "")
+                arrays = {name: np.zeros(3, np.float16) for name in (*names, "notes")}
+                if said is None:  # as they were written
+                    blob = save(arrays, {"key": key})
+                    blob = zlib.compress(blob) if compress else blob
+                    head = b"ACEC1" + (b"z" if compress else b"p") + zlib.crc32(blob).to_bytes(4, "big")
+                    write_atomic(store.path(key), head + blob)
+                else:
+                    store.put(key, arrays)
+                assert store.get(key) is not None
+                (gone if family == own else kept).append(store.path(key))
+    stranger = tmp_path / "ab" / "abc.cache"
+    write_atomic(stranger, b"ACEC1p of no use")
+    encoders = {str(i): SimpleNamespace(names=names) for i, names in enumerate(NAMES[own])}
+    used = gone.pop()
+    cache: Any = SimpleNamespace(
+        family=SimpleNamespace(name=own), _encoders=encoders, files=lambda: {used},
+        _stores={0: Store(tmp_path), 1: Store(None)},
+    )  # fmt: skip
+    assert Cache.prune(cache)[0] == len(gone)
+    assert sorted(tmp_path.rglob("*.cache")) == sorted([*kept, used, stranger])
 
 
 @pytest.mark.parametrize(

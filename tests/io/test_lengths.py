@@ -658,6 +658,25 @@ def test_opus_behind_opus_that_starts_before_0(by: int, tmp_path: Path) -> None:
     assert 0 <= round(probe(path).duration * 48000) - 2 * len(straight) < 1000
 
 
+@pytest.mark.slow
+@needs_ffmpeg
+@pytest.mark.parametrize("coding", ["libvorbis", "libopus"])
+def test_an_ogg_that_a_player_cut_has_the_samples_that_the_ffmpeg_program_gives(
+    coding: str, tmp_path: Path
+) -> None:
+    """Its first time is below its first page's samples. libsndfile leaves them out, or refuses such Opus."""
+    source, whole, cut = tmp_path / "a.wav", tmp_path / "a.ogg", tmp_path / "b.ogg"
+    source.write_bytes(made("WAV", 48000))
+    ffmpeg_made(source, whole, "-c:a", coding)
+    for start in ("0.5", "1.23", "2.002"):
+        ffmpeg_made(whole, cut, "-c", "copy", before=("-ss", start))
+        command = ["ffmpeg", "-v", "error", "-i", str(cut), "-f", "f32le", "-"]
+        given = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4")
+        sound = read_audio(cut, sample_rate=None)
+        assert len(sound) == len(given) // 2 == round(probe(cut).duration * 48000)
+        assert np.abs(sound - given.reshape(-1, 2)).max() < 1e-5
+
+
 def opus_at(rate: int) -> bytes:
     """Opus whose header says that it was encoded from sound of this rate (0: unknown)."""
     data = bytearray(made("OGG", 48000, subtype="OPUS"))
