@@ -371,14 +371,13 @@ def lyrics(path: Path, folder: ModelFolder | None, given: Path | None, language:
     from ..families import default
     from ..families.protocol import LyricsQuestion
     from ..io.text_files import read_text
-    from ..text.sheet import read_sheet
     from .progress import Display
 
-    sheet = read_sheet(read_text(path)[0])
     family = folder.family if folder is not None else default()
-    asked = LyricsQuestion(sheet.text, language, folder, given, cache_folder(), Display())
+    read = family.read_lyrics(read_text(path)[0], None)
+    asked = LyricsQuestion(read.text or "", language, folder, given, cache_folder(), Display())
     lines = family.lyrics_report(asked)
-    return [f"{path}: lyrics", *sheet.notes, *lines]
+    return [f"{path}: lyrics", *read.notes, *lines]
 
 
 def song_record(path: Path) -> list[str]:

@@ -96,7 +96,7 @@ class SetReport:
             what = f"{count(len(unread), 'value')} of songs' metadata in {self.id} not understood"
             out.append((f"{what} ({listed(unread)}), and left out of their prompts", "warning"))
         if n := self.lyrics_changed:
-            changes = "time stamps left out, marks replaced by those the model knows"
+            changes = "time stamps left out, marks as the model knows them"
             text = f"lyrics of {n} {self._of_all} are read in the model's form ({changes})"
             out.append((f"{text}; --dry-run lists them", "info"))
         if self.lost:

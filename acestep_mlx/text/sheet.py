@@ -68,18 +68,26 @@ def read_sheet(text: str) -> Sheet:
     lines = [Timed(piece, line.spans) for line in lines for piece in marks.read(line.text)]
     notes += marks.notes()
     lines, more = _without_fences(lines)  # which stood behind a stamp or a mark
-    if fences := fences + more:
+    return _sheet(lines, notes, fences + more)
+
+
+def untimed(text: str) -> Sheet:
+    """`text` without time stamps and subtitle numbers, its marks as written; where it has none, the same.
+
+    `lines` is empty where no line has a time.
+    """
+    lines, notes, fences = _plain_lines(text)
+    if not notes and not fences:
+        return Sheet(text)
+    sheet = _sheet(lines, notes, fences)
+    return sheet if any(line.spans for line in sheet.lines) else Sheet(sheet.text, sheet.notes)
+
+
+def _sheet(lines: list[Timed], notes: list[str], fences: int) -> Sheet:
+    if fences:
         notes.append(f"code fences of Markdown left out: {fences} line{'s' * (fences != 1)}")
     lines = _trimmed(lines)
     return Sheet("\n".join(line.text for line in lines), notes, lines)
-
-
-def read_timed(text: str) -> list[Timed]:
-    """The lines of `text` without time stamps and subtitle numbers, their marks as they are written; [] where
-    no line has a time.
-    """
-    lines = _trimmed(_plain_lines(text)[0])
-    return lines if any(line.spans for line in lines) else []
 
 
 def _plain_lines(text: str) -> tuple[list[Timed], list[str], int]:

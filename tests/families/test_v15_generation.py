@@ -126,6 +126,8 @@ def test_texts_that_are_cut(pipe: ACEStepPipeline) -> None:
     assert prompt.startswith("prompt: cut to 256 of ") and lyrics.startswith("lyrics: cut to 2048 of ")
     said = pipe.family.remarks(Request(lyrics="[verse]\nhello my love"), pipe)
     assert said == ["lyrics: taken for en; vocal_language says it otherwise"]
+    said = pipe.family.remarks(Request(lyrics="[00:01.00]hello my love"), pipe)
+    assert said[0] == "lyrics: time stamps removed from 1 line"
     asked = LyricsQuestion("[verse]\nhello", None, pipe.folder, None, Path(), lambda advance: None)
     read, counted = pipe.family.lyrics_report(asked)
     assert read == "read as they are written, after the line 'en'"

@@ -9,10 +9,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.config.request import Request
 from acestep_mlx.families.songs import CachedSong, Shape, Words
 from acestep_mlx.families.v15 import ACEStep15
+from acestep_mlx.families.v15.generation import sung
+from acestep_mlx.families.v15.generation import texts as texts_of
 from acestep_mlx.families.v15.prompt import format_prompt
 from acestep_mlx.families.v15.songs import texts
+from acestep_mlx.text.sheet import Sheet
 
 from .v15 import Folder, Letters
 
@@ -55,7 +59,34 @@ def test_what_is_not_known_is_said_to_be_unknown() -> None:
 )
 @pytest.mark.parametrize("language", [None, "fr"])
 def test_lyrics_stay_as_they_are_written(given: str, kept: str | None, language: str | None) -> None:
-    assert FAMILY.read_lyrics(given, language) == (kept, [], [])
+    assert FAMILY.read_lyrics(given, language) == (kept, [], [], [])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[ti:A song]\n[00:00.50][Verse 1]\n[00:01.00]Hello there\n[00:02.00](softly) goodbye\n",
+        "[Verse 1]\n<00:01.00>Hello <00:01.40>there\n(softly) goodbye [00:03,20]",
+        "[Verse 1]\n(0:12) Hello there\n(1:02) (softly) goodbye",
+        "1\n00:00:01,000 --> 00:00:03,500\n[Verse 1]\nHello there\n\n2\n00:00:04,000 --> 00:00:05,000\n"
+        "(softly) goodbye",
+        "WEBVTT\n\n00:01.000 --> 00:03.500 align:start\n[Verse 1]\nHello there\n\n00:04.000 --> 00:05.000\n"
+        "(softly) goodbye",
+        r"[Verse 1]\nHello there\n(softly) goodbye",
+    ],
+)
+def test_what_was_written_for_a_clock_is_not_sung(written: str) -> None:
+    """Neither in training nor in a song that is made."""
+    read = FAMILY.read_lyrics(written, None)
+    assert read.text == "[Verse 1]\nHello there\n(softly) goodbye" and read.notes
+    assert sung(Request(lyrics=written)) == Sheet(read.text, list(read.notes), list(read.timed))
+    assert texts_of(Request(lyrics=written))[1].endswith(f"# Lyric\n{read.text}<|endoftext|>")
+
+
+def test_a_request_with_nothing_but_time_stamps_is_instrumental() -> None:
+    assert FAMILY.read_lyrics("[00:01.00]\n[ti:Nothing]", None).text is None
+    found = sung(Request(lyrics="[00:01.00]\n[ti:Nothing]"))
+    assert found.text == "[Instrumental]" and "nothing is left to sing" in found.notes
 
 
 @pytest.mark.parametrize("samples", [1920 * 5, 1920 * 5 + 1, 1920 * 6 - 1, 700])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acestep_mlx.text.sheet import read_sheet, read_timed
+from acestep_mlx.text.sheet import read_sheet, untimed
 from acestep_mlx.text.stamps import Timed
 
 FORMS = {
@@ -35,7 +35,7 @@ FORMS = {
 def test_a_time_is_the_seconds_that_it_means(text: str) -> None:
     expected = [Timed(line, ((start, end),)) for line, start, end in FORMS[text]]
     sheet = read_sheet(text)
-    assert sheet.lines == expected == read_timed(text)
+    assert sheet.lines == expected == untimed(text).lines
     assert sheet.text == "\n".join(line.text for line in expected)
 
 
@@ -49,10 +49,10 @@ def test_a_line_that_is_sung_several_times_has_all_of_them() -> None:
 
 def test_lines_without_times_have_none() -> None:
     text = "[verse]\nAt 7:30 in the morning\nwe go\n"
-    assert [line.spans for line in read_sheet(text).lines] == [(), (), ()] and read_timed(text) == []
+    assert [line.spans for line in read_sheet(text).lines] == [(), (), ()] and untimed(text).lines == []
 
 
 def test_marks_stay_as_they_are_written_where_only_times_are_read() -> None:
-    assert read_timed("[Verse 1 - soft]\n[00:10.00]one\n") == [
+    assert untimed("[Verse 1 - soft]\n[00:10.00]one\n").lines == [
         Timed("[Verse 1 - soft]"), Timed("one", ((10.0, None),))
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from ...errors import ConfigError
 from ...formatting import count
 from ...nn.windows import rows_side_by_side
 from ...text.detect import detect_lines
+from ...text.sheet import Sheet, untimed
 from ..protocol import Folder, LatentSpec, LyricsQuestion, Models, SongSettings
 from . import schedule as levels
 from . import song_facts
@@ -115,15 +116,26 @@ class Conditions:
 def texts(request: Request, instruction: str | None = None) -> tuple[str, str]:
     """The two strings that the model reads of a request, or with another instruction."""
     bpm = request.bpm
+    lyrics = sung(request).text
     return format_prompt(
         request.prompt,
-        request.lyrics,
-        language_of(request.lyrics) if request.vocal_language == "auto" else request.vocal_language,
+        lyrics,
+        language_of(lyrics) if request.vocal_language == "auto" else request.vocal_language,
         request.duration,
         instruction or request.instruction or INSTRUCTIONS[TASKS[request.task]],
         bpm=int(bpm) if bpm is not None and bpm == int(bpm) else bpm,
         keyscale=request.keyscale,
         timesignature=request.timesignature,
+    )
+
+
+def sung(request: Request) -> Sheet:
+    """The request's lyrics without time stamps, and what was left out."""
+    sheet = untimed(request.lyrics)
+    return (
+        Sheet(INSTRUMENTAL, [*sheet.notes, "nothing is left to sing"])
+        if sheet.notes and not sheet.text
+        else sheet
     )
 
 
@@ -169,15 +181,16 @@ def encode(both: tuple[str, str], models: Models) -> mx.array:
 
 
 def remarks(request: Request, models: Models) -> list[str]:
-    """Texts that are cut, and the language that was found."""
-    found = []
+    """What of the lyrics was left out, texts that are cut, and the language that was found."""
+    sheet = sung(request)
+    found = [f"lyrics: {note}" for note in sheet.notes]
     for name, text, most in zip(
         ("prompt", "lyrics"), texts(request), (MAX_TEXT_TOKENS, MAX_LYRIC_TOKENS), strict=True
     ):
         tokens = models.prompt_tokenizer([text], UNCUT)[0].shape[1]
         if tokens > most:
             found.append(f"{name}: cut to {most} of {tokens} tokens")
-    if request.vocal_language == "auto" and (code := language_of(request.lyrics)) != UNKNOWN_LANGUAGE:
+    if request.vocal_language == "auto" and (code := language_of(sheet.text)) != UNKNOWN_LANGUAGE:
         found.append(f"lyrics: taken for {code}; vocal_language says it otherwise")
     return found
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...io.hashes import hash_file
-from ...text.sheet import read_timed
+from ...text.sheet import untimed
 from ..protocol import Folder
 from ..songs import Arrays, CachedSong, Encoded, Lyrics, PartEncoder, Shape, SongEncoders, Words
 from .conditions import ConditionEncoder
@@ -28,11 +28,12 @@ UNCUT = 1 << 16  # tokens, to say how long a text would have been
 
 
 def read_lyrics(text: str) -> Lyrics:
-    """Lyrics and their marks as they are written: the tokenizer reads every language, and has no rules.
+    """Lyrics without time stamps, their marks as they are written: the tokenizer reads every language.
 
-    A part's lyrics are the lines that are sung in it, without their times.
+    A part's lyrics are the lines that are sung in it.
     """
-    return Lyrics(text.strip() or None, [], [], read_timed(text))
+    sheet = untimed(text)
+    return Lyrics(sheet.text.strip() or None, sheet.notes, [], sheet.lines)
 
 
 def encoders(folder: Folder) -> SongEncoders:
