@@ -10,8 +10,10 @@ from collections.abc import Iterable
 
 from acestep_mlx.config.datasets import TABLES
 from acestep_mlx.config.foreign import IGNORED_PREFIXES
+from acestep_mlx.config.lycoris import OVERRIDE, PRESET, TOP
 from acestep_mlx.config.option import Option
 from acestep_mlx.config.run import GROUPS, OPTIONS
+from acestep_mlx.registry import REGISTRY, answers
 
 _BLOCKS = {
     "entry": "A data set, or the `text_embeds` entry",
@@ -40,6 +42,7 @@ def markdown() -> str:
     named = {option.name for options in GROUPS.values() for option in options}
     out += _by_reason(o for o in OPTIONS.values() if o.name not in named)
     out += [f"- *ignored*, {why}: {_beginnings(names)}" for why, names in IGNORED_PREFIXES.items()]
+    out += ["", *_lycoris()]
     out += ["", "## multidatabackend.json", ""]
     for name, title in _BLOCKS.items():
         table = TABLES[name].values()
@@ -47,6 +50,36 @@ def markdown() -> str:
         rest = [o for o in table if o.status != "supported"]
         out += [*_by_reason(rest), ""] if rest else []
     return "\n".join(out).rstrip() + "\n"
+
+
+_LYCORIS = """\
+The file that `lycoris_config` names with `lora_type: lycoris`: LyCORIS's own, as SimpleTuner takes it.
+
+```json
+{"algo": "lokr", "multiplier": 1.0, "linear_dim": 10000, "linear_alpha": 1, "factor": 16,
+ "apply_preset": {"target_module": ["Attention"], "module_algo_map": {"Attention": {"factor": 8}}}}
+```
+
+The update of a layer is w1 ⊗ w2: w1 about `factor` × `factor`, w2 the rest, whole, or a product of rank
+`linear_dim` where that makes it smaller. Without `apply_preset` the layers are those of `acestep_lora_target`
+or `peft_lora_target_modules`; `lora_rank`, `lora_alpha`, `lora_dropout`, `use_dora`, `use_rslora` and
+`lora_init_type` have no effect. Classes that `target_module` knows: """
+
+
+def _lycoris() -> list[str]:
+    """The file of `lycoris_config`."""
+    classes = [
+        f"{one.title}: {', '.join(f'`{name}`' for _, names in one.lora.classes for name in names)}"
+        for one in map(answers, REGISTRY)
+    ]
+    out = ["## lycoris_config", "", f"{_LYCORIS}{'; '.join(classes)}; and `Linear`.", ""]
+    entry = "An entry of `module_algo_map` or `name_algo_map`"
+    tables = {"The file": TOP, "Its `apply_preset`": PRESET, entry: OVERRIDE}
+    for title, table in tables.items():
+        supported = [option for option in table.values() if option.status == "supported"]
+        rest = [option for option in table.values() if option.status != "supported"]
+        out += [f"### {title}", "", *_table(supported), "", *_by_reason(rest), ""]
+    return out[:-1]
 
 
 def _table(options: Iterable[Option]) -> list[str]:

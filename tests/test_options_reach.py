@@ -315,7 +315,6 @@ def test_the_walk_notices_an_option_that_is_lost(
 ONLY = {
     "model_family": "ace_step",
     "model_type": "lora",
-    "lora_type": "standard",
     "grad_clip_method": "norm",
     "evaluation_type": "none",
     "loss_type": "l2",
@@ -450,6 +449,25 @@ def _(lab: Lab) -> None:
     run = lab.run(init_lora=str(first.result.lora), learning_rate=0.0)
     assert np.abs(first.change).max() > 0
     np.testing.assert_allclose(run.change, first.change, rtol=1e-5, atol=1e-9)
+
+
+LOKR = {"lora_type": "lycoris", "lycoris_config": {"algo": "lokr", "linear_dim": 2, "factor": 4}}
+
+
+@reaches("lora_type")
+def _(lab: Lab) -> None:
+    lokr, lora = (list(lab.run(**more).arrays()) for more in (LOKR, {}))
+    assert lokr and all(".lokr_w" in name for name in lokr)
+    assert lora and not any(".lokr_w" in name for name in lora)
+
+
+@reaches("lycoris_config")
+def _(lab: Lab) -> None:
+    for factor in (4, 2):
+        run = lab.run(**LOKR | {"lycoris_config": {"algo": "lokr", "linear_dim": 2, "factor": factor}})
+        shapes = {value.shape for name, value in run.arrays().items() if name.endswith("lokr_w1")}
+        assert shapes == {(factor, factor)}
+        assert all(m.w1 is not None for m in read_lora(run.result.lora).modules.values())
 
 
 @reaches("lora_format")

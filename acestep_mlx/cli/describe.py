@@ -223,6 +223,8 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
         rank = f"rank {facts['rank']}, " if "rank" in facts else ""
         scale = f" (scale {facts['scale']:g})" if "scale" in facts else ""
         lines.append(f"  trained with {rank}alpha {facts['alpha']:g}{kind}{scale}")
+    if "lycoris_config" in facts:
+        lines.append(f"  trained with {facts['lycoris_config']}")
     lines.append(f"  targets: {', '.join(f'{name} × {n}' for name, n in targets.most_common())}")
     if facts.get("targets"):
         lines.append(f"  chosen as: {', '.join(facts['targets'])}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AceStepError, DataError, NewerVersionError
 from ..formatting import count, size
@@ -25,8 +26,7 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     lines = [
         f"{path}: training checkpoint, step {state['step']}, of acestep-mlx {state.get('tool_version')}",
         f"  {count(len(state['files']), 'file')}, {size(total)}, all as they were written",
-        f"  LoRA: rank {settings.get('rank')}, alpha {settings.get('alpha')}, targets "
-        f"{', '.join(settings.get('targets', []))}",
+        f"  {_adapter(settings)}, targets {', '.join(settings.get('targets', []))}",
     ]
     base = (state.get("identity") or {}).get("transformer")
     if base:
@@ -45,6 +45,13 @@ def training_checkpoint(path: Path, against: ModelFolder | None) -> list[str]:
     if (path / LORA).is_file():
         lines += lora(path, against)
     return lines
+
+
+def _adapter(facts: Mapping[str, Any]) -> str:
+    """What kind of adapter a checkpoint has."""
+    if "lycoris_config" in facts:
+        return f"LoKr: {facts['lycoris_config']}"
+    return f"LoRA: rank {facts.get('rank')}, alpha {facts.get('alpha')}"
 
 
 def training_output(path: Path) -> list[str]:

@@ -64,7 +64,7 @@ def start_line(config: RunConfig, found: Preflight, total: int) -> str:
         return f"goes on from {found.resume}, step {found.step}{nothing}"
     if config.init_lora:
         return f"starts at step 0 from the LoRA {config.init_lora}"
-    return "starts at step 0 with a new LoRA"
+    return f"starts at step 0 with a new {'LoKr' if config.lora_type == 'lycoris' else 'LoRA'}"
 
 
 def run_length(config: RunConfig, songs_per_epoch: int, world: int = 1) -> Length:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..config.lora_formats import FORMATS
+from ..config.lora_formats import ALL_FORMATS, FORMATS, LOKR_FORMATS, LYCORIS
 from ..errors import ConfigError
 from ..formatting import count, size
 from ..registry import REGISTRY, answers
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..lora.weights import LoRAWeights
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
+LOKR_FILE = "lokr_weights.safetensors"
 
 
 def _special() -> str:
@@ -38,10 +39,12 @@ def _special() -> str:
 @click.option(
     "--format",
     "kind",
-    default="peft",
-    show_default=True,
-    type=click.Choice(list(FORMATS)),
-    help="; ".join(f"{name}: for {one.programs}" for name, one in FORMATS.items()) + "." + _special(),
+    type=click.Choice(ALL_FORMATS),
+    help="; ".join(f"{name}: for {one.programs}" for name, one in FORMATS.items())
+    + "."
+    + _special()
+    + " A LoKr is written for ComfyUI, or as "
+    + f"{LYCORIS}: for {LOKR_FORMATS[LYCORIS]}.  [default: peft; of a LoKr {LYCORIS}]",
 )
 @click.option(
     "--dtype",
@@ -72,7 +75,7 @@ def _special() -> str:
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def command(
     path: Path,
-    kind: str,
+    kind: str | None,
     dtype: str,
     output: Path | None,
     model: Path | None,
@@ -93,6 +96,7 @@ def command(
     given = path
     path = averaged(given) if ema else given
     source = find_file(path)
+    kind = kind or _usual(source)
     folder = kind == "peft" and _family(source).lora.peft_folder
     named = Path(f"{_name(given)}-ema") if ema else source if path.is_file() else path
     target = _target(named, kind, output, folder)
@@ -117,7 +121,7 @@ def command(
     difference = verify(target, written, DTYPES[dtype])
     click.echo(
         f"{target.parent if folder else target}: {weights.kind} of {count(len(weights.modules), 'module')}, "
-        f"rank {weights.rank}, {dtype}, "
+        f"{f'rank {weights.rank}, ' if not weights.is_lokr else ''}{dtype}, "
         f"{size(target.stat().st_size)}, for {programs(weights, kind, with_lyrics_embedder)}"
     )
     if kind == "peft" and not folder and target.name != FILE_NAME:
@@ -144,6 +148,8 @@ def averaged(path: Path) -> Path:
 def programs(weights: LoRAWeights, kind: str, with_full: bool) -> str:
     """The programs that load all of this LoRA from a file of this format."""
     names = weights.family.lora
+    if weights.is_lokr:
+        return LOKR_FORMATS[kind]
     if kind == "peft":
         whole = with_full and bool(weights.full or weights.diffs)
         known = names.programs.get(kind, ("the original pipeline", "diffusers"))
@@ -170,6 +176,8 @@ def notes(weights: LoRAWeights, kind: str, with_full: bool) -> list[str]:
             f"SimpleTuner's --init_lora knows linear layers only and would drop {len(lost)} of these "
             "modules, which are convolutions there"
         )
+    if kind == LYCORIS:
+        lines.append(f"the official app wants a folder with this file in it as {LOKR_FILE}")
     if kind != "mlx" and weights.is_dora:
         lines.append("a DoRA is the same in all programs at strength 1.0 only")
     trained = {**(weights.full or {}), **weights.diffs}
@@ -186,6 +194,15 @@ def notes(weights: LoRAWeights, kind: str, with_full: bool) -> list[str]:
     if not weights.is_trained:
         lines.append("this LoRA is untrained: it changes nothing")
     return [*lines, *weights.notes]
+
+
+def _usual(file: Path) -> str:
+    """The format that is taken where none is named."""
+    from ..io.safetensors import read_header
+    from ..lora.formats.recognise import LOKR_KIND, recognise
+
+    adapter = recognise(read_header(file).tensors)
+    return LYCORIS if adapter is not None and adapter.kind == LOKR_KIND else "peft"
 
 
 def _family(file: Path) -> Family:
@@ -230,6 +247,8 @@ def _target(source: Path, kind: str, output: Path | None, folder: bool) -> Path:
         from ..lora.formats.read import PEFT_FILE
 
         return (output or Path(f"{_name(source)}-peft")) / PEFT_FILE
+    if output is not None and kind == LYCORIS and output.is_dir():
+        return output / LOKR_FILE
     if output is not None:
         return output / FILE_NAME if output.is_dir() or not output.suffix else output
     name = _name(source)

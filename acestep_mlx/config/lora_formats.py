@@ -30,3 +30,8 @@ FORMATS: dict[str, Format] = {
     ),
     "mlx": Format("acestep-mlx, with the trained A, B and scale apart", "lora_a", "lora_b", "m", baked=False),
 }  # fmt: skip
+
+LYCORIS = "lycoris"
+#: the formats that a LoKr is written in → who loads it; its keys end as LyCORIS's do
+LOKR_FORMATS = {"comfyui": "ComfyUI", LYCORIS: "LyCORIS and the programs that load with it"}
+ALL_FORMATS = tuple(dict.fromkeys([*FORMATS, *LOKR_FORMATS]))

@@ -23,7 +23,7 @@ NOTHING = frozenset({"", "null", "none"})
 KINDS = {
     "Any": "any", "bool": "bool", "int": "int", "float": "float", "str": "str", "PathText": "path",
     "list[str]": "list", "tuple[str, ...]": "columns", "tuple[int, ...]": "numbers",
-    "dict[str, Any]": "mapping", "str | list[Any]": "any",
+    "dict[str, Any]": "mapping", "str | list[Any]": "any", "str | dict[str, Any]": "any",
 }  # fmt: skip
 
 

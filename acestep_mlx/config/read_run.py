@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import ConfigError, cause, nearest
 from ..io.filenames import as_stored
 from ..io.schema import parse_json, read_file
+from .lora_formats import LYCORIS
 from .option import Option
 from .parsing import kind_of
 from .run import EXAMPLES, OPTIONS, RunConfig, finish
@@ -43,7 +44,28 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     given = _collect(entries, where, ignored, contradictions=True)
     given.update(_collect(_pairs(overrides), "command line", ignored, contradictions=False))
     given = {name: entry for name, entry in given.items() if entry[0] is not None}
+    _open_lycoris(given, folder)
     return finish(given, ignored, folder, path)
+
+
+def _open_lycoris(given: dict[str, tuple[Any, str]], folder: Path) -> None:
+    """Put what the file of `lycoris_config` holds in the place of its path, where it counts."""
+    value, where = given.get("lycoris_config", (None, ""))
+    if not isinstance(value, str) or given.get("lora_type", ("", ""))[0] != LYCORIS:
+        return
+    if value.strip().startswith("{"):
+        try:
+            given["lycoris_config"] = parse_json(value), where
+        except ValueError as error:
+            raise ConfigError(f"lycoris_config is not valid JSON ({error}) ({where})") from None
+        return
+    path = as_stored(Path(value).expanduser())
+    tried = [Path.cwd() / path, folder / path]
+    found = next((one for one in tried if one.is_file()), None)
+    if found is None:
+        looked = ", ".join(dict.fromkeys(map(str, tried)))
+        raise ConfigError(f"lycoris_config={value}: there is no such file; looked for {looked} ({where})")
+    given["lycoris_config"] = read_config_json(found), f"{path.name}, by {where}"
 
 
 def read_config_json(path: Path) -> Any:

@@ -18,7 +18,8 @@ from ..formatting import without_secrets
 from ..io.filenames import as_stored
 from ..registry import MAX_SECONDS, REGISTRY, answers, default, flavours, lora_presets, of_flavour
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
-from .lora_formats import FORMATS
+from .lora_formats import ALL_FORMATS, LOKR_FORMATS, LYCORIS
+from .lycoris import EXAMPLE, read_lycoris
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
 from .option import PathText, declared, foreign, option
 from .parsing import Options, in_range, show
@@ -80,8 +81,11 @@ class Model:
 class LoRA:
     """The adapter."""
 
-    lora_type: str = option("standard", "Kind of adapter.", choices="standard",
-        refused={"lycoris": "LyCORIS adapters (LoKr, LoHa) are not here; use lora_type=standard"})
+    lora_type: str = option("standard", "Kind of adapter; lycoris: a LoKr, as lycoris_config describes it.",
+        choices="standard lycoris")
+    lycoris_config: str | dict[str, Any] = option(None,
+        "With lora_type=lycoris: a JSON file (or its object) with LyCORIS's settings of a LoKr, which have a "
+        "table of their own.")
     lora_rank: int = option(16, "Rank of the LoRA matrices.", low=1, high=1024, aliases="rank")
     lora_alpha: float = option(None, "LoRA alpha; strength is alpha / rank. Default: lora_rank.", above=0,
         high=65536, follows="lora_rank")
@@ -101,8 +105,9 @@ class LoRA:
         "Layers by the end of their name, instead of acestep_lora_target (a list, or names split by commas). "
         "Where none is in the lyric encoder, a song's lyrics are encoded once, not in every step.")
     init_lora: PathText | None = free(None, "LoRA file of any supported format to start from.")
-    lora_format: str = free("peft", "Key format of pytorch_lora_weights.safetensors.",
-        choices=tuple(FORMATS), spellings={"diffusers": "peft"})
+    lora_format: str = free("peft",
+        "Key format of pytorch_lora_weights.safetensors; of a LoKr lycoris (its default) or comfyui.",
+        choices=ALL_FORMATS, spellings={"diffusers": "peft"})
 
 
 @dataclass(frozen=True)
@@ -442,7 +447,7 @@ class RunConfig(
 
         This is what checkpoints, reports and trackers get, so access tokens are left out.
         """
-        unused = of_flavour(self.model_flavour).unused
+        unused = {*of_flavour(self.model_flavour).unused, *_idle(self.lora_type)}
         return {name: without_secrets(getattr(self, name)) for name in SUPPORTED if name not in unused}
 
     def resolve(self, path: str | Path, **fields: str) -> Path:
@@ -498,6 +503,7 @@ def finish(
         if name in values and value is not None:
             values[name], origins[name] = value, where
     _for_family(values, origins, ignored)
+    _for_adapter(values, origins, ignored, {name for name, (value, _) in given.items() if value})
     for name in values:
         other = OPTIONS[name].follows
         if other and values[name] is None:
@@ -557,6 +563,62 @@ def _check_patience(values: dict[str, Any]) -> None:
     }
     if patience and (found := [text for text, holds in problems.items() if holds]):
         raise ConfigError(f"early_stopping_patience={patience} needs evaluations, and {'; '.join(found)}")
+
+
+#: options of a LoRA that a LoKr has no use for → where lycoris_config says the like
+LORA_ALONE = {
+    "lora_rank": "linear_dim of lycoris_config", "lora_alpha": "linear_alpha of lycoris_config",
+    "lora_dropout": "", "use_dora": "", "use_rslora": "linear_alpha of lycoris_config", "lora_init_type": "",
+}  # fmt: skip
+TARGETS = ("acestep_lora_target", "peft_lora_target_modules")
+
+
+def _idle(lora_type: str) -> tuple[str, ...]:
+    """Options that change nothing in adapters of this type."""
+    return tuple(LORA_ALONE) if lora_type == LYCORIS else ("lycoris_config",)
+
+
+def _for_adapter(
+    values: dict[str, Any], origins: dict[str, str], ignored: list[tuple[str, str]], given: set[str]
+) -> None:
+    """What of the options belongs to another type of adapter is told; a LoKr's own are checked."""
+    lokr = values["lora_type"] == LYCORIS
+    if not lokr:
+        if "lycoris_config" in origins:
+            if not isinstance(values["lycoris_config"], (str, dict)):
+                read_lycoris(values["lycoris_config"], origins["lycoris_config"])
+            ignored.append(("lycoris_config", "it counts with lora_type=lycoris only"))
+        if values["lora_format"] == LYCORIS:
+            raise ConfigError(
+                f"lora_format=lycoris is for lora_type=lycoris ({origins['lora_format']}); choose another"
+            )
+        return
+    where = origins.get("lycoris_config")
+    if where is None:
+        raise ConfigError(
+            f"lora_type=lycoris ({origins['lora_type']}) needs lycoris_config: the path of a JSON file like "
+            f"{EXAMPLE}"
+        )
+    found = read_lycoris(values["lycoris_config"], where, ignored)
+    if "init_lokr_norm" in given:
+        raise ConfigError(
+            "init_lokr_norm is not supported: a LoKr that starts away from zero changes the base model; set "
+            "use_scalar=true in lycoris_config, which speeds up the start too"
+        )
+    for name in LORA_ALONE.keys() & origins.keys():
+        other = f": {LORA_ALONE[name]} counts" if LORA_ALONE[name] else ""
+        ignored.append((name, f"it has no effect on a LoKr{other}"))
+        del origins[name]
+    for name in LORA_ALONE:
+        values[name] = OPTIONS[name].default
+    if found.chooses:
+        named = sorted(set(TARGETS) & origins.keys())
+        ignored += [(name, "apply_preset of lycoris_config names the layers") for name in named]
+    if values["lora_format"] not in LOKR_FORMATS:
+        if "lora_format" in origins:
+            ignored.append(("lora_format", f"a LoKr is written as {' or '.join(LOKR_FORMATS)}"))
+            del origins["lora_format"]
+        values["lora_format"] = LYCORIS
 
 
 def _check_length(values: dict[str, Any], origins: dict[str, str]) -> None:

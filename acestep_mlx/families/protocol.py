@@ -291,7 +291,8 @@ class LoRANames:
     loads it, where that is not as for other models. marks: program → pattern of a path by which alone it
     knows a file in the format peft. peft_folder: whether that format is a folder with peft's own files.
     recipes: rank → upstream's advice for it with a scale of 2, which files do not say. full: what can be
-    trained in full beside the LoRA.
+    trained in full beside the LoRA. classes: pattern of a module's path (the model's own is empty) → what
+    LyCORIS may call its class.
     """
 
     presets: Mapping[str, tuple[str, ...]]
@@ -314,6 +315,7 @@ class LoRANames:
     marks: Mapping[str, str] = field(default_factory=dict)
     peft_folder: bool = False
     recipes: Mapping[int, str] = field(default_factory=dict)
+    classes: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def default_targets(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from mlx.utils import tree_unflatten
 from ..errors import ConfigError, nearest
 from ..families import default, of_lora
 from ..formatting import listed
+from . import lokr
 from .formats.keys import describe_unknown
 from .linear import (
     Wrapper,
@@ -35,11 +36,13 @@ from .linear import (
     row_norms_squared,
     times_weight,
 )
+from .lokr import LoKrLinear, LoKrSpec, Plan, misfit
 from .weights import LoRAModule, LoRAWeights
 
 INIT_TYPES = ("default", "gaussian")
 MAX_RANK = 1024
-TRAINABLE = ("lora_a", "lora_b", "m")  # the parameters of an adapter layer, named as mlx-lm names them
+LORA_TRAINABLE = ("lora_a", "lora_b", "m")  # the parameters of a layer, named as mlx-lm names them
+TRAINABLE = (*LORA_TRAINABLE, *lokr.TRAINABLE)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,10 @@ class _Adapter(Wrapper, nn.Module):
         keep = 1 - self.dropout_p
         return mx.where(mx.random.bernoulli(keep, x.shape, key=self._dropout_key), x / keep, 0)
 
+    def to_module(self) -> LoRAModule:
+        """Its update as it is now."""
+        return LoRAModule(self.lora_a.T, self.lora_b.T, self.scale, self.m if "m" in self else None)
+
     def _factors(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """A x and s·B in x's dtype; s goes into the small B in float32, as the exported file has it."""
         low = self._dropped(x) @ self.lora_a.astype(x.dtype)
@@ -186,7 +193,8 @@ class DoRALinear(_Adapter):
         return y + change.astype(y.dtype)
 
 
-AdapterLayer = LoRALinear | DoRALinear
+AdapterLayer = LoRALinear | DoRALinear | LoKrLinear
+AdapterSpec = LoRASpec | LoKrSpec
 
 
 def find_targets(transformer: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -227,7 +235,29 @@ def idle_targets(transformer: nn.Module, targets: Iterable[str]) -> list[str]:
     return [line for name, line in idle if any(t == name or t.endswith(f".{name}") for t in targets)]
 
 
-def inject(transformer: nn.Module, spec: LoRASpec, *, seed: int = 0) -> list[str]:
+def lokr_plans(transformer: nn.Module, spec: LoKrSpec) -> dict[str, Plan]:
+    """Path → plan of each layer that gets a LoKr. Raises ConfigError where none does."""
+    chosen = base_linears(transformer) if spec.config.chooses else find_targets(transformer, spec.targets)
+    return spec.plans(transformer, chosen)
+
+
+def target_shapes(transformer: nn.Module, spec: AdapterSpec) -> dict[str, tuple[int, int]]:
+    """Path → (out, in) of the layers that get an adapter. Raises ConfigError for what matches nothing."""
+    if isinstance(spec, LoRASpec):
+        return {p: linear_shape(layer) for p, layer in find_targets(transformer, spec.targets).items()}
+    plans = lokr_plans(transformer, spec).items()
+    return {p: (plan.w1[0] * plan.w2[0], plan.w1[1] * plan.w2[1]) for p, plan in plans}
+
+
+def adapter_size(transformer: nn.Module, spec: AdapterSpec) -> int:
+    """How many numbers the adapters train."""
+    if isinstance(spec, LoRASpec):
+        sizes = target_shapes(transformer, spec).values()
+        return sum(spec.rank * (out + inputs) + (out if spec.use_dora else 0) for out, inputs in sizes)
+    return sum(plan.parameters for plan in lokr_plans(transformer, spec).values())
+
+
+def inject(transformer: nn.Module, spec: AdapterSpec, *, seed: int = 0) -> list[str]:
     """Replace the target layers by trainable ones, in place; everything else is frozen.
 
     Returns the paths of the replaced modules. The first values of a module depend on `seed` and its path
@@ -237,25 +267,30 @@ def inject(transformer: nn.Module, spec: LoRASpec, *, seed: int = 0) -> list[str
     if adapter_modules(transformer):
         raise ConfigError("this model has LoRA layers already; load it again before injecting others")
     layers: dict[str, nn.Module] = {}
-    for path, linear in find_targets(transformer, spec.targets).items():
+    linears = base_linears(transformer)
+    plans = lokr_plans(transformer, spec) if isinstance(spec, LoKrSpec) else {}
+    for path in plans or find_targets(transformer, spec.targets):
         key = mx.random.key(((seed & 0xFFFFFFFF) << 32) | zlib.crc32(path.encode()))
-        layer = (DoRALinear if spec.use_dora else LoRALinear)(linear, spec, key)
-        layer.train(linear.training)
+        if isinstance(spec, LoKrSpec):
+            layer: AdapterLayer = LoKrLinear(linears[path], plans[path], key)
+        else:
+            layer = (DoRALinear if spec.use_dora else LoRALinear)(linears[path], spec, key)
+        layer.train(linears[path].training)
         layers[path] = layer
     transformer.freeze()
     transformer.update_modules(tree_unflatten(list(layers.items())))
     unfreeze_adapters(transformer)
-    mx.eval([layer.lora_a for layer in layers.values()])
+    mx.eval([layer.trainable_parameters() for layer in layers.values()])
     return list(layers)
 
 
 def adapter_modules(transformer: nn.Module) -> dict[str, AdapterLayer]:
-    """Path → trainable LoRA or DoRA layer."""
-    return {p: m for p, m in transformer.named_modules() if isinstance(m, (LoRALinear, DoRALinear))}
+    """Path → trainable LoRA, DoRA or LoKr layer."""
+    return {p: m for p, m in transformer.named_modules() if isinstance(m, AdapterLayer)}
 
 
 def unfreeze_adapters(transformer: nn.Module) -> None:
-    """Make A, B and m trainable again after a `transformer.freeze()`."""
+    """Make what adapters train trainable again after a `transformer.freeze()`."""
     for layer in adapter_modules(transformer).values():
         layer.unfreeze(keys=[k for k in TRAINABLE if k in layer], recurse=False)
 
@@ -300,13 +335,37 @@ def disabled(transformer: nn.Module) -> Iterator[None]:
             layer.enabled = enabled
 
 
-def from_model(transformer: nn.Module, spec: LoRASpec, **facts: Any) -> LoRAWeights:
+def from_model(transformer: nn.Module, spec: AdapterSpec, **facts: Any) -> LoRAWeights:
     """The adapters as they are now, to be written with `write_lora`; `facts` go into the file's metadata."""
-    modules = {
-        path: LoRAModule(layer.lora_a.T, layer.lora_b.T, layer.scale, layer.m if "m" in layer else None)
-        for path, layer in adapter_modules(transformer).items()
-    }
+    modules = {path: layer.to_module() for path, layer in adapter_modules(transformer).items()}
     return LoRAWeights(modules, spec.facts | facts, family=of_lora(transformer.lora))
+
+
+def check_start_of(transformer: nn.Module, weights: LoRAWeights, spec: AdapterSpec, where: str) -> None:
+    """`check_start`, or the same for a LoKr, of adapters that `spec` describes."""
+    if isinstance(spec, LoKrSpec):
+        check_lokr_start(transformer, weights, lokr_plans(transformer, spec), where)
+    else:
+        paths = find_targets(transformer, spec.targets)
+        check_start(transformer, weights, dict.fromkeys(paths, spec.rank), spec.use_dora, where)
+
+
+def check_lokr_start(
+    transformer: nn.Module, weights: LoRAWeights, plans: Mapping[str, Plan], where: str
+) -> None:
+    """Whether LoKr layers of these plans (by path) can start from `weights`; raises as `check_start`."""
+    weights.check_against(transformer, where)
+    if weights.is_dora or any(module.w1 is None for module in weights.modules.values()):
+        kind = "LoKr with magnitudes" if weights.is_lokr and weights.is_dora else weights.kind
+        raise ConfigError(f"{where} is a {kind}, and a plain LoKr is trained here: it cannot be gone on from")
+    if extra := [path for path in weights.modules if path not in plans]:
+        raise ConfigError(
+            f"{where} has modules that this run does not train: {describe_unknown(extra)}; name them in "
+            "apply_preset of lycoris_config"
+        )
+    for path, module in weights.modules.items():
+        if reason := misfit(module, plans[path]):
+            raise ConfigError(f"{where} {reason} ({path})")
 
 
 def check_start(
@@ -319,7 +378,10 @@ def check_start(
     """
     weights.check_against(transformer, where)
     if weights.is_lokr:
-        raise ConfigError(f"{where} is a LoKr, and a LoRA is trained here: it cannot be gone on from")
+        raise ConfigError(
+            f"{where} is a LoKr, and a LoRA is trained here: it cannot be gone on from but with "
+            "lora_type=lycoris"
+        )
     problems, advice = [], []
     if extra := [path for path in weights.modules if path not in ranks]:
         problems.append(f"has modules that this run does not train: {describe_unknown(extra)}")
@@ -366,6 +428,12 @@ def load_adapters(transformer: nn.Module, weights: LoRAWeights, where: str | Non
     """
     where = where or weights.source
     layers = adapter_modules(transformer)
+    lokrs = {path: layer for path, layer in layers.items() if isinstance(layer, LoKrLinear)}
+    if lokrs:
+        check_lokr_start(transformer, weights, {p: layer.plan for p, layer in lokrs.items()}, where)
+        started = (lokrs[path].start_from(module, path) for path, module in weights.modules.items())
+        _update(transformer, [pair for pairs in started for pair in pairs])
+        return
     ranks = {path: layer.lora_a.shape[1] for path, layer in layers.items()}
     check_start(transformer, weights, ranks, all("m" in layer for layer in layers.values()), where)
     updates: list[tuple[str, mx.array]] = []
@@ -379,5 +447,9 @@ def load_adapters(transformer: nn.Module, weights: LoRAWeights, where: str | Non
             gain = module.gain(layer.linear)
             adapted = module.adapted_norms(layer.linear)
             updates.append((f"{path}.m", adapted if gain is None else gain * adapted))
+    _update(transformer, updates)
+
+
+def _update(transformer: nn.Module, updates: list[tuple[str, mx.array]]) -> None:
     transformer.update(tree_unflatten(updates))
     mx.eval([value for _, value in updates])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +23,8 @@ from .linear import adapted_norms, base_linears, dense_weight, linear_shape, row
 class LoRAModule:
     """ΔW = scale · b @ a of one linear layer: a (r, in), b (out, r), float32.
 
-    `w1` (l, m) makes it LoKr: ΔW = scale · w1 ⊗ (b @ a), with a (r, in/m) and b (out/l, r).
+    `w1` (l, m) makes it LoKr: ΔW = scale · w1 ⊗ (b @ a), with a (r, in/m) and b (out/l, r). `w1_pair` are the
+    two whose product w1 is, where it is one.
     `magnitude` (out,) makes it DoRA: W + ΔW is then multiplied per output row by magnitude/‖W + ΔW‖ as peft
     does (`magnitude_over` "adapted"), or by magnitude/‖W‖ as ComfyUI does with its `dora_scale` ("base").
     """
@@ -33,12 +35,37 @@ class LoRAModule:
     magnitude: mx.array | None = None
     magnitude_over: str = "adapted"
     w1: mx.array | None = None
+    w1_pair: tuple[mx.array, mx.array] | None = None
+
+    @classmethod
+    def of_lokr(
+        cls,
+        w1: Sequence[mx.array],
+        w2: Sequence[mx.array],
+        scale: float,
+        magnitude: mx.array | None = None,
+        over: str = "adapted",
+    ) -> LoRAModule:
+        """w1, w2: a matrix, or the two whose product it is."""
+        b, a = (w2[0], mx.eye(w2[0].shape[1])) if len(w2) == 1 else w2
+        if len(w1) == 1:
+            return cls(a, b, scale, magnitude, over, w1[0])
+        return cls(a, b, scale, magnitude, over, w1[0] @ w1[1], (w1[0], w1[1]))
+
+    @property
+    def lokr(self) -> dict[str, mx.array]:
+        """The factors of a LoKr under LyCORIS's names; without the scale."""
+        assert self.w1 is not None
+        pair = self.w1_pair
+        one = {"w1": self.w1} if pair is None else {"w1_a": pair[0], "w1_b": pair[1]}
+        two = {"w2": self.b} if self.is_whole else {"w2_a": self.b, "w2_b": self.a}
+        return {f"lokr_{name}": value for name, value in (one | two).items()}
 
     @property
     def arrays(self) -> list[mx.array]:
         """What it holds."""
-        a = None if self.is_whole else self.a
-        return [x for x in (a, self.b, self.magnitude, self.w1) if x is not None]
+        held = [self.a, self.b] if self.w1 is None else list(self.lokr.values())
+        return held if self.magnitude is None else [*held, self.magnitude]
 
     @property
     def is_whole(self) -> bool:
@@ -84,8 +111,23 @@ class LoRAModule:
         adapted = gain[:, None] * (weight + self.delta())
         return weight + strength * (adapted - weight)
 
+    def times(self, x: mx.array) -> mx.array:
+        """ΔW x, (in, n) → (out, n), without ever forming ΔW."""
+        if self.w1 is None:
+            return (self.scale * self.b) @ (self.a @ x)
+        middle, n = self.w1.shape[1], x.shape[1]
+        y = (self.scale * self.b) @ (self.a @ x.reshape(middle, -1, n))  # [m, k, n]
+        return (self.w1 @ y.reshape(middle, -1)).reshape(-1, n)
+
     def baked(self, rank: int) -> LoRAModule:
-        """The same ΔW with scale 1, the scale in b, zero-padded up to `rank`."""
+        """The same ΔW with scale 1, the scale in b, zero-padded up to `rank`; in a LoKr's last product."""
+        if self.w1 is not None:
+            if self.w1_pair is not None and self.is_whole:
+                w1 = self.w1_pair[0], self.scale * self.w1_pair[1]
+                return replace(self, scale=1.0, w1=self.scale * self.w1, w1_pair=w1)
+            if self.is_whole:
+                return replace(self, scale=1.0, b=self.scale * self.b)
+            return replace(self, scale=1.0, a=self.scale * self.a)
         pad = rank - self.rank
         a = mx.pad(self.a, [(0, pad), (0, 0)]) if pad else self.a
         b = mx.pad(self.scale * self.b, [(0, 0), (0, pad)]) if pad else self.scale * self.b
@@ -208,6 +250,9 @@ def relative_difference(ours: LoRAModule, other: LoRAModule, probes: int = 8) ->
 
     E‖D x‖² = ‖D‖² for x of independent unit normals (Hutchinson), so ΔW itself is never formed.
     """
+    if ours.w1 is not None or other.w1 is not None:
+        x = mx.random.normal((ours.shape[1], probes), key=mx.random.key(0))
+        return _share(mx.linalg.norm(other.times(x) - ours.times(x)), mx.linalg.norm(ours.times(x)))
     a0, b0, a1, b1 = ours.a, ours.scale * ours.b, other.a, other.scale * other.b
     rank = max(ours.rank, other.rank)
     a0, a1 = (mx.pad(a, [(0, rank - a.shape[0]), (0, 0)]) for a in (a0, a1))
@@ -215,7 +260,11 @@ def relative_difference(ours: LoRAModule, other: LoRAModule, probes: int = 8) ->
     x = mx.random.normal((a0.shape[1], probes), key=mx.random.key(0))
     # b'a' − ba = (b' − b)a' + b(a' − a) loses nothing to cancellation.
     difference = mx.linalg.norm((b1 - b0) @ (a1 @ x) + b0 @ ((a1 - a0) @ x))
-    lost, size = (float(n) for n in np.array(mx.stack([difference, mx.linalg.norm(b0 @ (a0 @ x))])))
+    return _share(difference, mx.linalg.norm(b0 @ (a0 @ x)))
+
+
+def _share(difference: mx.array, whole: mx.array) -> float:
+    lost, size = (float(n) for n in np.array(mx.stack([difference, whole])))
     if size:
         return lost / size
     return 0.0 if lost == 0 else math.inf

@@ -101,7 +101,11 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], config: RunConfig
         if skipped:
             tiles.append(("Skipped steps", str(skipped), "not finite"))
     kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
-    tiles.append((kind, f"rank {config.lora_rank}", f"alpha {config.lora_alpha:g}"))
+    detail, alpha = f"rank {config.lora_rank}", f"alpha {config.lora_alpha:g}"
+    if isinstance(config.lycoris_config, dict) and config.lora_type == "lycoris":
+        kind, detail = "LoKr", f"factor {config.lycoris_config.get('factor', -1)}"
+        alpha = f"linear_dim {config.lycoris_config.get('linear_dim', 4)}"
+    tiles.append((kind, detail, alpha))
     cells = "".join(
         f'<div class="tile"><span>{escape(a)}</span><b>{escape(b)}</b><small>{escape(c)}</small></div>'
         for a, b, c in tiles

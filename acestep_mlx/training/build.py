@@ -15,7 +15,14 @@ from ..data.batches import Batches
 from ..families.model_folder import ModelFolder
 from ..lora.formats.read import read_lora
 from ..lora.full_modules import make_dense, set_full, train_full
-from ..lora.surgery import TRAINABLE, LoRASpec, adapter_modules, idle_targets, inject, load_adapters
+from ..lora.surgery import (
+    TRAINABLE,
+    AdapterSpec,
+    adapter_modules,
+    idle_targets,
+    inject,
+    load_adapters,
+)
 from . import checkpoint, faults, memory
 from .optimizers import Group, Schedule, make_optimizer
 from .prepare import Job, Prepared
@@ -37,7 +44,7 @@ class Built:
     """What a run trains. total: its updates; identity: what its checkpoints must agree on."""
 
     model: nn.Module
-    spec: LoRASpec
+    spec: AdapterSpec
     batches: Batches
     step: TrainStep
     total: int
@@ -83,7 +90,7 @@ def _checkpointed_blocks(job: Job, prepared: Prepared, model: nn.Module, batches
     return job.world.largest(memory.checkpointed_blocks(job.config, batches.shapes, model.config, bits))
 
 
-def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, LoRASpec]:
+def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, AdapterSpec]:
     """The transformer, frozen (and quantised), with trainable adapters in training mode.
 
     Raises ConfigError or CheckpointError when targets, `init_lora` or the precision do not fit the model.

@@ -66,6 +66,7 @@ LORA_FACTS = schema.record(
     {
         "rank": schema.whole(1, 1 << 20), "alpha": schema.number(), "scale": schema.number(),
         "targets": schema.items(schema.text), "use_dora": schema.flag, "use_rslora": schema.flag,
+        "lycoris_config": schema.text,
     },
 )  # fmt: skip
 #: training_state.json. What a run needs to go on is checked by `read`; `info` shows a checkpoint without it.

@@ -34,7 +34,7 @@ def memory_advice(config: RunConfig, longest_seconds: float = 0.0) -> list[str]:
         advice.append("audio.max_duration_seconds=60 in the data set (shorter songs)")
     if config.mixed_precision == "no":
         advice.append("mixed_precision=bf16")
-    if config.lora_rank > 16:
+    if config.lora_rank > 16:  # a LoKr's is not
         advice.append("lora_rank=16")
     if full_training(config) is not None:
         advice.append(f"{_full_name(config)}_train=false")

@@ -21,7 +21,7 @@ from ..families.model_folder import ModelFolder, quantizable
 from ..families.protocol import Family, Load
 from ..families.songs import Shape
 from ..formatting import count, size
-from ..lora.surgery import find_targets
+from ..lora.surgery import AdapterSpec, adapter_size, target_shapes
 from ..nn.device import cache_limit as cache_limit
 from ..nn.device import machine_memory as machine_memory
 from .settings import COMPUTE_DTYPES, full_training, lora_spec, rollout_settings
@@ -71,18 +71,13 @@ def weight_bytes(family: Family, config: Any, bits: int | None, group: int, size
 
 @lru_cache(maxsize=16)
 def adapter_parameters(
-    family: Family, config: Any, rank: int, targets: tuple[str, ...], dora: bool
-) -> tuple[int, int, tuple[str, ...]]:
-    """(LoRA parameters, those of what can be trained in full, paths of the modules with a LoRA)."""
+    family: Family, config: Any, spec: AdapterSpec
+) -> tuple[int, int, Mapping[str, tuple[int, int]]]:
+    """(LoRA parameters, those of what can be trained in full, (out, in) of the modules with a LoRA)."""
     model = family.components["transformer"].module(config)
-    count = 0
-    modules = find_targets(model, targets)
-    for module in modules.values():
-        out, inputs = module.weight.shape
-        count += rank * (out + inputs) + (out if dora else 0)
     parameters = dict(tree_flatten(model.parameters()))
     whole = sum(v.size for k, v in parameters.items() if f"{k}.".startswith(family.lora.full.prefixes))
-    return count, whole, tuple(modules)
+    return adapter_size(model, spec), whole, target_shapes(model, spec)
 
 
 def estimate(
@@ -105,7 +100,8 @@ def estimate(
     if checkpointed is None:
         checkpointed = model.blocks if config.gradient_checkpointing else 0
     spec = lora_spec(config)
-    lora, whole, paths = adapter_parameters(family, model, spec.rank, spec.targets, spec.use_dora)
+    lora, whole, shapes = adapter_parameters(family, model, spec)
+    paths = tuple(shapes)
     in_full = full_training(config)
     if in_full is None:
         whole = 0

@@ -25,11 +25,13 @@ from ..errors import CheckpointError, ConfigError, cause, not_utf8
 from ..families import families, of_flavour
 from ..families.model_folder import ModelFolder
 from ..families.protocol import Family
+from ..formatting import count
 from ..io.schema import is_utf8
 from ..lora.formats.read import read_lora
 from ..lora.full_modules import check_full, full_parameters
-from ..lora.linear import linear_shape
-from ..lora.surgery import check_start, find_targets
+from ..lora.linear import base_linears
+from ..lora.lokr import LoKrSpec
+from ..lora.surgery import AdapterSpec, adapter_size, check_start_of, target_shapes
 from . import checkpoint, output
 from .settings import full_training, lora_spec, rollout_settings
 from .validation import requests
@@ -210,10 +212,7 @@ def _check_validation_model(config: RunConfig, trained: nn.Module | None) -> Non
             "variant of the same model"
         )
     other = heard.family.components["transformer"].module(heard.transformer)
-    shapes = [
-        {path: linear_shape(layer) for path, layer in find_targets(one, lora_spec(config).targets).items()}
-        for one in (trained, other)
-    ]
+    shapes = [target_shapes(one, lora_spec(config)) for one in (trained, other)]
     if shapes[0] != shapes[1]:
         raise ConfigError(
             f"validation_model={given} is of another size than the model that is trained, and its LoRA does "
@@ -270,7 +269,8 @@ def _check_trackers(config: RunConfig) -> None:
 def _check_lora(config: RunConfig, skeleton: nn.Module | None, notify: Notify) -> None:
     """Targets and `init_lora` against the model's shapes, where they are known (arrays stay lazy)."""
     spec = lora_spec(config)
-    targets = find_targets(skeleton, spec.targets) if skeleton is not None else {}
+    if skeleton is not None:
+        _check_targets(skeleton, spec, notify)
     if not config.init_lora:
         return
     where = f"init_lora={config.init_lora}"
@@ -287,9 +287,19 @@ def _check_lora(config: RunConfig, skeleton: nn.Module | None, notify: Notify) -
         )
     if skeleton is None:
         return
-    check_start(skeleton, start, dict.fromkeys(targets, spec.rank), spec.use_dora, where)
+    check_start_of(skeleton, start, spec, where)
     if start.full:
         check_full(full_parameters(skeleton), start.full, where, complete=True)
+
+
+def _check_targets(skeleton: nn.Module, spec: AdapterSpec, notify: Notify) -> None:
+    """ConfigError where nothing is trained; what of a LoKr's names matches nothing is said."""
+    shapes = target_shapes(skeleton, spec)
+    if isinstance(spec, LoKrSpec):
+        for line in spec.unmatched(skeleton, list(base_linears(skeleton))):
+            notify(line, "warning")
+        total = adapter_size(skeleton, spec)
+        notify(f"LoKr on {count(len(shapes), 'layer')}, {total:,} parameters", "info")
 
 
 def _is_in(path: Path, folder: Path) -> bool:

@@ -6,11 +6,14 @@ import math
 
 import mlx.core as mx
 
+from ..config.lora_formats import LYCORIS
+from ..config.lycoris import as_text, read_lycoris
 from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..families import of_flavour
 from ..families.protocol import FullTraining
-from ..lora.surgery import LoRASpec
+from ..lora.lokr import LoKrSpec
+from ..lora.surgery import AdapterSpec, LoRASpec
 from .average import AverageSettings
 from .rollout import ReflexFlow, RolloutSettings, described
 from .step import StepSettings
@@ -18,9 +21,14 @@ from .step import StepSettings
 COMPUTE_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "no": mx.float32}
 
 
-def lora_spec(config: RunConfig) -> LoRASpec:
-    """The LoRA that a configuration describes; ConfigError for what it cannot be."""
+def lora_spec(config: RunConfig) -> AdapterSpec:
+    """The LoRA or LoKr that a configuration describes; ConfigError for what it cannot be."""
     targets = config.peft_lora_target_modules or _preset(config)
+    if config.lora_type == LYCORIS:
+        content = config.lycoris_config
+        assert isinstance(content, dict)
+        where = config.origin("lycoris_config")
+        return LoKrSpec(read_lycoris(content, where), tuple(targets), as_text(content))
     return LoRASpec(
         rank=config.lora_rank,
         alpha=config.lora_alpha,

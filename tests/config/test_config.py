@@ -67,7 +67,10 @@ CASES: dict[str, Case] = {
     "revision": Case(**text()),
     "output_dir": Case(**path()),
     # LoRA
-    "lora_type": Case(**words("standard", bad=("lycoris",))),
+    "lora_type": Case(**words("standard", bad=("lycoris", "loha"))),  # without lycoris_config, that is
+    "lycoris_config": Case(
+        [("lokr.json", "lokr.json"), ({"algo": "lokr"}, {"algo": "lokr"})], [3, True, ["x"]]
+    ),
     "lora_rank": Case(**numbers(1, 1024, 0, -1, 1025, whole=True)),
     "lora_alpha": Case(**numbers(0.5, 65536, 0, -3)),
     "lora_dropout": Case(**numbers(0, 0.99, -0.1, 1)),
@@ -353,7 +356,7 @@ def test_every_option_is_a_field_with_a_type_and_nothing_else_is_one() -> None:
         option, value = OPTIONS[name], getattr(config, name)
         assert value is None or isinstance(value, kinds.get(option.kind, object)), name
     assert {name for name in SUPPORTED if OPTIONS[name].kind == "any"} == {
-        "data_backend_config", "validation_prompt_library",
+        "data_backend_config", "validation_prompt_library", "lycoris_config",
     }  # fmt: skip
     with pytest.raises(AttributeError):
         config.lora_ranc  # type: ignore[attr-defined]  # noqa: B018

@@ -108,6 +108,8 @@ def comfyui(path: Path, base: Weights, strength: float = 1.0) -> tuple[Weights, 
                 new = weight + strength * ((weight + delta) * (dora / norm) - weight)
             else:
                 new = weight + strength * delta
+        if any(f"{name}.lokr_w{n}" in given for n in ("1", "1_a")):
+            new = weight + strength * lokr(given, name, used).reshape(weight.shape)
         if f"{name}.diff" in given:
             assert given[f"{name}.diff"].shape == weight.shape
             new = weight + strength * given[f"{name}.diff"]
@@ -122,6 +124,23 @@ def comfyui(path: Path, base: Weights, strength: float = 1.0) -> tuple[Weights, 
             out[bias] = base[bias] + strength * given[f"{name}.diff_b"]
             used.add(f"{name}.diff_b")
     return out, sorted(set(given) - used)
+
+
+def lokr(given: Weights, name: str, used: set[str]) -> np.ndarray:
+    """w1 ⊗ w2, times alpha over the rank of what is a product; nothing of the kind where both are whole."""
+    factors, rank = [], None
+    for one in (f"{name}.lokr_w1", f"{name}.lokr_w2"):
+        if one in given:
+            factors.append(given[one])
+            used.add(one)
+        else:
+            factors.append(given[f"{one}_a"] @ given[f"{one}_b"])
+            rank = given[f"{one}_b"].shape[0]
+            used |= {f"{one}_a", f"{one}_b"}
+    used.add(f"{name}.alpha")
+    assert all(factor.ndim == 2 for factor in factors), "ComfyUI multiplies other dimensions wrongly"
+    scale = float(given[f"{name}.alpha"]) / rank if rank is not None else 1.0
+    return scale * np.kron(*factors)
 
 
 def acestep_mlx(path: Path, base: Weights) -> tuple[Weights, list[str]]:

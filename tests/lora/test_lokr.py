@@ -1,27 +1,41 @@
-"""LoKr, ΔW = w1 ⊗ w2, from files of LyCORIS and Side-Step: read, applied, fused, refused where it must be."""
+"""LoKr, ΔW = w1 ⊗ w2, trained here and of LyCORIS and Side-Step: read, applied, fused, exported."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from safetensors.numpy import save_file
 
 from acestep_mlx.cli import main
+from acestep_mlx.config.lycoris import as_text, read_lycoris
 from acestep_mlx.errors import CheckpointError, ConfigError
+from acestep_mlx.families.v1.lora import LORA
 from acestep_mlx.families.v15 import FAMILY
 from acestep_mlx.lora.apply import apply_loras
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.recognise import recognise
 from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.linear import base_linears, dense_weight
-from acestep_mlx.lora.surgery import LoRASpec, check_start
+from acestep_mlx.lora.lokr import LoKrSpec
+from acestep_mlx.lora.surgery import (
+    LoRASpec,
+    adapter_modules,
+    check_start,
+    check_start_of,
+    from_model,
+    inject,
+    load_adapters,
+)
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
 
 from ..families.v15 import transformer
-from .standin import KINDS, TOKENS, make
+from . import readers
+from .standin import KINDS, TOKENS, StandIn, make
 
 PATH = "transformer_blocks.1.cross_attn.to_k"  # 64×64 in the stand-in
 KEY = "lycoris_transformer_blocks_1_cross_attn_to_k"
@@ -188,14 +202,152 @@ def test_lokr_for_another_model_is_named(tmp_path: Path) -> None:
         saved(factors("lycoris_double_blocks_0_img_attn_qkv"), tmp_path)
 
 
-def test_it_is_neither_exported_nor_trained_on(tmp_path: Path) -> None:
+def test_what_no_format_holds_is_told(tmp_path: Path) -> None:
     weights = saved(factors(alpha=3), tmp_path)
-    for kind in ("peft", "comfyui", "simpletuner", "mlx"):
-        with pytest.raises(ConfigError, match="is a LoKr, which no format of export holds"):
+    for kind in ("peft", "simpletuner", "mlx"):
+        with pytest.raises(ConfigError, match=f"LoKr, which the format '{kind}' does not hold; .* lycoris"):
             write_lora(tmp_path / "x.safetensors", weights, kind)
+    with pytest.raises(ConfigError, match="is a LoRA, and 'lycoris' is for LoKr"):
+        lora = LoRAWeights({PATH: LoRAModule(mx.ones((1, 64)), mx.ones((64, 1)))})
+        write_lora(tmp_path / "x.safetensors", lora, "lycoris")
+    dora = saved(factors(alpha=3, dora=1), tmp_path)
+    with pytest.raises(ConfigError, match="LoKr with magnitudes, which no format"):
+        write_lora(tmp_path / "x.safetensors", dora, "comfyui")
     with pytest.raises(ConfigError, match="x is a LoKr, and a LoRA is trained here"):
         check_start(make(), weights, {PATH: LoRASpec().rank}, False, "x")
     assert [path.name for path in tmp_path.iterdir()] == ["lokr_weights.safetensors"]
+
+
+# ── trained here ──────────────────────────────────────────────────────────────────────────────────────
+LAYERS = {"target_module": ["Attention", "GLUMBConv"]}
+TRAINED: dict[str, dict[str, Any]] = {
+    "w2 a product": {"linear_dim": 2, "linear_alpha": 3, "factor": 4},
+    "both products": {"linear_dim": 1, "linear_alpha": 5, "decompose_both": True},
+    "w1 a product": {"linear_dim": 2, "factor": 8, "decompose_both": True, "unbalanced_factorization": True},
+    "whole": {"linear_dim": 10000, "linear_alpha": 1, "factor": 4},
+    "scalar": {"linear_dim": 2, "factor": 4, "use_scalar": True},
+}
+
+
+def spec(settings: dict[str, Any], **preset: Any) -> LoKrSpec:
+    content = {"algo": "lokr", **settings, "apply_preset": preset or LAYERS}
+    return LoKrSpec(read_lycoris(content, "here"), (), as_text(content))
+
+
+def trained(settings: dict[str, Any], kind: str = "float32", **preset: Any) -> tuple[StandIn, LoRAWeights]:
+    model, made = make(kind), spec(settings, **preset)
+    inject(model, made, seed=1)
+    for i, layer in enumerate(adapter_modules(model).values()):
+        for key in [key for key in layer if key.startswith("lokr_")]:
+            layer[key] = layer[key] + 0.2 * mx.random.normal(layer[key].shape, key=mx.random.key(i))
+    return model, from_model(model, made)
+
+
+@pytest.mark.slow_after(2)
+@pytest.mark.parametrize("form", ["w2 a product", "scalar"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_it_changes_nothing_bit_for_bit(form: str, kind: str) -> None:
+    model = make(kind)
+    before = model(TOKENS)
+    paths = inject(model, spec(TRAINED[form]), seed=3)
+    assert len(paths) == 2 * (8 + 2) and mx.array_equal(model(TOKENS), before)
+    names = {path.rpartition(".")[2] for path, _ in tree_flatten(model.trainable_parameters())}
+    assert names == {"lokr_w1", "lokr_w2_a", "lokr_w2_b"} | ({"lokr_scalar"} if form == "scalar" else set())
+    again = make(kind)
+    inject(again, spec(TRAINED[form], target_name=[PATH]), seed=3)  # as many values as a layer has, no more
+    one, other = (adapter_modules(m)[PATH] for m in (model, again))
+    assert mx.array_equal(one["lokr_w1"], other["lokr_w1"])
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("form", TRAINED)
+def test_programs_make_of_the_file_what_was_trained(form: str, tmp_path: Path) -> None:
+    """ComfyUI's rule, LyCORIS's keys, ours; on convolutions as well."""
+    _, weights = trained(TRAINED[form])
+    base = {}
+    for path, linear in base_linears(make()).items():
+        weight = np.array(linear.weight)
+        base[f"{path}.weight"] = weight.reshape(*weight.shape, *(1,) * LORA.trailing_dims(path))
+    file = write_lora(tmp_path / "c.safetensors", weights, "comfyui")
+    heard, unread = readers.comfyui(file, base)
+    assert not unread
+    for path, module in weights.modules.items():
+        change = heard[f"{path}.weight"] - base[f"{path}.weight"]
+        np.testing.assert_allclose(change.reshape(module.shape), module.delta(), atol=1e-6)
+        assert np.abs(change).max() > 1e-3
+    for kind in ("comfyui", "lycoris"):
+        again = read_lora(write_lora(tmp_path / f"{kind}.safetensors", weights, kind))
+        assert again.modules.keys() == weights.modules.keys() and not again.unscaled
+        for path, module in weights.modules.items():
+            np.testing.assert_allclose(again.modules[path].delta(), module.delta(), atol=1e-6)
+            assert again.modules[path].scale == 1
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("form", TRAINED)
+def test_going_on_from_a_file_it_is_the_same_update(form: str, tmp_path: Path) -> None:
+    _, weights = trained(TRAINED[form])
+    start = read_lora(write_lora(tmp_path / "x.safetensors", weights, "lycoris"))
+    more = TRAINED[form] | {"linear_alpha": 7}
+    model = make()
+    inject(model, spec(more), seed=9)
+    load_adapters(model, start)
+    found = from_model(model, spec(more)).modules
+    for path, module in weights.modules.items():
+        np.testing.assert_allclose(found[path].delta(), module.delta(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "preset", "says"),
+    [
+        ({"linear_dim": 1, "factor": 4}, LAYERS, "has rank 2, and linear_dim is 1; set linear_dim=2"),
+        ({"linear_dim": 2, "factor": 2}, LAYERS, "has w1 4×4 and w2 .* and this run makes them 2×2 and"),
+        (
+            {"factor": 4, "linear_dim": 2},
+            {"target_module": ["Attention"]},
+            "has modules that this run does not",
+        ),
+    ],
+)
+def test_what_cannot_be_gone_on_from_says_what_to_set(
+    settings: dict[str, Any], preset: dict[str, Any], says: str
+) -> None:
+    _, weights = trained(TRAINED["w2 a product"])
+    with pytest.raises(ConfigError, match=says) as error:
+        check_start_of(make(), weights, spec(settings, **preset), "x")
+    assert "\n" not in str(error.value)
+    whole = trained(TRAINED["whole"])[1]
+    with pytest.raises(ConfigError, match="whole matrices where this run has products; set full_matrix=true"):
+        check_start_of(make(), whole, spec(TRAINED["w2 a product"]), "x")
+    lora = LoRAWeights({PATH: LoRAModule(mx.ones((1, 64)), mx.ones((64, 1)))})
+    with pytest.raises(ConfigError, match="x is a LoRA, and a plain LoKr is trained here"):
+        check_start_of(make(), lora, spec(settings, **preset), "x")
+
+
+def test_export_and_info_of_one_trained_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a format it is LyCORIS's; info says how it was trained."""
+    _, weights = trained(TRAINED["w2 a product"])
+    source = write_lora(tmp_path / "pytorch_lora_weights.safetensors", weights, "comfyui")
+    out = tmp_path / "out"
+    out.mkdir()
+    for command in (["export", str(source), "-o", str(out)], ["info", str(out)]):
+        with pytest.raises(SystemExit) as done:
+            main(command)
+        assert done.value.code == 0
+    said = capsys.readouterr().out
+    assert f"{out / 'lokr_weights.safetensors'}: LoKr of 20 modules, float32" in said
+    assert "for LyCORIS and the programs that load with it" in said and "use at strength 1.0" in said
+    assert 'trained with {"algo": "lokr"' in said and "lycoris_config" not in said
+    with pytest.raises(SystemExit) as done:
+        main(["export", str(source), "--format", "peft", "-o", str(tmp_path / "x.safetensors")])
+    assert done.value.code == 1 and "choose comfyui or lycoris" in capsys.readouterr().err
+
+
+def test_two_songs_together_are_the_two_alone() -> None:
+    model, _ = trained(TRAINED["w2 a product"])
+    both = model(TOKENS)
+    alone = mx.concatenate([model(TOKENS[:1]), model(TOKENS[1:])])
+    np.testing.assert_allclose(both, alone, atol=1e-5)
 
 
 def test_info_of_whole_matrices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from acestep_mlx.families.v1 import memory as v1_memory
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.full_modules import train_full
-from acestep_mlx.lora.surgery import LoRASpec, inject
+from acestep_mlx.lora.surgery import inject
 from acestep_mlx.training import build, settings
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.distributed import World
@@ -46,13 +46,18 @@ def test_weights_are_counted_exactly(bits, dtype):
     assert plan.weight_bytes(V1, WIDE, bits, 64, dtype.size) == actual
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_adapters_are_counted_exactly(dora):
+LOKR = {"algo": "lokr", "linear_dim": 2, "use_scalar": True, "apply_preset": {"target_module": ["Attention"]}}
+LYCORIS = {"lora_type": "lycoris", "lycoris_config": LOKR}
+
+
+@pytest.mark.parametrize("options", [{"lora_rank": 5}, {"lora_rank": 5, "use_dora": True}, LYCORIS], ids=str)
+def test_adapters_are_counted_exactly(options):
     model = quantised_model(V1, WIDE, None, mx.float32)
-    spec = LoRASpec(rank=5, use_dora=dora)
-    inject(model, spec)
+    spec = plan.lora_spec(load_config(options))
+    paths = inject(model, spec)
     actual = sum(v.size for _, v in tree_flatten(model.trainable_parameters()))
-    assert plan.adapter_parameters(V1, WIDE, 5, spec.targets, dora)[0] == actual
+    counted, _, shapes = plan.adapter_parameters(V1, WIDE, spec)
+    assert counted == actual and sorted(shapes) == sorted(paths)
 
 
 def test_released_model_has_its_known_size():
@@ -226,7 +231,7 @@ def test_a_factored_optimizer_keeps_a_moment_only_with_beta_1(settings, more):
     assert OPTIMIZERS["adafactor"].kept(settings, rank) == pytest.approx(1 / rank + more)
     config = load_config({"optimizer": "adafactor", "lora_rank": rank, "optimizer_config": settings or None})
     load = plan.Load(60, 1, 64, 0)
-    lora, *_ = plan.adapter_parameters(V1, TransformerConfig(), rank, plan.lora_spec(config).targets, False)
+    lora, *_ = plan.adapter_parameters(V1, TransformerConfig(), plan.lora_spec(config))
     plain = plan.estimate(load_config({"optimizer": "sgd", "lora_rank": rank}), load)
     found = plan.estimate(config, load)
     here, there = (one.parts["LoRA and optimizer"] for one in (found, plain))

@@ -45,6 +45,19 @@ VARIANTS = {
         "scheduled_sampling_prob_end": 1.0,
     },
     "quantised": {"base_model_precision": "int8-quanto", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
+    "LoKr": {
+        "lora_type": "lycoris",
+        "lycoris_config": {
+            "algo": "lokr",
+            "linear_dim": 2,
+            "linear_alpha": 3,
+            "use_scalar": True,
+            "factor": 4,
+            "apply_preset": {"target_module": ["Attention"]},
+        },
+        "base_model_precision": "int8-quanto",
+        "gradient_accumulation_steps": 2,
+    },
     "two data sets": {
         "optimizer": "adafactor",
         "backends": [

@@ -71,4 +71,17 @@ LORA = LoRANames(
     },
     prefixes={"simpletuner": "transformer."},
     recipes={16: "alpha 32", 256: "alpha 32 with rsLoRA"},
+    classes=(
+        (r"transformer_blocks\.\d+\.(attn|cross_attn)", ("Attention",)),
+        (r"transformer_blocks\.\d+\.ff", ("GLUMBConv",)),
+        (r"transformer_blocks\.\d+", ("LinearTransformerBlock",)),
+        (r"lyric_encoder\.encoders\.\d+\.self_attn", ("RelPositionMultiHeadedAttention",)),
+        (r"lyric_encoder\.encoders\.\d+\.feed_forward", ("PositionwiseFeedForward",)),
+        (r"lyric_encoder\.encoders\.\d+", ("ConformerEncoderLayer",)),
+        (r"lyric_encoder", ("ConformerEncoder",)),
+        (r"timestep_embedder", ("TimestepEmbedding",)),
+        (r"proj_in", ("PatchEmbed",)),
+        (r"final_layer", ("T2IFinalLayer",)),
+        (r"", ("ACEStepTransformer2DModel",)),
+    ),
 )

@@ -56,4 +56,12 @@ LORA = LoRANames(
     programs={"peft": ("the official app", "peft", "diffusers"), "simpletuner": ("diffusers",)},
     marks={"diffusers": r".*\.[qk]_proj"},
     peft_folder=True,
+    # The original's, diffusers', and what SimpleTuner's documentation calls them in every model.
+    classes=(
+        (r"layers\.\d+\.(self|cross)_attn", ("AceStepAttention", "Attention")),
+        (r"layers\.\d+\.mlp", ("Qwen3MLP", "AceStepMLP", "FeedForward")),
+        (r"layers\.\d+", ("AceStepDiTLayer", "AceStepTransformerBlock")),
+        (r"time_embed(_r)?", ("TimestepEmbedding", "AceStepTimestepEmbedding")),
+        (r"", ("AceStepDiTModel", "AceStepTransformer1DModel")),
+    ),
 )

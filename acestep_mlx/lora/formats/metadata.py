@@ -27,6 +27,7 @@ SCHEMA: dict[str, schema.Check] = {
     "use_dora": schema.flag,
     "dropout": schema.number(0, 1),
     "targets": schema.items(schema.text),
+    "lycoris_config": schema.text,
     "step": schema.whole(),
     "base": schema.text,
     "base_fingerprint": schema.text,

@@ -264,12 +264,10 @@ def _lokr(path: str, part: dict[str, mx.array], scales: _Scales, where: str) -> 
             ranks |= {a.shape[1], b.shape[0]}
     if len(ranks) > 1:
         raise CheckpointError(f"{where}: the ranks of {path} differ: {', '.join(map(str, sorted(ranks)))}")
-    w1 = flat["w1"] if "w1" in flat else flat["w1_a"] @ flat["w1_b"]
-    b = flat["w2"] if "w2" in flat else flat["w2_a"]
-    a = mx.eye(b.shape[1]) if "w2" in flat else flat["w2_b"]
+    w1, w2 = ([flat[role] for role in sorted(flat) if role.startswith(name)] for name in ("w1", "w2"))
     scale = scales.of(path, next(iter(ranks), None), part.get("alpha"))
-    outputs = w1.shape[0] * b.shape[0]
-    return LoRAModule(a, b, scale, *_magnitude(path, part, outputs, scales, where), w1)
+    outputs = w1[0].shape[0] * w2[0].shape[0]
+    return LoRAModule.of_lokr(w1, w2, scale, *_magnitude(path, part, outputs, scales, where))
 
 
 def _magnitude(

@@ -19,7 +19,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ... import __version__
-from ...config.lora_formats import FORMATS
+from ...config.lora_formats import ALL_FORMATS, FORMATS, LOKR_FORMATS, LYCORIS
 from ...errors import CheckpointError, ConfigError, cause
 from ...io.new_folder import replaced_folder
 from ...io.tensors import save_tensors
@@ -52,8 +52,8 @@ def write_lora(
     Raises ConfigError for a format that cannot hold this LoRA, CheckpointError if the file does not verify.
     """
     path = Path(path)
-    if format not in FORMATS:
-        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format not in ALL_FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(ALL_FORMATS)}, got {format!r}")
     if dtype not in TOLERANCES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if path.suffix != ".safetensors":
@@ -114,12 +114,14 @@ def prepare(
     weights: LoRAWeights, format: str, base: nn.Module | None = None, *, with_full: bool = False
 ) -> LoRAWeights:
     """The same LoRA in the form that `format` stores: scale baked into b, one rank, magnitudes its way."""
-    spec = FORMATS[format]
     if weights.is_lokr:
+        return _prepare_lokr(weights, format, with_full)
+    if format not in FORMATS:
         raise ConfigError(
-            f"{weights.source} is a LoKr, which no format of export holds; ComfyUI and the program that made "
-            "it load it as it is, and generate --lora and fuse take it here"
+            f"{weights.source} is a {weights.kind}, and {format!r} is for LoKr; choose one of "
+            f"{', '.join(FORMATS)}"
         )
+    spec = FORMATS[format]
     prepared = replace(weights, full=None, diffs={})
     if with_full:  # first, because it may merge modules whose magnitudes are the trained ones
         prepared = for_format(weights, format, base)
@@ -145,6 +147,26 @@ def prepare(
     return replace(prepared, modules=modules)
 
 
+def _prepare_lokr(weights: LoRAWeights, format: str, with_full: bool) -> LoRAWeights:
+    """Every scale baked: LyCORIS 4.1.3 hears another one once and merges it twice."""
+    others = [m for m in weights.modules.values() if m.w1 is None]
+    if weights.is_dora or others or weights.diffs:
+        what = "magnitudes" if weights.is_dora else "LoRAs on other layers" if others else "whole parameters"
+        raise ConfigError(
+            f"{weights.source} is a LoKr with {what}, which no format of export holds; ComfyUI and the "
+            "program that made it load it as it is, and generate --lora and fuse take it here"
+        )
+    if format not in LOKR_FORMATS:
+        raise ConfigError(
+            f"{weights.source} is a LoKr, which the format {format!r} does not hold; choose "
+            f"{' or '.join(LOKR_FORMATS)}"
+        )
+    if with_full:
+        raise ConfigError(f"a file of a LoKr holds no {weights.family.lora.full.title}; export without it")
+    modules = {path: module.baked(module.rank) for path, module in weights.modules.items()}
+    return replace(weights, full=None, modules=modules)
+
+
 def _baked_scale(facts: Mapping[str, Any]) -> float | None:
     """The trained scale (alpha/r, or alpha/√r with rsLoRA) if `facts` say that it is inside b already."""
     alpha, rank = facts.get("alpha"), facts.get("rank")
@@ -155,6 +177,8 @@ def _baked_scale(facts: Mapping[str, Any]) -> float | None:
 
 def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:
     """Keys and arrays as the loader of `format` wants them, float32."""
+    if prepared.is_lokr:
+        return _lokr_tensors(prepared, format)
     spec, names = FORMATS[format], prepared.family.lora
     tensors = {}
     for path, module in prepared.modules.items():
@@ -177,6 +201,27 @@ def to_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:
     return tensors
 
 
+def _lokr_tensors(prepared: LoRAWeights, format: str) -> dict[str, mx.array]:
+    """LyCORIS's keys, with the alpha that leaves nothing to be multiplied. It keeps a convolution's whole w2
+    in the convolution's dimensions; ComfyUI would then multiply the wrong ones.
+    """
+    tensors: dict[str, mx.array] = {}
+    names = prepared.family.lora
+    for path, module in prepared.modules.items():
+        name, dims = names.theirs(path, format), 0
+        if format == LYCORIS:
+            name, dims = f"lycoris_{name}".replace(".", "_"), names.trailing_dims(path)
+        found = module.lokr
+        if "lokr_w2" in found and module.w1 is not None:  # LyCORIS loads a product for w1 beside another only
+            found = {"lokr_w1": module.w1, "lokr_w2": found["lokr_w2"]}
+        ranks = [value.shape[1] for key, value in found.items() if key.endswith("_a")]
+        if "lokr_w2" in found:
+            found["lokr_w2"] = found["lokr_w2"].reshape(*found["lokr_w2"].shape, *(1,) * dims)
+        tensors |= {f"{name}.{key}": value for key, value in found.items()}
+        tensors[f"{name}.alpha"] = mx.array(float(ranks[0] if ranks else 1))
+    return tensors
+
+
 def _magnitude(magnitude: mx.array, format: str, dims: int) -> mx.array:
     if format == "comfyui":  # multiplies the weight (out, in, …)
         return magnitude.reshape(-1, 1, *(1,) * dims)
@@ -194,11 +239,12 @@ def _facts(prepared: LoRAWeights, format: str) -> str:
         facts["base"] = Path(
             facts["base"]
         ).name  # LoRAs are shared: where a home folder is, is nobody's business
-    facts |= {"format_version": VERSION, "file_format": format, "baked": FORMATS[format].baked}
+    baked = prepared.is_lokr or FORMATS[format].baked
+    facts |= {"format_version": VERSION, "file_format": format, "baked": baked}
     facts |= {"tool_version": __version__}
     if prepared.unscaled:
         facts["scale_known"] = False
-    if not FORMATS[format].baked:
+    if not baked:
         scales = {path: module.scale for path, module in prepared.modules.items()}
         common = max(set(scales.values()), key=list(scales.values()).count)
         facts["scale"] = common
