@@ -19,6 +19,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.cli import dry_run
+from acestep_mlx.cli.events import TrainDisplay
 from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.config.run import LR_SCHEDULERS, OPTIONS, PRECISION_BITS, SUPPORTED, RunConfig
@@ -30,10 +32,20 @@ from acestep_mlx.families.v15 import FAMILY as V15
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.write import FORMATS
-from acestep_mlx.report.events import AverageEvaluated, CheckpointSaved, Evaluated, StepDone, ValidationClip
+from acestep_mlx.report.events import (
+    AverageEvaluated,
+    CheckpointSaved,
+    Evaluated,
+    Notice,
+    StepDone,
+    ValidationClip,
+    read_metrics,
+)
+from acestep_mlx.report.trackers import scalars
 from acestep_mlx.training import build, checkpoint, memory, prepare
 from acestep_mlx.training import evaluation as evaluate
 from acestep_mlx.training import run as loop
+from acestep_mlx.training.settings import rollout_lines
 from acestep_mlx.training.step import TrainStep
 from acestep_mlx.training.trainer import Intervals
 
@@ -833,6 +845,33 @@ def _(lab: Lab) -> None:
         0.5 * other.extra["reflexflow/flow"] + other.extra["reflexflow/fc"] + other.extra["reflexflow/adr"]
     )
     assert other.loss == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rollout_is_planned_recorded_and_reported(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"scheduled_sampling_max_step_offset": 4, "scheduled_sampling_probability": 1.0}
+    run = lab.run(**given, eval_loss_disable=False, num_eval_images=1)
+    planned = rollout_lines(load_config(given))
+    said = [event.text for event in run.of(Notice)]
+    assert len(planned) == 3 and [line for line in said if line in planned] == planned
+    plain = lab.run(eval_loss_disable=False, num_eval_images=1)
+    assert run.of(Evaluated)[0].loss == plain.of(Evaluated)[0].loss, "the evaluation is plain"
+    rows = [row for row in read_metrics(run.output / "metrics.jsonl") if row["event"] == "step"]
+    assert {name for name in rows[0] if "/" in name} == {f"reflexflow/{n}" for n in ("flow", "fc", "adr")}
+    assert {f"reflexflow/{n}" for n in ("flow", "fc", "adr")} <= scalars(run.of(StepDone)[0]).keys()
+    report = run.result.report.read_text()
+    assert "scheduled_sampling_max_step_offset" in report and "reflexflow" in report.lower()
+    shown = TrainDisplay()._numbers(run.of(StepDone)[0])
+    assert "reflexflow/adr" in shown
+    options = lab.options(**given, scheduled_sampling_sampler="dpm", scheduled_sampling_start_step=3)
+    dry_run.show(load_config(options))
+    told = capsys.readouterr()
+    assert "\n".join(planned) in told.out and "  rollout: " in told.out
+    assert "scheduled_sampling_sampler: rollouts of flow matching models are Euler steps" in told.out
+    assert "scheduled_sampling_start_step: it counts with scheduled_sampling_ramp_steps" in told.out
+    never = {**options, "scheduled_sampling_probability": 0.0}
+    dry_run.show(load_config(never))
+    assert "warning: nothing will be rolled out" in capsys.readouterr().err and not told.err
 
 
 # ── staying good ─────────────────────────────────────────────────────────────────────────────────────
