@@ -136,7 +136,7 @@ def test_v1(offsets: tuple[int, ...], reflexflow: ReflexFlow | None, monkeypatch
     of = v1.Drawn([])
     object.__setattr__(of, "draw", lambda batch: d)
     step, there = compared(ours, of, batch, fixed(offsets, reflexflow), theirs, loss)
-    gradient = {k: g / step.carry["weight"] for k, g in step.carry["gradient"].items()}
+    gradient = {k: g / step.carry["weight"] for k, g in step.gradient().items()}
     v1.compare_gradients(gradient, paths, layers)
     x = there.get(NOISY)
     if x is None:
@@ -199,5 +199,5 @@ def test_v15(
     for path in paths:
         other = layers[v15.their_name(path)]
         for name, weight in (("lora_a", other.lora_A["x"].weight), ("lora_b", other.lora_B["x"].weight)):
-            got = step.carry["gradient"][f"{path}.{name}"].T / len(v15.SONGS)
+            got = step.gradient()[f"{path}.{name}"].T / len(v15.SONGS)
             assert relative_error(got, weight.grad) <= 1e-3, (path, name)
