@@ -36,7 +36,7 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
 
     from ..data.batches import songs_per_epoch
     from ..data.manifest import build_manifest
-    from ..training.memory import loads, verdict
+    from ..training.memory import clips_through, loads, verdict
     from ..training.preflight import preflight
     from ..training.settings import rollout_lines
     from .progress import Display
@@ -50,7 +50,8 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
     folder = found.model.folder
     songs = [(sample.bucket, lyrics) for sample in manifest.samples for lyrics in sample.all_lyrics]
     batches = loads(songs, config.train_batch_size, manifest.family, folder)
-    memory = verdict(config, found.model.transformer, batches, found.model.bits)
+    heard = clips_through(config, found.heard)
+    memory = verdict(config, found.model.transformer, batches, found.model.bits, heard)
     total = run_length(config, songs_per_epoch(manifest.samples)).steps
     start = [start_line(config, found, total), *rollout_lines(config)]
     for line in report_lines(config, manifest, start, [found.model.line, *memory]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -25,6 +25,9 @@ from ..lora.surgery import AdapterSpec, adapter_size, target_shapes
 from ..nn.device import cache_limit as cache_limit
 from ..nn.device import machine_memory as machine_memory
 from .settings import COMPUTE_DTYPES, full_training, lora_spec, rollout_settings
+
+if TYPE_CHECKING:
+    from .preflight import BaseModel
 
 GB = 1e9
 MACS = (8, 16, 24, 36, 64)  # GB of unified memory
@@ -47,6 +50,16 @@ class Estimate:
     @property
     def total(self) -> float:
         return sum(self.parts.values())
+
+
+class Heard(NamedTuple):
+    """Another model that clips are made through: its sizes, the bits that it is stored in, and what a clip is
+    of; its batch is 2 where it is guided.
+    """
+
+    model: Any
+    stored_bits: int | None
+    clip: Load
 
 
 @lru_cache(maxsize=16)
@@ -87,11 +100,13 @@ def estimate(
     model: Any | None = None,
     stored_bits: int | None = None,
     checkpointed: int | None = None,
+    heard: Heard | None = None,
 ) -> Estimate:
     """Expected peak of training with `config` on batches like `load`.
 
     model: sizes (default: the released model's). stored_bits: quantisation of the MLX folder, if any.
     checkpointed: blocks that compute their activations again (default: all, or none if that is switched off).
+    heard: what clips are made through, where that is another model.
     """
     family = of_flavour(config.model_flavour)
     model = model or released_sizes(config)
@@ -113,20 +128,39 @@ def estimate(
     slots = OPTIMIZERS[in_full.optimizer].slots if in_full is not None else 0
     moments = 4.0 * (lora * kept + whole * slots)
     found = family.memory.activations(model, load, size, checkpointed)
+    while_stepping = {
+        "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
+        "activations": found,
+        # Clipped gradients and new moments come one after the other, when the activations are gone.
+        "optimizer's step": max(0.0, UPDATE * trained - found),
+        **_rollout(config, model, load, size, found),
+    }
     return Estimate(
         {
             "base weights": weight_bytes(family, model, bits, 64, size),
             "LoRA and optimizer": trained * (1 + accumulates) + moments,
             **({"averaged weights": trained} if config.use_ema else {}),
-            "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
-            "activations": found,
-            # Clipped gradients and new moments come one after the other, when the activations are gone.
-            "optimizer's step": max(0.0, UPDATE * trained - found),
-            **_rollout(config, model, load, size, found),
+            **while_stepping,
+            **_clips(config, heard, size, trained, sum(while_stepping.values())),
             **family.memory.kept(load, paths),
             "program": FIXED,
         }
     )
+
+
+def _clips(
+    config: RunConfig, heard: Heard | None, size: int, trained: float, step: float
+) -> dict[str, float]:
+    """What clips through another model take beyond the `step`, which is over then: its weights, a copy of the
+    LoRA, and at most what a step takes that computes all its activations again.
+    """
+    if heard is None:
+        return {}
+    family = of_flavour(config.model_flavour)
+    model, bits = heard.model, heard.stored_bits or (config.quantization or {}).get("bits")
+    taken = weight_bytes(family, model, bits, 64, size) + trained
+    taken += family.memory.activations(model, heard.clip, size, model.blocks)
+    return {"clips through validation_model": max(0.0, taken - step)}
 
 
 def _rollout(config: RunConfig, model: Any, load: Load, size: int, step: float) -> dict[str, float]:
@@ -223,20 +257,36 @@ def loads(
     return found
 
 
+def clips_through(config: RunConfig, other: BaseModel | None) -> Heard | None:
+    """What `estimate` needs of the model that clips are made through, where that is not the trained one."""
+    from .validation import requests
+
+    if other is None:
+        return None
+    asked = requests(config, other.folder).values()
+    family = of_flavour(config.model_flavour)
+    batch = 2 if any(request.guidance_scale > 1 for request in asked) else 1
+    clip = family.memory.load(max(request.duration for request in asked), batch)
+    return Heard(other.transformer or released_sizes(config), other.bits, clip)
+
+
 def verdict(
     config: RunConfig,
     model: Any | None = None,
     batches: Sequence[Load] | None = None,
     stored_bits: int | None = None,
+    heard: Heard | None = None,
 ) -> list[str]:
     """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits.
 
     model: sizes (default: the released model's). batches: what a step may be made of (default: a minute
-    of music). stored_bits: quantisation of the MLX folder, if any.
+    of music). stored_bits: quantisation of the MLX folder, if any. heard: see `estimate`.
     """
     family = of_flavour(config.model_flavour)
     choices = batches or [family.memory.load(60.0, config.train_batch_size)]
-    estimates = [estimate(config, load, model=model, stored_bits=stored_bits) for load in choices]
+    estimates = [
+        estimate(config, load, model=model, stored_bits=stored_bits, heard=heard) for load in choices
+    ]
     expected, load = max(zip(estimates, choices, strict=True), key=lambda pair: pair[0].total)
     seconds = family.latents.seconds(load.frames)
     lines = [

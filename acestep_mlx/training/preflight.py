@@ -69,12 +69,15 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Preflight:
-    """A run that may begin. `resume`: the checkpoint that it goes on from, `step` its step (or 0)."""
+    """A run that may begin. `resume`: the checkpoint that it goes on from, `step` its step (or 0). `heard`:
+    the model that clips are made through, where that is another.
+    """
 
     model: BaseModel
     datasets: DataSets
     resume: Path | None
     step: int
+    heard: BaseModel | None = None
 
 
 def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: bool = False) -> Preflight:
@@ -98,14 +101,14 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
             f"{NOTHING_ROLLED}, although scheduled_sampling_max_step_offset is {rolling.max_offset}",
             "warning",
         )
-    _check_validation_model(config, skeleton)
+    heard = _check_validation_model(config, skeleton)
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
         output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)
     step = 0 if resume is None else _check_resumed(config, resume, model, ranks, notify)
     datasets = read_datasets(config)
     check_caches(config, datasets)
-    return Preflight(model, datasets, resume, step)
+    return Preflight(model, datasets, resume, step, heard)
 
 
 def _check_resumed(config: RunConfig, resume: Path, model: BaseModel, ranks: int, notify: Notify) -> int:
@@ -197,15 +200,17 @@ def _model(config: RunConfig, given: str, revision: str | None, option: str) -> 
     raise CheckpointError(f"{option}: there is no model at {path}")
 
 
-def _check_validation_model(config: RunConfig, trained: nn.Module | None) -> None:
-    """ConfigError when the LoRA cannot be heard through `validation_model`. trained: a skeleton."""
+def _check_validation_model(config: RunConfig, trained: nn.Module | None) -> BaseModel | None:
+    """What `validation_model` names, where there are clips. ConfigError when the LoRA cannot be heard through
+    it. trained: a skeleton.
+    """
     given = config.validation_model
     if given is None or not requests(config):
-        return
+        return None
     heard = _model(config, given, None, "validation_model")
     wanted = of_flavour(config.model_flavour)
     if heard.family is None or trained is None:
-        return
+        return heard
     if heard.family is not wanted:
         raise ConfigError(
             f"validation_model={given} is {heard.family.title}, and {wanted.title} is trained; name another "
@@ -218,6 +223,7 @@ def _check_validation_model(config: RunConfig, trained: nn.Module | None) -> Non
             f"validation_model={given} is of another size than the model that is trained, and its LoRA does "
             "not fit; name another variant of the same size"
         )
+    return heard
 
 
 def _check_flavour(config: RunConfig, family: Family, sizes: Any, path: Path) -> None:

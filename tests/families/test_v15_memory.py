@@ -10,10 +10,12 @@ import mlx.core as mx
 import pytest
 
 from acestep_mlx import families
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families.protocol import Load
 from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.dit import TransformerConfig
 from acestep_mlx.families.v15.prompt import format_prompt
+from acestep_mlx.training import memory as plan
 
 from .v15 import Letters
 
@@ -104,7 +106,7 @@ def test_the_estimate_is_close_to_a_measured_peak(
     import memory
 
     with memory.shapes_only():
-        peak, _, _ = memory.measure(SMALL, load, bits=bits, dtype=mx.bfloat16, checkpointed=checkpointed)
+        peak, _, _ = memory.measure(SMALL, load, bits=8, dtype=mx.bfloat16, checkpointed=checkpointed)
     weights = memory.exact(SMALL, load, bits, mx.bfloat16, checkpointed)
     expected = weights + MEMORY.activations(SMALL, load, 2, checkpointed)
     assert 0.85 * peak < expected < 1.15 * peak, f"{expected / peak:.3f}"
@@ -114,3 +116,56 @@ def test_xl_takes_more_by_its_widths() -> None:
     xl = replace(BASE, hidden_size=2560, intermediate_size=9728, num_attention_heads=32, num_hidden_layers=32)
     base, large = (MEMORY.activations(one, MINUTE, 2, one.blocks) for one in (BASE, xl))
     assert 1.4 * base < large < 2.0 * base
+
+
+def config(**options: Any) -> Any:
+    return load_config({"model_flavour": "v15-base", "mixed_precision": "bf16", **options})
+
+
+def test_clips_through_another_model_are_in_the_estimate() -> None:
+    """Its weights and what a guided clip takes, as far as they exceed the step, which is over then."""
+    clip, run = MEMORY.load(30.0, 2), config()
+    name, weights = "clips through validation_model", plan.weight_bytes(ACEStep15(), BASE, None, 64, 2)
+
+    def parts(load: Load, bits: int | None = None, run: Any = run) -> dict[str, float]:
+        return dict(plan.estimate(run, load, model=BASE, heard=plan.Heard(BASE, bits, clip)).parts)
+
+    short = Load(100, 1, 16, 16)
+    without = plan.estimate(run, short, model=BASE)
+    assert name not in without.parts
+    found = parts(short)
+    assert {k: v for k, v in found.items() if k != name} == without.parts
+    assert found["base weights"] + found[name] > 1.9 * weights
+    eighth = parts(short, 8)[name]
+    assert 0.4 * weights < found[name] - eighth < 0.5 * weights
+    assert parts(short, run=config(base_model_precision="int8-quanto"))[name] == eighth
+    long = parts(Load(6000, 8, 256, 2000), run=config(gradient_checkpointing=False))
+    assert long[name] == 0.0, "the step's activations are more"
+    shown = plan.verdict(run, BASE, [short], heard=plan.Heard(BASE, None, clip))
+    assert any(line.startswith(f"  {name}: ") for line in shown)
+
+
+@pytest.mark.slow
+def test_clips_through_another_model_are_close_to_a_measured_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers of the true width that are trained, and as many that a guided clip is made through."""
+    monkeypatch.setitem(families.REGISTRY, "v15", "acestep_mlx.families.v15")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    import generate
+    import memory
+
+    monkeypatch.setattr(memory, "our_step", generate.our_step_v15)
+    sizes, clip = replace(BASE, num_hidden_layers=2), Load(750, 1, 256, 90)
+    held: list[Any] = []
+    build = memory.quantised_model
+    monkeypatch.setattr(memory, "quantised_model", lambda *given: held.append(build(*given)) or held[-1])
+    before = mx.get_active_memory()
+    with memory.shapes_only():
+        memory.measure(sizes, Load(50, 1, 16, 16), bits=8, dtype=mx.bfloat16, checkpointed=2)
+    trained = mx.get_active_memory() - before  # its weights and LoRA
+    with memory.shapes_only(gradient=False):
+        peak = trained + memory.measure_generation(sizes, clip, bits=8, dtype=mx.bfloat16)[0]
+    run = config(base_model_precision="int8-quanto", optimizer="sgd", lora_rank=16)
+    heard = plan.Heard(sizes, None, replace(clip, batch=2))
+    expected = plan.estimate(run, Load(50, 1, 16, 16), model=sizes, heard=heard).total - plan.FIXED
+    print(f"expected {expected / GB:.3f} GB, measured {peak / GB:.3f} GB")
+    assert peak < expected < 1.35 * peak, f"{expected / peak:.3f}"

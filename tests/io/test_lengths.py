@@ -674,7 +674,7 @@ def test_an_ogg_that_a_player_cut_has_the_samples_that_the_ffmpeg_program_gives(
         given = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4")
         sound = read_audio(cut, sample_rate=None)
         assert len(sound) == len(given) // 2 == round(probe(cut).duration * 48000)
-        assert np.abs(sound - given.reshape(-1, 2)).max() < 1e-5
+        assert np.abs(sound - np.clip(given, -1, 1).reshape(-1, 2)).max() < 1e-5
 
 
 def opus_at(rate: int) -> bytes:
