@@ -55,7 +55,8 @@ def known(words: Words) -> dict[str, Any]:
         ("keyscale", "Am", "A minor"),
         ("keyscale", "BbM", "Bb major"), ("keyscale", "Bb", "Bb major"), ("keyscale", "E♭ min", "E♭ minor"),
         ("keyscale", "C sharp minor", "C# minor"), ("keyscale", "A MINOR", "A minor"),
-        ("keyscale", "Dmaj", "D major"),
+        ("keyscale", "Dmaj", "D major"), ("keyscale", "F:min", "F minor"), ("keyscale", "4A", "F minor"),
+        ("keyscale", "11a", "F# minor"), ("keyscale", "8B", "C major"), ("keyscale", "12A", "C# minor"),
         ("keyscale", "b minor", "B minor"), ("keyscale", "unknown", None), ("keyscale", "g_minor", "G minor"),
         ("timesignature", "4/4", "4"), ("timesignature", 3, "3"), ("timesignature", "6/8", "6"),
         ("timesignature", 4.0, "4"), ("timesignature", "2", "2"),
@@ -72,7 +73,7 @@ def test_as_people_write_it(name: str, written: Any, wanted: Any) -> None:
     ("name", "written"),
     [
         ("bpm", "fast"), ("bpm", -90), ("bpm", 9000), ("bpm", [120]), ("bpm", True), ("bpm", "1e400"),
-        ("keyscale", "H dur"), ("keyscale", "8A"), ("keyscale", 5), ("keyscale", "C lydian"),
+        ("keyscale", "H dur"), ("keyscale", "13A"), ("keyscale", "0B"), ("keyscale", 5), ("keyscale", "C lydian"),
         ("timesignature", "5/4"), ("timesignature", "12/8"), ("timesignature", {"beats": 4}),
         ("language", "Klingonish"), ("language", 3),
     ],

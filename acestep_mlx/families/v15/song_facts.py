@@ -26,7 +26,12 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 SLOWEST, FASTEST = 20, 400
 METRES = ("2", "3", "4", "6")
 _UNKNOWN = {"", "n/a", "na", "none", "null", "unknown", "auto", "?", "-"}
-_KEY = re.compile(r"([A-Ga-g])\s*(#|♯|♭|b|sharp|flat)?(?:[\s_-]*(major|maj|minor|min|m|M))?")
+_KEY = re.compile(r"([A-Ga-g])\s*(#|♯|♭|b|sharp|flat)?(?:[\s_:-]*(major|maj|minor|min|m|M))?")
+_CAMELOT = re.compile(r"0?([1-9]|1[0-2])([ABab])")  # DJ programs' wheel of fifths
+_WHEEL = {
+    "A": ("G#", "D#", "Bb", "F", "C", "G", "D", "A", "E", "B", "F#", "C#"),
+    "B": ("B", "F#", "Db", "Ab", "Eb", "Bb", "F", "C", "G", "D", "A", "E"),
+}
 _ACCIDENTALS = {"sharp": "#", "flat": "b"}
 _METRE = re.compile(r"(\d+)(?:\s*/\s*\d+)?")
 _CODE = re.compile(r"[a-z]{2,3}")
@@ -41,7 +46,10 @@ def _bpm(text: str) -> int | None:
 
 
 def _keyscale(text: str) -> str | None:
-    """`f# Min` → `F# minor`; a note alone is major."""
+    """`f# Min`, `F#:min`, `11A` → `F# minor`; a note alone is major."""
+    if wheel := _CAMELOT.fullmatch(text):
+        side = wheel[2].upper()
+        return f"{_WHEEL[side][int(wheel[1]) - 1]} {'minor' if side == 'A' else 'major'}"
     found = _KEY.fullmatch(text) or _KEY.fullmatch(text[:1] + text[1:].lower())
     if found is None:
         return None
