@@ -73,7 +73,7 @@ def test_as_people_write_it(name: str, written: Any, wanted: Any) -> None:
     ("name", "written"),
     [
         ("bpm", "fast"), ("bpm", -90), ("bpm", 9000), ("bpm", [120]), ("bpm", True), ("bpm", "1e400"),
-        ("keyscale", "H dur"), ("keyscale", "13A"), ("keyscale", "0B"), ("keyscale", 5), ("keyscale", "C lydian"),
+        ("keyscale", "H dur"), ("keyscale", "13A"), ("keyscale", 5), ("keyscale", "C lydian"),
         ("timesignature", "5/4"), ("timesignature", "12/8"), ("timesignature", {"beats": 4}),
         ("language", "Klingonish"), ("language", 3),
     ],
