@@ -123,7 +123,9 @@ def checkpoint_line(config: RunConfig) -> str:
     """When checkpoints are written."""
     every = [count(n, "step") for n in (config.checkpoint_step_interval,) if n]
     every += [count(n, "epoch") for n in (config.checkpoint_epoch_interval,) if n]
-    line = f"checkpoints: {', '.join([*(f'every {one}' for one in every), 'and the last'])}"
+    line = "checkpoints: " + ", ".join(
+        [*(f"every {one}" for one in every), "and the last" if every else "the last"]
+    )
     minutes = config.checkpoint_minutes
     return line + (f"; between them after {minutes:g} minutes without one" if minutes else "")
 

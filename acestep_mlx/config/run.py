@@ -275,8 +275,8 @@ class StayingGood:
 class Checkpoints:
     """When they are written, and which are kept."""
 
-    checkpoint_step_interval: int = free(500, "Steps between checkpoints; 0: none but the last.", low=0,
-        high=10**9, aliases="checkpointing_steps every_n_train_steps")
+    checkpoint_step_interval: int = free(500, "Steps between checkpoints; 0: the last, and those by epochs "
+        "and by time.", low=0, high=10**9, aliases="checkpointing_steps every_n_train_steps")
     checkpoint_epoch_interval: int | None = free(None, "Epochs between checkpoints.", low=1, high=10**7)
     checkpoint_minutes: float = free(30.0, "Minutes after the last checkpoint after which the next one is "
         "written between two steps, without clips; it goes when a newer one is whole. 0: none by time.",

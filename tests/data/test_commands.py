@@ -74,7 +74,7 @@ def test_dry_run(project: Path) -> None:
     for part in ("lora_rank = 4  (config.json)", "learning_rate = 2e-05  (command line)",
                  "seed = 42  (default)", "lora_alpha = 4.0  (as lora_rank)",
                  "checkpoints_total_limit = 3  (command line, as save-total-limit)",
-                 "resolution:", "2 of 3 songs",
+                 "resolution:", "2 of 3 songs", "checkpoints: every 500 steps, and the last; between them",
                  "c.mp3: empty file", "padded: 1", "without caption: 1", "without lyrics: 1",
                  "4 steps of 1 song, 2 epochs (2 songs, 2 batches per epoch)"):  # fmt: skip
         assert part in done.stdout, done.stdout

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from acestep_mlx.cli.dry_run import checkpoint_line
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import AceStepError, CheckpointError
 from acestep_mlx.report.events import Listeners
@@ -80,6 +81,22 @@ def test_a_run_that_goes_on_counts_from_its_own_start(monkeypatch: pytest.Monkey
 
 def test_they_are_on_by_default() -> None:
     assert load_config({}).checkpoint_minutes == Intervals().checkpoint_minutes == 30
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "checkpoints: every 500 steps, and the last; between them after 30 minutes without one"),
+        ({"checkpointing_steps": 1, "checkpoint_minutes": 0}, "checkpoints: every 1 step, and the last"),
+        (
+            {"checkpointing_steps": 0, "checkpoint_epoch_interval": 2, "checkpoint_minutes": 7.5},
+            "checkpoints: every 2 epochs, and the last; between them after 7.5 minutes without one",
+        ),
+        ({"checkpointing_steps": 0, "checkpoint_minutes": 0}, "checkpoints: the last"),
+    ],
+)
+def test_the_dry_run_says_when_they_are_written(given: dict[str, Any], said: str) -> None:
+    assert checkpoint_line(load_config(given)) == said
 
 
 def test_ranks_write_them_at_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
