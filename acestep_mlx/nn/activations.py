@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import cpu
+from .device import attention_gradient_is_fused
 
 Function = TypeVar("Function", bound=Callable[..., mx.array])
 
@@ -104,15 +105,45 @@ def _softmax_vjp(scores: mx.array, cotangent: mx.array, output: mx.array) -> mx.
 softmax = with_gradient(_softmax, _softmax_vjp)
 
 
-def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, *, gradient: bool = False
+) -> mx.array:
     """Softmax attention, scale 1/√Dh: q (B, H, T, Dh); k, v (B, H, S, Dh); boolean mask → (B, H, T, Dh).
 
-    On a GPU float32 may be computed as TF32 (see `device`).
+    mask: of keys, (B, 1, 1, S). gradient: whether one will be asked for, which only some back ends have in a
+    kernel. On a GPU float32 may be computed as TF32 (see `device`).
     """
     scale = q.shape[-1] ** -0.5
-    if not cpu.by_arithmetic(q):
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    return softmax(masked((q * scale) @ k.swapaxes(-1, -2), mask)) @ v
+    if cpu.by_arithmetic(q):
+        return softmax(masked((q * scale) @ k.swapaxes(-1, -2), mask)) @ v
+    if gradient and not attention_gradient_is_fused():
+        low = max(-1e5, mx.finfo(q.dtype).min / 2)
+        added = mx.zeros((1, 1, 1, 1), q.dtype) if mask is None else mx.where(mask, 0.0, low).astype(q.dtype)
+        found: mx.array = _attention(q, k, v, added)[0]
+        return found
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def _weighted(q: mx.array, k: mx.array, v: mx.array, added: mx.array) -> tuple[mx.array, mx.array]:
+    """The output and its weights, in few passes over them: the mask is added within the product."""
+    scores = mx.addmm(added, q, k.swapaxes(-1, -2), alpha=q.shape[-1] ** -0.5)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return weights @ v, weights
+
+
+def _weighted_vjp(
+    primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+) -> tuple[mx.array, ...]:
+    (q, k, v, added), (out, weights), c = primals, outputs, cotangents[0]
+    # Σ over the keys of weight · gradient is the inner product of the output and its gradient.
+    inner = mx.sum(_float(c) * _float(out), axis=-1, keepdims=True)
+    slope = _float(weights) * (_float(c @ v.swapaxes(-1, -2)) - inner) * q.shape[-1] ** -0.5
+    slope = slope.astype(q.dtype)
+    return slope @ k, slope.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ c, mx.zeros_like(added)
+
+
+_attention: Any = mx.custom_function(_weighted)
+_attention.vjp(_weighted_vjp)
 
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
@@ -138,22 +169,34 @@ def _padded(x: mx.array, frames: int) -> mx.array:
     return mx.pad(x, [(0, 0), (frames, frames), (0, 0)])
 
 
-def _gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """value · silu(gate), the halves of a depthwise convolution of silu(x): (B, T, 2F) → (B, T, F).
+def _gated_conv(x: mx.array, shift: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """value · silu(gate), the halves of a depthwise convolution of silu(x + shift): (B, T, 2F) → (B, T, F).
 
-    weight (2F, 3, 1) and bias (2F,) as in `nn.Conv1d`; padding of one frame on each side.
+    shift (2F,): the bias of the product that x is. weight (2F, 3, 1) and bias (2F,) as in `nn.Conv1d`; one
+    frame of padding on each side.
     """
-    value, gate = mx.split(_taps(_padded(silu(x), 1), weight, _float(bias)), 2, axis=-1)
+    value, gate = mx.split(_taps(_padded(_shifted_silu(x, shift), 1), weight, _float(bias)), 2, axis=-1)
     return (_float(value) * _float(gate) * _sigmoid(gate)).astype(x.dtype)
 
 
+def _shifted(x: mx.array, shift: mx.array) -> tuple[mx.array, mx.array]:
+    """x + shift and its sigmoid, float32 inside of kernels."""
+    moved = _float(x) + _float(shift)
+    return moved, cpu.sigmoid(moved) if cpu.by_arithmetic(x) else mx.sigmoid(moved)
+
+
+def _shifted_silu(x: mx.array, shift: mx.array) -> mx.array:
+    moved, sigmoid = _shifted(x, shift)
+    return (moved * sigmoid).astype(x.dtype)
+
+
 def _gated_conv_vjp(
-    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, _output: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    x, weight, bias = primals
+    primals: tuple[mx.array, ...], cotangent: mx.array, _output: mx.array
+) -> tuple[mx.array, ...]:
+    x, shift, weight, bias = primals
     T = x.shape[1]
     # One frame more on each side, where the cotangent is zero: so the gradient comes out padded.
-    s = _padded(silu(x), 2)
+    s = _padded(_shifted_silu(x, shift), 2)
     value, gate = mx.split(_taps(s, weight, _float(bias)), 2, axis=-1)
     c = _padded(cotangent, 1)
     d_value = (_float(c) * _float(gate) * _sigmoid(gate)).astype(x.dtype)
@@ -161,11 +204,14 @@ def _gated_conv_vjp(
     c, value, gate = mx.depends([c, value, gate], [d_value])
     d_gate = (_float(c) * _float(value) * _silu_slope(gate)).astype(x.dtype)
     d_conv = mx.concatenate([d_value, d_gate], axis=-1)  # (B, T + 2, 2F)
-    again = mx.depends([x], [d_conv])[0]
-    dx = (_float(_taps(d_conv, weight[:, ::-1], 0.0)) * _silu_slope(again)).astype(x.dtype)
+    again, sigmoid = _shifted(mx.depends([x], [d_conv])[0], shift)
+    slope = sigmoid + again * sigmoid * (1 - sigmoid)
+    dx = (_float(_taps(d_conv, weight[:, ::-1], 0.0)) * slope).astype(x.dtype)
     inner = _float(d_conv[:, 1:-1])
     d_weight = mx.stack([mx.sum(inner * _float(s[:, k : k + T]), axis=(0, 1)) for k in (1, 2, 3)], axis=-1)
-    return dx, d_weight[..., None].astype(weight.dtype), mx.sum(inner, axis=(0, 1)).astype(bias.dtype)
+    d_shift, d_bias = mx.sum(_float(dx), axis=(0, 1)), mx.sum(inner, axis=(0, 1))
+    return (dx, d_shift.astype(shift.dtype), d_weight[..., None].astype(weight.dtype),
+            d_bias.astype(bias.dtype))  # fmt: skip
 
 
 gated_conv = with_gradient(mx.compile(_gated_conv), _gated_conv_vjp)

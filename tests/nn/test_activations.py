@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from acestep_mlx.nn import cpu
+from acestep_mlx.nn import activations, cpu
 from acestep_mlx.nn.activations import attend, gated_conv, masked, relu, rms_norm, silu, softmax, swiglu
 
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
@@ -21,8 +21,8 @@ def close(got: mx.array, expected: mx.array, tolerance: float) -> bool:
     return difference.item() <= tolerance * mx.linalg.norm(expected.flatten()).item()
 
 
-def plain_gated_conv(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    x = mx.conv1d(nn.silu(x), weight, padding=1, groups=x.shape[-1]) + bias
+def plain_gated_conv(x: mx.array, shift: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    x = mx.conv1d(nn.silu(x + shift), weight, padding=1, groups=x.shape[-1]) + bias
     value, gate = mx.split(x, 2, axis=-1)
     return value * nn.silu(gate)
 
@@ -55,15 +55,16 @@ def test_extreme_values_are_finite(value: float) -> None:
 @pytest.mark.parametrize("frames", [1, 2, 9])
 def test_gated_conv(dtype: mx.Dtype, frames: int) -> None:
     x, weight, bias, c = normal(0, 2, frames, 12), normal(1, 12, 3, 1), normal(2, 12), normal(3, 2, frames, 6)
+    shift = normal(4, 12)
     tolerance = 1e-5 if dtype == mx.float32 else 2e-2
-    given = [a.astype(dtype) for a in (x, weight, bias)]
-    assert close(gated_conv(*given), plain_gated_conv(x, weight, bias), tolerance)
+    given = [a.astype(dtype) for a in (x, shift, weight, bias)]
+    assert close(gated_conv(*given), plain_gated_conv(x, shift, weight, bias), tolerance)
 
     def loss(f, *arrays: mx.array) -> mx.array:
         return mx.sum(f(*arrays).astype(mx.float32) * c)
 
-    got = mx.grad(lambda *a: loss(gated_conv, *a), argnums=(0, 1, 2))(*given)
-    expected = mx.grad(lambda *a: loss(plain_gated_conv, *a), argnums=(0, 1, 2))(x, weight, bias)
+    got = mx.grad(lambda *a: loss(gated_conv, *a), argnums=(0, 1, 2, 3))(*given)
+    expected = mx.grad(lambda *a: loss(plain_gated_conv, *a), argnums=(0, 1, 2, 3))(x, shift, weight, bias)
     for g, e in zip(got, expected, strict=True):
         assert g.dtype == dtype and close(g, e, 2 * tolerance)
 
@@ -76,6 +77,27 @@ def test_attend_ignores_masked_keys(dtype: mx.Dtype) -> None:
     got = attend(q, k, junk, mask)
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=8**-0.5, mask=mask)
     assert close(got, expected.astype(mx.float32), 1e-5 if dtype == mx.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_where_no_kernel_has_its_gradient(monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype) -> None:
+    """As on Metal in training: values and gradients are those of the plain formula."""
+    monkeypatch.setattr(cpu, "on_cpu", lambda: False)
+    monkeypatch.setattr(activations, "attention_gradient_is_fused", lambda: False)
+    given = [normal(i, 2, 3, n, 8).astype(dtype) for i, n in enumerate((4, 5, 5))]
+    mask, c = mx.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])[:, None, None] > 0, normal(3, 2, 3, 4, 8)
+
+    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        scores = mx.where(mask, (q * 8**-0.5) @ k.swapaxes(-1, -2), -1e9)
+        return mx.softmax(scores, axis=-1) @ v
+
+    wide = [x.astype(mx.float32) for x in given]
+    tolerance = 1e-5 if dtype == mx.float32 else 2e-2
+    ours = lambda *a: attend(*a, mask, gradient=True)  # noqa: E731
+    assert close(ours(*given), plain(*wide), tolerance)
+    got = mx.vjp(lambda *a: [ours(*a)], given, [c.astype(dtype)])[1]
+    for g, e in zip(got, mx.vjp(lambda *a: [plain(*a)], wide, [c])[1], strict=True):
+        assert g.dtype == dtype and close(g, e, 2 * tolerance)
 
 
 def test_masked_leaves_the_rest_alone() -> None:
@@ -91,7 +113,7 @@ def test_the_backward_pass_holds_little() -> None:
     x = normal(0, 1, 256, 2048).astype(mx.bfloat16)
     weight, bias, c = normal(1, 2048, 3, 1), normal(2, 2048), normal(3, 1, 256, 1024).astype(mx.bfloat16)
     weight, bias = weight.astype(mx.bfloat16), bias.astype(mx.bfloat16)
-    run = mx.compile(lambda x, c: mx.vjp(lambda x: gated_conv(x, weight, bias), [x], [c])[1][0])
+    run = mx.compile(lambda x, c: mx.vjp(lambda x: gated_conv(x, bias, weight, bias), [x], [c])[1][0])
     mx.eval(x, weight, bias, c, run(x, c))
     mx.reset_peak_memory()
     before = mx.get_active_memory()

@@ -49,8 +49,9 @@ def _linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     weight = q @ total.swapaxes(-1, -2)  # (B, H, T, 1)
     values = q @ (k.swapaxes(-1, -2) @ v)
     # Upstream adds 1e-15 everywhere; where the weight is zero so are the values, and dividing by one
-    # keeps the gradient finite.
-    return (values / mx.where(weight > 0, weight + 1e-15, 1.0)).astype(dtype)
+    # keeps the gradient finite. Divided as (B, T, H, Dh), which is how heads are merged.
+    values, weight = values.swapaxes(1, 2), weight.swapaxes(1, 2)
+    return (values / mx.where(weight > 0, weight + 1e-15, 1.0)).astype(dtype).swapaxes(1, 2)
 
 
 def _linear_attention_vjp(
@@ -101,10 +102,10 @@ class LinearAttention(_Projections):
     ) -> mx.array:
         """x (B, T, D); mask (B, T), 1 for frames and 0 for padding → (B, T, D)."""
         q, k, v = self.scaled(self.to_q(x), query_scale), self.to_k(x), self.to_v(x)
+        if mask is not None:  # tables of zeros: a key of zeros takes its value out of both sums
+            keep = mask[:, None, :, None, None].astype(mx.float32)
+            rope = rope[0] * keep, rope[1] * keep
         q, k = apply_rope(self.split(q), rope), apply_rope(self.split(k), rope)
-        if mask is not None:
-            keep = mask[:, None, :, None].astype(x.dtype)
-            q, k = q * keep, k * keep  # a key of zeros takes its value out of both sums
         return self.to_out[0](self.merge(linear_attention(q, k, self.split(v))))
 
 
@@ -123,11 +124,16 @@ class CrossAttention(_Projections):
         states_mask: mx.array | None,
         rope: Rope,
         query_scale: float | mx.array = 1.0,
+        *,
+        gradient: bool = False,
     ) -> mx.array:
-        """x (B, T, D); mask (B, T) of the frames; states_mask (B, 1, 1, S), true where a token counts."""
+        """x (B, T, D); mask (B, T) of the frames; states_mask (B, 1, 1, S), true where a token counts.
+
+        gradient: whether one will be asked for.
+        """
         q = apply_rope(self.split(self.scaled(self.to_q(x), query_scale)), rope)
         k, v = keys_values
-        out = self.merge(attend(q, k, v, states_mask))
+        out = self.merge(attend(q, k, v, states_mask, gradient=gradient))
         if mask is not None:  # upstream masks padding frames against every token, which leaves zeros
             out = out * mask[..., None].astype(out.dtype)
         return self.to_out[0](out)

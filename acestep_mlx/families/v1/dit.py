@@ -180,8 +180,22 @@ class GatedConv(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, T, D) → (B, T, D)."""
         depth = self.depth_conv.conv
-        x = self.point_conv.conv(gated_conv(self.inverted_conv.conv(x), depth.weight, depth.bias))
+        x = self.point_conv.conv(
+            gated_conv(*_without_bias(self.inverted_conv.conv, x), depth.weight, depth.bias)
+        )
         return x
+
+
+def _without_bias(linear: nn.Module, x: mx.array) -> tuple[mx.array, mx.array]:
+    """x times a quantised weight, and the bias, a pass less; of any other layer its result, and zeros."""
+    if type(linear) is not nn.QuantizedLinear or "bias" not in linear:
+        y: mx.array = linear(x)
+        return y, mx.zeros((y.shape[-1],), y.dtype)
+    bias = linear.pop("bias")
+    try:
+        return linear(x), bias
+    finally:
+        linear.bias = bias
 
 
 class Block(nn.Module):
@@ -210,8 +224,9 @@ class Block(nn.Module):
         table = (self.scale_shift_table + temb)[:, :, None]  # (B, 6, 1, D)
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (table[:, i] for i in range(6))
         x = x + gate * self.attn(modulate(x, shift, scale), mask, rope, query_scale)
+        kept = isinstance(states, tuple)  # of a song that is generated
         kv = states if isinstance(states, tuple) else self.cross_attn.keys_values(states, states_rope)
-        x = x + self.cross_attn(x, kv, mask, states_mask, rope, query_scale)
+        x = x + self.cross_attn(x, kv, mask, states_mask, rope, query_scale, gradient=not kept)
         return x + gate_ff * self.ff(modulate(x, shift_ff, scale_ff))
 
 
