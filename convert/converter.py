@@ -11,17 +11,21 @@ import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 from .. import __version__
 from ..errors import ConfigError, nearest
 from ..families.model_folder import DTYPES, FORMAT, FORMAT_VERSION, Quantization
-from ..families.protocol import FoundTexts
+from ..families.protocol import Apart, FoundTexts, KeptApart
 from ..io.new_folder import new_folder, new_path
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import sample
 from ..io.tensors import SafetensorsWriter
+from . import apart
 from .plan import Plan
 from .source import Source, resolve
 from .stream import Job, plan_component
@@ -126,9 +130,11 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
     started = time.monotonic()
     jobs = plan_folder(source, settings)
     texts = _texts(source, settings, jobs, progress)
+    dtype, kept_apart = jobs["transformer"].dtype, apart.plans(source)
     needed = sum(job.needed() for job in jobs.values()) + SPARE
+    needed += sum(apart.needed(kept, dtype) for kept in kept_apart.values())
     with new_folder(dst, needed=needed, progress=progress) as folder:
-        written = _write_weights(folder, jobs, progress)
+        written = _write_weights(folder, jobs, kept_apart, dtype, progress)
         for name, data in texts.files.items():
             (folder / name).write_bytes(data)
         config = {
@@ -137,7 +143,7 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
             "family": source.family.name,
             "converter_version": __version__,
             "source": {"path_or_repo": source.path_or_repo, "revision": source.revision},
-            "dtype": next(name for name, value in DTYPES.items() if value == jobs["transformer"].dtype),
+            "dtype": next(name for name, value in DTYPES.items() if value == dtype),
             "quantization": settings.quantization.as_dict() if settings.quantization else None,
             **texts.config,
             "components": {name: job.stored for name, job in jobs.items()},
@@ -153,19 +159,30 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
     return Report(dst, reports, texts.origins, time.monotonic() - started)
 
 
-def _write_weights(folder: Path, jobs: Mapping[str, Job], progress: Progress) -> dict[str, SafetensorsWriter]:
-    """One file a component; what is read of all of them is told as one progress."""
+def _write_weights(
+    folder: Path,
+    jobs: Mapping[str, Job],
+    kept: Mapping[Apart, KeptApart],
+    dtype: mx.Dtype,
+    progress: Progress,
+) -> dict[str, SafetensorsWriter]:
+    """A file for each component, and for what is kept apart; what is read of all of them is told as one
+    progress.
+    """
     total = sum(job.source_bytes(entry) for job in jobs.values() for entry in job.plan.entries)
+    total += sum(info.nbytes for one in kept.values() for info in one.tensors.values())
     done = 0
+
+    def read(name: str, size: int) -> None:
+        nonlocal done
+        done += size
+        progress(Advance(f"converting {name}", done, total, "bytes"))
+
     written = {}
     for name, job in jobs.items():
-
-        def read(size: int, name: str = name) -> None:
-            nonlocal done
-            done += size
-            progress(Advance(f"converting {name}", done, total, "bytes"))
-
-        written[name] = job.write(folder / f"{name}.safetensors", read)
+        written[name] = job.write(folder / f"{name}.safetensors", partial(read, name))
+    for one, tensors in kept.items():
+        apart.write(folder / f"{one.name}.safetensors", tensors, dtype, partial(read, one.name))
     return written
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import NO_SPACE, CheckpointError
+from ..errors import CheckpointError
 from ..families import layouts, released
 from ..families.layout import ComponentSource, Layout
 from ..families.protocol import Family
-from ..formatting import brief
+from ..io.downloads import hub_failure
 from ..io.hashes import digest_of
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import PICKLES, read_header
@@ -187,7 +187,7 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
         ) from None
     except Exception as error:  # the hub's client and its transports have many kinds of their own
         raise CheckpointError(
-            f"{repo}: no such folder here, not in the hub's cache, and {_hub_failure(error)}"
+            f"{repo}: no such folder here, not in the hub's cache, and {hub_failure(error)}"
         ) from error
     return Source(Path(path), repo, Path(path).name, elsewhere=Path(shared) if shared else None)
 
@@ -200,30 +200,3 @@ def _lacking(path: Path) -> list[str]:
     return [
         one for one in found.patterns if any(one.startswith(f"{folder}/") for folder in found.missing(path))
     ]
-
-
-def _hub_failure(error: BaseException) -> str:
-    """What kept a download from working, in our own words where the cause is known, and what to do."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids a download; unset it, or give a downloaded folder"
-    cause: BaseException | None = error
-    while cause is not None:
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if status in (401, 403):
-            return f"the hub refuses this login (status {status}); `hf auth login` again, or unset HF_TOKEN"
-        if status is not None:
-            return f"the hub answers with status {status}; try again later, or give a downloaded folder"
-        if _disk_full(cause):
-            return "the disk of the hub's cache is full; free some space, or set HF_HOME to another disk"
-        cause = cause.__cause__ or cause.__context__
-    reason = brief(str(error).split(". ")[0]) or type(error).__name__
-    return f"the hub cannot be reached ({reason}); connect to the network, or give a downloaded folder"
-
-
-def _disk_full(error: BaseException) -> bool:
-    """Also where a transport tells it in words only."""
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return True
-    return "no space left on device" in str(error).lower()

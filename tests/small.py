@@ -9,7 +9,7 @@ from acestep_mlx.convert.converter import convert
 from acestep_mlx.families.v1.geometry import TINY
 from acestep_mlx.families.v1.miniature import write_checkpoint
 
-WIDTH = {"num_attention_heads": 2, "inner_dim": 64}
+WIDTH = {"num_attention_heads": 2, "inner_dim": 64, "ssl_encoder_depths": [0, 0]}
 
 
 def small_model(folder: Path, seed: int = 0) -> Path:

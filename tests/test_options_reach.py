@@ -12,6 +12,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from acestep_mlx.errors import ConfigError
 from acestep_mlx.families import of_flavour
 from acestep_mlx.families.v1 import songs
 from acestep_mlx.families.v1.objective import FlowMatching
+from acestep_mlx.families.v1.ssl import encoders as ssl
 from acestep_mlx.families.v15 import FAMILY as V15
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.lora.formats.read import read_lora
@@ -49,6 +51,7 @@ from acestep_mlx.training.settings import rollout_lines
 from acestep_mlx.training.step import TrainStep
 from acestep_mlx.training.trainer import Intervals
 
+from .families import hearing
 from .reach import Walk
 from .small import small_model
 from .training import runs
@@ -240,7 +243,9 @@ reaches = WALK.reaches
     "scheduled_sampling_strategy scheduled_sampling_ramp_steps scheduled_sampling_prob_start "
     "scheduled_sampling_prob_end scheduled_sampling_start_step scheduled_sampling_ramp_shape "
     "scheduled_sampling_stride scheduled_sampling_reflexflow_alpha scheduled_sampling_reflexflow_beta1 "
-    "scheduled_sampling_reflexflow_beta2 scheduled_sampling_probability scheduled_sampling_max_step_offset"
+    "scheduled_sampling_reflexflow_beta2 scheduled_sampling_probability scheduled_sampling_max_step_offset "
+    # of which families/test_ssl shows it
+    "ace_step_ssl_loss_weight ace_step_ssl_encoders ace_step_ssl_mert ace_step_ssl_mhubert"
 )
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_option_reaches_its_place(name: str, lab: Lab) -> None:
@@ -722,6 +727,40 @@ def _order(lab: Lab, seed: int) -> tuple[float, ...]:
 def _(lab: Lab) -> None:
     for shift, level in ((1.0, 500), (3.0, 750), (9.0, 900)):
         assert lab.run(flow_schedule_shift=shift, logit_std=1e-6).timesteps == pytest.approx([level], abs=1)
+
+
+def _hearing(lab: Lab, **change: Any) -> dict[str, Any]:
+    """Options of a run with the self-supervised loss, whose encoders hear little at once."""
+    for name, encoder in ssl.ENCODERS.items():
+        lab.patch.setitem(ssl.ENCODERS, name, replace(encoder, chunk=4))
+    return hearing.options(lab.root / "encoders", **change)
+
+
+@reaches("ace_step_ssl_loss_weight")
+def _(lab: Lab) -> None:
+    plain = lab.run().of(StepDone)[0]
+    for weight in (0.5, 4.0):
+        done = lab.run(**_hearing(lab, weight=weight)).of(StepDone)[0]
+        added = weight * (done.extra["ssl/mert"] + done.extra["ssl/m-hubert"]) / 2
+        assert done.loss == pytest.approx(plain.loss + added, rel=1e-4)
+    assert not lab.run(**_hearing(lab, weight=0)).of(StepDone)[0].extra
+
+
+@reaches("ace_step_ssl_encoders")
+def _(lab: Lab) -> None:
+    for encoders in (["mert"], ["m-hubert"]):
+        run = lab.run(**_hearing(lab, ace_step_ssl_encoders=encoders))
+        assert list(run.of(StepDone)[0].extra) == [f"ssl/{encoders[0]}"]
+
+
+@reaches("ace_step_ssl_mert", "ace_step_ssl_mhubert")
+def _(lab: Lab) -> None:
+    given = _hearing(lab)
+    for name, option in hearing.OPTIONS.items():
+        other = hearing.write(lab.root / f"other-{name}", name, seed=1)
+        one, two = lab.run(**given), lab.run(**{**given, option: str(other)})
+        changed = {k for k, v in one.batches[0].items() if not np.array_equal(v, two.batches[0][k])}
+        assert changed == {name}
 
 
 @reaches("logit_mean")

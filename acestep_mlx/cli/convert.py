@@ -73,6 +73,12 @@ if TYPE_CHECKING:
 @click.option(
     "--revision", help="Branch, tag or commit of the hub repository (default: pinned for the released model)."
 )
+@click.option(
+    "--add-missing",
+    is_flag=True,
+    help="Add to the MLX folder --mlx-path what an earlier version left out of the checkpoint that it was "
+    "made from (the projectors of the self-supervised losses); nothing else is changed.",
+)
 @click.option("--upload-repo", metavar="REPO", help="Upload the finished folder to this hub repository.")
 def command(
     hf_path: str,
@@ -86,6 +92,7 @@ def command(
     tokenizer: Path | None,
     allow_config_keys: tuple[str, ...],
     revision: str | None,
+    add_missing: bool,
     upload_repo: str | None,
 ) -> None:
     """Turn the PyTorch checkpoint into a self-contained MLX folder.
@@ -96,6 +103,12 @@ def command(
         raise click.UsageError("--q-bits, --q-group-size and --q-mode need -q")
     if not hf_path.strip():
         raise click.UsageError("--hf-path is empty; name a hub repository or a folder")
+    if add_missing:
+        alone = (quantize, dtype, lyric_vocab, tokenizer, allow_config_keys, upload_repo)
+        if any(alone):
+            raise click.UsageError("--add-missing goes with --hf-path, --mlx-path and --revision alone")
+        _add_missing(hf_path, mlx_path, revision)
+        return
     from ..convert.converter import convert
     from .progress import Display
 
@@ -118,6 +131,18 @@ def command(
         click.echo(line)
     if upload_repo:
         _upload(report.path, upload_repo)
+
+
+def _add_missing(hf_path: str, mlx_path: Path, revision: str | None) -> None:
+    from ..convert.apart import add_missing
+    from .progress import Display
+
+    with Display() as progress:
+        added = add_missing(hf_path, mlx_path, revision, progress)
+    for path in added:
+        click.echo(f"added {path}, {size(path.stat().st_size)}")
+    if not added:
+        click.echo(f"{mlx_path} lacks nothing")
 
 
 def summary(report: Report) -> list[str]:

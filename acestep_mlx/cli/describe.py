@@ -234,6 +234,7 @@ def _lora_facts(weights: LoRAWeights) -> list[str]:
         lines.append(
             f"  base: {facts['base']}, fingerprint {str(facts.get('base_fingerprint', 'unknown'))[:16]}"
         )
+    lines += [f"  {licence}" for licence in facts.get("licences", ())]
     title = weights.family.lora.full.title
     if weights.full:
         parameters = sum(value.size for value in weights.full.values())

@@ -38,7 +38,7 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
     from ..data.manifest import build_manifest
     from ..training.memory import clips_through, loads, verdict
     from ..training.preflight import preflight
-    from ..training.settings import rollout_lines
+    from ..training.settings import further_loss, rollout_lines
     from .progress import Display
 
     def notify(text: str, level: str) -> None:
@@ -53,7 +53,9 @@ def show(config: RunConfig, overwrite: bool = False) -> None:
     heard = clips_through(config, found.heard)
     memory = verdict(config, found.model.transformer, batches, found.model.bits, heard)
     total = run_length(config, songs_per_epoch(manifest.samples)).steps
+    further, seconds = further_loss(config), sum(sample.seconds for sample in manifest.samples)
     start = [start_line(config, found, total), *rollout_lines(config)]
+    start += further.lines(config, seconds) if further is not None else []
     for line in report_lines(config, manifest, start, [found.model.line, *memory]):
         click.echo(line)
 

@@ -203,8 +203,20 @@ class Flow:
         low=1, high=2)
     caption_dropout_probability: float = option(0.15,
         "How often a sample's caption is dropped, and, independently, its lyrics.", low=0, high=1)
-    ace_step_ssl_loss_weight: Any = option(0.0, "Weight of the self-supervised alignment loss.",
-        status="refused", reason="its MERT and m-HuBERT encoders are not here yet; set it to 0")
+    ace_step_ssl_loss_weight: float = option(0.0,
+        "Weight of ACE-Step v1's self-supervised loss, which pulls what the transformer has in the middle "
+        "towards what MERT (music) and mHuBERT (words) hear of the song; upstream trains with 1.0, "
+        "SimpleTuner with 0.1. 0: off, and no encoder is needed. Their weights are for non-commercial use.",
+        low=0, high=100)
+    ace_step_ssl_encoders: list[str] | None = option(None,
+        "Which encoders hear: mert, m-hubert, or both (a list, or names split by commas). Default: both.",
+        needs="ace_step_ssl_loss_weight")
+    ace_step_ssl_mert: PathText | None = free(None,
+        "MERT-v1-330M as a safetensors file, or a folder with model.safetensors: on the hub it is a pickle.",
+        needs="ace_step_ssl_loss_weight")
+    ace_step_ssl_mhubert: PathText | None = free(None,
+        "mHuBERT-147 as a safetensors file, or a folder with model.safetensors. Default: downloaded "
+        "from utter-project/mHuBERT-147.", needs="ace_step_ssl_loss_weight")
 
 
 @dataclass(frozen=True)

@@ -276,6 +276,7 @@ class Batches:
             sample, key = self.samples[index], (int(seeds[2 * n]), int(seeds[2 * n + 1]))
             item = Item(index, 0, False, False, key, part_start(sample, key))
             stored = self.cache.make(sample, 0, item.start)
+            stored = {name: array for name, array in stored.items() if name not in self.cache.heard}
             batch = to_batch(self._collate([item], [stored], self.shape([item])), [sample])
             batches.append(batch)
         return batches

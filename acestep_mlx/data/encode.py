@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,26 @@ class Cache:
     MLX runs. `kind` is the name of a part in `families.songs.SongEncoders`.
     """
 
-    def __init__(self, manifest: Manifest, config: RunConfig, folder: ModelFolder) -> None:
+    def __init__(
+        self, manifest: Manifest, config: RunConfig, folder: ModelFolder, progress: Progress = silent
+    ) -> None:
         self.folder = folder
         self.samples: list[Sample] = list(manifest.samples)
         self.skipped: list[tuple[str, str]] = list(manifest.skipped)
         self.report = manifest.report
         self.family = manifest.family
         self._encoders: dict[str, PartEncoder[Any]] = self.family.encoders(folder)._asdict()
+        further = self.family.further
+        wanted = further is not None and further.wanted(config)
+        #: what a further loss needs of a song's sound, by name
+        self.heard = further.parts(config, folder, progress) if further is not None and wanted else {}
+        self._encoders |= self.heard
         self._stores: dict[tuple[Path | None, Path, bool], Store] = {}
         self._compress = config.compress_disk_cache
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
         self._index = index_path(config)
-        self._awaited: set[str] = set()  # latents that are still to be encoded on demand
+        self._awaited: set[str] = set()  # parts of sounds that are still to be encoded on demand
 
     # ── keys and places ──────────────────────────────────────────────────────────────────────────────
     def latent_key(self, sample: Sample) -> str:
@@ -73,6 +81,9 @@ class Cache:
         if kind == "latents":
             return self.latent_key(sample)
         parts = self._encoders[kind].key(sample.words(variant, start))
+        if kind in self.heard:
+            sound = {"content": sample.content, "start": sample.start, "seconds": sample.seconds}
+            return self._hashed(kind, parts or {}, **sound)
         return None if parts is None else self._hashed(kind, parts)
 
     def _hashed(self, kind: str, parts: Mapping[str, Any], **more: Any) -> str:
@@ -88,13 +99,20 @@ class Cache:
     def _store(self, sample: Sample, kind: str) -> Store:
         dataset = sample.dataset
         folder = dataset.latent_dir if kind == "latents" else dataset.text_dir
-        on_disk = dataset.cache_latents if kind == "latents" else self._write_text
+        on_disk = dataset.cache_latents if kind in self._of_sound else self._write_text
+        if kind in self.heard:
+            folder = dataset.latent_dir / kind
         # Sound takes minutes to encode, and its length tells most entries apart; words do neither.
         signed = kind != "latents"
         place = (folder if on_disk else None, folder, signed)
         if place not in self._stores:
             self._stores[place] = Store(place[0], self._compress, signed, self.family.name)
         return self._stores[place]
+
+    @property
+    def _of_sound(self) -> tuple[str, ...]:
+        """The parts that are made of a song's sound."""
+        return ("latents", *self.heard)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
     def text_length(self, sample: Sample) -> int:
@@ -121,6 +139,9 @@ class Cache:
         found = self._store(sample, kind).get(key) or {}
         if kind == "latents":
             found = {name: array for name, array in found.items() if _fits(array, sample)}
+        if kind in self.heard:
+            part = self.heard[kind]
+            found = {k: v for k, v in found.items() if part.fits(v, sample.samples_at(part.rate))}
         return {name: found.get(name) for name in names}
 
     def _lacks(self, kind: str, sample: Sample, variant: int = 0, start: int | None = None) -> bool:
@@ -134,26 +155,35 @@ class Cache:
         for kind in STAGES:
             if self._lacks(kind, sample, variant, start):
                 self._encode_words(kind, [sample], silent)
-        if self._lacks("latents", sample):
-            self._count_again(sample)
-            try:
-                sound = load_part(sample)
-            except DataError:
-                FactsIndex(self._index).forget([sample.audio])
-                raise
-            self._put("latents", sample, self.latent_key(sample), sound)
-            self._awaited.discard(self.latent_key(sample))
-            if not self._awaited:
-                self.release()
+        for kind in self._of_sound:
+            if self._lacks(kind, sample):
+                self._make_of_sound(kind, sample)
         found = self.read(sample, variant, start)
         complete = {name: array for name, array in found.items() if array is not None}
         if len(complete) < len(found):
             raise DataError(f"{sample.id}: its cache files vanish right after they are written")
         return complete
 
+    def _make_of_sound(self, kind: str, sample: Sample) -> None:
+        self._count_again(kind, sample)
+        try:
+            sound = load_part(sample, self._rate(kind))
+        except DataError:
+            FactsIndex(self._index).forget([sample.audio])
+            raise
+        self._put(kind, sample, str(self.key(kind, sample)), sound)
+        self._awaited.discard(str(self.key(kind, sample)))
+        if not self._awaited:
+            self.release()
+
+    def _rate(self, kind: str) -> int | None:
+        """Hz of the sound that a part is made of; None for the model's."""
+        return self.heard[kind].rate if kind in self.heard else None
+
     def release(self) -> None:
-        """Free the codec that on-demand encoding keeps loaded."""
-        self._encoders["latents"].release()
+        """Free what on-demand encoding keeps loaded."""
+        for kind in self._of_sound:
+            self._encoders[kind].release()
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────────
     def files(self) -> set[Path]:
@@ -192,12 +222,16 @@ class Cache:
 
     # ── encoding ─────────────────────────────────────────────────────────────────────────────────────
     def fill(self, progress: Progress, everything: bool = False) -> None:
-        """Compute what is missing; latents of on-demand data sets only with `everything`."""
+        """Compute what is missing; what is made of sound only with `everything` for on-demand data sets."""
         for kind in STAGES:
             self._encode_words(kind, self.samples, progress)
+        for kind in self._of_sound:
+            now = [s for s in self.samples if everything or not s.dataset.ondemand]
+            self._encode_sounds(kind, now, progress)
         lazy = [] if everything else [s for s in self.samples if s.dataset.ondemand]
-        self._encode_latents([s for s in self.samples if everything or not s.dataset.ondemand], progress)
-        self._awaited = {self.latent_key(sample) for sample in lazy if self._lacks("latents", sample)}
+        self._awaited = {
+            str(self.key(kind, s)) for s in lazy for kind in self._of_sound if self._lacks(kind, s)
+        }
         if not self.samples:
             raise nothing_left(self.skipped)
 
@@ -248,30 +282,32 @@ class Cache:
         one = next(one for one in self.report.sets if one.id == sample.dataset.id)
         return one, sample.id.removeprefix(f"{one.id}/")
 
-    def _encode_latents(self, samples: Sequence[Sample], progress: Progress) -> None:
+    def _encode_sounds(self, kind: str, samples: Sequence[Sample], progress: Progress) -> None:
+        """A part of the songs that is made of their sound; songs of which it cannot be made are left out."""
         missing: dict[tuple[str, Store], Sample] = {}
         for sample in samples:
-            key, store = self.latent_key(sample), self._store(sample, "latents")
-            if self._lacks("latents", sample):
-                missing.setdefault((key, store), sample)
-                self._count_again(sample)
+            if self._lacks(kind, sample):
+                missing.setdefault((str(self.key(kind, sample)), self._store(sample, kind)), sample)
+                self._count_again(kind, sample)
         failed: dict[str, str] = {}
-        for done, (sample, sound) in enumerate(_ahead(load_part_or_reason, list(missing.values())), 1):
-            problem = sound if isinstance(sound, str) else None
+        load = partial(load_part_or_reason, rate=self._rate(kind))
+        stage = self.heard[kind].title if kind in self.heard else kind
+        for done, (sample, sound) in enumerate(_ahead(load, list(missing.values())), 1):
+            key, problem = str(self.key(kind, sample)), sound if isinstance(sound, str) else None
             if not isinstance(sound, str):
                 try:
-                    self._put("latents", sample, self.latent_key(sample), sound)
+                    self._put(kind, sample, key, sound)
                 except NotFinite as error:
                     problem = str(error)
             if problem is not None:
-                failed[self.latent_key(sample)] = problem
-            progress(Advance("latents", done, len(missing), note=sample.id))
-        self.release()
-        lost = [sample for sample in samples if self.latent_key(sample) in failed]
+                failed[key] = problem
+            progress(Advance(stage, done, len(missing), note=sample.id))
+        self._encoders[kind].release()
+        lost = [sample for sample in samples if self.key(kind, sample) in failed] if failed else []
         if lost:
             FactsIndex(self._index).forget(sample.audio for sample in lost)
         for sample in lost:
-            reason = failed[self.latent_key(sample)]
+            reason = failed[str(self.key(kind, sample))]
             one, name = self._report(sample)
             one.skipped.append((name, reason))
             self.skipped.append((sample.id, reason))
@@ -284,11 +320,11 @@ class Cache:
         if store.occupied(key) and found not in one.again:
             one.again.append(found)
 
-    def _count_again(self, sample: Sample) -> None:
-        """Report a song whose latents are in the cache, but damaged or of sound that was read wrongly."""
-        store, part = self._store(sample, "latents"), sample.former
-        self._count_damaged(sample, store, self.latent_key(sample))
-        if part is None:
+    def _count_again(self, kind: str, sample: Sample) -> None:
+        """Report a song of which this is in the cache, but damaged or of sound that was read wrongly."""
+        store, part = self._store(sample, kind), sample.former
+        self._count_damaged(sample, store, str(self.key(kind, sample)))
+        if part is None or kind != "latents":
             return
         former = [self._latent_key(sample, part), self._latent_key(sample, part, decoded=MISREAD)]
         if any(store.has(key) for key in former):
@@ -314,18 +350,19 @@ def encode_dataset(
 ) -> Cache:
     """Fill the caches of a manifest and free the encoders.
 
-    progress: told of each song, in the stages "lyrics", "captions" and "latents".
+    progress: told of each song, in the stages "lyrics", "captions", "latents", and of what a further loss
+    needs.
     everything: also encode the latents of data sets that are encoded on demand.
     Songs that vanished, changed or cannot be encoded are skipped, counted and named in `cache.skipped`;
     DataError when nothing is left, or when the disk is full.
     """
-    cache = Cache(manifest, config, folder)
+    cache = Cache(manifest, config, folder, progress)
     cache.fill(progress, everything)
     return cache
 
 
-def load_part(sample: Sample) -> np.ndarray:
-    """The used part of a song: (samples, 2) float32 at the model's rate, padded to `sample.samples`.
+def load_part(sample: Sample, rate: int | None = None) -> np.ndarray:
+    """The used part of a song: (samples, 2) float32 at `rate` Hz or the model's, padded where it is short.
 
     DataError when the file is gone, damaged, silent in this part, or changed since it was looked at.
     """
@@ -336,20 +373,21 @@ def load_part(sample: Sample) -> np.ndarray:
             raise DataError(f"{sample.id}: cannot be read: {cause(error)}") from None
         if content != sample.content:
             raise DataError(f"{sample.id}: changed while it was in use; start again")
-        rate, start = sample.latents.sample_rate, sample.start or None
+        rate, start = rate or sample.latents.sample_rate, sample.start or None
         sound = read_audio(path, sample_rate=rate, channels=2, start=start, duration=sample.seconds)
     if is_silent(sound):
         raise DataError(f"{sample.id}: silent in the part that is used")
-    exact = np.zeros((sample.samples, 2), np.float32)
+    length = sample.samples if rate == sample.latents.sample_rate else sample.samples_at(rate)
+    exact = np.zeros((length, 2), np.float32)
     kept = min(len(sound), len(exact))
     exact[:kept] = sound[:kept]
     return exact
 
 
-def load_part_or_reason(sample: Sample) -> np.ndarray | str:
+def load_part_or_reason(sample: Sample, rate: int | None = None) -> np.ndarray | str:
     """`load_part`, or why it failed."""
     try:
-        return load_part(sample)
+        return load_part(sample, rate)
     except DataError as error:
         return str(error).removeprefix(f"{sample.id}: ")
     except OSError as error:

@@ -61,7 +61,11 @@ class Sample:
     @property
     def samples(self) -> int:
         """Length in audio samples at the model's rate, padding of a short song included."""
-        return self.latents.samples(self.seconds)
+        return self.samples_at(self.latents.sample_rate)
+
+    def samples_at(self, rate: int) -> int:
+        """Length in samples of another rate, in Hz."""
+        return round(max(self.seconds, self.latents.min_seconds) * rate)
 
     @property
     def frames(self) -> int:

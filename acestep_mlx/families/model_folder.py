@@ -22,7 +22,7 @@ from ..io.tensors import contents_digest, load_lazily
 from ..nn.config import check_repeats
 from ..registry import REGISTRY
 from . import family, layouts
-from .protocol import Component, Family
+from .protocol import Apart, Component, Family
 
 FORMAT, FORMAT_VERSION = "acestep-mlx", 1
 FIRST_FAMILY = "v1"  # of folders that name none
@@ -160,6 +160,23 @@ class ModelFolder:
                 f"{bits} bits; use base_model_precision=no_change, or convert again without -q"
             )
 
+    def file_apart(self, apart: Apart) -> Path:
+        """The file of what is kept apart. CheckpointError, with the command that adds it, where it is not
+        there: earlier versions of `convert` left it out.
+        """
+        file = self.path / f"{apart.name}.safetensors"
+        if not file.is_file():
+            source = self.config["source"]
+            known = any(source["path_or_repo"] == v.repository for v in self.family.variants.values())
+            revision = None if known else source.get("revision")
+            command = ["convert", "--add-missing", "--hf-path", source["path_or_repo"]]
+            command += ["--revision", revision] if revision else []
+            raise CheckpointError(
+                f"{self.path} has no {file.name}, {apart.title}; add it with `acestep-mlx "
+                f"{shlex.join([*command, '--mlx-path', str(self.path)])}`"
+            )
+        return file
+
     def check_file(self, component: str) -> None:
         """CheckpointError when the file of a component is not the one that config.json was written for, as
         its size, header and some blocks tell. Folders of 0.1 say nothing of their files.
@@ -262,6 +279,7 @@ class ModelFolder:
             mx.eval(value)  # one at a time, so that a cast never holds two whole models
         module.freeze()
         module.eval()
+        module._folder = self
         return module
 
     def prompt_tokenizer(self) -> Any:

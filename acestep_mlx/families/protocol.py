@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from ..config.request import Request
     from ..config.run import RunConfig
     from ..io.progress import Progress
+    from ..io.safetensors import TensorInfo
     from ..io.schema import Check
     from .keymap import KeyMap
-    from .layout import Layout
-    from .songs import Arrays, CachedSong, Known, Lyrics, Padding, Shape, SongEncoders
+    from .layout import ComponentSource, Layout
+    from .songs import Arrays, CachedSong, Known, Lyrics, Padding, Shape, SongEncoders, SoundPart
 
 Batch = Mapping[str, "mx.array"]
 Prepare = Callable[[Batch], "dict[str, mx.array]"]
@@ -117,6 +118,28 @@ class Component:
     full_precision: tuple[str, ...] = ()
 
 
+class KeptApart(NamedTuple):
+    """What a file of its own keeps of a checkpoint: its tensors, as they are there, and metadata."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Tensors of a checkpoint that only some runs read, in a file beside the components' that a model folder
+    may lack.
+
+    name: of the file, without its ending. component: of the checkpoint, that has them. title: for people.
+    plan: what a checkpoint's component has of them, None where it has none; CheckpointError for wrong shapes.
+    """
+
+    name: str
+    component: str
+    title: str
+    plan: Callable[[ComponentSource], KeptApart | None]
+
+
 @dataclass(frozen=True)
 class FoundTexts:
     """What a conversion found beside the weights: files for the MLX folder, by name; what config.json keeps
@@ -144,6 +167,9 @@ class Folder(Protocol):
 
     def component_config(self, component: str) -> Any:
         """The component's config dataclass."""
+
+    def file_apart(self, apart: Apart) -> Path:
+        """Where it is; CheckpointError, with the command that adds it, where it is not."""
 
     def load(self, component: str, dtype: mx.Dtype | None = None) -> nn.Module:
         """One component, frozen; dtype: of everything that is not quantised."""
@@ -421,6 +447,31 @@ class Auxiliary(Protocol):
         """
 
 
+class FurtherLoss(Protocol):
+    """A loss that a run may add to its family's objective, and what it needs."""
+
+    def wanted(self, config: RunConfig) -> bool:
+        """Whether this run has it. Nothing below is asked where it does not."""
+
+    def check(self, config: RunConfig, folder: Folder | None) -> None:
+        """AceStepError for what is missing, with what to do. Reads headers. folder: where there is one."""
+
+    def parts(self, config: RunConfig, folder: Folder, progress: Progress) -> Mapping[str, SoundPart]:
+        """Further parts of a song, by name, made of its sound; what makes them is downloaded if need be."""
+
+    def loss(self, config: RunConfig, folder: Folder) -> Auxiliary:
+        """Of a run on this model."""
+
+    def memory(self, config: RunConfig, sizes: Any, load: Load) -> Mapping[str, float]:
+        """Bytes that it takes in a step, by name. sizes: the transformer's config."""
+
+    def lines(self, config: RunConfig, seconds: float) -> list[str]:
+        """For a dry run: what it does and takes, with so many seconds of songs."""
+
+    def facts(self, config: RunConfig) -> Mapping[str, Any]:
+        """What the metadata of its LoRA says of it."""
+
+
 @dataclass(frozen=True)
 class SongSettings:
     """What a model makes of the settings of a song (`config.request.Request`).
@@ -550,6 +601,10 @@ class Family(Protocol):
         """
 
     @property
+    def apart(self) -> Sequence[Apart]:
+        """What `convert` keeps in files of their own."""
+
+    @property
     def layouts(self) -> Sequence[Layout]:
         """Of the checkpoints that `convert` reads, folders first."""
 
@@ -598,6 +653,10 @@ class Family(Protocol):
         Every array that goes with time is cut to the same seconds; the lyrics are the part's already. NumPy
         alone.
         """
+
+    @property
+    def further(self) -> FurtherLoss | None:
+        """A loss that runs may add to the objective's."""
 
     def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
         """A batch as `objective` takes it, but for the songs' random keys. Pure, and NumPy alone."""

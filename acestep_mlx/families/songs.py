@@ -100,6 +100,17 @@ class PartEncoder(ABC, Generic[Given]):
             mx.clear_cache()
 
 
+class SoundPart(PartEncoder["np.ndarray"]):
+    """Encodes the sound (samples, 2) of a song at a `rate` of its own, in Hz. title: for people."""
+
+    rate: int
+    title: str
+
+    @abstractmethod
+    def fits(self, arrays: np.ndarray, samples: int) -> bool:
+        """Whether this can be what it makes of so many samples."""
+
+
 class SongEncoders(NamedTuple):
     """The parts of a song, each kept by itself; `text` once for each caption."""
 

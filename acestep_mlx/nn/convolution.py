@@ -6,6 +6,7 @@ channels-last.
 
 from __future__ import annotations
 
+import functools
 from fractions import Fraction
 
 import mlx.core as mx
@@ -84,6 +85,41 @@ class Conv1d(nn.Conv1d):
             found: mx.array = super().__call__(x)
             return found
         return cpu.dilated(x, self.weight, self.dilation, self.halo) + self.bias
+
+
+class StridedConv1d(nn.Conv1d):
+    """A convolution without padding or bias: (B, L, C) → (B, (L − kernel) // stride + 1, O)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not by_products(x):
+            found: mx.array = super().__call__(x)
+            return found
+        K, S = self.weight.shape[1], self.stride
+        length = (x.shape[1] - K) // S + 1
+        taps = (x[:, k : k + S * (length - 1) + 1 : S] @ self.weight[:, k].T for k in range(K))
+        return functools.reduce(mx.add, taps)
+
+
+class GroupedConv1d(nn.Conv1d):
+    """A convolution in groups that keeps the length; an even window K sees t − K/2 … t + K/2 − 1."""
+
+    def __init__(self, channels: int, kernel_size: int, groups: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        B, L, C = x.shape
+        if not by_products(x):
+            found: mx.array = super().__call__(x)
+            return found[:, :L]
+        G, K = self.groups, self.weight.shape[1]
+        padded = mx.pad(x, [(0, 0), (K // 2, K // 2), (0, 0)])
+        parts = padded.reshape(B, -1, G, C // G).transpose(0, 2, 1, 3)  # [B, G, L + K, C / G]
+        weight = self.weight.reshape(G, C // G, K, C // G).transpose(2, 0, 3, 1)  # [K, G, in, out]
+        total = functools.reduce(mx.add, (parts[:, :, k : k + L] @ weight[k] for k in range(K)))
+        return total.transpose(0, 2, 1, 3).reshape(B, L, C) + self.bias
 
 
 class UpsamplingConv1d(nn.ConvTranspose1d):

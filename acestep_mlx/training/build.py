@@ -30,6 +30,7 @@ from .rollout import Rollout
 from .settings import (
     COMPUTE_DTYPES,
     full_training,
+    further_loss,
     lora_spec,
     rollout_lines,
     rollout_settings,
@@ -61,7 +62,7 @@ def build(job: Job, prepared: Prepared) -> Built:
     batches = Batches(prepared.cache, config, rank=world.rank, world=world.size)
     model.checkpoint_blocks = _checkpointed_blocks(job, prepared, model, batches)
     total = total_steps(config, batches.batches_per_epoch)
-    family = prepared.folder.family
+    family, further = prepared.folder.family, further_loss(config)
     for line in rollout_lines(config):
         job.emit.notice(line)
     objective, rolling, settings = family.objective(config), rollout_settings(config), step_settings(config)
@@ -73,6 +74,7 @@ def build(job: Job, prepared: Prepared) -> Built:
         world=world.size,
         prepare=family.prepare(model),
         rollout=Rollout(model, objective, rolling, settings.compute_dtype) if rolling else None,
+        auxiliary=further.loss(config, prepared.folder) if further is not None else None,
     )
     facts = {"transformer": prepared.folder.fingerprints["transformer"], "ranks": world.size}
     return Built(model, spec, batches, step, total, checkpoint.identity(config.to_dict(), facts))

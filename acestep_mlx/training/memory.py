@@ -24,7 +24,7 @@ from ..formatting import count, size
 from ..lora.surgery import AdapterSpec, adapter_size, target_shapes
 from ..nn.device import cache_limit as cache_limit
 from ..nn.device import machine_memory as machine_memory
-from .settings import COMPUTE_DTYPES, full_training, lora_spec, rollout_settings
+from .settings import COMPUTE_DTYPES, full_training, further_loss, lora_spec, rollout_settings
 
 if TYPE_CHECKING:
     from .preflight import BaseModel
@@ -135,6 +135,7 @@ def estimate(
         "optimizer's step": max(0.0, UPDATE * trained - found),
         **_rollout(config, model, load, size, found),
     }
+    further = further_loss(config)
     return Estimate(
         {
             "base weights": weight_bytes(family, model, bits, 64, size),
@@ -143,6 +144,7 @@ def estimate(
             **while_stepping,
             **_clips(config, heard, size, trained, sum(while_stepping.values())),
             **family.memory.kept(load, paths),
+            **(further.memory(config, model, load) if further is not None else {}),
             "program": FIXED,
         }
     )

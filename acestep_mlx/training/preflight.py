@@ -33,7 +33,7 @@ from ..lora.linear import base_linears
 from ..lora.lokr import LoKrSpec
 from ..lora.surgery import AdapterSpec, adapter_size, check_start_of, target_shapes
 from . import checkpoint, output
-from .settings import full_training, lora_spec, rollout_settings
+from .settings import full_training, further_loss, lora_spec, rollout_settings
 from .validation import requests
 
 NOTHING_ROLLED = (
@@ -102,6 +102,8 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
             "warning",
         )
     heard = _check_validation_model(config, skeleton)
+    if (further := further_loss(config)) is not None:
+        further.check(config, model.folder)
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
         output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)

@@ -17,7 +17,7 @@ from . import checkpoint
 from .build import Built
 from .faults import way_on
 from .prepare import Job, Prepared
-from .settings import full_training
+from .settings import full_training, further_loss
 from .trainer import Counters
 
 
@@ -90,10 +90,12 @@ class Writer:
     def lora(self, folder: Path) -> Path:
         """Write the LoRA for other loaders (and what is trained in full) into `folder`; the LoRA's path."""
         config, model = self.job.config, self.built.model
+        further = further_loss(config)
         facts = {
             "step": self.counters.step,
             "base_fingerprint": self.prepared.folder.fingerprints["transformer"],
             "base": config.pretrained_model_name_or_path,
+            **(further.facts(config) if further is not None else {}),
         }
         weights = from_model(model, self.built.spec, **facts)
         path = write_lora(folder / checkpoint.LORA, weights, config.lora_format, base=model)

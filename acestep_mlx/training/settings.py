@@ -11,7 +11,7 @@ from ..config.lycoris import as_text, read_lycoris
 from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..families import of_flavour
-from ..families.protocol import FullTraining
+from ..families.protocol import FullTraining, FurtherLoss
 from ..lora.lokr import LoKrSpec
 from ..lora.surgery import AdapterSpec, LoRASpec
 from .average import AverageSettings
@@ -54,6 +54,12 @@ def _preset(config: RunConfig) -> tuple[str, ...]:
 def full_training(config: RunConfig) -> FullTraining | None:
     """How modules are trained in full beside the LoRA; None where none are."""
     return of_flavour(config.model_flavour).lora.full.settings(config)
+
+
+def further_loss(config: RunConfig) -> FurtherLoss | None:
+    """The loss that this run adds to its objective's."""
+    further = of_flavour(config.model_flavour).further
+    return further if further is not None and further.wanted(config) else None
 
 
 def step_settings(config: RunConfig) -> StepSettings:

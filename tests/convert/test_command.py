@@ -159,6 +159,7 @@ REACHES: dict[str, tuple[list[str], dict[str, object]]] = {
     ),
     "revision": (["--revision", "main"], {"revision": "main"}),
     "upload_repo": (["--upload-repo", "me/it"], {"uploaded": "me/it"}),
+    "add_missing": (["--add-missing"], {"src": "added", "dst": "added"}),
 }  # fmt: skip
 
 
@@ -169,7 +170,11 @@ def test_every_flag_reaches_the_converter(monkeypatch: pytest.MonkeyPatch) -> No
         asked.update(options, src=src, dst=dst)
         return Report(dst, {}, {}, 0.0)
 
+    def added(src: str, dst: Path, revision: str | None) -> None:
+        asked.update({**plain, "src": "added", "dst": "added"})
+
     monkeypatch.setattr(converter, "convert", fake)
+    monkeypatch.setattr(convert, "_add_missing", added)
     monkeypatch.setattr(convert, "_upload", lambda folder, repo: asked.update(uploaded=repo))
     assert run() == 0
     plain = {**asked, "progress": None, "uploaded": None}

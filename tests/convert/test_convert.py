@@ -44,6 +44,7 @@ def test_folder_is_self_contained_and_describes_itself(tiny_checkpoint: Path, tm
     names = {path.name for path in report.path.iterdir()}
     assert names == {f"{c}.safetensors" for c in COMPONENTS} | {
         "config.json", "tokenizer.json", "tokenizer_config.json", "lyric_vocab.json",
+        "projectors.safetensors",
     }  # fmt: skip
     config = json.loads((report.path / "config.json").read_text())
     assert config["format"] == "acestep-mlx" and config["format_version"] == 1

@@ -114,6 +114,8 @@ class Toy:
     instrumental = "hush"
     key_mark: Mapping[str, Any] = {"family": "toy"}
     layouts = (LAYOUT,)
+    apart = ()
+    further = None
     texts = ToyTexts()
     components = COMPONENTS
 

@@ -87,12 +87,12 @@ def reference_loss(model, values, noise, sigma, keep):
     return (error.reshape(B, -1).mean(1) * mask.reshape(B, -1).mean(1)).mean()
 
 
-def adapted_pair(monkeypatch, *, quantize: int | None = None):
+def adapted_pair(monkeypatch, *, quantize: int | None = None, config: TransformerConfig = CONFIG, taps=()):
     """Our model with a LoRA, and the reference with the same LoRA through peft."""
     import peft
 
-    theirs = make_reference(CONFIG, monkeypatch)
-    ours = make_ours(CONFIG, theirs)
+    theirs = make_reference(config, monkeypatch, taps=taps)
+    ours = make_ours(config, theirs)
     ours.freeze()
     if quantize:
         names = quantize_layers(family("v1").components["transformer"], ours, Quantization.of(quantize, 32))
@@ -132,7 +132,10 @@ def train_step(ours, draws, **options):
     lr = options.pop("lr", 1e-3)
     optimizer = make_optimizer("adamw", lr, betas=(0.8, 0.9), weight_decay=0.02)
     group = Group("lora", optimizer, Schedule("constant", lr, 0, 1), paths)
-    return TrainStep(ours, [group], StepSettings(**options), Drawn(draws), compiled=False)
+    auxiliary = options.pop("auxiliary", None)
+    return TrainStep(
+        ours, [group], StepSettings(**options), Drawn(draws), compiled=False, auxiliary=auxiliary
+    )
 
 
 def compare_gradients(gradients, paths, layers):

@@ -39,12 +39,16 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 
 def make_reference(
-    config: TransformerConfig, monkeypatch: pytest.MonkeyPatch, seed: int = 0
+    config: TransformerConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int = 0,
+    taps: tuple[tuple[str, int, int], ...] = (),
 ) -> torch.nn.Module:
     """The reference in the given geometry, with the masks that upstream's blocks use.
 
     The packaged copy hands its blocks no masks ("to avoid shape mismatches"), while its attention
-    processors still implement them; hooks hand them over as upstream's own block does.
+    processors still implement them; hooks hand them over as upstream's own block does. taps: encoder, block
+    and width of each projector.
     """
     lyric = reference.load("lyrics_utils.lyric_encoder")
     defaults = list(lyric.ConformerEncoder.__init__.__defaults__)
@@ -69,9 +73,9 @@ def make_reference(
             rope_theta=config.rope_theta,
             speaker_embedding_dim=config.speaker_embedding_dim,
             text_embedding_dim=config.text_embedding_dim,
-            ssl_encoder_depths=[],
-            ssl_names=[],
-            ssl_latent_dims=[],
+            ssl_encoder_depths=[depth for _, depth, _ in taps],
+            ssl_names=[name for name, _, _ in taps],
+            ssl_latent_dims=[width for _, _, width in taps],
             lyric_encoder_vocab_size=config.lyric_encoder_vocab_size,
             lyric_hidden_size=config.lyric_hidden_size,
             patch_size=list(config.patch_size),

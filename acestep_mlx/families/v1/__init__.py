@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..protocol import Component, Family, LoRANames, Objective, StepMemory, Texts, Variant
+from ..protocol import Apart, Component, Family, FurtherLoss, LoRANames, Objective, StepMemory, Texts, Variant
 from ..songs import Known, Padding
 from .latents import LATENTS
 
@@ -109,11 +109,25 @@ class ACEStepV1:
 
         return crop(arrays, start, frames)
 
+    @cached_property
+    def further(self) -> FurtherLoss:
+        """The self-supervised loss."""
+        from .ssl.further import SelfSupervised
+
+        return SelfSupervised()
+
     def collate(self, songs: Sequence[CachedSong], shape: Shape) -> Arrays:
         """See `songs.collate`."""
         from .songs import collate
 
         return collate(songs, shape)
+
+    @property
+    def apart(self) -> Sequence[Apart]:
+        """The projectors of the self-supervised losses."""
+        from .ssl.projectors import APART
+
+        return (APART,)
 
     @cached_property
     def layouts(self) -> Sequence[Layout]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +25,10 @@ from ...nn.recompute import checkpointed
 from .attention import CrossAttention, LinearAttention, Rope, rope_table
 from .lora import LORA
 from .lyric_encoder import LyricEncoder
+
+if TYPE_CHECKING:
+    from ..protocol import Folder
+    from .ssl.projectors import Projectors
 
 QueryScale = tuple[float | mx.array, int, int]  # the factor may be (B, 1, 1), one for each row
 
@@ -57,8 +61,8 @@ class TransformerConfig(ComponentConfig):
         "lyric_encoder_vocab_size": MANY, "max_position": MANY, "mlp_ratio": number(1e-3, 64),
         "rope_theta": number(1, 1e12),
     }  # fmt: skip
-    # The width is heads × head size, whatever inner_dim says; SSL projectors serve only a loss that is not
-    # offered; max_height and max_width are never read.
+    # The width is heads × head size, whatever inner_dim says; SSL projectors are kept apart, with what they
+    # are for; max_height and max_width are never read.
     IGNORED: ClassVar = {
         "inner_dim", "ssl_encoder_depths", "ssl_names", "ssl_latent_dims", "max_height", "max_width",
     }  # fmt: skip
@@ -260,6 +264,8 @@ class ACEStepTransformer(nn.Module):
         self.config = config
         self.checkpoint_blocks = 0
         self._watch: Callable[[int, mx.array], object] = _nothing
+        self._folder: Folder | None = None  # that it was read from
+        self._projectors: Projectors | None = None
         D = config.dim
         self.proj_in = PatchEmbed(config)
         self.timestep_embedder = TimestepEmbedding(256, D)
@@ -292,6 +298,31 @@ class ACEStepTransformer(nn.Module):
     def dtype(self) -> mx.Dtype:
         """The compute dtype: that of a weight which is never quantised."""
         return self.final_layer.scale_shift_table.dtype
+
+    def ssl_losses(self, *, ssl_hidden_states: Mapping[str, Any], **call: Any) -> dict[str, mx.array]:
+        """How far this model's states are from what self-supervised encoders hear: encoder → (B,) float32.
+
+        `call`: the arguments of a call. ssl_hidden_states: encoder → features (L, d) of each song. Each song
+        is run alone and without its padding, up to the block that is compared. From 0, the same direction,
+        to 2.
+        CheckpointError where the model folder has no projectors.
+        """
+        from .ssl.alignment import losses_of_songs
+
+        return losses_of_songs(self, self.projectors, call, ssl_hidden_states)
+
+    @property
+    def projectors(self) -> Projectors:
+        """Read from the model folder when they are first asked for."""
+        if self._projectors is None:
+            from .ssl.projectors import APART, Projectors
+
+            if self._folder is None:
+                raise CheckpointError(
+                    "this transformer was not read from a model folder: it has no projectors"
+                )
+            self._projectors = Projectors.read(self._folder.file_apart(APART), self.config)
+        return self._projectors
 
     def encode_lyrics(
         self, ids: mx.array, mask: mx.array, *, query_scale: tuple[float, int, int] | None = None

@@ -11,7 +11,7 @@ KEYMAPS: dict[str, KeyMap] = {
                 r"transformer_blocks\.\d+\.cross_attn\.(add_[qkv]_proj|to_add_out)\.(weight|bias)",
                 "in the checkpoint, but the forward pass never uses it",
             ),
-            (r"projectors\..*", "only the self-supervised loss uses it, which this trainer does not offer"),
+            (r"projectors\..*", "kept in projectors.safetensors, as only the self-supervised losses use it"),
             (r"rotary_emb\.inv_freq", "a constant"),
         ),
     ),

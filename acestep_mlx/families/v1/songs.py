@@ -15,10 +15,12 @@ from ...io.hashes import cache_key, hash_file
 from ..protocol import Folder
 from ..songs import Arrays, CachedSong, Encoded, PartEncoder, Shape, SongEncoders, Words
 from .codec import Codec
+from .latents import LATENTS
 from .lyrics.report import summary
 from .lyrics.tokenizer import RULES_VERSION, LyricTokenizer
 from .prompt import MAX_LENGTH
 from .prompt_files import TOKENIZER
+from .ssl.encoders import ENCODERS, SOUND_RATE, length_of
 
 VERSION = 1  # of what is kept; raise it when the computation changes
 
@@ -105,13 +107,18 @@ class LyricsTokens(PartEncoder[Words]):
 
 def crop(arrays: Arrays, start: int, frames: int) -> Arrays:
     """So many latent frames of a song, from `start` on."""
-    return {**arrays, "latents": arrays["latents"][..., start : start + frames]}
+    heard = {
+        name: encoder.cut(arrays[name], LATENTS.seconds(start), LATENTS.seconds(start + frames))
+        for name, encoder in ENCODERS.items()
+        if name in arrays
+    }
+    return {**arrays, "latents": arrays["latents"][..., start : start + frames], **heard}
 
 
 def collate(songs: Sequence[CachedSong], shape: Shape) -> Arrays:
     """latents (B, 8, 16, T), latent_mask (B, T), text (B, L, 768), text_mask (B, L), lyric_mask (B, M)
     float32, lyric_ids (B, M) int32; masks with 1 for what counts, M = 0 where no song of the bucket has
-    lyrics.
+    lyrics. Where the songs have features of an encoder, they are there too, float16, with their lengths.
     """
     B = len(songs)
     width = songs[0].arrays["states"].shape[-1]
@@ -140,4 +147,19 @@ def collate(songs: Sequence[CachedSong], shape: Shape) -> Arrays:
         "text_mask": text_mask,
         "lyric_ids": lyric_ids,
         "lyric_mask": lyric_mask,
+        **_heard(songs, shape.frames),
     }
+
+
+def _heard(songs: Sequence[CachedSong], frames: int) -> Arrays:
+    """Features (B, L, D) and lengths (B,) int32 of each encoder; L is that of a song of so many frames."""
+    batch = {}
+    for name, encoder in ENCODERS.items():
+        own = [song.arrays[name] for song in songs if name in song.arrays]
+        if len(own) == len(songs):
+            L = encoder.length(round(LATENTS.seconds(frames) * SOUND_RATE)) + 2  # a part's rims may add two
+            padded = np.zeros((len(songs), L, own[0].shape[-1]), np.float16)
+            for row, features in zip(padded, own, strict=True):
+                row[: len(features)] = features
+            batch[name], batch[length_of(name)] = padded, np.array([len(one) for one in own], np.int32)
+    return batch

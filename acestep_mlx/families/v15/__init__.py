@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from ...config.request import Request
     from ...config.run import RunConfig
     from ..layout import Layout
-    from ..protocol import Codec, Conditioned, Folder, LyricsQuestion, Models, Prepare, SongSettings
+    from ..protocol import (
+        Apart,
+        Codec,
+        Conditioned,
+        Folder,
+        FurtherLoss,
+        LyricsQuestion,
+        Models,
+        Prepare,
+        SongSettings,
+    )
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 TURBO = "ACE-Step/Ace-Step1.5"  # with the autoencoder and the text encoder of all variants
@@ -30,6 +40,7 @@ XL = {
     "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "num_attention_heads": 32,
     "encoder_hidden_size": 2048,
 }  # fmt: skip
+_NO_SSL = "ACE-Step 1.5 has no projectors for a self-supervised loss"
 _FROZEN = "ACE-Step 1.5 encodes lyrics with a frozen encoder, and nothing of it is trained"
 
 
@@ -46,6 +57,8 @@ class ACEStep15:
     name = "v15"
     title = "ACE-Step 1.5"
     latents = LATENTS
+    apart: Sequence[Apart] = ()
+    further: FurtherLoss | None = None
 
     padding = Padding(text=32, lyrics=64)
     instrumental = "[Instrumental]"
@@ -69,8 +82,12 @@ class ACEStep15:
         **dict.fromkeys(
             ("lyrics_embedder_lr", "lyrics_embedder_optimizer", "lyrics_embedder_lr_scheduler"), _FROZEN
         ),
+        **dict.fromkeys(("ace_step_ssl_encoders", "ace_step_ssl_mert", "ace_step_ssl_mhubert"), _NO_SSL),
     }
-    refused: Mapping[str, str] = {"lyrics_embedder_train": f"{_FROZEN}; set it to false"}
+    refused: Mapping[str, str] = {
+        "lyrics_embedder_train": f"{_FROZEN}; set it to false",
+        "ace_step_ssl_loss_weight": f"{_NO_SSL}; set it to 0",
+    }
 
     def flavours(self, config: Any) -> tuple[str, ...]:
         """As its config says; base and sft where it does not say which."""

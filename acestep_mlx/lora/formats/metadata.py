@@ -33,6 +33,7 @@ SCHEMA: dict[str, schema.Check] = {
     "base_fingerprint": schema.text,
     "file_format": schema.text,
     "tool_version": schema.text,
+    "licences": schema.items(schema.text),
 }
 _RECORD = schema.record({}, {name: schema.optional(check) for name, check in SCHEMA.items()})
 
