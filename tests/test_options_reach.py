@@ -913,6 +913,19 @@ def test_a_rollout_is_planned_recorded_and_reported(lab: Lab, capsys: pytest.Cap
     assert "warning: nothing will be rolled out" in capsys.readouterr().err and not told.err
 
 
+@pytest.mark.slow
+def test_a_ramp_goes_on_bit_for_bit(lab: Lab) -> None:
+    """families/test_toy_training does the same in the middle of an update."""
+    ramp = {"max_step_offset": 9, "ramp_steps": 2, "prob_end": 1.0, "stride": 2}
+    given: dict[str, Any] = {f"scheduled_sampling_{name}": value for name, value in ramp.items()}
+    given |= {**ADAM, "lora_dropout": 0.2, "train_batch_size": 2}
+    straight, options = lab.run(**given, max_train_steps=3), lab.options(**given, max_train_steps=1)
+    lab.fresh(options)
+    lab.fresh({**options, "max_train_steps": 3, "resume_from_checkpoint": "latest"})
+    runs.assert_identical(straight.result.checkpoint, Path(options["output_dir"]) / "checkpoint-3")
+    assert runs.losses(straight.output) == runs.losses(Path(options["output_dir"]))
+
+
 # ── staying good ─────────────────────────────────────────────────────────────────────────────────────
 EVALUATED = {"eval_loss_disable": False, "num_eval_images": 1, "eval_steps_interval": 1}
 AVERAGED = {**EVALUATED, "use_ema": True, "max_train_steps": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +18,7 @@ from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.memory import verdict
 from acestep_mlx.training.preflight import preflight
 from acestep_mlx.training.run import train
+from acestep_mlx.training.step import TrainStep
 
 from ..training import runs
 from . import toy
@@ -69,6 +71,37 @@ def test_it_goes_on_bit_for_bit(model: Path, tmp_path: Path) -> None:
     second, _ = runs.run({**given, "resume_from_checkpoint": "latest"})
     ours, theirs = (mx.load(str(result.lora)) for result in (second, straight))
     assert ours.keys() == theirs.keys() and all(mx.array_equal(ours[k], theirs[k]).item() for k in ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [3, 5, 8])
+def test_it_goes_on_in_the_middle_of_a_ramp(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Stopped after any micro-step, with songs that are rolled out more and more often: bit for bit."""
+    given = {
+        "max_train_steps": 5, "lora_dropout": 0.2, "gradient_accumulation_steps": 2,
+        "scheduled_sampling_max_step_offset": 60, "scheduled_sampling_stride": 7,
+        "scheduled_sampling_ramp_steps": 4, "scheduled_sampling_prob_end": 1.0,
+    }  # fmt: skip
+    straight, seen = runs.run(options(tmp_path, model, "straight", **given))
+    assert all("reflexflow/adr" in event.extra for event in seen.of(StepDone))
+    stop, calls, original = StopRequest(), [0], TrainStep.__call__
+
+    def counted(self: TrainStep, batch: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == after:
+            stop.request()
+        return original(self, batch, **kwargs)
+
+    parts = {**options(tmp_path, model, "parts", **given), "resume_from_checkpoint": "latest"}
+    monkeypatch.setattr(TrainStep, "__call__", counted)
+    halted, _ = runs.run(parts, stop=stop)
+    assert not halted.finished
+    resumed, _ = runs.run(parts)
+    runs.assert_identical(straight.checkpoint, resumed.checkpoint)
+    assert runs.losses(tmp_path / "straight") == runs.losses(tmp_path / "parts")
+    assert (tmp_path / "straight" / "metrics.jsonl").read_text().count("reflexflow/fc") == 5
 
 
 def test_a_dry_run_knows_its_sizes(model: Path, tmp_path: Path) -> None:

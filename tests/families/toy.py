@@ -173,6 +173,9 @@ class Memory:
     def activations(self, config: NetConfig, load: Load, size: int, checkpointed: int) -> float:
         return float(load.batch * load.frames * config.width * (config.layers + 1) * size)
 
+    def told(self, config: NetConfig, load: Load, size: int) -> float:
+        return float(load.batch * WIDTH * size)
+
     def kept(self, load: Load, trained: Iterable[str]) -> Mapping[str, float]:
         return {}
 
@@ -196,14 +199,41 @@ class Straight:
         return drawn._replace(sigma=mx.broadcast_to(sigma, drawn.sigma.shape), more=near)
 
     def losses(self, model: nn.Module, batch: Batch, draw: Draw, dtype: mx.Dtype) -> mx.array:
-        sound = batch["mean"] + batch["std"] * draw.more["near"]
-        level = draw.sigma[:, None, None]
+        sound, level = self.clean(batch, draw)[0], draw.sigma[:, None, None]
         mixed = level * draw.noise + (1 - level) * sound
-        frames = mx.concatenate([mixed, mx.broadcast_to(level, (*mixed.shape[:2], 1))], axis=-1)
-        said = (batch["words"] * batch["words_mask"][..., None]).sum(axis=1) / 1000
-        found = model(frames.astype(dtype), said.astype(dtype))[..., :3].astype(mx.float32)
-        error = mx.square(found - (draw.noise - sound)).mean(axis=-1) * batch["frame_mask"]
-        return error.sum(axis=1) / batch["frame_mask"].sum(axis=1)
+        return self.compared(self.velocity(model, batch, mixed, draw.sigma, dtype), mixed, batch, draw)
+
+    def clean(self, batch: Batch, draw: Draw) -> tuple[mx.array, mx.array]:
+        return batch["mean"] + batch["std"] * draw.more["near"], batch["frame_mask"][..., None]
+
+    def told(self, model: nn.Module, batch: Batch, dtype: mx.Dtype) -> dict[str, mx.array]:
+        return {"said": (batch["words"] * batch["words_mask"][..., None]).sum(axis=1) / 1000}
+
+    def velocity(
+        self, model: nn.Module, batch: Batch, noisy: mx.array, sigma: mx.array, dtype: mx.Dtype
+    ) -> mx.array:
+        level = mx.broadcast_to(sigma[:, None, None], (*noisy.shape[:2], 1))
+        said = batch["said"] if "said" in batch else self.told(model, batch, dtype)["said"]
+        frames = mx.concatenate([noisy, level], axis=-1)
+        return model(frames.astype(dtype), said.astype(dtype))[..., :3].astype(mx.float32)
+
+    def compared(
+        self,
+        velocity: mx.array,
+        noisy: mx.array,
+        batch: Batch,
+        draw: Draw,
+        *,
+        rolled: mx.array | None = None,
+        weight: mx.array | None = None,
+    ) -> mx.array:
+        sound, mask = self.clean(batch, draw)
+        target = draw.noise - sound
+        if rolled is not None:
+            back = (noisy - sound) / draw.sigma[:, None, None]
+            target = mx.where(rolled[:, None, None], back, target)
+        squared = mx.square(velocity - target) * (1 if weight is None else weight)
+        return (squared.mean(axis=-1) * mask[..., 0]).sum(axis=1) / mask[..., 0].sum(axis=1)
 
 
 FAMILY = Toy()

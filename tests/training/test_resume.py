@@ -21,8 +21,8 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("resume")
 
 
-#: what only v1 has, and what is of no model
-V1 = ("lyrics embedder", "kept lyrics", "rollout in a ramp")
+#: what only v1 has
+V1 = ("lyrics embedder", "kept lyrics")
 VARIANTS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 3, "max_train_steps": 4},
@@ -34,16 +34,6 @@ VARIANTS = {
         "lyrics_embedder_optimizer": "sgd",
     },
     "kept lyrics": {"acestep_lora_target": "attn_qkv", "train_batch_size": 2},
-    "rollout in a ramp": {
-        "gradient_accumulation_steps": 3,
-        "max_train_steps": 4,
-        "train_batch_size": 2,
-        "lora_dropout": 0.2,
-        "scheduled_sampling_max_step_offset": 6,
-        "scheduled_sampling_ramp_steps": 3,
-        "scheduled_sampling_prob_start": 0.3,
-        "scheduled_sampling_prob_end": 1.0,
-    },
     "quantised": {"base_model_precision": "int8-quanto", "lr_scheduler": "cosine", "lr_warmup_steps": 2},
     "LoKr": {
         "lora_type": "lycoris",

@@ -268,6 +268,9 @@ def test_it_is_traced_once_for_a_shape_whatever_is_drawn(model: str) -> None:
         mx.eval(step(made, update=True, step=i), step.state)
     assert len(seen) > 2 and tiny.difference(before, tiny.weights(network)) > 0
     assert step.rollout is not None and step.rollout.traces == 2 and step.traces <= 2
+    eager = Rollout(network, objective(model), step.rollout.settings, mx.float32, compiled=False)
+    x, same = (one(made, 9)[NOISY] for one in (step.rollout, eager))
+    assert mx.abs(x - same).max().item() < 1e-5, "weights are no constants in it"
 
 
 def test_it_follows_what_is_trained() -> None:
