@@ -65,6 +65,8 @@ def ogg_pages(data: Data) -> Pages:
         end, intact = _page(data, position)
         if not intact:
             after = data.find(_MARK, position + 1)
+            if after < 0 and end > len(data):  # `is_open_ended`
+                break
             bad += (len(data) if after < 0 else after) - position
             position = after
             continue
