@@ -46,6 +46,7 @@ from acestep_mlx.config.read_run import load_config
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.nn.activations import masked
 from acestep_mlx.training import memory as plan
+from acestep_mlx.training.average import AverageSettings
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 from tests.training.random_model import quantised_model
@@ -139,6 +140,7 @@ def measure(
     checkpointed: int,
     rank: int = 16,
     steps: int = 1,
+    average: AverageSettings | None = None,
 ) -> tuple[float, float, float]:
     """(peak bytes of a step, bytes that stay between steps, seconds of the last step)."""
     gc.collect()
@@ -152,7 +154,8 @@ def measure(
     model.checkpoint_blocks = checkpointed
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1), paths)
-    settings, prepare = StepSettings(compute_dtype=dtype), about.family.prepare(model)
+    settings = StepSettings(compute_dtype=dtype, average=average)
+    prepare = about.family.prepare(model)
     step = TrainStep(model, [group], settings, about.objective(), prepare=prepare)
     given = about.batch(config, load)
     seconds = 0.0
@@ -188,13 +191,17 @@ def measure_generation(
     return float(mx.get_peak_memory() - before), float(mx.get_active_memory() - before), seconds
 
 
-def exact(config: Any, load: plan.Load, bits: int | None, dtype: mx.Dtype, checkpointed: int) -> float:
+def exact(
+    config: Any, load: plan.Load, bits: int | None, dtype: mx.Dtype, checkpointed: int, ema: bool = False
+) -> float:
     """The parts of the estimate that need no fit."""
     precision = {None: "no_change", 8: "int8-quanto", 4: "int4-quanto"}[bits]
     mixed = {mx.float32: "no", mx.bfloat16: "bf16"}[dtype]
     run = load_config({"base_model_precision": precision, "mixed_precision": mixed, "lora_rank": 16})
     about = subject_of(config)
-    run = replace(run, model_flavour=about.flavour, acestep_lora_target=about.family.lora.default)
+    run = replace(
+        run, model_flavour=about.flavour, acestep_lora_target=about.family.lora.default, use_ema=ema
+    )
     parts = plan.estimate(run, load, model=config, checkpointed=checkpointed).parts
     return sum(v for k, v in parts.items() if k not in ("activations", "optimizer's step", "program"))
 
@@ -346,6 +353,7 @@ def main() -> None:
     parser.add_argument(
         "--shapes-only", action="store_true", help="--full with stand-ins for matrix products"
     )
+    parser.add_argument("--ema", action="store_true", help="--full with averaged weights")
     parser.add_argument("--generate", action="store_true", help="--full for a guided song's denoising")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of --full")
     args = parser.parse_args()
@@ -362,9 +370,15 @@ def main() -> None:
             checkpointed = geometry.blocks - args.keep
             with shapes_only() if args.shapes_only else contextlib.nullcontext():
                 peak, resident, took = measure(
-                    geometry, load, bits=args.bits, dtype=dtype, checkpointed=checkpointed
+                    geometry,
+                    load,
+                    bits=args.bits,
+                    dtype=dtype,
+                    checkpointed=checkpointed,
+                    steps=2 if args.ema else 1,  # the first average is the parameters themselves
+                    average=AverageSettings(0.995) if args.ema else None,
                 )
-            base = exact(geometry, load, args.bits, dtype, checkpointed)
+            base = exact(geometry, load, args.bits, dtype, checkpointed, ema=args.ema)
             expected = base + about.memory.activations(geometry, load, dtype.size, checkpointed)
             print(
                 f"{geometry.blocks} blocks, {args.bits or dtype} base, {seconds:.0f} s "

@@ -269,7 +269,7 @@ class StayingGood:
 
     early_stopping_patience: int = steers(0,
         "Training ends after so many evaluations in a row whose loss is no new lowest; 0: never. Each new "
-        "lowest is kept as a checkpoint. Set eval_steps_interval with it.", low=0, high=10**6)
+        "lowest is saved as a checkpoint. Set eval_steps_interval with it.", low=0, high=10**6)
     use_ema: bool = option(False,
         "Average the trained weights over the updates (EMA): calmer than the last ones. The average is kept "
         "in ema/ beside the LoRA.")

@@ -55,7 +55,7 @@ def write_report(output_dir: Path, config: RunConfig, best: str = "", ended: str
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f"<header><h1>{escape(title)}</h1><p>LoRA training of "
         f"{of_flavour(config.model_flavour).title} with acestep-mlx {__version__}</p>"
-        f"{f'<p>{escape(ended)}</p>' if ended else ''}</header>"
+        f"{f'<p>{escape(ended[0].upper() + ended[1:])}</p>' if ended else ''}</header>"
         f"{_summary(steps, evaluations, config, best)}{_charts(steps, evaluations, averaged, best)}"
         f"{_clips(clips)}{_settings(config)}</main><script>{SCRIPT}</script></body></html>"
     )

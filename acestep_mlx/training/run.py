@@ -164,7 +164,7 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
 
 def stopped_early(writer: Writer) -> str:
     """Why a run is over before its last step, and what there is of its best one."""
-    counters, lowest, best = writer.counters, writer.counters.lowest, writer.best()
+    counters, lowest, best = writer.counters, writer.counters.lowest, Path(writer.best()).name
     found = "none was finite" if lowest.loss is None else f"{lowest.loss:.4f} at step {lowest.step}"
     kept = f", kept as {best}" if best else ""
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from acestep_mlx.cli.events import TrainDisplay
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.report.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone
+from acestep_mlx.report.events import AverageEvaluated, CheckpointSaved, Evaluated, Finished, Notice, StepDone
 from acestep_mlx.training import checkpoint
 from acestep_mlx.training.evaluation import Evaluation
 from acestep_mlx.training.interrupts import StopRequest
@@ -103,7 +104,7 @@ def test_it_stops_by_itself_with_the_best_step_kept_and_named(
     said = [e.text for e in seen.of(Notice) if e.text.startswith("stopped at step 6")]
     assert len(said) == 1 and "0.5000 at step 2" in said[0] and "checkpoint-2" in said[0]
     page = result.report.read_text()
-    assert "Best checkpoint" in page and "step 2" in page and said[0] in page
+    assert "Best checkpoint" in page and "step 2" in page and said[0][1:] in page
     shown = capsys.readouterr().err
     assert f"best checkpoint by evaluation loss: {output / 'checkpoint-2'}" in shown
     assert "checkpoint-2, removed 1 older; the best so far by evaluation loss" in shown
@@ -142,6 +143,28 @@ def test_without_patience_nothing_is_saved_or_ended_for_it(lab: Any, monkeypatch
     result, seen = runs.run(config)
     assert result.step == 8 and [e.step for e in seen.of(CheckpointSaved)] == [8]
     assert len(seen.of(Evaluated)) == 9 and seen.of(Finished)[-1].best.endswith("checkpoint-8")
+
+
+@pytest.mark.slow
+def test_a_real_song_in_parts_with_averaged_weights_stops_by_itself(
+    lab: Any, tmp_path: Path, real_song: Path
+) -> None:
+    """Nothing is given here but the song: the loss falls, and then falls no more."""
+    shutil.copytree(real_song, tmp_path / "songs")
+    audio = {"crop_seconds": 4, "crop_lyrics": "cut", "max_duration_seconds": 20}
+    songs = {"id": "real", "instance_data_dir": str(tmp_path / "songs"), "audio": audio}
+    options = {"use_ema": True, "ema_decay": 0.9, "early_stopping_patience": 2, "eval_steps_interval": 3}
+    config = lab("real", **options, backends=[songs], learning_rate=0.3, max_train_steps=200)
+    result, seen = runs.run(config)
+    finished, first = seen.of(Finished)[-1], seen.of(Evaluated)[0]
+    assert finished.reason == "early" and 9 <= result.step < 200 and seen.of(AverageEvaluated)
+    best = Path(finished.best)
+    found = checkpoint.read(best).state["evaluation"]
+    assert found == min(e.loss for e in seen.of(Evaluated)) < first.loss
+    assert int(best.name.rpartition("-")[2]) == result.step - 6
+    page = result.report.read_text()
+    assert f"step {result.step - 6}</b>" in page and "averaged weights" in page and best.name in page
+    assert (result.lora.parent / "ema" / checkpoint.LORA).is_file()
 
 
 def test_a_state_of_an_earlier_version_begins_to_count() -> None:
