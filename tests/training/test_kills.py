@@ -19,13 +19,13 @@ KILLS = {"base": (30, 8), "v15-base": (10, 2)}
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_kills_across_caches_training_and_checkpoints(tmp_path, tiny_run):
     kills, least = KILLS[tiny_run["model_flavour"]]
-    options = {
-        "max_train_steps": 3,
-        "checkpointing_steps": 1,
-        "checkpoints_total_limit": 2,
-        "use_ema": True,
-        **tiny_run,
-    }
+    options = {"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 2, **tiny_run}
+    folder = tmp_path / "songs"
+    runs.write_songs(folder, 4.0)
+    (folder / "low.lyrics").write_text("[00:00.50]Down\n[00:02.50]by the river\n")
+    audio = {"crop_seconds": 3, "crop_lyrics": "cut"}
+    songs = {"id": "songs", "instance_data_dir": str(folder), "audio": audio}
+    options |= {"use_ema": True, "backends": [songs]}
     straight, _ = runs.run(runs.configuration(tmp_path, "", "straight", **options))
     config = runs.configuration(tmp_path, "", "killed", resume_from_checkpoint="latest", **options)
     config["cache_dir"] = str(tmp_path / "killed-cache")  # caches are killed in the making too
