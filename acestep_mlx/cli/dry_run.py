@@ -121,6 +121,16 @@ def length_lines(length: Length, config: RunConfig) -> list[str]:
     ]
 
 
+def patience_lines(config: RunConfig) -> list[str]:
+    """When the run ends before its last step."""
+    if not config.early_stopping_patience:
+        return []
+    every = config.eval_steps_interval
+    often = f"one every {count(every, 'step')}" if every else "one at each checkpoint"
+    times = count(config.early_stopping_patience, "evaluation")
+    return [f"ends earlier after {times} in a row ({often}) without a new lowest loss"]
+
+
 def checkpoint_line(config: RunConfig) -> str:
     """When checkpoints are written."""
     every = [count(n, "step") for n in (config.checkpoint_step_interval,) if n]
@@ -141,7 +151,13 @@ def report_lines(
     from ..data.batches import songs_per_epoch
 
     length = run_length(config, songs_per_epoch(manifest.samples))
-    out = ["# the run", *length_lines(length, config), *start, f"writes into {config.output_path}"]
+    out = [
+        "# the run",
+        *length_lines(length, config),
+        *patience_lines(config),
+        *start,
+        f"writes into {config.output_path}",
+    ]
     out.append(checkpoint_line(config))
     out += ["", "# model and memory", *memory]
     out += ["", "# data", *manifest.report.lines(0)]

@@ -323,7 +323,7 @@ def _sample(
         misread=facts.misread,
         former=None if former is None else _part(dataset, longest, former, config.seed),
         known=_known(song, family, report),
-        timed=tuple(lyrics.timed) if dataset.crop is not None and dataset.crop_lyrics == "cut" else (),
+        timed=_timed(dataset, lyrics),
     )
 
 
@@ -369,6 +369,12 @@ def _lyrics(dataset: DataSet, song: folder.Song, family: Family, report: SetRepo
         raise DataError(f"{song.name}: {lyrics.problems[0]} (lyrics_unsupported=error)")
     report.notes += [(song.name, problem) for problem in lyrics.problems]
     return lyrics
+
+
+def _timed(dataset: DataSet, lyrics: Lyrics) -> tuple[Timed, ...]:
+    """The lines with their times, where they are to be cut by them and some line has one."""
+    wanted = dataset.crop is not None and dataset.crop_lyrics == "cut"
+    return tuple(lyrics.timed) if wanted and any(line.spans for line in lyrics.timed) else ()
 
 
 def _caption_variants(dataset: DataSet, song: folder.Song) -> list[str]:

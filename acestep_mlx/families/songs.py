@@ -43,7 +43,7 @@ class Known(NamedTuple):
 class Lyrics(NamedTuple):
     """Lyrics in a model's form, None where nothing is left; what was changed; lines that it cannot sing.
 
-    timed: its lines, and when they are sung; empty where no line says it.
+    timed: its lines, and when they are sung where that is known.
     """
 
     text: str | None

@@ -203,6 +203,15 @@ def test_lines_of_every_kind(text: str) -> None:
     assert {span: crops.cut(lines, *span, 300) for span in CUTS[text]} == CUTS[text]
 
 
+@pytest.mark.parametrize("flavour", ["base", "v15-base"])
+def test_lyrics_without_times_are_no_parts_and_marks_alone_are_all(flavour: str, root: Path) -> None:
+    found = manifest(root, {"audio": {**CROP, "crop_lyrics": "cut"}}, model_flavour=flavour)
+    samples = {s.id.removeprefix("set/").removesuffix(".wav"): s for s in found.samples}
+    assert {name: bool(s.timed) for name, s in samples.items() if s.timed} == {"long": True}
+    assert samples["plain"].all_lyrics == {None} and samples["marks"].all_lyrics == {"[inst]"}
+    assert found.report.sets[0].untimed == ["plain.wav"]
+
+
 def test_every_line_is_sung_in_one_part_of_a_song_that_is_cut_up() -> None:
     lines = read_sheet("\n".join(f"[00:{i:02}.{7 * i % 100:02}]word{i}" for i in range(1, 58, 3))).lines
     for step in (3, 7, 11.5):

@@ -7,19 +7,29 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from acestep_mlx.cli.dry_run import patience_lines
 from acestep_mlx.cli.events import TrainDisplay
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import ConfigError
-from acestep_mlx.report.events import AverageEvaluated, CheckpointSaved, Evaluated, Finished, Notice, StepDone
+from acestep_mlx.report.events import (
+    AverageEvaluated,
+    CheckpointSaved,
+    Evaluated,
+    Finished,
+    Listeners,
+    Notice,
+    StepDone,
+)
 from acestep_mlx.training import checkpoint
 from acestep_mlx.training.evaluation import Evaluation
 from acestep_mlx.training.interrupts import StopRequest
-from acestep_mlx.training.trainer import Counters, Lowest
+from acestep_mlx.training.trainer import Counters, Intervals, Lowest, Trainer
 
 from ..small import small_model
 from . import runs
@@ -165,6 +175,26 @@ def test_a_real_song_in_parts_with_averaged_weights_stops_by_itself(
     page = result.report.read_text()
     assert f"step {result.step - 6}</b>" in page and "averaged weights" in page and best.name in page
     assert (result.lora.parent / "ema" / checkpoint.LORA).is_file()
+
+
+def test_ranks_without_an_evaluation_count_that_of_the_first() -> None:
+    step: Any = SimpleNamespace(settings=SimpleNamespace(accumulate=1), world=2, groups=[])
+    given = iter([0.5, 0.6, 0.7])
+    none: Any = None
+    ends = {"share": lambda _: next(given), "patience": 2}
+    trainer = Trainer(step, none, 9, intervals=Intervals(), save=none, emit=Listeners(), **ends)
+    seen = [(trainer.judge(None), trainer.over) for _ in range(3)]
+    assert seen == [(True, False), (False, False), (False, True)]
+
+
+def test_a_dry_run_tells_when_it_may_end() -> None:
+    assert patience_lines(load_config({})) == []
+    for options, often in (
+        ({"eval_steps_interval": 50}, "one every 50 steps"),
+        ({}, "one at each checkpoint"),
+    ):
+        (line,) = patience_lines(load_config({"early_stopping_patience": 3, **options}))
+        assert line == f"ends earlier after 3 evaluations in a row ({often}) without a new lowest loss"
 
 
 def test_a_state_of_an_earlier_version_begins_to_count() -> None:

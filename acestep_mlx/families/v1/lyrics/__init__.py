@@ -18,5 +18,4 @@ def read_lyrics(text: str, language: str | None) -> Lyrics:
     lines = sheet.lines
     if lines and language:
         lines = [Timed(in_language(lines[0].text, language), lines[0].spans), *lines[1:]]
-    timed = lines if any(line.spans for line in lines) else []
-    return Lyrics("\n".join(line.text for line in lines) or None, sheet.notes, problems, timed)
+    return Lyrics("\n".join(line.text for line in lines) or None, sheet.notes, problems, lines)
