@@ -59,6 +59,7 @@ class Stored:
     """A cache whose latents are the number of their frame."""
 
     family = V1
+    heard: tuple[str, ...] = ()
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
