@@ -74,6 +74,7 @@ def test_help_is_there_on_every_machine(arguments: list[str], monkeypatch: pytes
 
 
 # ── float32 products ─────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("given", "found"), [(None, "0"), ("1", "1"), ("0", "0")])
 def test_products_in_float32_are_exact_in_every_command_unless_the_user_says_otherwise(
     given: str | None, found: str
