@@ -63,8 +63,8 @@ TOLD = re.compile(r"\bon_cpu\(|\bmx\.(?:default_device|DeviceType|metal|cuda|dev
 def test_the_choice_is_made_in_one_place() -> None:
     found = {path.relative_to(ROOT).as_posix(): set(TOLD.findall(path.read_text())) for path in FILES}
     found = {path: {name.rstrip("(") for name in names} for path, names in found.items() if names}
+    assert found.pop("nn/device.py") >= {"mx.default_device", "on_cpu"}
     assert found == {
-        "nn/device.py": {"mx.default_device", "mx.DeviceType", "mx.device_info", "on_cpu"},  # here
         "nn/convolution.py": {"on_cpu"},
         "nn/cpu.py": {"on_cpu"},
         "nn/windows.py": {"on_cpu", "mx.default_device"},  # whose default stream is taken
