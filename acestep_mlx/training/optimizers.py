@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -155,6 +155,7 @@ class Group:
     optimizer: optim.Optimizer
     schedule: Schedule
     paths: list[str]
+    row: Row = field(init=False)
 
     def init(self, parameters: Mapping[str, mx.array]) -> None:
         """Create the optimizer's state for this group's parameters."""
