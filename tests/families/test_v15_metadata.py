@@ -75,7 +75,7 @@ def test_as_people_write_it(name: str, written: Any, wanted: Any) -> None:
         ("bpm", "fast"), ("bpm", -90), ("bpm", 9000), ("bpm", [120]), ("bpm", True), ("bpm", "1e400"),
         ("keyscale", "H dur"), ("keyscale", "13A"), ("keyscale", 5), ("keyscale", "C lydian"),
         ("timesignature", "5/4"), ("timesignature", "12/8"), ("timesignature", {"beats": 4}),
-        ("language", "Klingonish"), ("language", 3),
+        ("language", "Klingonish"), ("language", 3), ("language", "xx"), ("language", "e"),
     ],
     ids=str,
 )  # fmt: skip

@@ -34,7 +34,15 @@ _WHEEL = {
 }
 _ACCIDENTALS = {"sharp": "#", "flat": "b"}
 _METRE = re.compile(r"(\d+)(?:\s*/\s*\d+)?")
-_CODE = re.compile(r"[a-z]{2,3}")
+_CODE = re.compile(r"[a-z]{3}")  # as yue; those of two letters are few enough to be known
+_ISO_639_1 = (
+    "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de "
+    "dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id "
+    "ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu "
+    "lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu "
+    "rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl tn to tr "
+    "ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
+)
 
 
 def _bpm(text: str) -> int | None:
@@ -70,7 +78,7 @@ def _language(text: str) -> str | None:
         return language_code(text)
     except ConfigError:  # v1 sings fewer
         plain = text.lower().replace("_", "-").split("-")[0]
-        return plain if _CODE.fullmatch(plain) else None
+        return plain if plain in _ISO_639_1.split() or _CODE.fullmatch(plain) else None
 
 
 _READERS: Mapping[str, tuple[Callable[[str], int | str | None], str]] = {
