@@ -171,6 +171,17 @@ def test_checkpoints_and_the_end_hold_it_for_other_loaders(lab: Any, tmp_path: P
     capsys.readouterr()
 
 
+@pytest.mark.slow
+def test_what_is_trained_in_full_is_averaged_too(lab: Any) -> None:
+    result, _ = runs.run(lab("full", lyrics_embedder_train=True, eval_loss_disable=True))
+    average = average_of(result.checkpoint)
+    for folder in (result.checkpoint, result.lora.parent):
+        plain, ema = read_lora(folder).full, read_lora(folder / "ema").full
+        assert plain and ema and plain.keys() == ema.keys()
+        moved = [name for name in ema if not mx.array_equal(plain[name], ema[name])]
+        assert moved and all(np.array_equal(np.array(ema[name]), average[name]) for name in moved)
+
+
 @pytest.mark.parametrize("which", ["file", "checkpoint"])
 def test_without_averaged_weights_export_says_so(which: str, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "lora.safetensors" if which == "file" else tmp_path / "checkpoint-3"
