@@ -259,6 +259,9 @@ class StepMemory(Protocol):
     def told(self, config: Any, load: Load, size: int) -> float:
         """Of what `Objective.told` gives."""
 
+    def tokens(self, config: Any, load: Load) -> int:
+        """Of a batch, that a block's layers see."""
+
     def kept(self, load: Load, trained: Iterable[str]) -> Mapping[str, float]:
         """What `Family.prepare` keeps, by name. trained: paths of modules that are trained."""
 

@@ -88,6 +88,11 @@ class Plan:
         return found | ({SCALAR: ()} if self.scalar else {})
 
     @property
+    def kept(self) -> int:
+        """Numbers that a token's forward pass keeps for the backward pass, beside what a LoRA's does."""
+        return self.w1[1] * (self.w2[0] if self.whole[1] else self.w2[0] + self.dim)
+
+    @property
     def parameters(self) -> int:
         """How many numbers are trained."""
         return sum(math.prod(shape) for shape in self.shapes.values())

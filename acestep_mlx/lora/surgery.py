@@ -257,6 +257,14 @@ def adapter_size(transformer: nn.Module, spec: AdapterSpec) -> int:
     return sum(plan.parameters for plan in lokr_plans(transformer, spec).values())
 
 
+def adapter_keeps(transformer: nn.Module, spec: AdapterSpec) -> tuple[int, int]:
+    """Numbers a token that a LoKr's layers keep in all, and of the largest; a LoRA keeps next to nothing."""
+    if isinstance(spec, LoRASpec):
+        return 0, 0
+    kept = [plan.kept for plan in lokr_plans(transformer, spec).values()]
+    return sum(kept), max(kept)
+
+
 def inject(transformer: nn.Module, spec: AdapterSpec, *, seed: int = 0) -> list[str]:
     """Replace the target layers by trainable ones, in place; everything else is frozen.
 

@@ -21,7 +21,7 @@ from ..families.model_folder import ModelFolder, quantizable
 from ..families.protocol import Family, Load
 from ..families.songs import Shape
 from ..formatting import count, size
-from ..lora.surgery import AdapterSpec, adapter_size, target_shapes
+from ..lora.surgery import AdapterSpec, adapter_keeps, adapter_size, target_shapes
 from ..nn.device import cache_limit as cache_limit
 from ..nn.device import machine_memory as machine_memory
 from .settings import COMPUTE_DTYPES, full_training, further_loss, lora_spec, rollout_settings
@@ -38,6 +38,7 @@ UPDATE = 0.6  # of the trained parameters' bytes: what an update takes beside th
 CAUTION = 0.7  # share of the usable memory that the estimate may take when checkpointing is chosen
 CARD = 0.9  # share of an NVIDIA card's memory; the rest is the driver's and the libraries'
 LEAST_CACHE = 128 << 20  # also where nothing is left
+IN_WORK = 3  # arrays of a LoKr layer beside those that it keeps
 FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
 
 
@@ -131,6 +132,7 @@ def estimate(
     while_stepping = {
         "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
         "activations": found,
+        **_products(family, model, load, spec, checkpointed, size),
         # Clipped gradients and new moments come one after the other, when the activations are gone.
         "optimizer's step": max(0.0, UPDATE * trained - found),
         **_rollout(config, model, load, size, found),
@@ -163,6 +165,24 @@ def _clips(
     taken = weight_bytes(family, model, bits, 64, size) + trained
     taken += family.memory.activations(model, heard.clip, size, model.blocks)
     return {"clips through validation_model": max(0.0, taken - step)}
+
+
+def _products(
+    family: Family, model: Any, load: Load, spec: AdapterSpec, checkpointed: int, size: int
+) -> dict[str, float]:
+    """At most what a LoKr's products keep for the backward pass: those of blocks that keep theirs, and of
+    the one in work; and gradients of the largest layer."""
+    total, largest = _kept(family, model, spec)
+    if not total:
+        return {}
+    blocks = model.blocks - checkpointed + min(1, checkpointed)
+    numbers = total * blocks / model.blocks + IN_WORK * largest
+    return {"LoKr's products": numbers * family.memory.tokens(model, load) * size}
+
+
+@lru_cache(maxsize=16)
+def _kept(family: Family, config: Any, spec: AdapterSpec) -> tuple[int, int]:
+    return adapter_keeps(family.components["transformer"].module(config), spec)
 
 
 def _rollout(config: RunConfig, model: Any, load: Load, size: int, step: float) -> dict[str, float]:

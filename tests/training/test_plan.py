@@ -19,7 +19,7 @@ from acestep_mlx.families.v1 import memory as v1_memory
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.lora.full_modules import train_full
-from acestep_mlx.lora.surgery import inject
+from acestep_mlx.lora.surgery import inject, lokr_plans
 from acestep_mlx.training import build, settings
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.distributed import World
@@ -236,3 +236,18 @@ def test_a_factored_optimizer_keeps_a_moment_only_with_beta_1(settings, more):
     found = plan.estimate(config, load)
     here, there = (one.parts["LoRA and optimizer"] for one in (found, plain))
     assert here - there == pytest.approx(4 * lora * (1 / rank + more - 1))
+
+
+def test_what_a_lokr_keeps_for_its_gradients_is_a_part_of_its_own():
+    """Of the blocks that keep their activations, and of one beside them; a LoRA has no such part."""
+    load = plan.Load(100, 2, 64, 0)
+    config = load_config(LYCORIS | {"mixed_precision": "no"})
+    of = [plan.estimate(config, load, model=WIDE, checkpointed=n).parts for n in range(WIDE.num_layers + 1)]
+    name = "LoKr's products"
+    layer = next(
+        iter(lokr_plans(quantised_model(V1, WIDE, None, mx.float32), plan.lora_spec(config)).values())
+    )
+    block = 200 * 4 * 8 * layer.kept  # eight equal layers in each
+    assert of[0][name] - of[1][name] == 0 and of[-1][name] == pytest.approx(block + 200 * 4 * 3 * layer.kept)
+    assert of[1][name] - of[2][name] == pytest.approx(block)
+    assert name not in plan.estimate(load_config({}), load, model=WIDE).parts

@@ -97,6 +97,10 @@ class StepMemory:
         tokens = load.batch * (1 + load.text + load.lyrics)
         return 2.0 * config.num_layers * tokens * config.dim * size
 
+    def tokens(self, config: TransformerConfig, load: Load) -> int:
+        """The frames."""
+        return load.batch * load.frames
+
     def kept(self, load: Load, trained: Iterable[str]) -> dict[str, float]:
         """Encoded lyrics, unless what encodes them is among the `trained` modules."""
         if not load.lyrics or lyric_states.trained(trained):

@@ -116,6 +116,10 @@ class StepMemory:
         tokens = load.batch * (load.text + TIMBRE + load.lyrics)
         return 2.0 * config.num_hidden_layers * tokens * config.num_key_value_heads * config.head_dim * size
 
+    def tokens(self, config: TransformerConfig, load: Load) -> int:
+        """Patches of frames."""
+        return load.batch * -(-load.frames // config.patch_size)
+
     def kept(self, load: Load, trained: Iterable[str]) -> dict[str, float]:
         """Nothing: conditions are cached on disk."""
         return {}
