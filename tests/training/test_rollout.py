@@ -485,6 +485,30 @@ def test_of_a_quantised_base(model: str) -> None:
     assert dict(tree_flatten(network.trainable_parameters()))
 
 
+@pytest.mark.slow
+def test_a_further_loss_sees_the_training_pass_alone() -> None:
+    """What the model computes there, once, at the latents that the song was led to; both losses' parts."""
+    made, network, seen = batch("v1"), adapted("v1"), []
+
+    class Watching:
+        parts = ("further/size",)
+
+        def __call__(self, model: Any, batch: Any, run: Any) -> Any:
+            with model.watched() as blocks:
+                losses = run()
+            seen.append(dict(blocks))
+            return losses + 1, {"further/size": mx.abs(blocks[1]).mean()}
+
+    step = stepped("v1", network, replace(ALWAYS, reflexflow=ReflexFlow()), lr=0.0)
+    alone = step(made, update=True)
+    both = TrainStep(
+        network, step.groups, step.settings, step.objective, rollout=step.rollout, auxiliary=Watching()
+    )(made, update=True)
+    assert len(seen) == 1 and set(both.parts) == {FLOW, FC, ADR, "further/size"}
+    assert both.loss.item() == pytest.approx(alone.loss.item() + 1, rel=1e-5)
+    assert both.parts[ADR].item() == pytest.approx(alone.parts[ADR].item(), rel=1e-5)
+
+
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────
 def test_every_key_is_read_and_off_by_default() -> None:
     plain = load_config({})
@@ -557,15 +581,15 @@ def test_keys_without_effect_are_named(given: dict[str, Any], named: str) -> Non
 def test_what_a_run_will_do_is_said_with_its_cost() -> None:
     said = rollout_lines(load_config(SETTINGS))
     assert "with probability 1, by 0 to 10 timesteps (uniform), in Euler steps of 1" in said[0]
-    assert "5.9 forward passes more" in said[1] and "3.0 times its time, 2.5 times" in said[1]
+    assert "5.9 forward passes more" in said[1] and "3.7 times its time, 3.1 times" in said[1]
     off = {"scheduled_sampling_reflexflow": False}
     assert "5.0 forward passes more" in rollout_lines(load_config({**SETTINGS, **off}))[1]
     one = rollout_lines(load_config({**SETTINGS, **off, "scheduled_sampling_stride": 10}))
-    assert "0.9 forward passes more" in one[1] and "1.3 times" in one[1]
+    assert "0.9 forward passes more" in one[1] and "1.4 times" in one[1]
     ramp = {"scheduled_sampling_ramp_steps": 8, "scheduled_sampling_start_step": 2, "train_batch_size": 2}
     lines = rollout_lines(load_config({**SETTINGS, **off, **ramp}))
     assert "with probability 0 at step 2 to 0.5 at step 10 (linear)" in lines[0]
-    assert "that is 0.0 to 4.2 forward passes more" in lines[1] and "1.0 to 2.4 times" in lines[1]
+    assert "that is 0.0 to 4.2 forward passes more" in lines[1] and "1.0 to 2.9 times" in lines[1]
 
 
 @pytest.mark.parametrize("B", [1, 2, 5])
