@@ -112,6 +112,9 @@ def main(argv: list[str] | None = None) -> None:
             raise
         click.echo(f"error: {without_secrets(refusal(error))}", err=True)
         sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):  # before RuntimeError, which click's is one of
+        click.echo("interrupted", err=True)
+        sys.exit(130)
     except (RuntimeError, MemoryError) as error:
         kind = fault_of(error)
         if debug or kind is None:
@@ -121,7 +124,4 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         _show(error)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
