@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     mx.disable_compile()
     try:
-        yield make
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda handle: None)
+            yield make
     finally:
         mx.enable_compile()
 

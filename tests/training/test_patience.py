@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     mx.disable_compile()
     try:
-        yield make
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda handle: None)
+            yield make
     finally:
         mx.enable_compile()
 
