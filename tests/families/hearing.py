@@ -9,8 +9,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from acestep_mlx.families.v1.ssl.encoders import ENCODERS
+from acestep_mlx.families.v1.ssl.alignment import Alignment
+from acestep_mlx.families.v1.ssl.encoders import ENCODERS, length_of
 from acestep_mlx.families.v1.ssl.hubert import KERNELS
+from acestep_mlx.families.v1.ssl.projectors import Projectors, Tap
+from acestep_mlx.families.v1.ssl.projectors import shapes as projector_shapes
+
+from ..training import tiny
 
 #: of the miniature's projectors
 WIDTHS = {"mert": 24, "m-hubert": 16}
@@ -63,3 +68,21 @@ def options(folder: Path, weight: float = 0.5, **change: Any) -> dict[str, Any]:
         if not (folder / name).is_dir():
             write(folder / name, name)
     return {"ace_step_ssl_loss_weight": weight, **{k: str(v) for k, v in files.items()}, **change}
+
+
+def alignment(weight: float = 1.0) -> Alignment:
+    """The loss of `training.tiny`'s model, with random projectors behind its first block."""
+    taps = [Tap("mert", 0, 6), Tap("m-hubert", 0, 5)]
+    tensors = {
+        k: mx.random.normal(shape) * 0.2 for k, shape in projector_shapes(taps, tiny.CONFIG.dim).items()
+    }
+    return Alignment(Projectors(taps, tensors), weight, ("mert", "m-hubert"))
+
+
+def heard(batch: dict[str, mx.array], lengths: dict[str, list[int]]) -> dict[str, mx.array]:
+    """A batch with random features of these lengths."""
+    found = dict(batch)
+    for (name, own), width in zip(lengths.items(), (6, 5), strict=True):
+        found[name] = mx.random.normal((len(own), 60, width)).astype(mx.float16)
+        found[length_of(name)] = mx.array(own)
+    return found

@@ -27,19 +27,22 @@ from acestep_mlx.data.manifest import build_manifest
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.families import of_flavour
 from acestep_mlx.families.model_folder import ModelFolder
+from acestep_mlx.families.songs import CachedSong, Shape
 from acestep_mlx.families.v1 import songs
+from acestep_mlx.families.v1.latents import LATENTS
 from acestep_mlx.families.v1.miniature import write_checkpoint
 from acestep_mlx.families.v1.objective import FlowMatching
 from acestep_mlx.families.v1.ssl import features, further
-from acestep_mlx.families.v1.ssl.alignment import Alignment, distances, interpolation
-from acestep_mlx.families.v1.ssl.encoders import ENCODERS, MERT, MHUBERT, chosen, length_of
+from acestep_mlx.families.v1.ssl.alignment import distances, interpolation
+from acestep_mlx.families.v1.ssl.encoders import ENCODERS, MERT, MHUBERT, chosen
 from acestep_mlx.families.v1.ssl.hubert import open_hubert
-from acestep_mlx.families.v1.ssl.projectors import Projectors, Tap, shapes
+from acestep_mlx.families.v1.ssl.projectors import Projectors, Tap
 from acestep_mlx.io.safetensors import read_header
 from acestep_mlx.report.events import Evaluated, StepDone
 from acestep_mlx.training import memory
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.preflight import preflight
+from acestep_mlx.training.rollout import ReflexFlow, RolloutSettings
 
 from ..test_options_reach import QuickCodec
 from ..training import runs, tiny
@@ -386,24 +389,10 @@ def test_the_distance_is_from_0_to_2_and_finite_for_nothing() -> None:
     assert mx.all(mx.isfinite(gradient)).item()
 
 
-def _alignment(weight: float = 1.0) -> Alignment:
-    taps = [Tap("mert", 0, 6), Tap("m-hubert", 0, 5)]
-    tensors = {k: mx.random.normal(shape) * 0.2 for k, shape in shapes(taps, tiny.CONFIG.dim).items()}
-    return Alignment(Projectors(taps, tensors), weight, ("mert", "m-hubert"))
-
-
-def _heard(batch: dict[str, mx.array], lengths: dict[str, list[int]]) -> dict[str, mx.array]:
-    found = dict(batch)
-    for (name, own), width in zip(lengths.items(), (6, 5), strict=True):
-        found[name] = mx.random.normal((len(own), 60, width)).astype(mx.float16)
-        found[length_of(name)] = mx.array(own)
-    return found
-
-
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
 def test_two_songs_of_different_lengths_are_as_each_alone(dtype: mx.Dtype) -> None:
-    model, alignment, flow = tiny.adapted(), _alignment(), FlowMatching()
-    batch = _heard(tiny.batch(B=2), {"mert": [58, 40], "m-hubert": [37, 60]})
+    model, alignment, flow = tiny.adapted(), hearing.alignment(), FlowMatching()
+    batch = hearing.heard(tiny.batch(B=2), {"mert": [58, 40], "m-hubert": [37, 60]})
 
     def losses(some: dict[str, mx.array]) -> Any:
         return alignment(model, some, lambda: flow.losses(model, some, flow.draw(some), dtype))
@@ -417,11 +406,10 @@ def test_two_songs_of_different_lengths_are_as_each_alone(dtype: mx.Dtype) -> No
 
 
 def test_a_step_in_fp16_is_that_in_float32_but_for_rounding() -> None:
-    batch = _heard(tiny.batch(B=2), {"mert": [58, 40], "m-hubert": [37, 60]})
-    alignment, results = _alignment(), []
+    batch = hearing.heard(tiny.batch(B=2), {"mert": [58, 40], "m-hubert": [37, 60]})
+    alignment, results = hearing.alignment(), []
     for dtype in (mx.float32, mx.float16):
-        step = tiny.step(tiny.adapted(), compute_dtype=dtype)
-        step.auxiliary, step.parts, step.told = alignment, alignment.parts, (*step.told, *alignment.parts)
+        step = tiny.step(tiny.adapted(), compute_dtype=dtype, auxiliary=alignment)
         results.append(step(batch, update=True))
     single, half = results
     assert half.finite.item() and half.loss.item() == pytest.approx(single.loss.item(), rel=1e-2)
@@ -430,14 +418,46 @@ def test_a_step_in_fp16_is_that_in_float32_but_for_rounding() -> None:
 
 def test_an_encoder_that_heard_nothing_of_a_song_is_not_counted() -> None:
     model, flow = tiny.adapted(), FlowMatching()
-    batch = _heard(tiny.batch(B=2), {"mert": [58, 40], "m-hubert": [37, 0]})
+    batch = hearing.heard(tiny.batch(B=2), {"mert": [58, 40], "m-hubert": [37, 0]})
     plain = flow.losses(model, batch, flow.draw(batch), mx.float32)
-    total, parts = _alignment(0.5)(
+    total, parts = hearing.alignment(0.5)(
         model, batch, lambda: flow.losses(model, batch, flow.draw(batch), mx.float32)
     )
     added = (total - plain) / 0.5
     first, second = parts["ssl/mert"].item(), parts["ssl/m-hubert"].item()
     assert added[1].item() == pytest.approx(2 * first - (2 * added[0].item() - second), rel=1e-4)
+
+
+def test_what_a_rollout_leads_to_is_compared_with_the_clean_song() -> None:
+    """Both at once: the parts of both are told, and this one's is of the pass with the gradient."""
+    batch = hearing.heard(tiny.batch(B=2), {"mert": [58, 40], "m-hubert": [37, 60]})
+    settings = RolloutSettings(6, probability=1.0, reflexflow=ReflexFlow())
+    alignment, found = hearing.alignment(), []
+    for rollout in (None, settings):
+        step = tiny.step(tiny.adapted(), auxiliary=alignment, rollout=rollout, compiled=False)
+        found.append(step(batch, update=True).parts)
+    assert list(found[0]) == ["ssl/mert", "ssl/m-hubert"]
+    assert set(found[1]) == {*found[0], "reflexflow/flow", "reflexflow/fc", "reflexflow/adr"}
+    for name, value in found[0].items():
+        assert value.item() != found[1][name].item()  # of other latents
+        assert value.item() == pytest.approx(found[1][name].item(), rel=0.1)
+
+
+def test_a_part_of_a_song_is_compared_with_what_is_heard_of_it() -> None:
+    features = np.arange(MERT.length(48_000 * 20))[:, None].repeat(24, 1).astype(np.float16)
+    arrays = {"latents": np.zeros((8, 16, 216), np.float32), "mert": features}
+    start, frames = 43, 97
+    part = songs.crop(arrays, start, frames)["mert"]
+    first, last = (LATENTS.seconds(frame) for frame in (start, start + frames))
+    seconds = part[:, 0] / MERT.length(48_000 * 20) * 20  # about, as a chunk loses a frame
+    assert seconds[0] == pytest.approx(first, abs=0.03) and seconds[-1] == pytest.approx(last, abs=0.03)
+    given = {**arrays, "states": np.zeros((3, 4), np.float32), "ids": np.zeros(2, np.int32)}
+    for begin in range(0, 116, 9):
+        own = songs.crop(given, begin, 100)
+        batch = songs.collate([CachedSong(own, False, False)], Shape(100, 4, 4))
+        length = batch["mert_length"][0]
+        assert length == len(own["mert"]) <= batch["mert"].shape[1]
+        assert np.array_equal(batch["mert"][0, :length], own["mert"])
 
 
 # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────

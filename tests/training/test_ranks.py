@@ -25,6 +25,7 @@ from acestep_mlx.training.distributed import World
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.rollout import ReflexFlow, RolloutSettings
 
+from ..families import hearing
 from . import runs, tiny
 
 
@@ -202,6 +203,18 @@ def test_songs_are_rolled_out_by_each_rank_as_by_one_with_both(meeting: Meeting)
         assert result["grad_norm"] == pytest.approx(norm, rel=1e-4)
         parts = [result[f"reflexflow/{name}"] for name in ("flow", "fc", "adr")]
         assert sum(parts) == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_further_loss_of_ranks_is_that_of_one_with_both(meeting: Meeting) -> None:
+    whole = hearing.heard(tiny.batch(2, B=2), {"mert": [58, 40], "m-hubert": [37, 60]})
+    settings: dict[str, Any] = {"max_grad_norm": 0.0, "auxiliary": hearing.alignment()}
+    found = _stepped(meeting, [[tiny.rows(whole, r, r + 1)] for r in (0, 1)], **settings)
+    weights, loss, _ = _single(whole, **settings)
+    parts = tiny.step(tiny.adapted(), compiled=False, **settings)(whole, update=True).parts
+    for mine, (result,) in found:
+        assert _same(mine, weights, 2e-6) and result["loss"] == pytest.approx(loss, rel=1e-5)
+        for name, value in parts.items():
+            assert result[name] == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_uneven_shares_weigh_by_their_samples(meeting: Meeting) -> None:

@@ -86,7 +86,7 @@ def step(
 ) -> TrainStep:
     """A TrainStep with one group."""
     compiled = bool(options.pop("compiled", True))
-    place = {k: options.pop(k) for k in ("world",) if k in options}
+    place = {k: options.pop(k) for k in ("world", "auxiliary") if k in options}
     rollout = options.pop("rollout", None)
     paths = [p for p, _ in _flat(model)]
     group = Group("lora", make_optimizer(optimizer, lr), Schedule("constant", lr, 0, total), paths)

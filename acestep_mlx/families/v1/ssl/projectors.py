@@ -129,6 +129,7 @@ class Projectors:
             ]
             for i, tap in enumerate(taps)
         }
+        mx.eval(self._layers)
 
     @classmethod
     def read(cls, path: Path, config: Any) -> Projectors:
