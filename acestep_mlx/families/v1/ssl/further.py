@@ -76,7 +76,7 @@ class SelfSupervised:
         lines = [
             f"the loss is that of the flow + {config.ace_step_ssl_loss_weight:g} × the mean distance to what "
             f"{names} {hear}; it trains what lies below the block that is compared, and the evaluation loss "
-            "is without it",
+            "is without it; a step computes some 2 % more",
             f"caches grow by {size(per_minute)} a minute, {size(grow)} for these songs; while they are made, "
             f"an encoder of {size(4e6 * parameters)} is in memory",
         ]
