@@ -42,12 +42,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from generate import TEXT, our_step, our_step_v15
 from subjects import add_family, subject
 
-import acestep_mlx.nn.activations
 import acestep_mlx.nn.convolution
 import acestep_mlx.nn.cpu
 import acestep_mlx.nn.windows
 from acestep_mlx.families.model_folder import quantizable
 from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
+from acestep_mlx.nn import device
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
@@ -336,7 +336,8 @@ def as_on_a_gpu(gradient: bool) -> Iterator[None]:
     """Choices between the back ends are a GPU's; nothing is computed."""
     users = [acestep_mlx.nn.convolution, acestep_mlx.nn.cpu, acestep_mlx.nn.windows]
     names: list[tuple[Any, str, Any]] = [(user, "on_cpu", lambda: False) for user in users]
-    names.append((acestep_mlx.nn.activations, "attention_gradient_is_fused", lambda: False))  # Metal
+    names.append((device, "attention_gradient_is_fused", lambda: False))  # Metal
+    names.append((device, "attention_is_fused", lambda: True))
     names += [(mx.fast, "rms_norm", _norm), (mx.fast, "layer_norm", _norm)]
     names += [(mx, "eval", lambda *_: None), (mx, "async_eval", lambda *_: None)]
     if not gradient:

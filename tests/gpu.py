@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from acestep_mlx.nn import convolution, cpu, windows
+from acestep_mlx.nn import convolution, cpu, device, windows
 
 #: What of `nn.cpu` is no computation.
 CHOICES = ("by_arithmetic", "second_stream")
@@ -36,6 +36,10 @@ def gpu_side() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, mx.stream(_stream()):
         for module in (convolution, cpu, windows):
             patch.setattr(module, "on_cpu", lambda: False)
+        patch.setattr(
+            device, "attention_is_fused", lambda: True
+        )  # as on Metal, which spells out the gradient
+        patch.setattr(device, "attention_gradient_is_fused", lambda: False)
         for name, found in inspect.getmembers(cpu):
             if inspect.isclass(found) and found.__module__ == cpu.__name__:
                 patch.setattr(found, "__call__", _refuse(name))

@@ -20,7 +20,7 @@ TRAFFIC = Path(__file__).resolve().parents[1] / "benchmarks" / "traffic.py"
 #: family → (kernels, GB moved) of a step of 240 s at 8 bits with every block recomputed, and of a guided step
 BOUNDS = {
     "v1": {"step": (8_550, 232.5), "guided step": (1_930, 96.4)},
-    "v15": {"step": (18_480, 321.0), "guided step": (2_160, 65.2)},
+    "v15": {"step": (15_840, 249.6), "guided step": (1_200, 50.9)},
 }
 
 

@@ -12,8 +12,7 @@ from typing import Any, TypeVar, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import cpu
-from .device import attention_gradient_is_fused
+from . import cpu, device
 
 Function = TypeVar("Function", bound=Callable[..., mx.array])
 
@@ -116,12 +115,28 @@ def attend(
     scale = q.shape[-1] ** -0.5
     if cpu.by_arithmetic(q):
         return softmax(masked((q * scale) @ k.swapaxes(-1, -2), mask)) @ v
-    if gradient and not attention_gradient_is_fused():
-        low = max(-1e5, mx.finfo(q.dtype).min / 2)
-        added = mx.zeros((1, 1, 1, 1), q.dtype) if mask is None else mx.where(mask, 0.0, low).astype(q.dtype)
-        found: mx.array = _attention(q, k, v, added)[0]
-        return found
+    if gradient and not device.attention_gradient_is_fused():
+        return spelled_attention(q, k, v, None if mask is None else additive(mask, q.dtype))
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def additive(seen: mx.array, dtype: mx.Dtype) -> mx.array:
+    """A boolean mask as numbers of `dtype` to add to scores: low but finite where it is false."""
+    return mx.where(seen, 0.0, max(-1e5, mx.finfo(dtype).min / 2)).astype(dtype)
+
+
+def spelled_attention(q: mx.array, k: mx.array, v: mx.array, added: mx.array | None) -> mx.array:
+    """Softmax attention with a gradient, scale 1/√Dh: q (B, H, T, Dh); k, v (B, Hk, S, Dh) → (B, H, T, Dh).
+
+    Each head of k and v is for H / Hk of q, as rows of one product. added (B, 1, 1 or T, S): to the scores.
+    """
+    (B, H, T, Dh), Hk = q.shape, k.shape[1]
+    if added is None:
+        added = mx.zeros((1, 1, 1, 1), q.dtype)
+    elif added.shape[2] > 1:
+        added = mx.tile(added, (1, 1, H // Hk, 1))
+    found: mx.array = _attention(q.reshape(B, Hk, -1, Dh), k, v, added)[0]
+    return found.reshape(B, H, T, Dh)
 
 
 def _weighted(q: mx.array, k: mx.array, v: mx.array, added: mx.array) -> tuple[mx.array, mx.array]:

@@ -21,6 +21,11 @@ def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
+def attention_is_fused() -> bool:
+    """Whether `mx.fast`'s attention holds no scores where no gradient is asked for, as on Metal."""
+    return not on_cpu() and mx.metal.is_available()
+
+
 def attention_gradient_is_fused() -> bool:
     """Whether `mx.fast`'s attention has a gradient in one kernel, as on CUDA; on Metal it is spelled out."""
     return not on_cpu() and not mx.metal.is_available()

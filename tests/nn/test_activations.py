@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from acestep_mlx.nn import activations, cpu
+from acestep_mlx.nn import cpu, device
 from acestep_mlx.nn.activations import attend, gated_conv, masked, relu, rms_norm, silu, softmax, swiglu
 
 DTYPES = [mx.float32, mx.bfloat16, mx.float16]
@@ -83,7 +83,7 @@ def test_attend_ignores_masked_keys(dtype: mx.Dtype) -> None:
 def test_attention_where_no_kernel_has_its_gradient(monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype) -> None:
     """As on Metal in training: values and gradients are those of the plain formula."""
     monkeypatch.setattr(cpu, "on_cpu", lambda: False)
-    monkeypatch.setattr(activations, "attention_gradient_is_fused", lambda: False)
+    monkeypatch.setattr(device, "attention_gradient_is_fused", lambda: False)
     given = [normal(i, 2, 3, n, 8).astype(dtype) for i, n in enumerate((4, 5, 5))]
     mask, c = mx.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])[:, None, None] > 0, normal(3, 2, 3, 4, 8)
 

@@ -15,12 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...io.schema import choice, items, number, optional, text
-from ...nn.activations import RMSNorm
+from ...nn.activations import RMSNorm, additive
 from ...nn.config import WIDTH
 from ...nn.recompute import checkpointed
 from ..v1.dit import timestep_features
 from .config import FULL, SLIDING, StackConfig, alternating
-from .layers import MLP, Attention, KeysValues, Rope, additive, rope_table, sight
+from .layers import MLP, Attention, KeysValues, Rope, rope_table, sight
 from .lora import LORA
 
 TIME_CHANNELS = 256
@@ -118,9 +118,11 @@ class Layer(nn.Module):
         """x (B, L, D), time (B, 6, D), states (B, S, D) or their keys and values → (B, L, D)."""
         table = (self.scale_shift_table + time)[:, :, None]  # [B, 6, 1, D]
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (table[:, i] for i in range(6))
-        x = x + gate * self.self_attn(self.self_attn_norm(x) * (1 + scale) + shift, seen=seen, rope=rope)
         kv = states if isinstance(states, tuple) else self.cross_attn.keys_values(states)
-        x = x + self.cross_attn(self.cross_attn_norm(x), kv, seen=states_seen)
+        gradient = not isinstance(states, tuple)  # those of a song that is generated are kept
+        moved = self.self_attn_norm(x) * (1 + scale) + shift
+        x = x + gate * self.self_attn(moved, seen=seen, rope=rope, gradient=gradient)
+        x = x + self.cross_attn(self.cross_attn_norm(x), kv, seen=states_seen, gradient=gradient)
         return x + gate_mlp * self.mlp(self.mlp_norm(x) * (1 + scale_mlp) + shift_mlp)
 
 

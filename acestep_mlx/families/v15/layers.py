@@ -12,8 +12,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...nn import cpu
-from ...nn.activations import RMSNorm, swiglu, with_gradient
+from ...nn import cpu, device
+from ...nn.activations import RMSNorm, additive, spelled_attention, swiglu, with_gradient
+from ...nn.rotary import rotation
 from .config import SLIDING, LayerConfig, StackConfig
 
 Rope = tuple[mx.array, mx.array]
@@ -22,18 +23,20 @@ SCORES_AT_ONCE = 1 << 24  # of all heads; more of them are worked on group by gr
 
 
 def rope_table(length: int, head_dim: int, theta: float) -> Rope:
-    """cos and sin, each (length, head_dim / 2) float32, of pos · theta^(−2i / head_dim)."""
+    """cos and signed sin, each (length, 2, head_dim / 2) float32, of pos · theta^(−2i / head_dim)."""
     inv_freq = 1.0 / theta ** (mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim)
     angles = mx.arange(length, dtype=mx.float32)[:, None] * inv_freq[None]
-    return mx.cos(angles), mx.sin(angles)
+    cos, sin = mx.cos(angles), mx.sin(angles)
+    return mx.stack([cos, cos], axis=1), mx.stack([-sin, sin], axis=1)
+
+
+_turn = rotation(-2)
 
 
 def apply_rope(x: mx.array, rope: Rope) -> mx.array:
     """x (B, H, L, Dh), channel i turned with channel i + Dh / 2; in float32, returned in x's dtype."""
-    cos, sin = rope
-    first, second = mx.split(x.astype(mx.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return mx.concatenate(turned, axis=-1).astype(x.dtype)
+    turned: mx.array = _turn(x, *rope)
+    return turned
 
 
 class Sight(NamedTuple):
@@ -44,11 +47,6 @@ class Sight(NamedTuple):
 
     full: mx.array | None  # (B, 1, 1, L)
     sliding: mx.array | None  # (B or 1, 1, 1 or L, L); for long sequences in blocks (B or 1, N, 1, W, 3W)
-
-
-def additive(seen: mx.array, dtype: mx.Dtype) -> mx.array:
-    """A boolean mask as numbers of `dtype` to add to scores."""
-    return mx.where(seen, 0.0, max(-1e5, mx.finfo(dtype).min / 2)).astype(dtype)
 
 
 def sight(length: int, window: int, valid: mx.array | None, dtype: mx.Dtype) -> Sight:
@@ -80,8 +78,12 @@ def _neighbours(x: mx.array, blocks: int, width: int) -> mx.array:
     return mx.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
 
 
-def _softmax_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.array:
-    """q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh), by MLX's own kernels."""
+def _softmax_attention(
+    q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None, gradient: bool
+) -> mx.array:
+    """q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh), as a GPU does it best."""
+    if gradient and not device.attention_gradient_is_fused():
+        return spelled_attention(q, k, v, seen)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=seen)
 
 
@@ -118,23 +120,34 @@ def _in_turn(
     return with_gradient(forward, backward)(q, k, v)
 
 
-def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None) -> mx.array:
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, seen: mx.array | None, *, gradient: bool = True
+) -> mx.array:
     """Softmax attention, scale 1/√Dh: q (B, H, L, Dh); k, v (B, Hk, S, Dh) → (B, H, L, Dh).
 
-    `seen` as in `Sight`; in blocks, time and memory grow with L and not with its square.
+    `seen` as in `Sight`; in blocks, time and memory grow with L and not with its square. gradient: whether
+    one may be asked for.
     """
     B, H, L, Dh = q.shape
+    held = gradient or not device.attention_is_fused()  # scores are arrays
     if seen is None or seen.ndim == 4:
-        plain = cpu.grouped_attention if cpu.by_arithmetic(q) else _softmax_attention
-        return _in_turn(lambda q, k, v: plain(q, k, v, seen), B * H * L * k.shape[2], q, k, v)
+
+        def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+            if cpu.by_arithmetic(q):
+                return cpu.grouped_attention(q, k, v, seen)
+            return _softmax_attention(q, k, v, seen, gradient)
+
+        return _in_turn(plain, B * H * L * k.shape[2] if held else 0, q, k, v)
     _, N, _, W, _ = seen.shape
-    scores = B * N * H * W * 3 * W
+    scores = B * N * H * W * 3 * W if held else 0
     if cpu.by_arithmetic(q):
         return _in_turn(lambda q, k, v: cpu.sliding_attention(q, k, v, seen), scores, q, k, v)
     q = mx.pad(q, [(0, 0), (0, 0), (0, N * W - L), (0, 0)]).reshape(B, H, N, W, Dh)
     q, k, v = (x.swapaxes(1, 2).flatten(0, 1) for x in (q, _neighbours(k, N, W), _neighbours(v, N, W)))
     blocks = mx.broadcast_to(seen, (B, *seen.shape[1:])).flatten(0, 1)  # [BN, 1, W, 3W]
-    out = _in_turn(lambda q, k, v: _softmax_attention(q, k, v, blocks), scores, q, k, v)  # [BN, H, W, Dh]
+    out = _in_turn(
+        lambda q, k, v: _softmax_attention(q, k, v, blocks, gradient), scores, q, k, v
+    )  # [BN, H, W, Dh]
     return out.reshape(B, N, H, W, Dh).swapaxes(1, 2).reshape(B, H, N * W, Dh)[:, :, :L]
 
 
@@ -175,13 +188,14 @@ class Attention(nn.Module):
         *,
         seen: mx.array | None = None,
         rope: Rope | None = None,
+        gradient: bool = True,
     ) -> mx.array:
-        """x (B, L, D) → (B, L, D), over x itself or over given keys and values; `seen` as in `Sight`."""
+        """x (B, L, D) → (B, L, D), over x itself or over given keys and values; the rest as in `attend`."""
         q = self.q_norm(self._heads(self.q_proj(x))).swapaxes(1, 2)  # [B, H, L, Dh]
         if rope is not None:
             q = apply_rope(q, rope)
         k, v = self.keys_values(x, rope) if keys_values is None else keys_values
-        return self.o_proj(attend(q, k, v, seen).swapaxes(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v, seen, gradient=gradient).swapaxes(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -211,7 +225,7 @@ class EncoderLayer(nn.Module):
 
     def __call__(self, x: mx.array, *, seen: mx.array | None, rope: Rope) -> mx.array:
         """x (B, L, D) → (B, L, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), seen=seen, rope=rope)
+        x = x + self.self_attn(self.input_layernorm(x), seen=seen, rope=rope, gradient=False)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

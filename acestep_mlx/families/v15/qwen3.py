@@ -15,10 +15,11 @@ import mlx.nn as nn
 
 from ...errors import CheckpointError
 from ...io.schema import show
+from ...nn.activations import additive
 from ...nn.config import MANY
 from ...nn.foreign_config import check_leftover
 from .config import FULL, LayerConfig, with_rope_theta
-from .layers import EncoderLayer, additive, rope_table
+from .layers import EncoderLayer, rope_table
 
 #: keys that choose a computation, and the only value that this file computes
 FIXED = {"model_type": "qwen3", "hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None}
