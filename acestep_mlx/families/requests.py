@@ -29,7 +29,9 @@ def request_for(
     own = {**settings.defaults, **(settings.literal if literal else {})}
     if values.get("task") in TASKS:
         check_task(family, settings, values["task"])
-    used = settings.read({name: value for name, value in values.items() if name not in settings.idle})
+    idle = {name: value for name, value in values.items() if name in settings.idle}
+    Request.from_dict(idle, where, family.latents)  # what changes nothing is still no nonsense
+    used = settings.read({name: value for name, value in values.items() if name not in idle})
     return Request.from_dict({**own, **used}, where, family.latents)
 
 

@@ -335,3 +335,12 @@ def test_what_is_told_of_a_song_has_the_form_that_the_model_learned(
 def test_what_the_model_cannot_be_told_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not"):
         request_for(family("v15"), None, given)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [{"omega": "x"}, {"edit_begin": 2}, {"erg_tag": "perhaps"}, {"guidance_scale_text": float("nan")}],
+)
+def test_a_setting_that_changes_nothing_is_checked_as_well(nonsense: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(nonsense)).replace("_", ".")):
+        request_for(family("v15"), None, nonsense)

@@ -13,6 +13,7 @@ from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.lora.formats.read import read_lora
 from acestep_mlx.lora.formats.recognise import is_ours, recognise, released
+from acestep_mlx.lora.formats.scales import PeftSettings
 
 ENDINGS = {"peft": ("lora_A.weight", "lora_B.weight"), "kohya": ("lora_down.weight", "lora_up.weight")}
 
@@ -263,3 +264,9 @@ def test_layers_that_the_model_does_not_have(
     run("info", file)
     said = "".join(capsys.readouterr())
     assert path in said and "use at strength 1.0" not in said
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "lora", None, 3, ["LORA"]])
+def test_another_adapters_settings_are_not_a_loras(kind: object) -> None:
+    with pytest.raises(ValueError, match="peft_type must be LORA or LOKR"):
+        PeftSettings.from_dict({"peft_type": kind, "r": 4, "lora_alpha": 4}, "x")

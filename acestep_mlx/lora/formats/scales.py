@@ -44,7 +44,10 @@ class PeftSettings:
         """Raises ValueError for values that are not what they should be."""
         values = {k.removeprefix("transformer."): _literal(v) for k, v in d.items()}
         rank: Any = values.get("r", DEFAULT)
-        lokr = values.get("peft_type") == "LOKR"  # whose settings are otherwise called the same
+        kind = values.get("peft_type", "LORA")
+        if kind not in ("LORA", "LOKR"):
+            raise ValueError(f"peft_type must be LORA or LOKR, got {schema.show(kind)}")
+        lokr = kind == "LOKR"  # whose settings are otherwise called the same
         alpha: Any = values.get("alpha" if lokr else "lora_alpha", DEFAULT)
         if not _number(rank) or not _number(alpha) or rank != int(rank) or rank < 1:
             got = f"{schema.show(rank)} and {schema.show(alpha)}"
