@@ -11,7 +11,7 @@ from mlx.utils import tree_unflatten
 
 from ..errors import ConfigError
 from .full_modules import check_parameters, full_parameters, make_dense
-from .linear import Wrapper, base_linears, own_dtype
+from .linear import Wrapper, base_linears, own_dtype, with_product
 from .merge import Part, check_strengths, fuse_layer, parameter_changes, parts_by_path
 from .weights import LoRAWeights
 
@@ -84,6 +84,8 @@ class AppliedLoRA(Wrapper, nn.Module):
         self.train(linear.training)
 
     def __call__(self, x: mx.array) -> mx.array:
+        if "lora_a" in self and "lokrs" not in self and "gain" not in self and self.lora_a.dtype == x.dtype:
+            return with_product(self.linear, x, x @ self.lora_a, self.lora_b)
         y: mx.array = self.linear(x)
         change = (x @ self.lora_a) @ self.lora_b if "lora_a" in self else mx.zeros_like(y)
         for lokr in self.get("lokrs", ()):

@@ -96,6 +96,16 @@ def times_weight(x: mx.array, linear: nn.Module) -> mx.array:
     return found
 
 
+def with_product(linear: nn.Module, x: mx.array, low: mx.array, up: mx.array) -> mx.array:
+    """linear(x) + low · up, (..., out), all of one dtype; the second product is added within itself.
+
+    A quantised layer adds its bias in a pass of its own, which comes last.
+    """
+    apart = isinstance(linear, nn.QuantizedLinear) and "bias" in linear
+    y: mx.array = mx.addmm(times_weight(x, linear) if apart else linear(x), low, up)
+    return y + linear.bias if apart else y
+
+
 def row_norms_squared(linear: nn.Module) -> mx.array:
     """‖W‖² of every output row, (out,) float32."""
     return dense_weight(linear).square().sum(axis=1)

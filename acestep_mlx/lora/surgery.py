@@ -34,7 +34,7 @@ from .linear import (
     linear_shape,
     own_dtype,
     row_norms_squared,
-    times_weight,
+    with_product,
 )
 from .lokr import LoKrLinear, LoKrSpec, Plan, misfit
 from .weights import LoRAModule, LoRAWeights
@@ -160,10 +160,7 @@ class LoRALinear(_Adapter):
         if not self.enabled or own_dtype(self.linear) != x.dtype:
             y = self.linear(x)
             return y + self._update(x).astype(y.dtype) if self.enabled else y
-        # Added inside the product. A quantised layer adds its bias in a pass of its own, last.
-        apart = isinstance(self.linear, nn.QuantizedLinear) and "bias" in self.linear
-        y = mx.addmm(times_weight(x, self.linear) if apart else self.linear(x), *self._factors(x))
-        return y + self.linear.bias if apart else y
+        return with_product(self.linear, x, *self._factors(x))
 
 
 class DoRALinear(_Adapter):
