@@ -165,6 +165,20 @@ def _convolutions(weights: LoRAWeights) -> list[str]:
     return [path for path in weights.modules if weights.family.lora.trailing_dims(path)]
 
 
+def _simpletuner_settings(weights: LoRAWeights) -> str:
+    """With these its trainer makes the adapter that the file is copied into, and multiplies by nothing."""
+    names = weights.family.lora
+    usual = [f".{target}" for target in names.default_targets]
+    targets = {next((u[1:] for u in usual if f".{path}".endswith(u)), path) for path in weights.modules}
+    targets = {names.numberless(target).rpartition("#.")[2] for target in targets}
+    settings = [f"lora_rank {weights.rank}", f"lora_alpha {weights.rank} or none"]
+    if weights.is_dora:
+        settings.append("use_dora true")
+    if not targets <= {*names.default_targets}:
+        settings.append(f"peft_lora_target_modules {' '.join(sorted(targets))}")
+    return ", ".join(settings)
+
+
 def notes(weights: LoRAWeights, kind: str, with_full: bool) -> list[str]:
     """What the programs do with such a file that a user may not expect, and what the file lacks."""
     modules = weights.family.lora.full
@@ -176,6 +190,8 @@ def notes(weights: LoRAWeights, kind: str, with_full: bool) -> list[str]:
             f"SimpleTuner's --init_lora knows linear layers only and would drop {len(lost)} of these "
             "modules, which are convolutions there"
         )
+    elif kind == "simpletuner":
+        lines.append(f"SimpleTuner takes it in where its own settings are {_simpletuner_settings(weights)}")
     if kind == LYCORIS:
         lines.append(f"the official app wants a folder with this file in it as {LOKR_FILE}")
     if kind != "mlx" and weights.is_dora:

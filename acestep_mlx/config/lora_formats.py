@@ -25,6 +25,9 @@ FORMATS: dict[str, Format] = {
         "lora_A.weight", "lora_B.weight", "lora_magnitude_vector",
     ),
     "comfyui": Format("ComfyUI", "lora_A.weight", "lora_B.weight", "dora_scale"),
+    "diffusers": Format(
+        "diffusers", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+    ),
     "simpletuner": Format(
         "SimpleTuner's --init_lora", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"
     ),
@@ -35,3 +38,5 @@ LYCORIS = "lycoris"
 #: the formats that a LoKr is written in → who loads it; its keys end as LyCORIS's do
 LOKR_FORMATS = {"comfyui": "ComfyUI", LYCORIS: "LyCORIS and the programs that load with it"}
 ALL_FORMATS = tuple(dict.fromkeys([*FORMATS, *LOKR_FORMATS]))
+#: what a run's `lora_format` may be; `diffusers` is SimpleTuner's word there for what peft is here
+RUN_FORMATS = tuple(name for name in ALL_FORMATS if name != "diffusers")

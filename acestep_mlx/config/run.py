@@ -18,7 +18,7 @@ from ..formatting import without_secrets
 from ..io.filenames import as_stored
 from ..registry import MAX_SECONDS, REGISTRY, answers, default, flavours, lora_presets, of_flavour
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
-from .lora_formats import ALL_FORMATS, LOKR_FORMATS, LYCORIS
+from .lora_formats import LOKR_FORMATS, LYCORIS, RUN_FORMATS
 from .lycoris import EXAMPLE, read_lycoris
 from .optimizers import OPTIMIZERS, SPELLINGS, check_settings
 from .option import PathText, declared, foreign, option
@@ -107,7 +107,7 @@ class LoRA:
     init_lora: PathText | None = free(None, "LoRA file of any supported format to start from.")
     lora_format: str = free("peft",
         "Key format of pytorch_lora_weights.safetensors; of a LoKr lycoris (its default) or comfyui.",
-        choices=ALL_FORMATS, spellings={"diffusers": "peft"})
+        choices=RUN_FORMATS, spellings={"diffusers": "peft"})
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,10 @@ def for_format(weights: LoRAWeights, format: str, base: nn.Module | None) -> LoR
             f"SimpleTuner takes a {title} from a pickle beside the LoRA, not from the LoRA file; "
             "export without it"
         )
+    if format == "diffusers":
+        raise ConfigError(
+            f"the format 'diffusers' holds no {title}; export without it, or with --format peft"
+        )
     if weights.full is None and not weights.diffs:
         raise ConfigError(f"this LoRA has no {title} to export")
     if format != "comfyui" and not weights.diffs:

@@ -189,6 +189,7 @@ def test_options_of_a_lora_have_no_effect_and_are_told() -> None:
         load_config({"lora_type": "lycoris", "lycoris_config": BASE, "init_lokr_norm": 1e-4})
     with pytest.raises(ConfigError, match="lora_format=lycoris is for lora_type=lycoris"):
         load_config({"lora_format": "lycoris"})
+    assert load_config({"lora_format": "diffusers"}).lora_format == "peft"  # as SimpleTuner calls it
     assert "lycoris_config" not in load_config({}).to_dict()
     ignored = load_config({"lycoris_config": "anything.json"}).ignored
     assert ignored == [("lycoris_config", "it counts with lora_type=lycoris only")]

@@ -109,11 +109,11 @@ def test_every_loader_applies_exactly_the_trained_update(spec, tmp_path):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("kind", ["peft", "comfyui", "simpletuner"])
+@pytest.mark.parametrize("kind", ["peft", "comfyui", "diffusers", "simpletuner"])
 @pytest.mark.parametrize("embedder", [False, True])
 def test_comfyui_is_announced_where_it_loads_all_of_a_file(spec, kind, embedder, tmp_path):
     """A DoRA's `lora_magnitude_vector`, whole parameters and `transformer.` keys do nothing there."""
-    if embedder and kind == "simpletuner":
+    if embedder and kind in ("diffusers", "simpletuner"):
         return  # refused
     base_model, model = make(), trained(SPECS[spec])
     weights = from_model(model, SPECS[spec])
@@ -756,6 +756,8 @@ def test_embedder_exports_that_cannot_be(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(ConfigError, match="SimpleTuner"):
         write_lora(path, weights, "simpletuner", with_full=True)
+    with pytest.raises(ConfigError, match=r"'diffusers' holds no lyrics embedder; .* --format peft"):
+        write_lora(path, weights, "diffusers", with_full=True)
     with pytest.raises(ConfigError, match="--model"):
         write_lora(path, weights, "comfyui", with_full=True)
     weights.full = None

@@ -370,6 +370,8 @@ def test_exporting_a_lyrics_embedder(loras, tiny_model, tmp_path, capsys):
         (LINEAR, True, "comfyui", "for ComfyUI\nnote: a DoRA is the same in all programs at", "pipeline"),
         (LINEAR, False, "simpletuner", "for SimpleTuner's --init_lora\n", "drop"),
         (LINEAR, True, "simpletuner", "for SimpleTuner's --init_lora\n", "drop"),
+        (LINEAR, True, "simpletuner", "are lora_rank 2, lora_alpha 2 or none, use_dora true\n", "drop"),
+        (LINEAR, False, "diffusers", "for diffusers\nread back", "SimpleTuner"),
         (CONVOLUTIONS, False, "simpletuner", "for SimpleTuner's resume (not --init_lora)\n", "pipeline"),
         (CONVOLUTIONS, True, "simpletuner", "would drop 3 of these modules", "pipeline"),
         (CONVOLUTIONS, False, "peft", "for the original pipeline, diffusers, ComfyUI\n", "drop"),

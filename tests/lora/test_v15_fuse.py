@@ -48,9 +48,7 @@ def loras(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         inject(model, spec)
         disturb(model, len(name))
         if dora:
-            write_lora(
-                root / name / "pytorch_lora_weights.safetensors", from_model(model, spec), "simpletuner"
-            )
+            write_lora(root / name / "pytorch_lora_weights.safetensors", from_model(model, spec), "diffusers")
         else:
             write_peft_folder(root / name, from_model(model, spec))
     width, out = model.config.hidden_size, model.config.num_attention_heads * model.config.head_dim

@@ -114,6 +114,24 @@ def test_the_readme_says_how_diffusers_loads_it(monkeypatch: pytest.MonkeyPatch,
         assert np.abs(delta - np.array(weights.modules[path].delta())).max() <= 1e-6, path
 
 
+@pytest.mark.parametrize("name", ["alpha ≠ rank", "DoRA, rsLoRA, convolutions"])
+def test_diffusers_takes_its_own_names_as_it_is_called_first(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`--format diffusers`: the README's line, without a prefix named."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r'`(model\.load_lora_adapter\("FILE"\))`', readme)
+    theirs = make_reference(CONFIG, monkeypatch)
+    ours = make_ours(CONFIG, theirs)
+    weights = train_a_little(ours, SPECS[name])
+    file = write_lora(tmp_path / "x.safetensors", weights, "diffusers")
+    exec(line.replace("FILE", str(file)), {"model": theirs})
+    layers = [n for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert set(layers) == weights.modules.keys()
+    velocity, _ = run_ours(ours, make_inputs(CONFIG))
+    assert relative_error(velocity, run_reference(theirs, make_inputs(CONFIG))[0]) <= 1e-4
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_simpletuner_starts_from_it(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`--init_lora` by the reference's own function, on the adapter that its trainer makes; and what `export`

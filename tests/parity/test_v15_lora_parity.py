@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from acestep_mlx.cli.export import programs
+from acestep_mlx.cli.export import notes, programs
 from acestep_mlx.families.v15.dit import ACEStep15Transformer
 from acestep_mlx.families.v15.lora import ATTENTION, MLP
 from acestep_mlx.lora.apply import apply_loras
@@ -23,6 +23,7 @@ from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, from_model, inje
 from acestep_mlx.lora.weights import LoRAWeights
 
 from ..later import Later
+from . import reference
 from .test_v15_transformer_parity import inputs, pair
 from .v15 import as_mlx, as_torch, relative_error, torch
 
@@ -83,7 +84,7 @@ def file_of(
     return (str(write_lora(folder / "x.safetensors", weights, kind, base=base)),), {}
 
 
-@pytest.mark.parametrize("kind", ["simpletuner", "peft"])
+@pytest.mark.parametrize("kind", ["diffusers", "peft"])
 @pytest.mark.parametrize("name", SPECS)
 def test_diffusers_hears_what_was_trained(kind: str, name: str, tmp_path: Path) -> None:
     ours, theirs = pair()
@@ -92,7 +93,7 @@ def test_diffusers_hears_what_was_trained(kind: str, name: str, tmp_path: Path) 
     given, options = file_of(kind, weights, ours, tmp_path)
     layers = load_in_diffusers(theirs, *given, **options)
     announced = "diffusers" in programs(weights, kind, False)
-    assert announced == (kind == "simpletuner" or name not in UNSEEN)
+    assert announced == (kind == "diffusers" or name not in UNSEEN)
     assert len(layers) == (len(weights.modules) if announced else 0)
     if not announced:
         return
@@ -123,7 +124,7 @@ def test_the_readme_says_how_diffusers_loads_it(
     ours, theirs = pair()
     weights = trained(ours, SPECS["rsLoRA"])
     write_peft_folder(tmp_path / "FOLDER", weights)
-    file = write_lora(tmp_path / "x.safetensors", weights, "simpletuner")
+    file = write_lora(tmp_path / "x.safetensors", weights, "diffusers")
     names = ("vae", "text_encoder", "tokenizer", "condition_encoder", "scheduler")
     monkeypatch.chdir(tmp_path)
     pipe = AceStepPipeline(transformer=theirs, **dict.fromkeys(names))
@@ -200,7 +201,7 @@ def test_mixed_ranks_are_one_rank_in_the_folder(monkeypatch: pytest.MonkeyPatch,
     assert relative_error(ours(**as_mlx(GIVEN)), velocity(model)) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["peft", "comfyui", "simpletuner", "mlx"])
+@pytest.mark.parametrize("kind", ["peft", "comfyui", "diffusers", "simpletuner", "mlx"])
 @pytest.mark.parametrize("name", ["alpha ≠ rank", "DoRA, rsLoRA, MLP"])
 def test_our_own_files_are_heard_here_as_trained(kind: str, name: str, tmp_path: Path) -> None:
     ours, _ = pair()
@@ -209,6 +210,35 @@ def test_our_own_files_are_heard_here_as_trained(kind: str, name: str, tmp_path:
     file = write_lora(tmp_path / "x.safetensors", weights, kind, base=ours)
     apply_loras(base, [(read_lora(file), 1.0)])
     assert relative_error(base(**as_mlx(GIVEN)), np.array(ours(**as_mlx(GIVEN)))) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["alpha ≠ rank", "rsLoRA", "DoRA, rsLoRA, MLP"])
+def test_simpletuner_starts_from_it(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`--init_lora` for 1.5: its own function, on the whole model as its trainer has wrapped it, by the
+    settings that `export` tells; layers of the encoder stay as they were made.
+    """
+    adapter = reference.load_training("adapter")
+    ours, theirs = pair()
+    plain, spec = velocity(theirs), SPECS[name]
+    weights = trained(ours, spec)
+    file = write_lora(tmp_path / "x.safetensors", weights, "simpletuner")
+    (told,) = (line for line in notes(weights, "simpletuner", False) if "its own settings" in line)
+    assert f"lora_rank {spec.rank}, lora_alpha {spec.rank} or none" in told
+    assert ("use_dora true" in told) == spec.use_dora
+    further = re.findall(r"peft_lora_target_modules (.*)", told)
+    whole = torch.nn.Module()
+    whole.decoder = originals_names(theirs, monkeypatch)
+    whole.encoder = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(8, 8)})
+    targets = further[0].split() if further else list(ATTENTION)
+    config = peft.LoraConfig(
+        r=spec.rank, lora_alpha=spec.rank, use_dora=spec.use_dora, target_modules=targets
+    )
+    model = peft.get_peft_model(whole, config)
+    dropped, missing = adapter.load_lora_weights({"transformer": model}, str(file), use_dora=spec.use_dora)
+    assert not dropped and all(".encoder." in one for one in missing)
+    expected = velocity(whole.decoder)
+    assert relative_error(ours(**as_mlx(GIVEN)), expected) <= 1e-5
+    assert relative_error(mx.array(plain), expected) > 1e-2
 
 
 TRAINED = {"r": 4, "lora_alpha": 10, "init_lora_weights": False, "alpha_pattern": {"mlp.up_proj": 3}}

@@ -69,7 +69,7 @@ LORA = LoRANames(
         3072: "FLUX.1, AuraFlow or Qwen-Image",
         6144: "FLUX.2",
     },
-    prefixes={"simpletuner": "transformer."},
+    prefixes={"diffusers": "transformer.", "simpletuner": "transformer."},
     recipes={16: "alpha 32", 256: "alpha 32 with rsLoRA"},
     classes=(
         (r"transformer_blocks\.\d+\.(attn|cross_attn)", ("Attention",)),

@@ -36,7 +36,9 @@ LORA = LoRANames(
     prefixes={
         "peft": "base_model.model.",
         "comfyui": "diffusion_model.decoder.",
-        "simpletuner": "transformer.",
+        "diffusers": "transformer.",
+        # Its --init_lora looks into all of the model, which peft has wrapped.
+        "simpletuner": "transformer.base_model.model.decoder.",
     },
     spellings=(
         (r"decoder\.(.+)", r"\1"),
@@ -48,12 +50,12 @@ LORA = LoRANames(
     r"\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)",
     # diffusers' loader looks for its own names, and leaves the others to guesses.
     renamed={
-        "simpletuner": (
+        "diffusers": (
             (r"(layers\.\d+\.(?:self|cross)_attn)\.([qkv])_proj", r"\1.to_\2"),
             (r"(layers\.\d+\.(?:self|cross)_attn)\.o_proj", r"\1.to_out.0"),
         )
     },
-    programs={"peft": ("the official app", "peft", "diffusers"), "simpletuner": ("diffusers",)},
+    programs={"peft": ("the official app", "peft", "diffusers")},
     marks={"diffusers": r".*\.[qk]_proj"},
     peft_folder=True,
     # The original's, diffusers', and what SimpleTuner's documentation calls them in every model.
