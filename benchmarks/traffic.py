@@ -65,7 +65,11 @@ class Machine(NamedTuple):
 
 MACHINES = (
     Machine("M1", 68e9, 2.6e12),
+    Machine("M2", 100e9, 3.6e12),
+    Machine("M1 Pro", 200e9, 5.2e12),
+    Machine("M1 Max", 400e9, 10.4e12),
     Machine("M2 Max", 400e9, 13.6e12),
+    Machine("M2 Ultra", 800e9, 27.2e12),
     Machine("M4 Max", 546e9, 18.4e12),
     Machine("H100", 3350e9, 989e12),
 )
