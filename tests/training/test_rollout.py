@@ -273,6 +273,7 @@ def test_it_is_traced_once_for_a_shape_whatever_is_drawn(model: str) -> None:
     assert mx.abs(x - same).max().item() < 1e-5, "weights are no constants in it"
 
 
+@pytest.mark.slow
 def test_it_follows_what_is_trained() -> None:
     """Weights are no constants of the compiled step."""
     network, made = adapted("v1"), batch("v1")
@@ -399,6 +400,7 @@ def test_the_terms_of_the_loss(model: str) -> None:
         assert bool(mx.abs(terms[FC]).min() > 0) == (probability == 1)
 
 
+@pytest.mark.slow
 def test_a_term_of_weight_0_is_not_there() -> None:
     made, network = batch("v1"), adapted("v1")
     for reflexflow, names in (
