@@ -97,7 +97,7 @@ def test_gradients_of_a_lora(recomputed: int, bits: int | None, monkeypatch: pyt
     for auxiliary in (Alignment(projectors_of(theirs), 0.7, tuple(features)), None):
         step = training.train_step(ours, [draw], accumulate=2, auxiliary=auxiliary)
         result = step(batch, update=False)
-        steps.append((result, {k: g / step.carry["weight"] for k, g in step.carry["gradient"].items()}))
+        steps.append((result, {k: g / step.carry["weight"] for k, g in step.gradient().items()}))
     (result, with_it), (plain, without) = steps
     assert abs(result.loss.item() - plain.loss.item() - 0.7 * total.item()) <= 1e-4  # type: ignore[attr-defined]
     learning = set()
