@@ -514,7 +514,7 @@ class Heard:
             def load_lora(self, path: str, scale: float) -> None:
                 heard.loras.append((path, scale))
 
-            def read_source(self, request: Request) -> np.ndarray | None:
+            def read_source(self, request: Request, say: Any = None) -> np.ndarray | None:
                 return None if request.source is None else np.zeros((44100, 2), np.float32)
 
             def run(self, request: Request, **options: Any) -> np.ndarray:

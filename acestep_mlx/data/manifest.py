@@ -341,7 +341,7 @@ def _count(sample: Sample, report: SetReport) -> None:
     if sample.cut:
         report.cut.append((name, f"{sample.seconds:g} s kept from {sample.start:g} s"))
     if sample.is_cropped:
-        report.cropped.append(name)
+        report.cropped += 1
         report.crop = sample.at_once
         untimed = sample.dataset.crop_lyrics == "cut" and not sample.timed and sample.lyrics is not None
         report.untimed += [name] if untimed and not crops.nobody_sings(sample.lyrics or "") else []

@@ -61,7 +61,7 @@ class SetReport:
     unread: Named = field(default_factory=list)
     passes: float = 1.0
     crop: float = 0.0
-    cropped: list[str] = field(default_factory=list)
+    cropped: int = 0
     untimed: list[str] = field(default_factory=list)
 
     @property
@@ -165,9 +165,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         shown = [f"{one.family.latents.seconds(frames):.0f} s × {count}" for frames, count in lengths]
         out.append(f"  lengths ({one.interval:g} s steps): {', '.join(shown)}")
     if one.cropped:
-        out.append(
-            f"  longer than {one.crop:g} s, each time a random part of that length: {len(one.cropped)}"
-        )
+        out.append(f"  longer than {one.crop:g} s, each time a random part of that length: {one.cropped}")
     if languages := one.languages():
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
         out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")

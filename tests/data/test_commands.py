@@ -141,7 +141,7 @@ def test_dry_run_shows_every_supported_option() -> None:
     given = setting_lines(config)
     assert given == ["  lora_rank = 4  (given)", "ignored keys:", f"  resolution: {config.ignored[0][1]}"]
     lines = given + default_lines(config)
-    others = {"ace_step_timestep_draws"}  # of another model
+    others = {"ace_step_timestep_draws", "lycoris_config"}  # of another model, of a LoKr
     assert {line.split(" = ")[0].strip() for line in lines if " = " in line} == set(SUPPORTED) - others
 
 

@@ -26,6 +26,7 @@ def report(**changes: Any) -> SetReport:
     }
     numbers: dict[str, Any] = {
         "files": 131, "songs": 117, "seconds": 8640.0, "captions": 123, "left_out": 105,
+        "crop": 45.0, "cropped": 106,
         "lyrics_changed": 104,
         "interval": 2.5, "passes": 1.5,
         "buckets": Counter({FRAMES[0]: 113, FRAMES[1]: 114}),
@@ -37,10 +38,11 @@ def report(**changes: Any) -> SetReport:
 
 def test_every_number_is_shown() -> None:
     lines = DatasetReport([report()], [("songs", "rate", "it is measured")], ["old", "older"]).lines()
-    assert lines[:4] == [
+    assert lines[:5] == [
         "data set songs: 117 of 131 songs, 2.40 h, 123 captions, 1.5 times per epoch",
         "  left out by max_num_samples: 105",
         "  lengths (2.5 s steps): 30 s × 113, 60 s × 114",
+        "  longer than 45 s, each time a random part of that length: 106",
         "  lyrics: 2 songs, lines by language: en 1, de 1",
     ]
     assert lines[-2:] == ["disabled: old, older", "ignored in data set songs: rate (it is measured)"]

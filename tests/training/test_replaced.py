@@ -194,7 +194,14 @@ MAY_CHANGE: dict[str, Any] = {
     "eval_steps_interval": 9, "num_eval_images": 2, "eval_loss_disable": False,
     "report_to": "none", "logging_dir": "elsewhere", "tracker_project_name": "x", "tracker_run_name": "x",
     "vae_cache_disable": True, "vae_cache_ondemand": True, "compress_disk_cache": True, "lora_format": "mlx",
-    "ema_decay": 0.5, "ema_update_interval": 2, "ema_validation": "none",
+    "ema_decay": 0.5, "ema_update_interval": 2, "ema_validation": "none", "checkpoint_minutes": 5.0,
+    "scheduled_sampling_max_step_offset": 5, "scheduled_sampling_stride": 2,
+    "scheduled_sampling_strategy": "biased_late", "scheduled_sampling_probability": 0.5,
+    "scheduled_sampling_prob_start": 0.1, "scheduled_sampling_prob_end": 0.9,
+    "scheduled_sampling_ramp_steps": 3, "scheduled_sampling_start_step": 1,
+    "scheduled_sampling_ramp_shape": "cosine", "scheduled_sampling_reflexflow": False,
+    "scheduled_sampling_reflexflow_alpha": 0.5, "scheduled_sampling_reflexflow_beta1": 1.0,
+    "scheduled_sampling_reflexflow_beta2": 2.0,
 }  # fmt: skip
 #: These make other weights, other moments or other numbers out of the same songs.
 MAY_NOT: dict[str, Any] = {
@@ -215,6 +222,8 @@ ELSEWHERE = {
     "model_family", "model_type", "model_flavour", "lora_type", "grad_clip_method", "evaluation_type",
     "loss_type", "peft_lora_mode", "timestep_bias_strategy", "num_validation_images",
     "ace_step_timestep_draws",  # of another family
+    "lycoris_config",  # is changed in test_lokr_runs, and those of the self-supervised loss in test_ssl
+    "ace_step_ssl_loss_weight", "ace_step_ssl_encoders", "ace_step_ssl_mert", "ace_step_ssl_mhubert",
     "pretrained_model_name_or_path", "revision", "output_dir", "cache_dir", "cache_dir_text", "cache_dir_vae",
     "validation_model",
     "early_stopping_patience",  # is changed in test_patience
