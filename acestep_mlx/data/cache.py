@@ -21,7 +21,8 @@ from ..io.atomic import write_bytes
 _FAMILY = b"ACEC"
 _MAGIC = _FAMILY + b"1"  # with its format version
 _PLAIN, _DEFLATED = b"p", b"z"
-_KEY, _OWNER = "key", "family"  # of the blob's metadata; entries of earlier versions have none
+_KEY = "key"  # of the blob's metadata: the family's name and the key; those of earlier versions have none
+_OWNER = "family"  # a word of its own for a while; words stand in another order in each file
 _HEADER = 1 << 16  # bytes of a blob in which its header ends
 
 
@@ -61,7 +62,7 @@ class Store:
             return
         from safetensors.numpy import save
 
-        facts = {_KEY: key, _OWNER: self.family}
+        facts = {_KEY: f"{self.family}/{key}"}
         body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, facts)
         kind = _DEFLATED if self.compress else _PLAIN
         body = zlib.compress(body, 6) if self.compress else body
@@ -121,13 +122,15 @@ def describe(path: Path) -> tuple[str | None, frozenset[str]]:
         header = _header(blob)
     except (OSError, zlib.error, ValueError):
         return None, frozenset()
-    owner = _metadata(header).get(_OWNER)
+    facts = _metadata(header)
+    owner = str(facts.get(_KEY, "")).rpartition("/")[0] or facts.get(_OWNER)
     return owner if isinstance(owner, str) else None, frozenset(header.keys() - {"__metadata__"})
 
 
 def _own_key(blob: bytes) -> Any:
     """The key that a safetensors blob says it was written under, or None. ValueError when it is damaged."""
-    return _metadata(_header(blob)).get(_KEY)
+    key = _metadata(_header(blob)).get(_KEY)
+    return key.rpartition("/")[2] if isinstance(key, str) else key
 
 
 def _header(blob: bytes) -> dict[str, Any]:
