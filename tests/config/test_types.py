@@ -26,7 +26,7 @@ RIGHT = [
 ]
 WRONG = [
     "config.lora_ranc",
-    "config.use_ema",  # a key of other trainers
+    "config.input_perturbation",  # a key of other trainers
     "name: str = config.lora_rank",
     "every: int = config.checkpoint_epoch_interval",  # it may be unset
     "config.lora_rank = 3",

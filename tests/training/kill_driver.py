@@ -101,15 +101,10 @@ def main() -> None:
 
 def same(output: Path, reference: Path, problems: list[str]) -> None:
     """The final checkpoint holds the reference's bytes."""
-    for name in (
-        "adapter.safetensors",
-        "optimizer.safetensors",
-        "sampler.safetensors",
-        "average.safetensors",
-    ):
-        ours = output / reference.name / name
-        if not ours.is_file() or ours.read_bytes() != (reference / name).read_bytes():
-            problems.append(f"{name} differs from the uninterrupted run's")
+    for theirs in sorted(reference.glob("*.safetensors")):
+        ours = output / reference.name / theirs.name
+        if not ours.is_file() or ours.read_bytes() != theirs.read_bytes():
+            problems.append(f"{theirs.name} differs from the uninterrupted run's")
 
 
 def reset(output: Path, cache: Path) -> None:

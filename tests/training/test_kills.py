@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from . import runs
+from .kills import survives
+from .test_resume import VARIANTS
 
 #: flavour → kills, and how many of each kind there are at least
 KILLS = {"base": (30, 8), "v15-base": (10, 2)}
@@ -27,19 +26,31 @@ def test_kills_across_caches_training_and_checkpoints(tmp_path, tiny_run):
     songs = {"id": "songs", "instance_data_dir": str(folder), "audio": audio}
     options |= {"use_ema": True, "backends": [songs]}
     straight, _ = runs.run(runs.configuration(tmp_path, "", "straight", **options))
-    config = runs.configuration(tmp_path, "", "killed", resume_from_checkpoint="latest", **options)
+    assert (straight.checkpoint / "average.safetensors").is_file()
+    config = runs.configuration(tmp_path, "", "killed", **options)
     config["cache_dir"] = str(tmp_path / "killed-cache")  # caches are killed in the making too
-    path = tmp_path / "killed.json"
-    path.write_text(json.dumps(config))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.kill_driver", path, straight.checkpoint, str(kills), "7"],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        cwd=Path(__file__).resolve().parents[2],
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["problems"] == [], done.stderr[-3000:]
-    assert sum(told["kills"].values()) == kills and min(told["kills"].values()) >= least
-    assert told["finished"] >= 1
+    survives(config, straight.checkpoint, kills, least)
+
+
+#: what else a run may have in the middle of which it is killed
+FURTHER = {
+    "rollout": {
+        "scheduled_sampling_max_step_offset": 30,
+        "scheduled_sampling_stride": 10,
+        "scheduled_sampling_ramp_steps": 3,
+        "scheduled_sampling_prob_end": 1.0,
+        "gradient_accumulation_steps": 2,
+    },
+    "LoKr": VARIANTS["LoKr"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.parametrize("kind", FURTHER)
+def test_kills_in_the_middle_of(kind, tmp_path, tiny_run):
+    options = {"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 2, **tiny_run}
+    options |= FURTHER[kind]
+    straight, _ = runs.run(runs.configuration(tmp_path, "", "straight", **options))
+    config = runs.configuration(tmp_path, "", "killed", **options)
+    survives(config | {"cache_dir": str(tmp_path / "killed-cache")}, straight.checkpoint, kills=4, least=1)
