@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from acestep_mlx.errors import CheckpointError
 from acestep_mlx.families.v1 import dit, lyric_encoder
-from acestep_mlx.families.v1.attention import rope_table
+from acestep_mlx.families.v1.attention import rope_table, within
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.lyric_encoder import rel_shift
 
@@ -145,7 +145,7 @@ def test_padding_frames_are_neither_heard_nor_answered(model: ACEStepTransformer
 
     def run(x: mx.array, mask: mx.array | None, rope: Any) -> mx.array:
         if layer == "attn":
-            return attend(x, mask, rope)
+            return attend(x, within(mask, rope))
         return attend(x, attend.keys_values(states, tables[2]), mask, None, rope)
 
     padded = run(x, (mx.arange(9) < 6)[None], tables[0])

@@ -3,6 +3,8 @@ resumable."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -38,6 +40,18 @@ def test_block_checkpointing_changes_nothing(blocks):
     for model in (plain, checkpointed):
         run(tiny.step(model), [tiny.batch(i, B=2) for i in range(2)])
     assert tiny.difference(tiny.weights(plain), tiny.weights(checkpointed)) < 1e-5
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_some_blocks_are_computed_again_and_several_are_not(blocks):
+    """As on a machine that has room for a part: an expression that the others share is not lost."""
+    config = replace(tiny.CONFIG, num_layers=4)
+    losses = []
+    for again in (0, blocks):
+        model = tiny.adapted(config=config)
+        model.checkpoint_blocks = again
+        losses.append(run(tiny.step(model), [tiny.batch(0, B=2)])[0].loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 def test_learning_rate_changes_and_lengths_that_came_before_do_not_recompile():

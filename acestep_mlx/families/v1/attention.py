@@ -37,6 +37,19 @@ def apply_rope(x: mx.array, rope: Rope) -> mx.array:
     return turned
 
 
+def within(mask: mx.array | None, rope: Rope) -> Rope:
+    """The tables with zeros where the frames' mask (B, T) has them.
+
+    For self-attention: a key of zeros takes its value out of both sums. Made once for all blocks. In each of
+    them it would be the same expression, which `mx.compile` folds into what uses it, and loses, where the
+    blocks are not all computed again.
+    """
+    if mask is None:
+        return rope
+    keep = mask[:, None, :, None, None].astype(mx.float32)
+    return rope[0] * keep, rope[1] * keep
+
+
 def _linear_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """relu(q) · Σ relu(k) vᵀ over relu(q) · Σ relu(k), everything (B, H, T, Dh); sums in float32.
 
@@ -97,14 +110,9 @@ class _Projections(nn.Module):
 class LinearAttention(_Projections):
     """Self-attention over the frames."""
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | None, rope: Rope, query_scale: float | mx.array = 1.0
-    ) -> mx.array:
-        """x (B, T, D); mask (B, T), 1 for frames and 0 for padding → (B, T, D)."""
+    def __call__(self, x: mx.array, rope: Rope, query_scale: float | mx.array = 1.0) -> mx.array:
+        """x (B, T, D), tables `within` the frames → (B, T, D)."""
         q, k, v = self.scaled(self.to_q(x), query_scale), self.to_k(x), self.to_v(x)
-        if mask is not None:  # tables of zeros: a key of zeros takes its value out of both sums
-            keep = mask[:, None, :, None, None].astype(mx.float32)
-            rope = rope[0] * keep, rope[1] * keep
         q, k = apply_rope(self.split(q), rope), apply_rope(self.split(k), rope)
         return self.to_out[0](self.merge(linear_attention(q, k, self.split(v))))
 

@@ -22,7 +22,7 @@ from ...io.schema import number
 from ...nn.activations import gated_conv
 from ...nn.config import MANY, ComponentConfig
 from ...nn.recompute import checkpointed
-from .attention import CrossAttention, LinearAttention, Rope, rope_table
+from .attention import CrossAttention, LinearAttention, Rope, rope_table, within
 from .lora import LORA
 from .lyric_encoder import LyricEncoder
 
@@ -221,13 +221,17 @@ class Block(nn.Module):
         mask: mx.array | None,
         states_mask: mx.array | None,
         rope: Rope,
+        own_rope: Rope,
         states_rope: Rope,
         query_scale: float | mx.array = 1.0,
     ) -> mx.array:
-        """x (B, T, D), temb (B, 6, D), states (B, S, D) or its keys and values → (B, T, D)."""
+        """x (B, T, D), temb (B, 6, D), states (B, S, D) or its keys and values → (B, T, D).
+
+        own_rope: `rope` within the mask, for self-attention.
+        """
         table = (self.scale_shift_table + temb)[:, :, None]  # (B, 6, 1, D)
         shift, scale, gate, shift_ff, scale_ff, gate_ff = (table[:, i] for i in range(6))
-        x = x + gate * self.attn(modulate(x, shift, scale), mask, rope, query_scale)
+        x = x + gate * self.attn(modulate(x, shift, scale), own_rope, query_scale)
         kept = isinstance(states, tuple)  # of a song that is generated
         kv = states if isinstance(states, tuple) else self.cross_attn.keys_values(states, states_rope)
         x = x + self.cross_attn(x, kv, mask, states_mask, rope, query_scale, gradient=not kept)
@@ -399,10 +403,12 @@ class ACEStepTransformer(nn.Module):
             S = encoder_hidden_states.shape[1]
         else:
             raise ValueError("decode needs encoder_hidden_states or cross_kv")
+        rope = self._rope(x.shape[1], "frames")
         constants: dict[str, Any] = {
             "mask": attention_mask,
             "states_mask": None if encoder_hidden_mask is None else (encoder_hidden_mask > 0)[:, None, None],
-            "rope": self._rope(x.shape[1], "frames"),
+            "rope": rope,
+            "own_rope": within(attention_mask, rope),
             "states_rope": self._rope(S, "encoder tokens"),
         }
         factor, first, last = query_scale or (1.0, 0, 0)
