@@ -58,7 +58,6 @@ def _product(a: mx.array, b: mx.array) -> mx.array:
     return mx.contiguous(a[..., :1] + b[..., :1, :])
 
 
-@_product.vjp
 def _product_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
 ) -> tuple[mx.array, mx.array]:
@@ -69,6 +68,26 @@ def _product_vjp(
         db = mx.sum(db, axis=0)
     shared = [axis for axis in range(b.ndim - 2) if db.shape[axis] != b.shape[axis]]
     return da, mx.sum(db, axis=shared, keepdims=True) if shared else db
+
+
+_product.vjp(_product_vjp)
+
+
+@mx.custom_function
+def _added_product(c: mx.array, a: mx.array, b: mx.array) -> mx.array:
+    """`_product` added to c, in one array."""
+    return mx.contiguous(a[..., :1] + b[..., :1, :] + c)
+
+
+def _added_product_vjp(
+    primals: tuple[mx.array, ...], cotangent: mx.array, output: mx.array
+) -> tuple[mx.array, ...]:
+    c, a, b = primals
+    dc = cotangent if c.shape == cotangent.shape else mx.zeros_like(c)  # a mask has none
+    return dc, *_product_vjp((a, b), cotangent, output)
+
+
+_added_product.vjp(_added_product_vjp)
 
 
 def _frozen_product(x: mx.array, out: int) -> mx.array:
@@ -110,7 +129,7 @@ def _attend_fused(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: 
 def shapes_only(gradient: bool = True) -> Iterator[None]:
     """Products that are not float32 become stand-ins of the same shape and dtype (see above)."""
     attention = mx.fast.scaled_dot_product_attention
-    real = mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__
+    real = mx.array.__matmul__, nn.Linear.__call__, mx.quantized_matmul, mx.addmm
 
     def multiply(a: mx.array, b: mx.array) -> mx.array:
         return real[0](a, b) if a.dtype == mx.float32 else _product(a, b)
@@ -118,16 +137,20 @@ def shapes_only(gradient: bool = True) -> Iterator[None]:
     def linear(self: nn.Linear, x: mx.array) -> mx.array:
         return real[1](self, x) if x.dtype == mx.float32 else _frozen_product(x, self.weight.shape[0])
 
-    def quantized(self: nn.QuantizedLinear, x: mx.array) -> mx.array:
-        y = _frozen_product(x, self.scales.shape[0])
-        return y + self.bias if "bias" in self else y  # the real one adds it apart, too
+    def quantized(x: mx.array, weight: mx.array, scales: mx.array, *rest: Any, **options: Any) -> mx.array:
+        if x.dtype == mx.float32:
+            return real[2](x, weight, scales, *rest, **options)
+        return _frozen_product(x, scales.shape[0])
 
-    mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__ = multiply, linear, quantized
+    def add(c: mx.array, a: mx.array, b: mx.array, **factors: float) -> mx.array:
+        return real[3](c, a, b, **factors) if a.dtype == mx.float32 else _added_product(c, a, b)
+
+    mx.array.__matmul__, nn.Linear.__call__, mx.quantized_matmul, mx.addmm = multiply, linear, quantized, add
     mx.fast.scaled_dot_product_attention = _attend if gradient else _attend_fused
     try:
         yield
     finally:
-        mx.array.__matmul__, nn.Linear.__call__, nn.QuantizedLinear.__call__ = real
+        mx.array.__matmul__, nn.Linear.__call__, mx.quantized_matmul, mx.addmm = real
         mx.fast.scaled_dot_product_attention = attention
 
 

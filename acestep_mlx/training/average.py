@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
-from .rows import Row
+from .rows import Rows
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,20 @@ class AverageSettings:
 
 
 class Average:
-    """The average itself. `state` is what the compiled step declares: `stays` () and the values in a row."""
+    """The average itself. `state` is what the compiled step declares: `stays` () and the values in rows."""
 
     def __init__(self, settings: AverageSettings, parameters: Mapping[str, mx.array]) -> None:
-        self.settings, self._row = settings, Row.of(parameters)
-        self.state: dict[str, mx.array] = {"stays": mx.array(1.0), "row": self._row.pack(parameters)}
+        self.settings, self._rows = settings, Rows.of(parameters)
+        self.state: dict[str, Any] = {"stays": mx.array(1.0), "rows": self._rows.pack(parameters)}
 
     @property
     def values(self) -> dict[str, mx.array]:
         """By path, as the trained parameters are."""
-        return self._row.unpack(self.state["row"])
+        return self._rows.unpack(self.state["rows"])
 
     def load(self, values: Mapping[str, mx.array]) -> None:
         """Put back what `values` gave."""
-        self.state["row"] = self._row.pack(values)
+        self.state["rows"].update(self._rows.pack(values))
 
     def set_share(self, update: int) -> None:
         """Before update number `update`: a number from the host, so that nothing is compiled again."""
@@ -53,4 +54,5 @@ class Average:
         """Towards the updated parameters; nothing moves where the update was not `useful`, a bool ()."""
         stays = mx.where(useful, self.state["stays"], 1.0)
         # Each share by itself: with 0 the parameters, with 1 the average, both bit for bit.
-        self.state["row"] = stays * self.state["row"] + (1.0 - stays) * self._row.pack(parameters)
+        for name, row in self._rows.pack(parameters).items():
+            self.state["rows"][name] = stays * self.state["rows"][name] + (1.0 - stays) * row

@@ -24,6 +24,7 @@ from ..formatting import count, size
 from ..lora.surgery import AdapterSpec, adapter_keeps, adapter_size, target_shapes
 from ..nn.device import cache_limit as cache_limit
 from ..nn.device import machine_memory as machine_memory
+from .rows import LONGEST
 from .settings import COMPUTE_DTYPES, full_training, further_loss, lora_spec, rollout_settings
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ MACS = (8, 16, 24, 36, 64)  # GB of unified memory
 COUNTED, COUNTED_LETTERS = 3, 40_000  # lyrics of a bucket whose tokens are counted, and how much of each
 
 
-UPDATE = 0.6  # of the trained parameters' bytes: what an update takes beside them, moments and gradients
+UPDATE = 1.5  # of the trained parameters' bytes: what an update takes beside them, moments and gradients
+ROWS = 3.3  # of the longest row's bytes: what it takes for the rows that are in work
 CAUTION = 0.7  # share of the usable memory that the estimate may take when checkpointing is chosen
 CARD = 0.9  # share of an NVIDIA card's memory; the rest is the driver's and the libraries'
 LEAST_CACHE = 128 << 20  # also where nothing is left
@@ -134,7 +136,7 @@ def estimate(
         "activations": found,
         **_products(family, model, load, spec, checkpointed, size),
         # Clipped gradients and new moments come one after the other, when the activations are gone.
-        "optimizer's step": max(0.0, UPDATE * trained - found),
+        "optimizer's step": max(0.0, UPDATE * trained + min(5 * trained, ROWS * 4 * LONGEST) - found),
         **_rollout(config, model, load, size, found),
     }
     further = further_loss(config)

@@ -17,7 +17,7 @@ import mlx.optimizers as optim
 
 from ..config.optimizers import OPTIMIZERS
 from ..errors import ConfigError, nearest
-from .rows import Row
+from .rows import Rows
 
 
 def _linear(schedule: Schedule, at: int, length: int) -> float:
@@ -139,7 +139,6 @@ def make_optimizer(
 
 #: optimizers of `mlx.optimizers` that treat each number of a parameter by itself
 BY_ELEMENT = (optim.Adam, optim.Lion, optim.SGD)
-ROW = "row"  # what they are given: all parameters of a group
 
 
 @dataclass
@@ -147,26 +146,26 @@ class Group:
     """Parameters that share an optimizer and a schedule: the LoRA, or what is trained in full.
 
     `paths` are full parameter paths (`transformer_blocks.0.attn.to_q.lora_a`). The optimizer's state is
-    `{"step", "learning_rate", path: {slot: array}}`; one that works element by element has all parameters in
-    one row, and a state for that.
+    `{"step", "learning_rate", path: {slot: array}}`; one that works element by element has rows in the place
+    of parameters.
     """
 
     name: str
     optimizer: optim.Optimizer
     schedule: Schedule
     paths: list[str]
-    row: Row = field(init=False)
+    rows: Rows = field(init=False)
 
     def init(self, parameters: Mapping[str, mx.array]) -> None:
         """Create the optimizer's state for this group's parameters."""
         own = {path: parameters[path] for path in self.paths}
-        self.row = Row.of(own)
-        self.optimizer.init({ROW: self.row.pack(own)} if self.by_element else own)
+        self.rows = Rows.of(own, self.name)
+        self.optimizer.init(self.rows.pack(own) if self.by_element else own)
         self.set_rate(0)
 
     @property
     def by_element(self) -> bool:
-        """Whether the optimizer works on one row."""
+        """Whether the optimizer works on rows."""
         return isinstance(self.optimizer, BY_ELEMENT)
 
     def set_rate(self, step: int) -> float:
@@ -176,18 +175,36 @@ class Group:
         return rate
 
     def updated(
-        self, gradient: mx.array, parameters: Mapping[str, mx.array], useful: mx.array
+        self, gradient: Mapping[str, mx.array], parameters: Mapping[str, mx.array], useful: mx.array
     ) -> dict[str, mx.array]:
-        """The parameters after an update with `gradient`, a row; they and the state stay if not `useful`."""
+        """The parameters after an update with `gradient`, rows; they and the state stay if not `useful`."""
         own = {path: parameters[path] for path in self.paths}
-        old = {ROW: self.row.pack(own)} if self.by_element else own
-        gradients = {ROW: gradient} if self.by_element else self.row.unpack(gradient)
+        mine = {name: gradient[name] for name in self.rows.rows}
+        if self.by_element:
+            return self._updated_by_rows(mine, own, useful)
         before = [holder[name] for holder, name in self._slots()]
-        new = self.optimizer.apply_gradients(gradients, old)
+        new = self.optimizer.apply_gradients(self.rows.unpack(mine), own)
         for (holder, name), value in zip(self._slots(), before, strict=True):
             holder[name] = mx.where(useful, holder[name], value)
-        kept = {name: mx.where(useful, new[name], value) for name, value in old.items()}
-        return self.row.unpack(kept[ROW]) if self.by_element else kept
+        return {name: mx.where(useful, new[name], value) for name, value in own.items()}
+
+    def _updated_by_rows(
+        self, gradient: Mapping[str, mx.array], own: Mapping[str, mx.array], useful: mx.array
+    ) -> dict[str, mx.array]:
+        """Row by row, each after the one before it, so that one is in work at a time."""
+        optimizer, found, last = self.optimizer, {}, [useful]
+        step = optimizer.state["step"]
+        optimizer.state["step"] = mx.where(useful, step + 1, step)
+        for name, row in self.rows.rows.items():
+            moments = optimizer.state[name]
+            paths = list(row.shapes)
+            given = mx.depends([gradient[name], *(own[path] for path in paths)], last)
+            old, before = row.pack(dict(zip(paths, given[1:], strict=True))), dict(moments)
+            new = mx.where(useful, optimizer.apply_single(given[0], old, moments), old)
+            moments.update({slot: mx.where(useful, value, before[slot]) for slot, value in moments.items()})
+            found.update(row.unpack(new))
+            last = [new, *moments.values()]
+        return found
 
     def _slots(self) -> list[tuple[dict[str, Any], str]]:
         """Every array of the optimizer's state: the container that holds it, and its name there."""
@@ -205,7 +222,7 @@ class Group:
                 flat[key] = value
                 continue
             for slot, array in value.items():
-                parts = self.row.unpack(array) if self.by_element else {key: array}
+                parts = self.rows.rows[key].unpack(array) if self.by_element else {key: array}
                 flat.update({f"{path}|{slot}": part for path, part in parts.items()})
         return flat
 
@@ -215,6 +232,7 @@ class Group:
             if not isinstance(value, dict):
                 self.optimizer.state[key] = state[key]
                 continue
+            row = self.rows.rows[key] if self.by_element else None
             for slot in value:
-                parts = {path: state[f"{path}|{slot}"] for path in (self.paths if self.by_element else [key])}
-                value[slot] = self.row.pack(parts) if self.by_element else parts[key]
+                parts = {path: state[f"{path}|{slot}"] for path in ([key] if row is None else row.shapes)}
+                value[slot] = parts[key] if row is None else row.pack(parts)

@@ -1,4 +1,4 @@
-"""Many small arrays as one row, so that what treats them all alike is one kernel and not one for each."""
+"""Many small arrays as few rows: what treats them all alike is a kernel a row, and not one for each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import accumulate
 import mlx.core as mx
 
 CHUNK = 1024
+LONGEST = 1 << 21  # numbers of a row: what an update computes on the way is as long (8 MB)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,48 @@ class Row:
         return {k: part.reshape(shape) for (k, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
-def squared_norm(row: mx.array) -> mx.array:
-    """Σ x² of a float32 row: of chunks first, so that no long sum loses digits."""
+@dataclass(frozen=True)
+class Rows:
+    """Arrays in rows of at most LONGEST numbers, or of one array that is longer."""
+
+    rows: Mapping[str, Row]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, mx.array], name: str = "row") -> Rows:
+        """name: what the rows' names begin with."""
+        found: list[dict[str, tuple[int, ...]]] = []
+        length = LONGEST
+        for path, array in arrays.items():
+            if length + array.size > LONGEST:
+                found.append({})
+                length = 0
+            found[-1][path] = array.shape
+            length += array.size
+        return cls({f"{name} {i}": Row(shapes) for i, shapes in enumerate(found)})
+
+    def pack(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Name of a row → (n,) float32."""
+        return {name: row.pack(arrays) for name, row in self.rows.items()}
+
+    def unpack(self, rows: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The arrays, as views of the rows."""
+        return {k: v for name, row in self.rows.items() for k, v in row.unpack(rows[name]).items()}
+
+    def zeros(self) -> dict[str, mx.array]:
+        return {name: mx.zeros(row.size) for name, row in self.rows.items()}
+
+    @property
+    def paths(self) -> list[str]:
+        """Names of the arrays, in order."""
+        return [path for row in self.rows.values() for path in row.shapes]
+
+
+def squared_norm(rows: Mapping[str, mx.array]) -> mx.array:
+    """Σ x² of float32 rows: of chunks first, so that no long sum loses digits."""
+    return sum((_squared(row) for row in rows.values()), mx.array(0.0))
+
+
+def _squared(row: mx.array) -> mx.array:
     whole = row.size // CHUNK * CHUNK
     total = mx.sum(mx.square(row[whole:]))
     if whole:

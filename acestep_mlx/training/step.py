@@ -29,7 +29,7 @@ from .average import Average, AverageSettings
 from .distributed import all_sum
 from .optimizers import Group
 from .rollout import Rollout
-from .rows import Row, squared_norm
+from .rows import Row, Rows, squared_norm
 
 #: what ranks tell each other of every micro-batch, beside the parts of the loss
 TOLD = ("loss", "finite", "stop")
@@ -55,10 +55,13 @@ class StepResult(NamedTuple):
     parts: Mapping[str, mx.array] = MappingProxyType({})  # of the loss, by name; means as the loss is one
 
 
-def clip(gradient: mx.array, norm: mx.array, settings: StepSettings) -> mx.array:
+def clip(gradient: dict[str, mx.array], norm: mx.array, settings: StepSettings) -> dict[str, mx.array]:
     """Clip to `max_grad_norm` by the global norm (as torch: limit / (norm + 1e-6), at most 1)."""
     limit = settings.max_grad_norm
-    return gradient if limit <= 0 else gradient * mx.minimum(limit / (norm + 1e-6), 1.0)
+    if limit <= 0:
+        return gradient
+    factor = mx.minimum(limit / (norm + 1e-6), 1.0)
+    return {k: g * factor for k, g in gradient.items()}
 
 
 class TrainStep:
@@ -107,10 +110,10 @@ class TrainStep:
             raise ValueError("the optimizer groups do not cover the trainable parameters exactly once")
         for group in self.groups:
             group.init(parameters)
-        self.row = Row({path: parameters[path].shape for path in owned})  # all, group by group
+        self.rows = Rows({name: row for group in self.groups for name, row in group.rows.rows.items()})
         self.carry: dict[str, Any] = {"weight": mx.array(0.0)}
         if settings.accumulate > 1:
-            self.carry["gradient"] = mx.zeros(self.row.size)
+            self.carry["gradient"] = self.rows.zeros()
         if settings.compute_dtype == mx.float16:
             self.carry["scale"], self.carry["good"] = mx.array(2.0**14), mx.array(0.0)
         self.average = Average(settings.average, parameters) if settings.average is not None else None
@@ -157,7 +160,7 @@ class TrainStep:
     def _accumulate_and_update(self, batch: dict[str, mx.array], stop: mx.array) -> StepResult:
         """A micro-step that ends an update."""
         told, _, weight, gradient = self._gradient(batch, stop)
-        return self._updated({**told, "weight": weight, "gradient": gradient})
+        return self._updated({**told, "weight": weight, **gradient})
 
     def _round(self, before: Callable[..., Any], after: Callable[..., Any]) -> Callable[..., StepResult]:
         """A micro-step of several ranks: what each tells, the mean of it, what each makes of that.
@@ -184,18 +187,19 @@ class TrainStep:
     def _tell_gradient(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[mx.array]:
         """Several ranks' `_accumulate_and_update` up to the communication."""
         told, _, weight, gradient = self._gradient(batch, stop)
-        shared = {**told, "weight": weight, "gradient": gradient}
+        shared = {**told, "weight": weight, **gradient}
         return (Row.of(shared).pack(shared),)
 
     def _hear_gradient(self, total: mx.array) -> StepResult:
         """The rest of it."""
-        shared = Row({**dict.fromkeys((*self.told, "weight"), ()), "gradient": (self.row.size,)})
+        rows = {name: (row.size,) for name, row in self.rows.rows.items()}
+        shared = Row({**dict.fromkeys((*self.told, "weight"), ()), **rows})
         return self._updated(shared.unpack(total / self.world))
 
     def _updated(self, shared: dict[str, mx.array]) -> StepResult:
         """Update with the mean of what the ranks told; what is accumulated begins at zero again."""
-        norm = self._apply(shared["gradient"], shared["weight"])
-        self._keep(mx.zeros(self.row.size), mx.array(0.0))
+        norm = self._apply({name: shared[name] for name in self.rows.rows}, shared["weight"])
+        self._keep(self.rows.zeros(), mx.array(0.0))
         return self._result(shared, norm)
 
     def _gradient(self, batch: dict[str, mx.array], stop: mx.array) -> tuple[Any, ...]:
@@ -217,16 +221,16 @@ class TrainStep:
 
         seed_dropout(self.model, d.dropout_key)
         (loss, parts), tree = nn.value_and_grad(self.model, mean_loss)(batch, d)
-        gradient = self.row.pack(dict(tree_flatten(tree)))
+        gradient = self.rows.pack(dict(tree_flatten(tree)))
         if scale is not None:
-            loss, gradient = loss / scale, gradient / scale
+            loss, gradient = loss / scale, {k: g / scale for k, g in gradient.items()}
         norm = mx.sqrt(squared_norm(gradient))
         finite = mx.isfinite(loss) & mx.isfinite(norm)
         # The weight of a micro-batch is its number of samples, so that uneven batches average correctly.
         weight = mx.where(finite, float(B), 0.0)
-        gradient = mx.where(finite, gradient, 0.0) * float(B)
+        gradient = {k: mx.where(finite, g, 0.0) * float(B) for k, g in gradient.items()}
         if settings.accumulate > 1:
-            gradient = carry["gradient"] + gradient
+            gradient = {k: carry["gradient"][k] + g for k, g in gradient.items()}
             weight = carry["weight"] + weight
         told = (loss, finite.astype(mx.float32), stop.astype(mx.float32), *(parts[k] for k in self.parts))
         return dict(zip(self.told, told, strict=True)), norm, weight, gradient
@@ -245,10 +249,11 @@ class TrainStep:
         losses, parts = (run(), {}) if self.auxiliary is None else self.auxiliary(self.model, batch, run)
         return losses, {**told, **parts}
 
-    def _keep(self, gradient: mx.array, weight: mx.array) -> None:
+    def _keep(self, gradient: dict[str, mx.array], weight: mx.array) -> None:
         """What is accumulated up to the next micro-step."""
         if self.settings.accumulate > 1:
-            self.carry["gradient"], self.carry["weight"] = gradient, weight
+            self.carry["gradient"].update(gradient)
+            self.carry["weight"] = weight
 
     def _result(self, shared: dict[str, mx.array], norm: mx.array) -> StepResult:
         """The numbers of all ranks; the loss scale (fp16) follows them."""
@@ -262,24 +267,22 @@ class TrainStep:
         parts = {name: shared[name] for name in self.parts}
         return StepResult(shared["loss"], norm, everywhere, shared["stop"] > 0, parts)
 
-    def _apply(self, summed: mx.array, weight: mx.array) -> mx.array:
+    def _apply(self, summed: dict[str, mx.array], weight: mx.array) -> mx.array:
         """Average, clip and update; returns the norm before clipping. Nothing changes when `weight` is 0."""
-        gradient = summed / mx.maximum(weight, 1e-6)
+        gradient = {k: g / mx.maximum(weight, 1e-6) for k, g in summed.items()}
         norm = mx.sqrt(squared_norm(gradient))
         gradient = clip(gradient, norm, self.settings)
-        useful, parameters, start = weight > 0, self.parameters(), 0
+        useful, parameters = weight > 0, self.parameters()
         for group in self.groups:
-            own = gradient[start : start + group.row.size]
-            start += group.row.size
-            self.set_parameters(group.updated(own, parameters, useful))
+            self.set_parameters(group.updated(gradient, parameters, useful))
         if self.average is not None:
             self.average.move(self.parameters(), useful)
         return norm
 
     def gradient(self) -> dict[str, mx.array]:
         """What is accumulated, by path."""
-        row = self.carry.get("gradient")
-        return {} if row is None else self.row.unpack(row)
+        rows = self.carry.get("gradient")
+        return {} if rows is None else self.rows.unpack(rows)
 
     def loss_scale(self) -> dict[str, mx.array]:
         """What changes of the loss scale (fp16) with every micro-step."""
@@ -289,7 +292,7 @@ class TrainStep:
         """Forget what was accumulated since the last update; the loss scale is what it was then."""
         self.carry["weight"] = mx.array(0.0)
         if "gradient" in self.carry:
-            self.carry["gradient"] = mx.zeros(self.row.size)
+            self.carry["gradient"] = self.rows.zeros()
         self.carry.update(loss_scale)
 
     def arrays(self) -> dict[str, dict[str, mx.array]]:
@@ -331,7 +334,7 @@ class TrainStep:
             {name: value for name, value in sampler.items() if not name.startswith("gradient|")}
         )
         if "gradient" in self.carry:
-            self.carry["gradient"] = self.row.pack({k: sampler[f"gradient|{k}"] for k in self.row.shapes})
+            self.carry["gradient"] = self.rows.pack({k: sampler[f"gradient|{k}"] for k in self.rows.paths})
         if self.average is not None:
             self.average.load(average or {})
         return []

@@ -73,7 +73,7 @@ def test_adamw_trajectory_equals_torch(clip):
             torch.nn.utils.clip_grad_norm_([theirs], clip)
             gradient, _ = mx_clip(gradient, clip)
         reference.step()
-        ours = group.updated(group.row.pack(gradient), ours, mx.array(True))
+        ours = group.updated(group.rows.pack(gradient), ours, mx.array(True))
     difference = np.abs(np.array(ours["w"]) - theirs.detach().numpy()).max()
     assert difference < 1e-5
 
@@ -97,7 +97,7 @@ def test_every_optimizer_lowers_a_simple_loss(name):
 
     first = loss(params).item()
     for _ in range(40):
-        params = group.updated(group.row.pack(mx.grad(loss)(params)), params, mx.array(True))
+        params = group.updated(group.rows.pack(mx.grad(loss)(params)), params, mx.array(True))
     assert loss(params).item() < 0.9 * first
 
 

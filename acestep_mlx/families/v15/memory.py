@@ -35,7 +35,7 @@ class Coefficients:
 
 #: By the bytes of an activation: in float32 attention on the CPU keeps its weights.
 FITTED = {
-    2: Coefficients(layer=4.88, scores=1.95, states=5.53, kept=3.65, kept_scores=0.87, turn=4.56, group=3.81),
+    2: Coefficients(layer=4.88, scores=1.54, states=5.23, kept=3.95, kept_scores=0.71, turn=4.56, group=3.81),
     4: Coefficients(layer=3.88, scores=1.75, states=4.02, kept=2.56, kept_scores=0.35, turn=5.13, group=4.29),
 }
 
