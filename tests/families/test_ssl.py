@@ -199,6 +199,7 @@ def test_mhubert_is_downloaded_and_its_licence_said(monkeypatch: pytest.MonkeyPa
     asked: list[str] = []
 
     def fetched(repository: str, name: str, revision: str | None = None) -> str:
+        assert revision is not None and re.fullmatch("[0-9a-f]{40}", revision), "a commit, pinned"
         asked.append(f"{repository}/{name}")
         return str(folder / name)
 

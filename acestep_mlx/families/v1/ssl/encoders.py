@@ -70,15 +70,15 @@ class Encoder:
         return features[first : max(first + 1, self.frame(stop))]
 
 
-# Not verifiable offline: no commit of mHuBERT could be looked up, so the newest is taken; the caches' keys
-# hold its contents.
+# The commit of mHuBERT is one that others have had in use; not verifiable offline. The caches' keys hold the
+# contents.
 MERT = Encoder(
     "mert", "MERT-v1-330M", "ace_step_ssl_mert", 24_000, 5, True, 1024, 315,
     "m-a-p/MERT-v1-330M", False, "CC BY-NC 4.0",
 )  # fmt: skip
 MHUBERT = Encoder(
     "m-hubert", "mHuBERT-147", "ace_step_ssl_mhubert", 16_000, 30, False, 768, 94,
-    "utter-project/mHuBERT-147", True, "CC BY-NC-SA 4.0",
+    "utter-project/mHuBERT-147", True, "CC BY-NC-SA 4.0", "69467f5ee758b795c77abe33ac4a09dff1b82fdf",
 )  # fmt: skip
 ENCODERS = {one.name: one for one in (MERT, MHUBERT)}
 
