@@ -301,6 +301,7 @@ def test_what_a_run_is_made_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     assert limits == [9] and json.loads(facts)["file_format"] == "comfyui"
 
 
+@pytest.mark.slow
 def test_what_is_kept_nowhere(lab: Lab) -> None:
     """Neither sound nor words; `vae_cache_disable` is for both."""
     folder = lab.root / "nowhere"

@@ -85,6 +85,7 @@ def test_same_seed_same_bytes(original: Path, tmp_path: Path) -> None:
             assert not filecmp.cmp(path, tmp_path / "other" / name, shallow=False)
 
 
+@pytest.mark.slow
 def test_apart_sharded_and_under_another_name(original: Path, copy: Path, tmp_path: Path) -> None:
     """One variant's folder, with the others beside it; in shards it is the same model."""
     convert(original, tmp_path / "together")
@@ -257,6 +258,7 @@ def test_a_file_that_is_no_such_archive(original: Path, tmp_path: Path) -> None:
         read_silence(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["plain", "transposed", "half", "bfloat16"])
 def test_as_pytorch_writes_and_reads_it(kind: str, original: Path, copy: Path, tmp_path: Path) -> None:

@@ -270,6 +270,7 @@ def test_the_evaluation_set_is_fixed(root: Path, tiny_model: Path) -> None:
     assert len(batches.evaluation(99)) == len(LENGTHS)
 
 
+@pytest.mark.slow
 def test_songs_without_any_lyrics(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "songs").mkdir()
     song(tmp_path / "songs", "a")

@@ -311,6 +311,7 @@ def test_lyrics_of_nothing_but_time_stamps_are_none(tmp_path: Path) -> None:
     assert found.samples[0].lyrics is None and found.report.sets[0].no_lyrics == ["a.wav"]
 
 
+@pytest.mark.slow
 def test_hugging_face_captions_are_checked_too(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     from .test_huggingface import parquet, read, wav

@@ -94,6 +94,7 @@ def of_upstream(network: Any, sound: np.ndarray, encoder: Encoder) -> np.ndarray
     return (found / found.norm(dim=1, keepdim=True).clamp_min(1e-12)).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.slow_cases(
     "119999-m-hubert 120000-m-hubert 120001-m-hubert 119999-mert 480001-mert 480001-m-hubert "
     "m-hubert-119999 m-hubert-120000 m-hubert-120001 mert-119999 mert-480001 m-hubert-480001"

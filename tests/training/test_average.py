@@ -154,6 +154,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_average_bit_for_bit(lab: Any, u
     assert one.keys() == two.keys() and all(np.array_equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.slow
 def test_checkpoints_and_the_end_hold_it_for_other_loaders(lab: Any, tmp_path: Path, capsys: Any) -> None:
     result, seen = runs.run(lab("kept"))
     average = average_of(result.checkpoint)

@@ -227,6 +227,7 @@ def test_a_report_that_cannot_be_drawn_is_a_warning(root, tiny_model, monkeypatc
     assert any("report.html could not be written: the disk is full" in e.text for e in seen.of(Notice))
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_ends_its_curves_and_not_the_run(root, tiny_model, monkeypatch):
     fake = types.ModuleType("wandb")
 
