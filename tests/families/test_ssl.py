@@ -46,7 +46,6 @@ from acestep_mlx.training.rollout import ReflexFlow, RolloutSettings
 
 from ..test_options_reach import QuickCodec
 from ..training import runs, tiny
-from ..training.kills import survives
 from . import hearing
 
 SECONDS = 3.0
@@ -507,16 +506,6 @@ def test_a_run_that_was_interrupted_goes_on_bit_for_bit(precision: str, root: Pa
     resumed, _ = runs.run({**begun, "resume_from_checkpoint": "latest"})
     assert whole.checkpoint is not None and resumed.checkpoint is not None
     runs.assert_identical(whole.checkpoint, resumed.checkpoint)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_kills_in_the_middle_of_it(root: Path, tiny_model: Path) -> None:
-    change = {"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 2}
-    straight, _ = runs.run(_config(root, tiny_model, "never-killed", **change))
-    assert straight.checkpoint is not None
-    config = _config(root, tiny_model, "killed", **change, cache_dir=str(root / "killed-cache"))
-    survives(config, straight.checkpoint, kills=4, least=1)
 
 
 def test_with_weight_0_nothing_is_heard_and_no_projectors_are_needed(

@@ -25,6 +25,6 @@ def survives(config: dict[str, Any], reference: Path, kills: int, least: int) ->
     )
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["problems"] == [], done.stderr[-3000:]
+    assert told["problems"] == [], (told["problems"], done.stderr[-3000:])
     assert sum(told["kills"].values()) == kills and min(told["kills"].values()) >= least
     assert told["finished"] >= 1

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ..families import hearing
 from . import runs
 from .kills import survives
 from .test_resume import VARIANTS
@@ -42,6 +43,7 @@ FURTHER = {
         "gradient_accumulation_steps": 2,
     },
     "LoKr": VARIANTS["LoKr"],
+    "SSL": {"acestep_lora_target": "attn_qkv"},
 }
 
 
@@ -51,6 +53,10 @@ FURTHER = {
 def test_kills_in_the_middle_of(kind, tmp_path, tiny_run):
     options = {"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 2, **tiny_run}
     options |= FURTHER[kind]
+    if kind == "SSL":
+        if tiny_run["model_flavour"] != "base":  # 1.5 has none
+            return
+        options |= hearing.options(tmp_path / "encoders")
     straight, _ = runs.run(runs.configuration(tmp_path, "", "straight", **options))
     config = runs.configuration(tmp_path, "", "killed", **options)
     survives(config | {"cache_dir": str(tmp_path / "killed-cache")}, straight.checkpoint, kills=4, least=1)
