@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -30,6 +31,14 @@ class Interrupts:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, self.handle)
         signal.signal(signal.SIGALRM, self.handle)
+        sys.unraisablehook = self.unraisable
+
+    def unraisable(self, found: sys.UnraisableHookArgs) -> None:
+        """An interrupt that came while something was being deleted, where Python drops it, comes again."""
+        if issubclass(found.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN)
+        else:
+            sys.__unraisablehook__(found)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """KeyboardInterrupt, at once or when what is imported now is there."""

@@ -154,3 +154,24 @@ def test_ctrl_c_at_any_moment_of_the_start(command: str, tiny_model: Path, tmp_p
         if child.returncode == -signal.SIGINT and "acestep_mlx/cli" not in said:
             continue  # Python itself was still starting
         assert "Traceback" not in said and child.returncode in (0, 1, 130), (moment, said)
+
+
+def test_an_interrupt_while_something_is_deleted_is_not_lost() -> None:
+    """Python prints what a `__del__` raises, and goes on; the interrupt comes again, and nothing is said."""
+    code = (
+        "import os, signal, time\n"
+        "from acestep_mlx.__main__ import Interrupts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "Interrupts().install()\n"
+        "class Thing:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.01)\n"
+        "try:\n"
+        "    Thing()\n"
+        "    time.sleep(5)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise SystemExit(130)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
