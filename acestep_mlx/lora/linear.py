@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..nn.products import times_weight
+
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
 
@@ -77,23 +79,6 @@ def dense_layer(like: nn.Module, weight: mx.array) -> nn.Module:
     new.train(like.training)
     new.freeze()
     return new
-
-
-def times_weight(x: mx.array, linear: nn.Module) -> mx.array:
-    """x Wᵀ without the bias, (..., in) → (..., out); a quantised weight stays packed."""
-    if isinstance(linear, nn.QuantizedLinear):
-        return mx.quantized_matmul(
-            x,
-            linear.weight,
-            scales=linear.scales,
-            biases=linear.get("biases"),
-            transpose=True,
-            group_size=linear.group_size,
-            bits=linear.bits,
-            mode=linear.mode,
-        )
-    found: mx.array = x @ linear.weight.astype(x.dtype).T
-    return found
 
 
 def with_product(linear: nn.Module, x: mx.array, low: mx.array, up: mx.array) -> mx.array:

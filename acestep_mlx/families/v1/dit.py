@@ -21,6 +21,7 @@ from ...errors import CheckpointError
 from ...io.schema import number
 from ...nn.activations import gated_conv
 from ...nn.config import MANY, ComponentConfig
+from ...nn.products import times_weight
 from ...nn.recompute import checkpointed
 from .attention import CrossAttention, LinearAttention, Rope, rope_table, within
 from .lora import LORA
@@ -195,11 +196,7 @@ def _without_bias(linear: nn.Module, x: mx.array) -> tuple[mx.array, mx.array]:
     if type(linear) is not nn.QuantizedLinear or "bias" not in linear:
         y: mx.array = linear(x)
         return y, mx.zeros((y.shape[-1],), y.dtype)
-    bias = linear.pop("bias")
-    try:
-        return linear(x), bias
-    finally:
-        linear.bias = bias
+    return times_weight(x, linear), linear.bias
 
 
 class Block(nn.Module):
