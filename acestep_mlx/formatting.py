@@ -29,6 +29,13 @@ def rate(x: float) -> str:
     return f"{x:.0f}" if x >= 9.95 else f"{x:.1f}" if x >= 0.995 else f"{x:.2g}"
 
 
+def duration(seconds: float) -> str:
+    """`75` → `1:15`, `3700` → `1:01:40`."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def listed(items: Sequence[str], limit: int = 3, between: str = "; ") -> str:
     """The first `limit` items and how many more there are: `a; b; c … and 12 more`."""
     more = len(items) - limit

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from acestep_mlx.cli import cli, main
-from acestep_mlx.cli.events import TrainDisplay, duration
+from acestep_mlx.cli.events import TrainDisplay
 from acestep_mlx.cli.progress import Display
 from acestep_mlx.errors import DataError
+from acestep_mlx.formatting import duration
 from acestep_mlx.io.progress import Advance, as_stage, part
 from acestep_mlx.report.events import (
     Advanced,

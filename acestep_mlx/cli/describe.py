@@ -321,6 +321,7 @@ def data_set(path: Path, kind: str, model: ModelFolder | None = None) -> list[st
     """
     from ..config.read_run import load_config
     from ..data.manifest import build_manifest
+    from ..data.song_table import song_table
     from .progress import Display
 
     entry: dict[str, Any] = {"id": path.resolve().name or "songs", "type": kind, "dataset_type": "audio"}
@@ -334,7 +335,8 @@ def data_set(path: Path, kind: str, model: ModelFolder | None = None) -> list[st
     config = load_config(options)
     with Display() as progress:
         manifest = build_manifest(config, progress)
-    return [f"{path}: data set", *manifest.report.lines(NAMES)]
+    rows = [row for one in manifest.report.sets for row in one.rows]
+    return [f"{path}: data set", *song_table(rows), "", *manifest.report.lines(NAMES)]
 
 
 def audio_file(path: Path, model: ModelFolder | None = None) -> list[str]:

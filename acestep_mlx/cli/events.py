@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formatting import count, rate, size
+from ..formatting import count, duration, rate, size
 from .progress import Display
 
 if TYPE_CHECKING:
     from ..report.events import Advanced, Evaluated, Event, Finished, StepDone
-
-
-def duration(seconds: float) -> str:
-    """`75` → `1:15`, `3700` → `1:01:40`."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _steps(first: int, last: int) -> str:

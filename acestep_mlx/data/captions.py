@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from ..config.datasets import Shuffle
 from ..text.sheet import unescape_breaks
@@ -14,6 +17,7 @@ LYRICS_NAMES = (
     "{name}.lyrics", "{name}.lrc", "{name}.srt", "{name}.vtt",
 )  # fmt: skip
 LYRICS_ENDINGS = (".lyrics", ".lrc", ".srt", ".vtt")  # before which a language's code may stand
+_NOT_LYRICS = re.compile(r"write a .* song that genre is")  # upstream's mark for "no lyrics here"
 _SEPARATORS = {"comma": ",", "space": " ", "period": "."}
 
 
@@ -31,6 +35,24 @@ def clean_lyrics(text: str) -> str | None:
     lines = [line.rstrip() for line in text.split("\n")]
     stripped = "\n".join(lines).strip()
     return stripped or None
+
+
+def one_line(value: Any) -> str:
+    """A cell as one line; lists of tags are joined by ", "; dictionaries are not captions by themselves."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text for text in (one_line(part) for part in value) if text)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return f"{value:.15g}"  # a year, a tempo
+    return " ".join(unescape_breaks(value)[0].split()) if isinstance(value, str) else ""
+
+
+def lyrics_cell(value: Any) -> str | None:
+    """Lyrics of a cell, which may hold a list of their lines; None where it has none."""
+    if isinstance(value, (list, tuple)):
+        value = "\n".join(part for part in value if isinstance(part, str))
+    if not isinstance(value, str) or _NOT_LYRICS.search(value):
+        return None
+    return clean_lyrics(value.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def shuffled(caption: str, shuffle: Shuffle) -> list[str]:

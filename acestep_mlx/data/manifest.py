@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from .captions import shuffled, unique
 from .facts import AudioFacts, AudioRef, FactsIndex, FileAudio
 from .once import kept, same_songs
 from .sources import folder
-from .summary import DatasetReport, SetReport
+from .summary import DatasetReport, SetReport, SongRow
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,15 @@ def build_manifest(
             if reason is not None or facts is None:
                 skipped.append((f"{dataset.id}/{song.name}", str(reason)))
                 report.skipped.append((song.name, str(reason)))
+                report.rows.append(SongRow(song.name, None, problem=f"left out: {reason}"))
                 continue
+            said = len(report.notes), len(report.unread)
             sample = _sample(dataset, song, facts, config, family, report)
             samples.append(sample)
             _count(sample, report)
+            for what, source in song.sources.items():
+                report.sources_of.setdefault(what, Counter())[source] += 1
+            report.rows.append(_row(song, sample, len(report.notes) - said[0], len(report.unread) - said[1]))
             if (first := copies.setdefault(facts.content, song.name)) != song.name and report.in_files:
                 report.copies.append((song.name, first))
         report.left_out = report.files - report.songs - len(report.skipped) - len(again)
@@ -349,6 +355,23 @@ def _count(sample: Sample, report: SetReport) -> None:
         report.no_lyrics.append(name)
     else:
         report.lyrics[name] = sample.lyrics
+
+
+def _row(song: folder.Song, sample: Sample, notes: int, unread: int) -> SongRow:
+    """What the song is trained with. notes, unread: how much the report says of its texts and metadata."""
+    known = sample.dataset.lyrics_language or dict(sample.known).get("language")
+    caption = song.sources.get("caption", "given") if any(song.captions) else None
+    if sample.dataset.only_instance_prompt or (caption is None and any(sample.captions)):
+        caption = "trigger words"
+    problems = [
+        "padded" if sample.seconds < sample.latents.min_seconds else "",
+        f"cut to {sample.seconds:.0f} s" if sample.cut else "",
+        f"{unread} not read" if unread else "",
+        count(notes, "note") if notes else "",
+    ]
+    lyrics = None if sample.lyrics is None else song.sources.get("lyrics", "given")
+    text = ", ".join(problem for problem in problems if problem)
+    return SongRow(song.name, sample.seconds, caption, lyrics, known, text)
 
 
 def _known(song: folder.Song, family: Family, report: SetReport) -> tuple[tuple[str, Any], ...]:

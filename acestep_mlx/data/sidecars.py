@@ -1,7 +1,7 @@
-"""Metadata files of other programs beside songs: recognised, so that none is trained on as a caption.
+"""Metadata files of other programs beside songs: what a text looks like, and the lists that describe a song.
 
-They are not read here. A caption file is plain text; what has another program's form costs the song, with a
-line that says what the file looks like.
+`records` reads those whose form is known; any other costs the song that has no caption elsewhere, with a line
+that says what the file looks like. None is trained on as a caption.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DataError
 from ..io.audio import SUFFIXES
 from ..io.filenames import composed, shown
-from ..io.schema import open_file, parse_json
+from ..io.schema import open_file
 from ..io.text_files import read_text
+from ..text.blanks import is_blank
 from ..text.marks import mark_line
 from ..text.sheet import has_stamp, is_marked, timed_lines, unescape_breaks
 
@@ -39,14 +40,19 @@ _ULTRASTAR = re.compile(r"^[:*]\s\d+\s\d+\s-?\d+\s", re.MULTILINE)
 _ASS = re.compile(r"^\s*(?:\[Script Info\]\s*$|Dialogue:\s*\d+,)", re.IGNORECASE | re.MULTILINE)
 _FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _HEADERS = {"---", "+++"}
+#: forms that `records` reads, as `looks_like` calls them; SHEET begins what it says of lyrics
+TAGS = "ai-toolkit's metadata (<CAPTION> …)"
+JSON = "JSON metadata (musubi and others)"
+FIELDS = "metadata of Side-Step or HOT-Step"
+SHEET = "lyrics with "
 
-#: endings of files in which other programs keep a song's caption → what such a file looks like
+#: endings of files in which other programs describe a song → what such a file looks like, the first first
 BESIDE = {
+    ".json": "another trainer's metadata (ACE-Step 1.5, ace-lora-trainer, musubi)",
     ".caption.txt": "a caption of ACE-Step 1.5 or Side-Step",
     ".caption": "another trainer's caption",
     ".tags": "another trainer's caption",
     ".prompt": "another trainer's caption",
-    ".json": "another trainer's metadata (ACE-Step 1.5, ace-lora-trainer, musubi)",
     ".jsonl": "another trainer's metadata",
     ".yaml": "another trainer's metadata",
     ".yml": "another trainer's metadata",
@@ -59,6 +65,13 @@ USUAL_LISTS = ("dataset.json", "dataset.jsonl", "metadata.json", "metadata.jsonl
 _PATH_NAMES = ("audio_path", "audio", "filename", "file_name", "file", "path", "keys")
 _TEXT_NAMES = ("caption", "prompt", "tags", "text", "lyrics", "genre", "bpm", "key", "keyscale", "recaption")
 _LIST_BYTES = 1 << 26
+#: what a list's head says of all its songs → the name that it has in a row
+_OF_ALL = {
+    "custom_tag": "custom_tag",
+    "tag_position": "tag_position",
+    "default_genre": "genre",
+    "default_language": "language",
+}
 
 
 def looks_like(text: str, *, listed: bool = False) -> str | None:
@@ -68,7 +81,7 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
     """
     text = unescape_breaks(text)[0]
     if _KNOWN_TAG.search(text):
-        return "ai-toolkit's metadata (<CAPTION> …)"
+        return TAGS
     if _XML.match(text) or _ANY_PAIR.search(text):
         return "XML"
     if text.lstrip().startswith("{\\rtf"):
@@ -76,12 +89,12 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
     if _FENCE.search(text):
         return "a block of Markdown (```)"
     if _is_json(text):
-        return "JSON metadata (musubi and others)"
+        return JSON
     if _ASS.search(text):
         return "subtitles (ASS)"
     if _ULTRASTAR.search(text):
         return "karaoke (UltraStar)"
-    named = (_song_name(row) or "" for row in _rows(text, ".csv") if isinstance(row, dict))
+    named = (_song_path(row) or "" for row in _rows(text, ".csv") if isinstance(row, dict))
     if any(name.lower().endswith(SUFFIXES) for name in named):
         return "a list of songs (CSV)"
     lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -89,15 +102,15 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
         return "metadata (YAML or TOML)"
     field = next((found for line in lines if (found := _FIELD.match(line))), None)
     if field and not listed:
-        return f"metadata of Side-Step or HOT-Step ({field[1]}: …)"
+        return f"{FIELDS} ({field[1]}: …)"
     keys = [found[1].lower() for line in lines if (found := _ANY_FIELD.match(line))]
     if len(set(keys)) == len(lines) > 2:
         return f"metadata ({lines[0][:40]})"
     timed = timed_lines(lines)
     if any(has_stamp(line) for line in lines) or (timed > 2 and timed >= 0.8 * len(lines)):
-        return "lyrics with time stamps"
+        return f"{SHEET}time stamps"
     mark = next((line for line in lines if is_marked(line) or _is_mark(line)), None)
-    return f"lyrics with structure marks ({mark[:40]})" if mark else None
+    return f"{SHEET}structure marks ({mark[:40]})" if mark else None
 
 
 def _is_mark(line: str) -> bool:
@@ -142,53 +155,39 @@ def check_lyrics(text: str, name: str) -> None:
 
 
 # ── files beside a song ──────────────────────────────────────────────────────────────────────────────
-def beside(name: str, named: Callable[[str], Path | None]) -> tuple[Path, str] | None:
-    """The other program's file that describes a song, and what it looks like. named: a file in its folder.
+def beside(name: str, named: Callable[[str], Path | None]) -> list[tuple[Path, str]]:
+    """Other programs' files that describe a song, and what each looks like; the first counts first.
 
-    It may be called after the song's stem or, `song.wav.json`, after all of its name.
+    named: a file in its folder. They may be called after the song's stem or, `song.wav.json`, after all of
+    its name.
     """
     stem = Path(name).stem
-    whole = {f"{name}{ending}": what for ending, what in BESIDE.items()}
-    whole[f"{name}.txt"] = "a caption under the song's whole name"
-    for other, what in ({f"{stem}{ending}": what for ending, what in BESIDE.items()} | whole).items():
-        found = named(other)
-        if found is not None and not (other.endswith(".json") and _is_ours(found)):
-            return found, what
-    for template in ELSEWHERE:
-        found = named(template.format(stem=stem))
-        if found is not None:
-            return found, "another trainer's metadata (underfit)"
-    return None
-
-
-def metadata(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Fields of a JSON file beside a song, as they are written; nothing of what `generate` writes there.
-
-    names: field → names that keys have for it, in lower case. DataError when it is no JSON object.
-    """
-    if _is_ours(path):
-        return {}
-    try:
-        content = parse_json(read_text(path)[0])
-    except ValueError as error:
-        raise DataError(f"{shown(path.name)}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{shown(path.name)}: not a JSON object")
-    return fields_of(content, names)
+    templates = {ending: (f"{stem}{ending}", f"{name}{ending}") for ending in BESIDE}
+    wanted = [(other, BESIDE[ending]) for ending in BESIDE for other in templates[ending]]
+    wanted.append((f"{name}.txt", "a caption under the song's whole name"))
+    wanted += [(one.format(stem=stem), "another trainer's metadata (underfit)") for one in ELSEWHERE]
+    found = {path: what for other, what in wanted if (path := named(other)) is not None}
+    return [
+        (path, what) for path, what in found.items() if not (path.suffix.lower() == ".json" and is_ours(path))
+    ]
 
 
 def fields_of(row: Mapping[Any, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Fields of a row, as they are written. names: field → names that keys have for it, in lower case."""
-    keys = _lower_case(row)
-    found = {field: next((keys[n] for n in known if n in keys), None) for field, known in names.items()}
+    keys = lower_case(row)
+    found = {
+        field: next((keys[n] for n in known if not is_blank(keys.get(n), n)), None)
+        for field, known in names.items()
+    }
     return {field: value for field, value in found.items() if value is not None}
 
 
-def _lower_case(row: Mapping[Any, Any]) -> dict[str, Any]:
+def lower_case(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row by its names in lower case."""
     return {key.strip().lower(): value for key, value in row.items() if isinstance(key, str)}
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a JSON file is what `generate` writes beside a song."""
     try:
         with open_file(path) as file:
@@ -197,45 +196,102 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-class Lists:
-    """Lists of songs (dataset.json, metadata.jsonl, a CSV) in the songs' folders that nobody asked for."""
+class Listed(NamedTuple):
+    """A list that describes a song; row: what it says, None where it is not told whose its rows are."""
 
-    def __init__(self, names: Callable[[Path], Iterable[str]]) -> None:
+    file: Path
+    row: Mapping[Any, Any] | None
+
+
+_Songs = Mapping[str, list[tuple[str, Mapping[Any, Any]]]]
+
+
+class Lists:
+    """Lists of songs (dataset.json, metadata.jsonl, a CSV) in the songs' folders that nobody asked for.
+
+    own: the list that the data set names, which is read elsewhere.
+    """
+
+    def __init__(self, names: Callable[[Path], Iterable[str]], own: Path | None = None) -> None:
         self._names = names  # the names in a folder
+        self._own = own
         self._of = cache(self._read)
 
-    def find(self, song: Path, root: Path) -> tuple[Path, Mapping[Any, Any]] | None:
-        """The list in the song's folder, or in one above it up to `root`, that describes the song, and its
-        row there; an empty one where it is not told whose they are.
+    def find(self, song: Path, root: Path) -> Listed | None:
+        """The list in the song's folder, or in one above it up to `root`, that describes the song.
+
+        DataError when it says two things of the song.
         """
-        folder = song.parent
-        name, stem = composed(song.name), composed(song.stem)
+        folder, unclear = song.parent, None
         while True:
             for path, songs in self._of(folder):
-                if songs is None or name in songs or stem in songs:
-                    return path, (songs or {}).get(name) or (songs or {}).get(stem) or {}
+                if songs is None:
+                    unclear = unclear or Listed(path, None)
+                elif (row := _row_of(song, path, songs)) is not None:
+                    return Listed(path, row)
             if folder == root or folder == folder.parent:
-                return None
+                return unclear
             folder = folder.parent
 
-    def _read(self, folder: Path) -> list[tuple[Path, Mapping[str, Mapping[Any, Any]] | None]]:
-        """Each list with its rows by the base names of songs; None where it names none that can be told."""
-        found: list[tuple[Path, Mapping[str, Mapping[Any, Any]] | None]] = []
+    def unclear(self, folder: Path) -> list[Path]:
+        """Lists by their usual names in a folder that cannot be understood."""
+        return [path for path, songs in self._of(folder) if songs is None]
+
+    def _read(self, folder: Path) -> list[tuple[Path, _Songs | None]]:
+        """Each list with its rows (path, row) by the base names of songs; None where it names none that can
+        be told."""
+        found: list[tuple[Path, _Songs | None]] = []
         for name in sorted(self._names(folder)):
-            if name.startswith(".") or not name.lower().endswith(LISTS):
-                continue
             path = folder / name
+            if name.startswith(".") or not name.lower().endswith(LISTS) or path == self._own:
+                continue
             try:
                 text = read_text(path, _LIST_BYTES)[0]
             except DataError:
-                continue
-            rows = _rows(text, path.suffix.lower())
-            songs = {base: row for row in rows if isinstance(row, dict) and (base := _song_name(row))}
+                text = ""
+            songs: dict[str, list[tuple[str, Mapping[Any, Any]]]] = {}
+            for row in _rows(text, path.suffix.lower()):
+                if isinstance(row, dict) and (place := _song_path(row)):
+                    songs.setdefault(place.rpartition("/")[2], []).append((place, row))
             if songs:
                 found.append((path, songs))
             elif name.lower() in USUAL_LISTS:
                 found.append((path, None))
         return found
+
+
+def _row_of(song: Path, file: Path, songs: _Songs) -> Mapping[Any, Any] | None:
+    """The row for a song: whose path ends as the song's does, the longest such end; None without one.
+
+    A row whose file is there and is another one is that file's. DataError when several, which differ, fit as
+    well.
+    """
+    rows = songs.get(composed(song.name)) or songs.get(composed(song.stem)) or []
+    fitting = [(place, row) for place, row in rows if _may_be(song, file.parent, place)]
+    if not fitting:
+        return None
+    parts = [composed(part) for part in song.with_suffix("").parts]
+
+    def same(place: str) -> int:
+        mine = place.split("/")
+        mine[-1] = mine[-1] if mine[-1] == parts[-1] else Path(mine[-1]).stem
+        pairs = zip(reversed(mine), reversed(parts), strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(mine), len(parts)))
+
+    most = max(same(place) for place, _ in fitting)
+    first, *others = [row for place, row in fitting if same(place) == most]
+    if any(row != first for row in others):
+        raise DataError(f"{shown(file.name)} has several rows for it, which differ; keep one")
+    return first
+
+
+def _may_be(song: Path, folder: Path, place: str) -> bool:
+    """Whether a path that a list in `folder` gives may stand for the song: it is not another file's."""
+    try:
+        named = folder / place
+        return not named.is_file() or named.samefile(song)
+    except (OSError, ValueError):
+        return True
 
 
 def _rows(text: str, suffix: str) -> list[Any]:
@@ -245,14 +301,29 @@ def _rows(text: str, suffix: str) -> list[Any]:
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         if suffix == ".json":
             content = json.loads(text)
-            if isinstance(content, dict):
-                keyed = [{"path": k, **v} for k, v in content.items() if isinstance(v, dict)]
-                content = next((content[k] for k in ("samples", "data", "songs") if k in content), keyed)
-            return content if isinstance(content, list) else []
+            return _json_rows(content)
         first, text = list_head(text)
         return list(csv.DictReader(io.StringIO(text), delimiter=first))
     except (ValueError, RecursionError, csv.Error):
         return []
+
+
+def _json_rows(content: Any) -> list[Any]:
+    """A list of rows, in an object or not, or rows by their paths; each with what is said of all."""
+    if isinstance(content, dict):
+        keyed = [{"path": k, **v} for k, v in content.items() if isinstance(v, dict)]
+        rows = next((content[k] for k in ("samples", "data", "songs") if k in content), keyed)
+        common = content.get("metadata")
+        if isinstance(rows, list) and isinstance(common, dict):
+            shared = {to: common[name] for name, to in _OF_ALL.items() if not is_blank(common.get(name))}
+            return [_with(row, shared) if isinstance(row, dict) else row for row in rows]
+        content = rows
+    return content if isinstance(content, list) else []
+
+
+def _with(row: dict[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """A row, with what is said of all where it says nothing itself."""
+    return {**row, **{name: value for name, value in shared.items() if is_blank(row.get(name))}}
 
 
 def list_head(text: str) -> tuple[str, str]:
@@ -263,12 +334,12 @@ def list_head(text: str) -> tuple[str, str]:
     return max(",;\t|", key=first.count), text
 
 
-def _song_name(row: dict[Any, Any]) -> str | None:
-    """The base name of the song that a row describes, if it describes one."""
-    fields = _lower_case(row)
+def _song_path(row: dict[Any, Any]) -> str | None:
+    """The path of the song that a row describes, with `/`, if it describes one."""
+    fields = lower_case(row)
     if not any(name in fields for name in _TEXT_NAMES):
         return None
     name = next(
         (fields[n] for n in _PATH_NAMES if isinstance(fields.get(n), str) and fields[n].strip()), None
     )
-    return composed(re.split(r"[\\/]", name.strip())[-1]) if name else None
+    return composed(re.sub(r"[\\/]+", "/", name.strip())) if name else None

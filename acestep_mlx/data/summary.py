@@ -16,6 +16,21 @@ Named = list[tuple[str, str]]
 _MOST = 20  # left-out files and folders that a run names
 
 
+@dataclass(frozen=True)
+class SongRow:
+    """What a song is trained with. seconds: None where it is left out. caption, lyrics: where they are from.
+
+    language: of the lyrics, where it is known. problem: why it is left out, or what there is to look at.
+    """
+
+    name: str
+    seconds: float | None
+    caption: str | None = None
+    lyrics: str | None = None
+    language: str | None = None
+    problem: str = ""
+
+
 @dataclass
 class SetReport:
     """One data set. Lists hold song names (with a detail); hours count what is trained on, once.
@@ -27,7 +42,8 @@ class SetReport:
     is a file of its own. twice: songs that are there once more. copies: (song, the one whose copy it is).
     lost: songs of which something could not be decoded. sources: how that list or table is read, where
     that is not plain. cropped: songs of which `crop` seconds are trained on at a time; untimed: those of them
-    whose lyrics cannot be cut.
+    whose lyrics cannot be cut. sources_of: "caption" and "lyrics" → where they are from, and of how many
+    songs. rows: what each song is trained with.
     """
 
     id: str
@@ -63,6 +79,8 @@ class SetReport:
     crop: float = 0.0
     cropped: int = 0
     untimed: list[str] = field(default_factory=list)
+    sources_of: dict[str, Counter[str]] = field(default_factory=dict)
+    rows: list[SongRow] = field(default_factory=list)
 
     @property
     def without_caption(self) -> str:
@@ -169,6 +187,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
     if languages := one.languages():
         spoken = ", ".join(f"{language} {lines}" for language, lines in languages.items())
         out.append(f"  lyrics: {count(len(one.lyrics), 'song')}, lines by language: {spoken}")
+    out += [line for what in ("caption", "lyrics") if (line := _sources_line(one, what))]
     if one.known:
         out.append(f"  known beside captions: {', '.join(f'{what} {n}' for what, n in one.known.items())}")
     out += _named("skipped", [f"{name}: {reason}" for name, reason in one.skipped], 0)
@@ -191,6 +210,16 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
     out += _named("without lyrics", one.no_lyrics, limit, one.without_lyrics)
     out += _named("lyrics without time stamps, so that parts have none", one.untimed, limit)
     return out
+
+
+def _sources_line(one: SetReport, what: str) -> str | None:
+    """Where captions or lyrics are from, unless all are in the usual files."""
+    counts = one.sources_of.get(what, Counter())
+    if not counts.keys() - {"*.txt", "*.lyrics", "the list", "file name"}:
+        return None
+    starred = " (*: the song's name)" if any(source.startswith("*") for source in counts) else ""
+    plural = "captions" if what == "caption" else what
+    return f"  {plural} from: {', '.join(f'{source} {n}' for source, n in counts.items())}{starred}"
 
 
 def _named(label: str, names: list[str], limit: int, meaning: str = "") -> list[str]:

@@ -1,4 +1,7 @@
-"""Other programs' metadata beside songs is never trained on as a caption, and costs only its own song."""
+"""Other programs' metadata beside songs is read, or costs only its own song; no caption is made of its form.
+
+How each form becomes a song's record: `test_records.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,31 @@ from acestep_mlx.data.sidecars import looks_like
 
 from .songs import manifest, song
 
-# What other programs write into NAME.txt → a part of what it is said to look like.
-FOREIGN = {
-    "ai-toolkit": ("<CAPTION>\nslow jazz\n</CAPTION>\n<LYRICS>la la</LYRICS>\n<BPM>90</BPM>", "ai-toolkit"),
-    "ai-toolkit in small letters": ("<caption>slow jazz</caption>", "ai-toolkit"),
-    "ai-toolkit, never closed": ("<CAPTION>slow jazz", "ai-toolkit"),
+# What other programs write into NAME.txt, and whether it has a caption.
+READ = {
+    "ai-toolkit": ("<CAPTION>\nslow jazz\n</CAPTION>\n<LYRICS>la la</LYRICS>\n<BPM>90</BPM>", True),
+    "ai-toolkit in small letters": ("<caption>slow jazz</caption>", True),
     "Side-Step": (
         "caption: slow jazz\ngenre:\nbpm: 90\nkey: C major\nsignature: 4\nis_instrumental: false\n"
         "lyrics:\n[verse]\nla la",
-        "Side-Step",
+        True,
     ),
-    "HOT-Step": ("Caption: slow jazz\r\ntag_position: prepend\r\n", "HOT-Step"),
-    "Side-Step, only numbers": ("bpm: 120\nkeyscale: F# minor", "Side-Step"),
-    "Side-Step after a plain line": ("slow jazz\ntempo: 90\n", "Side-Step"),
-    "musubi": ('{"caption": "slow jazz", "lyrics": "la", "bpm": 90}', "JSON"),
-    "musubi over lines": ('\n{\n  "caption": "slow jazz",\n  "bpm": 90\n}\n', "JSON"),
-    "JSON cut short": ('{"caption": "slow jazz", "ly', "JSON"),
-    "a JSON list": ('[{"caption": "slow jazz"}]', "JSON"),
-    "JSON of words": ('["slow", "jazz"]', "JSON"),
+    "HOT-Step": ("Caption: slow jazz\r\ntag_position: prepend\r\n", True),
+    "Side-Step, only numbers": ("bpm: 120\nkeyscale: F# minor", False),
+    "Side-Step after a plain line": ("slow jazz\ntempo: 90\n", True),
+    "Side-Step with wide colons": ("caption：slow jazz\nbpm：90", True),
+    "musubi": ('{"caption": "slow jazz", "lyrics": "la", "bpm": 90}', True),
+    "musubi over lines": ('\n{\n  "caption": "slow jazz",\n  "bpm": 90\n}\n', True),
+}
+# What else stands in NAME.txt → a part of what it is said to look like.
+FOREIGN = {
+    "ai-toolkit, never closed": ("<CAPTION>slow jazz", "<CAPTION> has no other end"),
+    "JSON cut short": ('{"caption": "slow jazz", "ly', "not JSON"),
+    "a JSON list": ('[{"caption": "slow jazz"}]', "not a JSON object"),
+    "JSON of words": ('["slow", "jazz"]', "not a JSON object"),
     "YAML": ("---\ntitle: x\n", "YAML"),
     "TOML": ('caption = "slow jazz"\n', "Side-Step"),
     "any named fields": ("title: Night\nartist: Me\nmood: calm", "metadata (title: Night)"),
-    "Side-Step with wide colons": ("caption：slow jazz\nbpm：90", "Side-Step"),
     "a CSV list": ("File,BPM,Key,Caption\na.wav,120,C,jazz", "a list of songs (CSV)"),
     "a CSV list of Excel": ("sep=;\nFile;Caption\na.wav;jazz", "a list of songs (CSV)"),
     "ASS": ("[Script Info]\nTitle: x\n[Events]\nDialogue: 0,0:00:01.00,0:00:04.00,,,0,0,0,,la", "ASS"),
@@ -87,8 +93,17 @@ def test_foreign_text_is_no_caption(name: str, tmp_path: Path) -> None:
         found = manifest(tmp_path, dict(options))
         assert [s.captions for s in found.samples] == [("pop",)]
         reason = reasons(found)["theirs.wav"]
-        assert "theirs.txt looks like" in reason and part in reason and "\n" not in reason
+        assert "theirs.txt" in reason and part in reason and "\n" not in reason
     assert "skipped: 1" in "\n".join(found.report.lines())
+
+
+@pytest.mark.parametrize("name", READ)
+def test_known_forms_give_the_caption(name: str, tmp_path: Path) -> None:
+    text, has_caption = READ[name]
+    song(tmp_path / "songs", "a", caption=text)
+    found = manifest(tmp_path)
+    assert [s.captions for s in found.samples] == [("slow jazz",) if has_caption else ("",)]
+    assert found.report.sets[0].no_caption == ([] if has_caption else ["a.wav"]) and not found.skipped
 
 
 @pytest.mark.parametrize("text", PLAIN)
@@ -105,7 +120,7 @@ def test_a_long_plain_file_is_variants(tmp_path: Path) -> None:
 
 
 def test_foreign_text_does_not_matter_where_it_is_no_caption(tmp_path: Path) -> None:
-    song(tmp_path / "songs", "a", caption=FOREIGN["Side-Step"][0])
+    song(tmp_path / "songs", "a", caption=READ["Side-Step"][0])
     for entry in (
         {"caption_strategy": "filename"},
         {"instance_prompt": "zyx", "only_instance_prompt": True},
@@ -119,14 +134,13 @@ BESIDE = {
     "a.json": json.dumps({"caption": "jazz", "bpm": 90}),
     "a.caption.txt": "jazz",
     "a.caption": "jazz",
-    "a.yaml": "caption: jazz",
     "dataset.json": json.dumps(
         {"metadata": {}, "samples": [{"audio_path": "C:\\x\\a.wav", "caption": "jazz"}]}
     ),
     "list.json": json.dumps([{"filename": "a.wav", "caption": "jazz"}]),
     "metadata.jsonl": json.dumps({"file_name": "songs/a.wav", "text": "jazz"}) + "\n",
     "meta_cap.json": json.dumps({"a.wav": {"caption": "jazz"}, "x": {"caption": "y"}}),
-    "json/a.json": json.dumps({"title": "x"}),
+    "json/a.json": json.dumps({"title": "x", "genre": "jazz"}),
     "txt/a.txt": "jazz",
     "captions.csv": "File,Caption,BPM\na.wav,jazz,90\n",
     "captions.tsv": "filename\tcaption\na\tjazz\n",
@@ -134,7 +148,7 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_a_song_described_elsewhere_is_left_out(name: str, tmp_path: Path) -> None:
+def test_a_song_described_elsewhere_has_that_caption(name: str, tmp_path: Path) -> None:
     songs = tmp_path / "songs"
     song(songs, "a", caption=None)
     song(songs, "b", caption="pop")
@@ -142,18 +156,52 @@ def test_a_song_described_elsewhere_is_left_out(name: str, tmp_path: Path) -> No
     (songs / name).parent.mkdir(exist_ok=True)
     (songs / name).write_text(BESIDE[name], encoding="utf-8")
     found = manifest(tmp_path)
-    assert [s.id for s in found.samples] == ["set/b.wav", "set/c.wav"]
-    reason = reasons(found)["a.wav"]
-    assert name.split("/")[-1] in reason and "looks like" in reason and "a.txt" in reason
-    assert found.report.sets[0].no_caption == ["c.wav"], "nothing describes it, so it simply has none"
+    assert [s.captions for s in found.samples] == [("jazz",), ("pop",), ("",)] and not found.skipped
+    report = found.report.sets[0]
+    assert report.no_caption == ["c.wav"], "nothing describes it, so it simply has none"
+    source = name.replace("a.", "*.") if name.startswith(("a.", "json/", "txt/")) else name
+    assert dict(report.sources_of["caption"]) == {source: 1, "*.txt": 1}
+    assert f"  captions from: {source} 1, *.txt 1 (*: the song's name)" in found.report.lines()
+
+
+def test_what_is_not_read_costs_a_song_without_caption(tmp_path: Path) -> None:
+    for name, caption in (("a", None), ("b", "pop")):
+        song(tmp_path / "songs", name, caption=caption)
+        (tmp_path / "songs" / f"{name}.yaml").write_text("caption: jazz")
+    found = manifest(tmp_path)
+    assert [s.captions for s in found.samples] == [("pop",)]
+    assert "a.yaml looks like" in reasons(found)["a.wav"] and "a.txt" in reasons(found)["a.wav"]
+    assert [note for _, note in found.report.sets[0].notes] == [
+        "b.yaml looks like another trainer's metadata, which is not read"
+    ]
 
 
 def test_a_list_of_songs_in_a_folder_above(tmp_path: Path) -> None:
-    song(tmp_path / "songs" / "album", "a", caption=None)
-    song(tmp_path / "songs", "b")
-    rows = {"samples": [{"audio_path": "album/a.wav", "caption": "jazz"}]}
+    for name in ("album/a", "live/a", "new/a", "b"):
+        folder, _, stem = name.rpartition("/")
+        song(tmp_path / "songs" / folder, stem, caption=None)
+    rows = [
+        {"audio_path": "album/a.wav", "caption": "jazz"},
+        {"audio_path": "D:\\old\\live\\a.wav", "caption": "rock"},
+        {"audio_path": "/gone/b.wav", "caption": "pop"},
+    ]
+    (tmp_path / "songs" / "dataset.json").write_text(json.dumps({"samples": rows}))
+    captions = {s.id: s.captions[0] for s in manifest(tmp_path).samples}
+    assert captions == {
+        "set/album/a.wav": "jazz", "set/b.wav": "pop", "set/live/a.wav": "rock", "set/new/a.wav": "rock",
+    }  # fmt: skip
+
+
+def test_a_list_that_says_two_things_of_a_song_costs_it(tmp_path: Path) -> None:
+    for name in "ab":
+        song(tmp_path / "songs", name, caption=None)
+    rows = [
+        {"file": name, "caption": text} for name, text in (("a.wav", "x"), ("a.wav", "y"), ("b.wav", "z"))
+    ]
     (tmp_path / "songs" / "dataset.json").write_text(json.dumps(rows))
-    assert "dataset.json looks like" in reasons(manifest(tmp_path))["album/a.wav"]
+    found = manifest(tmp_path)
+    assert [s.captions for s in found.samples] == [("z",)]
+    assert "dataset.json has several rows for it, which differ" in reasons(found)["a.wav"]
 
 
 def test_a_dataset_json_that_cannot_be_understood_costs_songs_without_captions(tmp_path: Path) -> None:
@@ -168,43 +216,48 @@ def test_ones_own_caption_is_used_and_the_rest_is_named(tmp_path: Path) -> None:
     songs = tmp_path / "songs"
     song(songs, "a", caption="mine")
     (songs / "a.json").write_text(BESIDE["a.json"])
-    found = manifest(tmp_path)
-    assert found.samples[0].captions == ("mine",)
-    ((name, note),) = found.report.sets[0].notes
-    assert found.report.sets[0].no_songs == []
     (songs / "dataset.json").write_text(BESIDE["dataset.json"])
-    again = manifest(tmp_path)
-    assert again.samples[0].captions == ("mine",)
-    assert again.report.sets[0].no_songs == [
-        ("dataset.json", "another trainer's list of songs, which is not read")
-    ]
-    assert name == "a.wav" and note.startswith("a.json looks like") and "not read" in note
+    found = manifest(tmp_path)
+    assert found.samples[0].captions == ("mine",) and found.report.sets[0].no_songs == []
+    assert found.report.sets[0].notes == [("a.wav", "the caption is read from a.txt, not from a.json")]
 
 
-def test_beside_a_caption_txt_the_txt_is_lyrics(tmp_path: Path) -> None:
+def test_beside_a_caption_txt_a_short_txt_may_be_lyrics(tmp_path: Path) -> None:
+    """Nobody can tell: it is neither trained on as a caption nor sung."""
     song(tmp_path / "songs", "a", caption="hello there\nmy old friend")
     song(tmp_path / "songs", "b")
-    (tmp_path / "songs" / "a.caption.txt").write_text("jazz")
-    assert "a.caption.txt looks like" in reasons(manifest(tmp_path))["a.wav"]
-
-
-def test_lyrics_beside_a_prompt_are_no_caption_variants(tmp_path: Path) -> None:
-    """ACE-Step 1.5 has lyrics in NAME.txt, version 1 the caption in NAME_prompt.txt."""
-    song(tmp_path / "songs", "a", caption="\n".join(f"line {n}" for n in range(8)))
-    song(tmp_path / "songs", "b", caption="mine\ntoo")
-    for name in "ab":
-        (tmp_path / "songs" / f"{name}_prompt.txt").write_text("jazz")
+    song(tmp_path / "songs", "c", caption="jazz")
+    for name in "ac":
+        (tmp_path / "songs" / f"{name}.caption.txt").write_text("jazz")
     found = manifest(tmp_path)
-    assert [s.captions for s in found.samples] == [("mine", "too")]
-    assert "a.txt looks like lyrics, and a_prompt.txt like the caption" in reasons(found)["a.wav"]
+    assert "a.caption.txt looks like" in reasons(found)["a.wav"]
+    assert {s.id: s.captions for s in found.samples} == {"set/b.wav": ("pop, happy",), "set/c.wav": ("jazz",)}
+
+
+@pytest.mark.parametrize("other", ["a_prompt.txt", "a.caption.txt", "a.json", "dataset.json"])
+@pytest.mark.parametrize(
+    "text", ["[verse]\nla la", "\n".join(f"line {n}" for n in range(8)), "[00:01.00]la la"]
+)
+def test_beside_another_caption_a_txt_like_lyrics_is_sung(other: str, text: str, tmp_path: Path) -> None:
+    """ACE-Step 1.5 has lyrics in NAME.txt, version 1 the caption in NAME_prompt.txt."""
+    song(tmp_path / "songs", "a", caption=text)
+    (tmp_path / "songs" / other).write_text(BESIDE.get(other, "jazz"))
+    (sample,) = manifest(tmp_path).samples
+    assert sample.captions == ("jazz",) and sample.lyrics == text.removeprefix("[00:01.00]")
+
+
+def test_a_short_caption_is_one_beside_a_prompt(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "b", caption="mine\ntoo")
+    (tmp_path / "songs" / "b_prompt.txt").write_text("jazz")
+    assert manifest(tmp_path).samples[0].captions == ("mine", "too")
 
 
 def test_a_folder_beside_the_songs(tmp_path: Path) -> None:
     song(tmp_path / "songs" / "audio", "a", caption=None)
     song(tmp_path / "songs" / "audio", "b")
     (tmp_path / "songs" / "json").mkdir()
-    (tmp_path / "songs" / "json" / "a.json").write_text("{}")
-    assert "a.json looks like" in reasons(manifest(tmp_path))["audio/a.wav"]
+    (tmp_path / "songs" / "json" / "a.json").write_text('{"prompt": "jazz"}')
+    assert manifest(tmp_path).samples[0].captions == ("jazz",)
 
 
 def test_other_files_in_the_folder_do_not_matter(tmp_path: Path) -> None:
@@ -277,7 +330,7 @@ def test_which_of_several_lyrics_are_a_songs_own(tmp_path: Path) -> None:
     "name", ["ai-toolkit", "Side-Step", "HOT-Step", "Side-Step, only numbers", "musubi", "JSON cut short"]
 )
 def test_metadata_is_not_sung(name: str, tmp_path: Path) -> None:
-    song(tmp_path / "songs", "a", lyrics=FOREIGN[name][0])
+    song(tmp_path / "songs", "a", lyrics=(READ | FOREIGN)[name][0])
     song(tmp_path / "songs", "b", lyrics="Key: to my heart\nla la\nmy key: to yours")
     found = manifest(tmp_path)
     assert [s.id for s in found.samples] == ["set/b.wav"]
@@ -324,13 +377,12 @@ def test_hugging_face_captions_are_checked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.wav.txt", "a.wav.json", "a.wav.caption", "a.prompt", "a.wav.prompt"])
-def test_a_caption_under_another_name_costs_the_song_that_has_none(name: str, tmp_path: Path) -> None:
+def test_a_caption_under_another_name(name: str, tmp_path: Path) -> None:
     song(tmp_path / "songs", "a", caption=None)
     song(tmp_path / "songs", "ok")
     (tmp_path / "songs" / name).write_text('{"caption": "jazz"}')
     found = manifest(tmp_path)
-    assert [s.captions for s in found.samples] == [("pop, happy",)]
-    assert f"{name} looks like" in "\n".join(found.report.lines())
+    assert [s.captions for s in found.samples] == [("jazz",), ("pop, happy",)]
 
 
 @pytest.mark.parametrize(

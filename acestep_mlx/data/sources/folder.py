@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,18 @@ from ...io.audio import SUFFIXES
 from ...io.filenames import Folders, composed, is_file, is_folder, shown
 from ...io.text_files import read_text
 from ...sampling.record import made_here
+from ...text.blanks import is_blank
 from ...text.languages import is_language_code
 from .. import sidecars
-from ..captions import (
-    CAPTION_NAMES,
-    LYRICS_ENDINGS,
-    LYRICS_NAMES,
-    caption_lines,
-    clean_lyrics,
-)
+from ..captions import LYRICS_ENDINGS, LYRICS_NAMES, caption_lines, clean_lyrics
 from ..facts import AudioRef, FileAudio
+from ..records import INSTRUMENTAL, Record
+from .beside import Beside, Told, after_json
 from .scan import sound_files
 from .song_list import Row, Rows, find_file, read_list
 
 _NAMELESS = "no file name in this row"
-_SHEET_LINES = 8  # so many lines beside another caption are lyrics
+_SPLIT_LYRICS = "{stem}.lyrics.txt"  # ACE-Step 1.5's, which counts after what has caption and lyrics together
 
 
 @dataclass
@@ -38,6 +35,7 @@ class Song:
     """A song that was found, before its sound was looked at. name: unique within its data set, for people.
 
     metadata: what the model can be told beside, as it is written; unread: files with it that are damaged.
+    sources: "caption" and "lyrics" → where each is from, `*` for the song's name; absent where there is none.
     """
 
     name: str
@@ -48,6 +46,7 @@ class Song:
     problem: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,7 +104,14 @@ class _Reader:
         self.rows = rows.by_name if rows is not None else {}
         self.unused = set(self.rows)  # rows whose song was not met
         self.folders = Folders()
-        self.lists = sidecars.Lists(self.folders.names)
+        self.beside = Beside(
+            self.folders,
+            self.folder,
+            dataset.multiline,
+            captioned=dataset.only_instance_prompt or dataset.caption_strategy != "textfile",
+            tagged=not (dataset.instance_prompt and dataset.prepend_instance_prompt),
+            own=rows.file if rows is not None else None,
+        )
         self.in_languages: dict[Path, dict[str, list[str]]] = {}
 
     def listed(self, rows: Rows) -> Found:
@@ -140,11 +146,10 @@ class _Reader:
         return self._described(song, path, self.rows[key])
 
     def unread_lists(self, folders: Iterable[Path]) -> list[tuple[str, str]]:
-        """Other programs' lists of songs in the folders, by their usual names."""
-        found = [self.folders.find(folder, name) for folder in folders for name in sidecars.USUAL_LISTS]
-        names = sorted(shown(path.relative_to(self.folder).as_posix()) for path in found if path is not None)
-        read = f"of which only {', '.join(self.metadata)} are read" if self.metadata else "which is not read"
-        return [(name, f"another trainer's list of songs, {read}") for name in names]
+        """Other programs' lists of songs in the folders, by their usual names, that cannot be understood."""
+        found = {path for folder in folders for path in self.beside.lists.unclear(folder)}
+        names = sorted(shown(path.relative_to(self.folder).as_posix()) for path in found)
+        return [(name, "another trainer's list of songs, which is not understood") for name in names]
 
     def _described(self, song: Song, path: Path | None, row: Row | None) -> Song:
         if song.problem is not None or path is None:
@@ -152,29 +157,40 @@ class _Reader:
         if row is not None and row.problem is not None:
             song.problem = row.problem
             return song
+        told = self.beside.read(path)
+        song.notes += told.notes
         try:
-            song.captions = self._captions(path, song, row)
-            song.lyrics = self._lyrics(path, song, row)
+            caption = self._captions(path, song, row, told)
+            lyrics = self._lyrics(path, song, row, told)
+            self._remark(path, song, told, {caption, lyrics})
         except DataError as error:
             song.problem = str(error)
+        song.unread += told.unread
         if self.metadata:
-            self._known(path, song, row)
+            self._known(song, row, told)
         return song
 
-    def _known(self, path: Path, song: Song, row: Row | None) -> None:
-        """What is known of the song beside: of its list, else of a JSON file of the song's name, else of
-        another trainer's list.
-        """
-        in_row = {name: text for name, text in (row.metadata if row is not None else {}).items() if text}
-        names = (f"{path.stem}.json", f"{path.name}.json")
-        file = next((f for n in names if (f := self.folders.find(path.parent, n)) is not None), None)
-        try:
-            beside = sidecars.metadata(file, self.metadata) if file is not None else {}
-        except DataError as error:
-            song.unread.append(str(error))
-            beside = {}
-        _, others = self.lists.find(path, self.folder) or (None, {})
-        song.metadata = {**sidecars.fields_of(others, self.metadata), **beside, **in_row}
+    def _known(self, song: Song, row: Row | None, told: Told) -> None:
+        """What is known of the song beside: of its list, then of each file that describes it."""
+        listed = row.metadata if row is not None else {}
+        for record in reversed(told.records):
+            song.metadata |= sidecars.fields_of(record.facts, self.metadata)
+        song.metadata |= {name: text for name, text in listed.items() if not is_blank(text, name)}
+
+    def _remark(self, path: Path, song: Song, told: Told, taken: set[str | None]) -> None:
+        """Say what is not taken of the files beside the song. taken: those with its caption and lyrics."""
+        song.notes += [why for why in told.lacking if why not in told.unread and not self.beside.captioned]
+        for record in told.records:
+            if record.source in taken:
+                song.notes += record.notes
+            elif record.facts and not (record.listed or sidecars.fields_of(record.facts, self.metadata)):
+                text = f"{record.source} looks like another trainer's metadata, of which nothing is taken"
+                said = any(note.endswith(f"not from {record.source}") for note in song.notes)
+                song.notes += [] if said else [text]
+        words = {r.trigger for r in told.records if r.trigger} - {self.dataset.instance_prompt}
+        if words and not (self.beside.tagged or self.beside.captioned):
+            named = listed(sorted(words))
+            song.notes.append(f"its trigger words {named} are not used: instance_prompt is set")
 
     def _text(self, file: Path, song: Song) -> str:
         text, note = read_text(file)
@@ -182,85 +198,92 @@ class _Reader:
             song.notes.append(f"{shown(file.name)}: {note}")
         return text
 
-    def _captions(self, path: Path, song: Song, row: Row | None) -> list[str]:
+    def _captions(self, path: Path, song: Song, row: Row | None, told: Told) -> str | None:
+        """Sets the song's captions; the file that they are from."""
         dataset = self.dataset
         if dataset.only_instance_prompt:
-            return []
+            return None
         match dataset.caption_strategy:
             case "filename":
-                return [" ".join(path.stem.replace("_", " ").split())]
+                song.captions = [" ".join(path.stem.replace("_", " ").split())]
+                song.sources["caption"] = "file name"
             case "csv":
                 text = row.caption if row is not None else ""
                 sidecars.check_caption(text, "the caption in the list", listed=True)
-                return caption_lines(text, dataset.multiline)
+                song.captions = caption_lines(text, dataset.multiline)
+                song.sources |= {"caption": "the list"} if song.captions else {}
             case "textfile":
-                return self._caption_file(path, song)
-        return []
+                return self._told_caption(path, song, told)
+        return None
 
-    def _caption_file(self, path: Path, song: Song) -> list[str]:
-        """The caption beside a song. DataError when it is, or may be, in another program's file."""
-        captions: list[str] = []
-        lyrics = f", lyrics into {shown(path.stem)}.lyrics"
-        names = [template.format(stem=path.stem) for template in CAPTION_NAMES]
-        files = [file for name in names if (file := self.folders.find(path.parent, name)) is not None]
-        if files:
-            name, text = shown(files[0].name), self._text(files[0], song)
-            sidecars.check_caption(text, name, f"put the caption alone into {name}{lyrics}")
-            captions = caption_lines(text, self.dataset.multiline)
-            if len(files) > 1 and len(caption_lines(text, True)) >= _SHEET_LINES:
-                raise DataError(
-                    f"{name} looks like lyrics, and {shown(files[1].name)} like the caption; keep one of "
-                    f"them, lyrics in {shown(path.stem)}.lyrics"
-                )
-        other = sidecars.beside(path.name, self._near(path))
-        if other is not None:
-            file, what = other
-            text = f"{shown(file.name)} looks like {what}, which is not read"
-            if captions and not file.name.lower().endswith(".caption.txt"):  # there, NAME.txt holds lyrics
-                if not (self.metadata and file.suffix.lower() == ".json"):
-                    song.notes.append(text)
-                return captions
-            raise DataError(f"{text}; put the caption alone into {shown(path.stem)}.txt{lyrics}")
-        if not captions and (found := self.lists.find(path, self.folder)) is not None:
-            file, _ = found
-            advice = ", or set csv_file and caption_strategy=csv" if file.suffix.lower() == ".csv" else ""
-            raise DataError(
-                f"{shown(file.name)} looks like another trainer's list of songs with this one in it, which "
-                f"is not read; put the caption alone into {shown(path.stem)}.txt{lyrics}{advice}"
-            )
-        return captions
+    def _told_caption(self, path: Path, song: Song, told: Told) -> str | None:
+        """The caption of the first file that has one. DataError when it may be in one that is not read."""
+        found = [record for record in told.records if record.captions]
+        if not found:
+            if told.lacking:
+                stem = shown(path.stem)
+                advice = f"; put the caption alone into {stem}.txt, lyrics into {stem}.lyrics"
+                raise DataError(told.lacking[0] + ("" if "; " in told.lacking[0] else advice))
+            return None
+        first, *others = found
+        song.captions = list(first.captions)
+        song.sources["caption"] = _general(first.source, path)
+        song.notes += [
+            f"the caption is read from {first.source}, not from {other.source}"
+            for other in others
+            if other.captions != first.captions and not other.listed
+        ]
+        return first.source
 
-    def _near(self, path: Path) -> Callable[[str], Path | None]:
-        """Finds a file in the song's folder, or one that a folder beside that holds."""
-
-        def find(name: str) -> Path | None:
-            found = self.folders.find(path.parent, name)
-            if found is None and "/" in name and path.parent != self.folder:
-                found = self.folders.find(path.parent.parent, name)
-            return found
-
-        return find
-
-    def _lyrics(self, path: Path, song: Song, row: Row | None) -> str | None:
+    def _lyrics(self, path: Path, song: Song, row: Row | None, told: Told) -> str | None:
+        """Sets the song's lyrics; the file that they are from."""
         if row is not None and row.lyrics:
             sidecars.check_lyrics(row.lyrics, "the lyrics in the list")
-            return clean_lyrics(row.lyrics)
-        if self.dataset.lyrics_format is not None:
-            names: tuple[str, ...] = (lyrics_name(self.dataset.lyrics_format, path),)
-        else:
-            names = tuple(t.format(stem=path.stem, name=path.name) for t in LYRICS_NAMES)
-        files = [file for name in names if (file := self.folders.find(path.parent, name)) is not None]
-        if not files and self.dataset.lyrics_format is None:
-            files = [file for file in [self._lyrics_in_a_language(path)] if file is not None]
-        if not files:
+            song.lyrics, song.sources["lyrics"] = clean_lyrics(row.lyrics), "the list"
             return None
-        file, *others = dict.fromkeys(files)
-        song.notes += [
-            f"lyrics are read from {shown(file.name)}, not from {shown(o.name)}" for o in others if is_file(o)
+        own, split = self._lyrics_files(path)
+        beside: list[Record] = [] if self.dataset.lyrics_format is not None else told.records
+        if self.dataset.lyrics_format is None and told.sheet is not None:
+            at = after_json(beside)
+            beside = [*beside[:at], Record(told.sheet[0], lyrics=told.sheet[1]), *beside[at:]]
+        sung: list[Path | Record] = [
+            *own,
+            *(record for record in beside if record.lyrics and not record.listed),
+            *split,
+            *(record for record in beside if record.lyrics and record.listed),
         ]
-        text = self._text(file, song)
-        sidecars.check_lyrics(text, shown(file.name))
-        return clean_lyrics(text)
+        if not sung:
+            silent = next((record.source for record in beside if record.instrumental), None)
+            if silent is not None:
+                song.lyrics, song.sources["lyrics"] = INSTRUMENTAL, _general(silent, path)
+            return silent
+        first, *others = sung
+        name = shown(first.name) if isinstance(first, Path) else first.source
+        text = self._text(first, song) if isinstance(first, Path) else first.lyrics or ""
+        for other in others:
+            if isinstance(other, Path) and is_file(other):
+                song.notes.append(f"lyrics are read from {name}, not from {shown(other.name)}")
+            elif isinstance(other, Record) and not other.listed and other.lyrics != clean_lyrics(text):
+                song.notes.append(f"lyrics are read from {name}, not from {other.source}")
+        sidecars.check_lyrics(text, name)
+        song.lyrics = clean_lyrics(text)
+        song.sources |= {"lyrics": _general(name, path)} if song.lyrics else {}
+        return name
+
+    def _lyrics_files(self, path: Path) -> tuple[list[Path], list[Path]]:
+        """The files of lyrics alone: those of the song's own, and another program's."""
+        if self.dataset.lyrics_format is not None:
+            file = self.folders.find(path.parent, lyrics_name(self.dataset.lyrics_format, path))
+            return [file] if file is not None else [], []
+        found = [
+            (t, self.folders.find(path.parent, t.format(stem=path.stem, name=path.name)))
+            for t in LYRICS_NAMES
+        ]
+        own = list(dict.fromkeys(file for name, file in found if file is not None and name != _SPLIT_LYRICS))
+        split = [file for name, file in found if file is not None and name == _SPLIT_LYRICS]
+        if not own and not split and (file := self._lyrics_in_a_language(path)) is not None:
+            own = [file]
+        return own, [file for file in split if file not in own]
 
     def _lyrics_in_a_language(self, path: Path) -> Path | None:
         """Lyrics with a language's code in their name, as `song.en.lrc`. DataError when there are several."""
@@ -287,6 +310,13 @@ class _Reader:
             ):
                 index.setdefault(song, []).append(name)
         return index
+
+
+def _general(source: str, path: Path) -> str:
+    """A file's name with `*` for the song's."""
+    folder, slash, name = source.rpartition("/")
+    stem = shown(path.stem)
+    return f"{folder}{slash}*{name[len(stem) :]}" if name.startswith(stem) else source
 
 
 def _why_no_file(path: Path) -> str:

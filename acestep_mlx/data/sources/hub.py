@@ -26,9 +26,8 @@ from ...formatting import brief, listed
 from ...io.audio import SUFFIXES
 from ...io.hashes import hash_blocks
 from ...io.schema import parse_json, read_file
-from ...text.sheet import unescape_breaks
 from .. import sidecars
-from ..captions import clean_lyrics
+from ..captions import lyrics_cell, one_line
 from ..facts import BLOCKS, BytesAudio, FileAudio
 from .folder import Found, Song
 from .song_list import columns_of, find_file
@@ -37,7 +36,6 @@ _CAPTION_COLUMNS = ("prompt", "caption", "tags", "text", "description")
 _LYRICS_COLUMNS = ("lyrics", "norm_lyrics")
 _SOUND_COLUMNS = ("audio", "filename", "file_name", "path", "file")
 _VARIANTS = "recaption"  # upstream: a dictionary of rewordings, of which training picks one at random
-_NOT_LYRICS = re.compile(r"write a .* song that genre is")  # upstream's mark for "no lyrics here"
 PARQUET_ROWS = 16  # kept in memory at a time
 ARROW_BYTES = (1 << 31) - 1  # of binary cells that Arrow gives at once
 _SPLIT = "train"  # where none is wanted
@@ -75,7 +73,7 @@ def scan(dataset: HubSet, config: RunConfig, metadata: Mapping[str, Sequence[str
     for number, (name, row, cell) in enumerate(zip(names, rows, cells, strict=True)):
         song = _song(name, sounds, sound, number, cell, where)
         song.captions = _captions(row, fields, variants, dataset.fallback_caption)
-        song.lyrics = _lyrics(row.get(lyrics)) if lyrics else None
+        song.lyrics = lyrics_cell(row.get(lyrics)) if lyrics else None
         song.metadata = {field: row.get(column) for field, column in told.items()}
         try:
             sidecars.check_caption("\n".join(song.captions), "the caption", listed=True)
@@ -490,31 +488,14 @@ def _captions(
     row: dict[str, Any], fields: Sequence[str], variants: str | None, fallback: str | None
 ) -> list[str]:
     """The fields joined by ", " are one caption; a dictionary of rewordings adds its texts as variants."""
-    joined = ", ".join(text for text in (_text(row.get(name)) for name in fields) if text)
+    joined = ", ".join(text for text in (one_line(row.get(name)) for name in fields) if text)
     extra = [name for name in (*fields, variants) if name and isinstance(row.get(name), dict)]
     captions = [joined] if joined else []
     for name in extra:
-        captions += [text for text in (_text(value) for value in row[name].values()) if text]
+        captions += [text for text in (one_line(value) for value in row[name].values()) if text]
     if not captions and fallback is not None:
-        captions = [text for text in [_text(row.get(fallback))] if text]
+        captions = [text for text in [one_line(row.get(fallback))] if text]
     return captions
-
-
-def _text(value: Any) -> str:
-    """A cell as one line; lists of tags are joined by ", "; dictionaries are not captions by themselves."""
-    if isinstance(value, (list, tuple)):
-        return ", ".join(text for text in (_text(part) for part in value) if text)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
-        return f"{value:.15g}"  # a year, a tempo
-    return " ".join(unescape_breaks(value)[0].split()) if isinstance(value, str) else ""
-
-
-def _lyrics(value: Any) -> str | None:
-    if isinstance(value, (list, tuple)):
-        value = "\n".join(part for part in value if isinstance(part, str))
-    if not isinstance(value, str) or _NOT_LYRICS.search(value):
-        return None
-    return clean_lyrics(value.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ Forms: a whole number of beats a minute; a note with `#`, `b`, `♯` or `♭` an
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import ConfigError
 from ...io.schema import show
+from ...text.blanks import is_blank
 from ...text.languages import language_code
 from ..songs import Known
 
@@ -25,7 +25,6 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 SLOWEST, FASTEST = 20, 400
 METRES = ("2", "3", "4", "6")
-_UNKNOWN = {"", "n/a", "na", "none", "null", "unknown", "auto", "?", "-"}
 _KEY = re.compile(r"([A-Ga-g])\s*(#|♯|♭|b|sharp|flat)?(?:[\s_:-]*(major|maj|minor|min|m|M))?")
 _CAMELOT = re.compile(r"0?([1-9]|1[0-2])([ABab])")  # DJ programs' wheel of fifths
 _WHEEL = {
@@ -93,7 +92,7 @@ def read(given: Mapping[str, Any]) -> Known:
     """What is known, of raw values by field; what cannot be understood is told and left out."""
     found = Known({}, [])
     for name, value in given.items():
-        if _is_unknown(name, value):
+        if is_blank(value, name):
             continue
         reader, wanted = _READERS[name]
         plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
@@ -104,11 +103,3 @@ def read(given: Mapping[str, Any]) -> Known:
         else:
             found.values[name] = known
     return found
-
-
-def _is_unknown(name: str, value: Any) -> bool:
-    """Blank, not a number, or a word that says so; other programs write a tempo of 0 for it."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return True
-    text = str(value).strip().lower()
-    return text in _UNKNOWN or (name == "bpm" and text in ("0", "0.0"))
