@@ -18,6 +18,7 @@ from . import streams
 
 COMMANDS = {
     "demo": "The whole job on made-up songs and a miniature model, in minutes, without a download.",
+    "new": "Make a run for a folder of songs: what fits this machine, and why.",
     "convert": "Turn the PyTorch checkpoint into an MLX folder, quantised if you like.",
     "train": "Train a LoRA from a config.json.",
     "generate": "Make music from a prompt and lyrics, with or without LoRAs.",

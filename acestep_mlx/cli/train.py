@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     short_help="Train a LoRA from a config.json.",
 )
-@click.argument("config")
+@click.argument("config", required=False)
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved configuration, data, memory and length; train nothing."
 )
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="Begin anew where output_dir holds a run: it is moved aside, not deleted.",
 )
 @click.pass_context
-def command(context: click.Context, config: str, dry_run: bool, overwrite: bool) -> None:
+def command(context: click.Context, config: str | None, dry_run: bool, overwrite: bool) -> None:
     """Train a LoRA as CONFIG says: a config.json, a folder that holds one, env=NAME or example=NAME.
 
     Every option of the configuration may also follow as --key=value, and wins. Ctrl-C ends with a complete
@@ -38,6 +38,11 @@ def command(context: click.Context, config: str, dry_run: bool, overwrite: bool)
     """
     from ..config.read_run import load_config
 
+    if config is None:
+        raise click.UsageError(
+            "no configuration is named; give a config.json, a folder that holds one, or make one for your "
+            "songs: acestep-mlx new FOLDER"
+        )
     resolved = load_config(config, context.args)
     if dry_run:
         from .dry_run import show

@@ -8,6 +8,7 @@ the value and the place it came from.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,8 @@ def _find(source: str) -> Path:
     for path in tried:
         if path.is_file():
             return path
-    raise ConfigError(f"no configuration found; looked for {', '.join(map(str, tried))}")
+    hint = f"; for songs in it: acestep-mlx new {shlex.quote(source)}" if stem.is_dir() else ""
+    raise ConfigError(f"no configuration found; looked for {', '.join(map(str, tried))}{hint}")
 
 
 def examples() -> list[str]:

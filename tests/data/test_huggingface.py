@@ -18,6 +18,7 @@ import soundfile as sf
 from acestep_mlx.config.datasets import HubSet
 from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.config.read_run import load_config
+from acestep_mlx.data.captions import one_line
 from acestep_mlx.data.encode import load_part
 from acestep_mlx.data.manifest import Manifest, build_manifest
 from acestep_mlx.data.sources import hub as huggingface
@@ -653,4 +654,4 @@ def test_a_slip_of_the_library_is_explained(tmp_path: Path, monkeypatch: pytest.
      (True, ""), (None, "")],
 )  # fmt: skip
 def test_numbers_among_captions_are_words(cell: Any, text: str) -> None:
-    assert huggingface._text(cell) == text
+    assert one_line(cell) == text
