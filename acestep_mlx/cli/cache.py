@@ -8,12 +8,17 @@ import click
 
 from ..errors import ConfigError
 from ..formatting import count, size
+from .help_text import examples
 
 if TYPE_CHECKING:
     from ..data.encode import Cache
 
 
-@click.command("cache", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "cache",
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples("acestep-mlx cache config.json", "acestep-mlx cache my-songs-lora --prune"),
+)
 @click.argument("config")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--prune", is_flag=True, help="Delete cache files that this configuration does not use.")

@@ -10,13 +10,20 @@ import click
 from ..errors import CheckpointError
 from ..families import released
 from ..formatting import brief, count, size
+from .help_text import examples
 from .paths import NamedPath
 
 if TYPE_CHECKING:
     from ..convert.converter import Report
 
 
-@click.command("convert")
+@click.command(
+    "convert",
+    epilog=examples(
+        "acestep-mlx convert --mlx-path ace-step -q",
+        "acestep-mlx convert --hf-path ./checkpoint --mlx-path ace-step-4bit -q --q-bits 4",
+    ),
+)
 @click.option(
     "--hf-path",
     default=released().repository,

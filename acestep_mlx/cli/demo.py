@@ -12,6 +12,7 @@ from ..errors import AceStepError, CheckpointError
 from ..formatting import count
 from ..io.schema import parse_json, read_file
 from ..registry import REGISTRY, answers
+from .help_text import examples
 from .paths import NamedPath
 
 
@@ -61,7 +62,7 @@ def _demo_of(config: Path) -> str | None:
     return content.get("model_flavour") if isinstance(content, dict) else None
 
 
-@click.command("demo")
+@click.command("demo", epilog=examples("acestep-mlx demo", "acestep-mlx demo try-v15 --family v15"))
 @click.argument("directory", type=NamedPath(), default=Path("acestep-demo"))
 @click.option(
     "--family",

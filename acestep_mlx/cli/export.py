@@ -12,6 +12,7 @@ from ..config.lora_formats import ALL_FORMATS, FORMATS, LOKR_FORMATS, LYCORIS
 from ..errors import ConfigError
 from ..formatting import count, size
 from ..registry import REGISTRY, answers
+from .help_text import examples
 from .paths import NamedPath
 
 if TYPE_CHECKING:
@@ -34,7 +35,13 @@ def _special() -> str:
     return text
 
 
-@click.command("export")
+@click.command(
+    "export",
+    epilog=examples(
+        "acestep-mlx export output --format comfyui",
+        "acestep-mlx export output/checkpoint-500 --format peft -o my-lora",
+    ),
+)
 @click.argument("path", type=NamedPath())
 @click.option(
     "--format",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..formatting import count
+from .help_text import examples
 from .paths import NamedPath
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 NOTABLE = 0.25  # rounding error as a share of what the LoRA changes, from which on there is a warning
 
 
-@click.command("fuse")
+@click.command(
+    "fuse",
+    epilog=examples("acestep-mlx fuse --model ace-step --lora my-lora.safetensors -o ace-step-mine"),
+)
 @click.option(
     "--model",
     required=True,

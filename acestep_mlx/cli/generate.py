@@ -19,6 +19,7 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..io.filenames import as_stored
 from ..io.hashes import hash_file
 from ..io.schema import show
+from .help_text import Grouped, examples
 from .paths import NamedPath
 from .progress import Display
 
@@ -29,7 +30,21 @@ if TYPE_CHECKING:
     from ..pipeline import ACEStepPipeline
 
 NUMBERS = {"float": float, "int": int}
+PLAIN = "text2music"  # the task of every day
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:\.\d*)?)")  # 3:30, 1:02:03.5
+#: options by what they are for; the rest are the expert's
+GROUPS = {
+    "Basics": (
+        *("model", "prompt", "lyrics", "lyrics_file", "duration", "output", "seeds", "batch", "loras"),
+        *("lora_scales", "steps", "guidance_scale", "from_json", "bpm", "keyscale", "timesignature"),
+        *("lyrics_language", "vocal_language", "plot", "force"),
+    ),
+    "Task": (
+        *("task", "source"),
+        *(name for name, one in REQUEST.items() if one.tasks and PLAIN not in one.tasks),
+    ),
+    "Expert": (),
+}
 COMMON = ("prompt", "lyrics", "duration", "steps", "guidance_scale", "seeds")  # at the top of --help
 
 
@@ -89,7 +104,17 @@ def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[
     return add
 
 
-@click.command("generate")
+@click.command(
+    "generate",
+    cls=Grouped,
+    groups=GROUPS,
+    epilog=examples(
+        'acestep-mlx generate --model ace-step --prompt "slow jazz, piano" --duration 1:30 -o jazz.wav',
+        "acestep-mlx generate --model ace-step --lora my-lora --prompt zyx --lyrics-file song.txt --seed 1,2",
+        "acestep-mlx generate --from-json jazz.wav --seed 7 -o other.wav",
+        "acestep-mlx generate --from-json jazz.wav --task repaint --source jazz.wav --repaint-start 20",
+    ),
+)
 @click.option(
     "--model", type=NamedPath(str), help="MLX folder that `acestep-mlx convert` wrote.", metavar="DIR"
 )

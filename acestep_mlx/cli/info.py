@@ -12,6 +12,7 @@ import click
 from ..errors import AceStepError, cause
 from ..formatting import count
 from ..io.schema import KINDS, parse_json, read_file
+from .help_text import examples
 from .paths import NamedPath
 
 if TYPE_CHECKING:
@@ -22,7 +23,14 @@ LYRICS_ENDINGS = ("_lyrics.txt", ".lyrics.txt")
 MOST_ENTRIES = 20_000  # files and folders in a folder that are looked at
 
 
-@click.command("info")
+@click.command(
+    "info",
+    epilog=examples(
+        "acestep-mlx info my-songs",
+        "acestep-mlx info output/pytorch_lora_weights.safetensors --model ace-step",
+        "acestep-mlx info example=my-songs",
+    ),
+)
 @click.argument("path", type=NamedPath(str))
 @click.option(
     "--model", type=NamedPath(), help="MLX folder: does the LoRA fit it; how it sees songs and lyrics."

@@ -14,6 +14,7 @@ import click
 from ..errors import AceStepError
 from ..io.filenames import is_folder
 from ..registry import REGISTRY, answers
+from .help_text import examples
 from .paths import NamedPath
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ WIDTH = 80
 README = "README.txt"
 
 
-@click.command("new")
+@click.command(
+    "new",
+    epilog=examples(
+        "acestep-mlx new my-songs",
+        "acestep-mlx new my-songs --trigger zyx --model ace-step-8bit -o zyx-lora",
+    ),
+)
 @click.argument("folder", type=NamedPath())
 @click.option(
     "--output", "-o", type=NamedPath(), metavar="DIR", help="The run's folder. [default: NAME-lora]"
@@ -47,11 +54,6 @@ def command(
     multidatabackend.json and a README.txt that says why each thing was chosen.
 
     On a terminal up to three questions are asked. Nothing in FOLDER is changed, nothing is trained.
-
-    \b
-    Examples:
-      acestep-mlx new my-songs
-      acestep-mlx new my-songs --trigger zyx --model ace-step-8bit -o zyx-lora
     """
     from ..io.new_folder import new_folder, new_path
     from ..training.proposal import product_rate, reasons, song_lines, step_seconds, steps_for

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .events import TrainDisplay
+from .help_text import examples
 from .streams import reader_gone
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     "train",
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     short_help="Train a LoRA from a config.json.",
+    epilog=examples(
+        "acestep-mlx train my-songs-lora --dry-run",
+        "acestep-mlx train config.json --lora_rank=16 --max_train_steps=500",
+        "acestep-mlx train example=my-songs --overwrite",
+    ),
 )
 @click.argument("config", required=False)
 @click.option(
