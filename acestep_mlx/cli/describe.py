@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..errors import CheckpointError, DataError
 from ..formatting import count, size
 
 if TYPE_CHECKING:
+    from ..data.summary import SongRow
     from ..families.model_folder import ModelFolder
     from ..families.protocol import Family
     from ..io.safetensors import TensorInfo
@@ -335,8 +337,16 @@ def data_set(path: Path, kind: str, model: ModelFolder | None = None) -> list[st
     config = load_config(options)
     with Display() as progress:
         manifest = build_manifest(config, progress)
-    rows = [row for one in manifest.report.sets for row in one.rows]
+    rows = [_spoken(row, one.lyrics) for one in manifest.report.sets for row in one.rows]
     return [f"{path}: data set", *song_table(rows), "", *manifest.report.lines(NAMES)]
+
+
+def _spoken(row: SongRow, lyrics: Mapping[str, str]) -> SongRow:
+    """The song with the language that most lines of its lyrics are in, where nobody said it."""
+    from ..text.lines import line_languages
+
+    found = None if row.language is not None else line_languages(lyrics.get(row.name, ""))
+    return replace(row, language=max(found, key=lambda one: found[one])) if found else row
 
 
 def audio_file(path: Path, model: ModelFolder | None = None) -> list[str]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import AceStepError
+from ..errors import AceStepError, not_utf8
 from ..io.filenames import is_folder
+from ..io.schema import is_utf8
 from ..registry import REGISTRY, answers
 from .help_text import examples
 from .paths import NamedPath
@@ -60,6 +61,8 @@ def command(
 
     if not is_folder(folder):
         raise AceStepError(f"{folder} is not a folder; name the one that your songs are in")
+    if not is_utf8(folder.resolve()):
+        raise AceStepError(f"{folder}: its path {not_utf8(folder, '; rename it')}")
     if model is not None and family is not None:
         raise click.UsageError("--model says which family it is of; leave --family out")
     target = new_path(output or Path(f"{folder.resolve().name}-lora"), "--output")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..io.schema import parse_json, show
+from ..io.text_files import without_controls
 from ..text.blanks import is_blank
 from . import sidecars
 from .captions import clean_lyrics, lyrics_cell, one_line, unique
@@ -22,6 +23,7 @@ INSTRUMENTAL = "[Instrumental]"
 _CAPTIONS = ("caption", "prompt", "text", "tags", "genre")
 _LYRICS = ("lyrics", "norm_lyrics", "formatted_lyrics", "raw_lyrics")
 _TRIGGERS = ("custom_tag", "trigger")
+_HALF = re.compile("[\ud800-\udfff]")
 _YES = {"true", "1", "yes"}
 _TAG = re.compile(r"<\s*([a-z]\w*)\s*>(.*?)</\s*\1\s*>", re.IGNORECASE | re.DOTALL)
 _OPEN = re.compile(
@@ -88,7 +90,9 @@ def record_of(
     tagged: bool = True,
 ) -> Record:
     """The record of named fields. DataError when one that is taken is no text, or is another's form."""
-    fields = sidecars.lower_case(row)
+    if any(name is None and value for name, value in row.items()):  # as `csv` has it
+        raise DataError(f"{source}: the song's row has more columns than the header; quote texts with commas")
+    fields = {name: _text(value, source) for name, value in sidecars.lower_case(row).items()}
     found = list(notes or [])
     captions = _captions(fields, source)
     for caption in captions:
@@ -104,6 +108,18 @@ def record_of(
     if repeat not in ("1", "1.0"):
         found.append(f"{source}: repeat {repeat} is not read; set repeats of a data set")
     return Record(source, tuple(captions), lyrics, instrumental, trigger, fields, tuple(found), listed)
+
+
+def _text(value: Any, source: str) -> Any:
+    """A text, or those of a list, without control characters, which JSON may spell. DataError for halves of
+    characters."""
+    if isinstance(value, list):
+        return [_text(part, source) if isinstance(part, str) else part for part in value]
+    if not isinstance(value, str):
+        return value
+    if (half := _HALF.search(value)) is not None:
+        raise DataError(f"{source} has half a character (\\u{ord(half[0]):04x}); write it anew as UTF-8")
+    return without_controls(value)
 
 
 def _sung(lyrics: str) -> bool:
@@ -167,14 +183,21 @@ def _captions(fields: Mapping[str, Any], source: str) -> list[str]:
     texts = [text for name in names if (text := _variants(name, fields.get(name), source))]
     captions = texts[0] if texts else []
     if isinstance(other := fields.get("recaption"), dict):  # upstream's rewordings
-        captions = captions + [line for line in map(one_line, other.values()) if line]
+        captions = captions + [line for text in other.values() if (line := one_line(_flat(text, source)))]
     return unique(captions)
+
+
+def _flat(value: Any, source: str) -> Any:
+    """A rewording: a text, or a list of tags; nothing of what is deeper."""
+    if isinstance(value, list):
+        return [_text(part, source) for part in value if isinstance(part, str)]
+    return _text(value, source) if isinstance(value, str) else ""
 
 
 def _variants(name: str, value: Any, source: str) -> list[str]:
     """A text is one caption; a list of tags as well; a list of captions is as many."""
     parts = [part for part in (value if isinstance(value, (list, tuple)) else [value]) if not is_blank(part)]
-    lines = [one_line(part) for part in parts]
+    lines = ["" if isinstance(part, (list, dict)) else one_line(part) for part in parts]
     wrong = next((part for part, line in zip(parts, lines, strict=True) if not line), None)
     if wrong is not None:
         raise DataError(f"{source}: its {name} is {show(wrong)}, not a text")

@@ -94,7 +94,7 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
         return "subtitles (ASS)"
     if _ULTRASTAR.search(text):
         return "karaoke (UltraStar)"
-    named = (_song_path(row) or "" for row in _rows(text, ".csv") if isinstance(row, dict))
+    named = (_song_path(row) or "" for row in _rows(text, ".csv") or [] if isinstance(row, dict))
     if any(name.lower().endswith(SUFFIXES) for name in named):
         return "a list of songs (CSV)"
     lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -249,13 +249,14 @@ class Lists:
                 text = read_text(path, _LIST_BYTES)[0]
             except DataError:
                 text = ""
+            rows = _rows(text, path.suffix.lower())
             songs: dict[str, list[tuple[str, Mapping[Any, Any]]]] = {}
-            for row in _rows(text, path.suffix.lower()):
+            for row in rows or []:
                 if isinstance(row, dict) and (place := _song_path(row)):
                     songs.setdefault(place.rpartition("/")[2], []).append((place, row))
             if songs:
                 found.append((path, songs))
-            elif name.lower() in USUAL_LISTS:
+            elif name.lower() in USUAL_LISTS or (rows is None and _names_sound(text)):
                 found.append((path, None))
         return found
 
@@ -294,8 +295,13 @@ def _may_be(song: Path, folder: Path, place: str) -> bool:
         return True
 
 
-def _rows(text: str, suffix: str) -> list[Any]:
-    """The rows of a list in whatever form; [] for other files."""
+def _names_sound(text: str) -> bool:
+    """Whether a damaged file may be a list of songs: it names a sound file."""
+    return any(f"{suffix}{end}" in text.lower() for suffix in SUFFIXES for end in ('"', ",", ";", "\t"))
+
+
+def _rows(text: str, suffix: str) -> list[Any] | None:
+    """The rows of a list in whatever form, [] for other files; None for a damaged one."""
     try:
         if suffix == ".jsonl":
             return [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -303,9 +309,9 @@ def _rows(text: str, suffix: str) -> list[Any]:
             content = json.loads(text)
             return _json_rows(content)
         first, text = list_head(text)
-        return list(csv.DictReader(io.StringIO(text), delimiter=first))
+        return list(csv.DictReader(io.StringIO(text), delimiter=first, skipinitialspace=True, strict=True))
     except (ValueError, RecursionError, csv.Error):
-        return []
+        return None
 
 
 def _json_rows(content: Any) -> list[Any]:

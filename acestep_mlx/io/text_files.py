@@ -26,7 +26,12 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> tuple[str, str | None]
     data = _bytes(path, limit)
     text, note = _decode(data, path.name)
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\x85", "\n")
-    return _CONTROL.sub("", text), note
+    return without_controls(text), note
+
+
+def without_controls(text: str) -> str:
+    """`text` without characters that are none: of control, of no width, byte order marks."""
+    return _CONTROL.sub("", text)
 
 
 def _bytes(path: Path, limit: int) -> bytes:

@@ -206,6 +206,12 @@ def song_lines(manifest: Manifest) -> list[str]:
     return out + [f"{len(names)} {what} ({listed(names)})" for what, names in problems if names]
 
 
+def _fetched(model: Model) -> str:
+    if model.folder is not None:
+        return ""
+    return f"; about {of_flavour(model.flavour).variants[model.flavour].gigabytes:g} GB are downloaded once"
+
+
 def rough(seconds: float) -> str:
     """A time of which only the size is known: `40 minutes`, `3 hours`, `12 days`."""
     for unit, length in (("day", 86400), ("hour", 3600)):
@@ -225,7 +231,7 @@ def reasons(
         whole[proposal.precision] if model.bits is None else f"{model.bits} bits, as the folder has it"
     )
     out = [
-        ("model", f"{family.title} ({model.flavour}), {model.name}"),
+        ("model", f"{family.title} ({model.flavour}), {model.name}{_fetched(model)}"),
         ("memory", f"{memory}: {'fits' if proposal.fits else 'does not fit, use a larger machine'}"),
         ("precision", f"{proposal.precision}: {precision}"),
         ("rank", f"{proposal.rank}: {'the usual' if proposal.rank == RANK else f'as {RANK} does not fit'}"),
@@ -245,6 +251,8 @@ def reasons(
             "show what one takes. Encoding the songs once and making clips come on top",
         )
     )
+    if not trigger and len(manifest.report.sets[0].no_caption) == len(manifest.samples):
+        out.append(("trigger", "none, and no song has a caption: --trigger WORD gives them one"))
     if trigger:
         out.append(("trigger", f"{trigger!r} stands before every caption: write it to call the LoRA up"))
     return out

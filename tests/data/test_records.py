@@ -198,6 +198,8 @@ def test_instrumental_is_what_is_said_and_never_guessed(
         ({"Caption ": "x"}, ("x",)),
         ({"tags": "x", "recaption": {"simplified": "y", "analysis": {}, "expanded": "z"}}, ("x", "y", "z")),
         ({"title": "x"}, ("",)),
+        ({"caption": "x\x00\u200by\x1b[2J"}, ("xy[2J",)),
+        ({"caption": "x", "bpm": [[[]]], "language": {"a": []}}, ("x",)),
     ],
 )  # fmt: skip
 def test_what_a_caption_is_made_of(fields: dict[str, Any], captions: tuple[str, ...], tmp_path: Path) -> None:
@@ -220,20 +222,22 @@ def test_a_song_has_its_lyrics_whatever_its_caption_is(strategy: str, tmp_path: 
 # ── what is damaged ──────────────────────────────────────────────────────────────────────────────────
 IN_TEXT = (
     "<CAPTION>x", "x</CAPTION>", "<CAPTION>x</LYRICS>", "<CAPTION>x</CAPTION><CAPTION>y</CAPTION>",
-    "<LYRICS>la", "<CAPTION>[verse]\nla</CAPTION>", '<CAPTION>{"a": 1}</CAPTION>', 
+    "<LYRICS>la", "<CAPTION>[verse]\nla</CAPTION>", '<CAPTION>{"a": 1}</CAPTION>',
     "<CAPTION x='1'>y</CAPTION>", '{"caption": "x"', '{"caption": "x",}', "{'caption': 'x'}", "{caption: x}",
     '{"caption": "x", "caption": "y"}',
     '{"caption": NaN}', '{"caption": {"text": "x"}}', '{"caption": true}', '{"caption": "x"} and more',
     '[{"caption": "x"}]', '["x"]', '{"caption": "[verse]\\nla"}', '{"caption": "x", "lyrics": 3}',
     '{"caption": "x", "lyrics": "bpm: 3\\nkey: C"}', "caption = 'x'", "---\ncaption: x", "+++\ncaption = 'x'",
-    "```\nx\n```", "caption: [verse]\nlyrics: la", 
+    "```\nx\n```", "caption: [verse]\nlyrics: la",
     "caption: x\ncustom_tag: y\ntag_position: z",
     "[verse]\nla la", "[00:01.00]la", "1\n00:00:01,000 --> 00:00:02,000\nla", "File,Caption\na.wav,x",
     "{\\rtf1 x}", "<?xml version='1.0'?><a/>", "[Script Info]\nx", "title: a\nartist: b\nmood: c",
 )  # fmt: skip
 IN_JSON = (
-    "", "{", "[]", "x", "null", '"x"', "3", '{"caption": "x"', '{"caption": ["x", {}]}',
-    '{"caption": "x", "lyrics": {}}', "[" * 9999, '{"caption": 1e999}', '{"bpm": 3} {"bpm": 4}',
+    "", "{", "[]", "x", "null", '"x"', "3", '{"caption": "x"', '{"caption": ["x", {"a": 1}]}',
+    '{"caption": "x", "lyrics": {"a": 1}}', "[" * 9999, '{"caption": 1e999}', '{"bpm": 3} {"bpm": 4}',
+    '{"caption": "\\ud800x"}', '{"caption": "x", "lyrics": "\\udc00"}', '{"caption": ["x", ["y"]]}',
+    f'{{"caption": {"[" * 400}1{"]" * 400}}}',
 )  # fmt: skip
 
 
@@ -252,7 +256,9 @@ def test_malformed_files_cost_their_own_song_one_line(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     for flavour in ("base", "v15-base"):
         found: Manifest = manifest(tmp_path, model_flavour=flavour)
-        assert [sample.captions for sample in found.samples] == [("pop, happy",)]
+        assert [(sample.id, sample.captions) for sample in found.samples] == [
+            ("set/good.wav", ("pop, happy",))
+        ]
         assert len(found.skipped) == len(IN_TEXT) + len(IN_JSON) + 2
         for name, reason in found.skipped:
             stem = name.removeprefix("set/").removesuffix(".wav")
@@ -267,3 +273,26 @@ def test_a_damaged_file_costs_no_song_that_has_its_caption_elsewhere(tmp_path: P
         text for text, level in manifest(tmp_path).report.remarks() if level == "warning" and "a.txt" in text
     ]
     assert warning.startswith("2 values of songs' metadata in set not understood (a.wav: a.json: not JSON")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("songs.csv", "File,Caption,BPM\na.wav,jazz, slow,90\n", "more columns than the header"),
+        ("songs.csv", 'File,Caption\na.wav,"jazz\nb.wav,pop\n', "is not understood"),
+        ("songs.json", '[{"file": "a.wav", "caption": "jazz"},', "is not understood"),
+        ("dataset.json", '{"samples": {"a": 1}}', "is not understood"),
+        ("metadata.jsonl", '{"file_name": "a.wav", "text": "jazz"}\n{"file', "is not understood"),
+        ("dataset.json", '[{"file": "a.wav", "caption": {"x": 1}}]', "not a text"),
+        ("dataset.json", '[{"file": "a.wav", "caption": "x", "trigger": "y", "tag_position": "z"}]', "tag_pos"),
+        ("dataset.json", '[{"file": "a.wav", "caption": "[verse] la la"}]', "structure marks"),
+    ],
+)  # fmt: skip
+def test_a_damaged_list_is_named(name: str, text: str, reason: str, tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", 1.0, caption=None)
+    song(tmp_path / "songs", "good", 1.0)
+    (tmp_path / "songs" / name).write_text(text)
+    found = manifest(tmp_path)
+    assert [sample.captions for sample in found.samples] == [("pop, happy",)]
+    ((_, why),) = found.skipped
+    assert name in why and reason in why and "\n" not in why

@@ -15,7 +15,7 @@ from .songs import song
 
 
 def test_a_folder_of_songs_is_a_table(tmp_path: Path) -> None:
-    song(tmp_path, "ballad", 65.0, lyrics="[verse]\nla la")
+    song(tmp_path, "ballad", 65.0, lyrics="[verse]\nhello my old friend, how do you do")
     song(tmp_path, "waltz", 4.0, caption=None)
     (tmp_path / "waltz.json").write_text(json.dumps({"caption": "x", "lyrics": "la"}))
     song(tmp_path, "pad", 2.0, caption=None)
@@ -26,9 +26,9 @@ def test_a_folder_of_songs_is_a_table(tmp_path: Path) -> None:
         "song                    length  caption       lyrics        lang  problems",
         "-" * 80,
         "odd.wav                 left out: odd.txt looks like lyrics with structure mark…",
-        "ballad.wav                1:05  *.txt         *.lyrics      -",
+        "ballad.wav                1:05  *.txt         *.lyrics      en",
         "pad.wav                   0:02  none          none          -     padded",
-        "waltz.wav                 0:04  *.json        *.json        -",
+        "waltz.wav                 0:04  *.json        *.json        en",
         "-" * 80,
         "3 songs, 1:11; left out: 1",
     ]
