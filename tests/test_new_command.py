@@ -79,8 +79,11 @@ def test_a_run_is_written_that_trains_on_the_songs(
 
 
 @pytest.mark.slow
-def test_the_run_trains_to_its_end(songs: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "new", songs, "--model", tiny_model)[0] == 0
+@pytest.mark.parametrize("model", ["tiny_model", "tiny_model_v15"])
+def test_the_run_trains_to_its_end(
+    model: str, songs: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "new", songs, "--model", request.getfixturevalue(model))[0] == 0
     code, out, _ = run(capsys, "train", "my songs-lora", "--dry-run")
     assert code == 0 and "500 steps" in out
     short = ("--max_train_steps=2", "--validation_num_inference_steps=2", "--validation_audio_duration=3")
@@ -117,6 +120,15 @@ def test_at_most_three_questions_each_with_a_default(
     seen, config = asked(monkeypatch, "zyx\n300\n", str(songs), "--model", str(tiny_model))
     assert seen.count("]: ") + seen.count("(Enter: none): ") == 2, "the model is known"
     assert config["max_train_steps"] == 300 and config["validation_prompt"] == "zyx pop, happy"
+
+
+@pytest.mark.slow
+def test_the_model_is_asked_for_where_none_is_named(songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, config = asked(monkeypatch, "v1\nzyx\n\n", str(songs))
+    assert seen.count("]: ") + seen.count("(Enter: none): ") == 3
+    seen = " ".join(seen.split())
+    assert "Which model (v1 is ACE-Step" in seen and "GB are downloaded once" in seen
+    assert config["model_flavour"] == "base" and config["max_train_steps"] == 500
 
 
 @pytest.mark.slow

@@ -284,7 +284,7 @@ def test_a_damaged_file_costs_no_song_that_has_its_caption_elsewhere(tmp_path: P
         ("dataset.json", '{"samples": {"a": 1}}', "is not understood"),
         ("metadata.jsonl", '{"file_name": "a.wav", "text": "jazz"}\n{"file', "is not understood"),
         ("dataset.json", '[{"file": "a.wav", "caption": {"x": 1}}]', "not a text"),
-        ("dataset.json", '[{"file": "a.wav", "caption": "x", "trigger": "y", "tag_position": "z"}]', "tag_pos"),
+        ("dataset.json", '[{"file": "a.wav", "tags": "x", "trigger": "y", "tag_position": 3}]', "tag_pos"),
         ("dataset.json", '[{"file": "a.wav", "caption": "[verse] la la"}]', "structure marks"),
     ],
 )  # fmt: skip
