@@ -21,6 +21,7 @@ from .captions import clean_lyrics, lyrics_cell, one_line, unique
 #: what is said of a song that nobody sings in, where its lyrics do not say it; every model reads it
 INSTRUMENTAL = "[Instrumental]"
 _CAPTIONS = ("caption", "prompt", "text", "tags", "genre")
+_WORDED = 3  # of these that hold nothing but a caption
 _LYRICS = ("lyrics", "norm_lyrics", "formatted_lyrics", "raw_lyrics")
 _TRIGGERS = ("custom_tag", "trigger")
 _HALF = re.compile("[\ud800-\udfff]")
@@ -43,7 +44,8 @@ _LINE = re.compile(
 class Record:
     """What one file says of a song.
 
-    source: the file, for people. captions: variants, the trigger words in place. lyrics: as they are written.
+    source: the file, for people. captions: variants, the trigger words in place. worded: whether they stand
+    in a field for captions, rather than for a genre or tags. lyrics: as they are written.
     instrumental: whether it says that nobody sings. trigger: its own trigger words. facts: all else, as it is
     written, by name in lower case. notes: what is not taken from it. listed: whether the file is a list of
     many songs.
@@ -57,6 +59,7 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     listed: bool = False
+    worded: bool = True
 
 
 def read_record(text: str, source: str, *, tagged: bool = True) -> Record | None:
@@ -99,7 +102,7 @@ def record_of(
         sidecars.check_caption(caption, f"the caption in {source}", listed=True)
     trigger = next((one_line(fields[n]) for n in _TRIGGERS if not is_blank(fields.get(n))), None)
     if trigger and tagged:
-        captions = unique([_tagged(caption, trigger, fields, source) for caption in captions or [""]])
+        captions = unique([_tagged(caption, trigger, fields, source) for caption in captions])
     lyrics = _lyrics(fields, source)
     instrumental = str(fields.get("is_instrumental")).strip().lower() in _YES
     if instrumental and lyrics is not None and _sung(lyrics):
@@ -107,7 +110,10 @@ def record_of(
     repeat = str(fields.get("repeat") or fields.get("repeats") or "1").strip()
     if repeat not in ("1", "1.0"):
         found.append(f"{source}: repeat {repeat} is not read; set repeats of a data set")
-    return Record(source, tuple(captions), lyrics, instrumental, trigger, fields, tuple(found), listed)
+    worded = not all(is_blank(fields.get(name)) for name in _CAPTIONS[:_WORDED])
+    return Record(
+        source, tuple(captions), lyrics, instrumental, trigger, fields, tuple(found), listed, worded
+    )
 
 
 def _text(value: Any, source: str) -> Any:
@@ -207,7 +213,7 @@ def _variants(name: str, value: Any, source: str) -> list[str]:
 def _tagged(caption: str, trigger: str, fields: Mapping[str, Any], source: str) -> str:
     """A caption with the song's trigger words, once, where its list puts them."""
     place = str(fields.get("tag_position") or "prepend").strip().lower()
-    if place == "replace" or not caption or caption == trigger:
+    if place == "replace" or caption == trigger:
         return trigger
     if caption.startswith(f"{trigger}, ") or caption.endswith(f", {trigger}"):
         return caption

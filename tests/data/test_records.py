@@ -156,6 +156,12 @@ def test_trigger_words_of_a_list_are_put_where_it_says(place: Any, wanted: str, 
     assert "song's" in one(tmp_path, {"dataset.json": listed}).captions[0]
 
 
+def test_trigger_words_alone_are_the_caption_of_a_song_that_has_none(tmp_path: Path) -> None:
+    listed = {"metadata": {"custom_tag": "zyx"}, "samples": [row(caption="", genre="")]}
+    assert one(tmp_path, {"dataset.json": listed}).captions == ("zyx",)
+    assert one(tmp_path, {"a.json": {"trigger": "yes"}, "dataset.json": [row()]}).captions == (CAPTION,)
+
+
 def test_one_s_own_trigger_words_are_used_alone(tmp_path: Path) -> None:
     own = {"instance_prompt": "mine", "prepend_instance_prompt": True}
     assert one(tmp_path, {"a.txt": "caption: slow\ntrigger: zyx"}, own).captions == ("mine slow",)

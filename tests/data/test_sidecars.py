@@ -246,6 +246,15 @@ def test_beside_another_caption_a_txt_like_lyrics_is_sung(other: str, text: str,
     assert sample.captions == ("jazz",) and sample.lyrics == text.removeprefix("[00:01.00]")
 
 
+@pytest.mark.parametrize("other", ['{"genre": "jazz", "title": "x"}', '{"tags": ["a", "b"], "bpm": 90}'])
+def test_variants_stay_captions_beside_a_genre(other: str, tmp_path: Path) -> None:
+    """A genre is no other caption, which would make lyrics of them."""
+    song(tmp_path / "songs", "a", caption="\n".join(f"caption number {n}" for n in range(12)))
+    (tmp_path / "songs" / "a.json").write_text(other)
+    (sample,) = manifest(tmp_path).samples
+    assert len(sample.captions) == 12 and sample.lyrics is None
+
+
 def test_a_short_caption_is_one_beside_a_prompt(tmp_path: Path) -> None:
     song(tmp_path / "songs", "b", caption="mine\ntoo")
     (tmp_path / "songs" / "b_prompt.txt").write_text("jazz")

@@ -105,7 +105,8 @@ class Beside:
             return
         captions = tuple(caption_lines(text, self.multiline))
         if told.captioned and not self.captioned:
-            if len(lines) >= _SHEET_LINES and max(map(len, lines)) <= _SHEET_WIDTH:
+            worded = any(record.captions and record.worded for record in told.records)
+            if worded and len(lines) >= _SHEET_LINES and max(map(len, lines)) <= _SHEET_WIDTH:
                 told.sheet = told.sheet or (name, text)
                 return
             split = next((r for r in told.records if r.source.lower().endswith(".caption.txt")), None)

@@ -224,6 +224,9 @@ class _Reader:
                 stem = shown(path.stem)
                 advice = f"; put the caption alone into {stem}.txt, lyrics into {stem}.lyrics"
                 raise DataError(told.lacking[0] + ("" if "; " in told.lacking[0] else advice))
+            alone = next((r for r in told.records if r.trigger and self.beside.tagged), None)
+            if alone is not None and alone.trigger is not None:
+                song.captions, song.sources["caption"] = [alone.trigger], "trigger words"
             return None
         first, *others = found
         song.captions = list(first.captions)
@@ -231,7 +234,7 @@ class _Reader:
         song.notes += [
             f"the caption is read from {first.source}, not from {other.source}"
             for other in others
-            if other.captions != first.captions and not other.listed
+            if other.captions != first.captions and other.worded and not other.listed
         ]
         return first.source
 
