@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from acestep_mlx.cli import main, new
 from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.data.manifest import Manifest, build_manifest
-from acestep_mlx.training.proposal import FULL, LADDER, Model, best, propose, reasons, rough, steps_for
+from acestep_mlx.training.proposal import (
+    FULL,
+    LADDER,
+    Model,
+    best,
+    propose,
+    reasons,
+    rough,
+    step_seconds,
+    steps_for,
+)
 
 from .data.songs import manifest, song
 
@@ -192,3 +203,15 @@ def test_of_models_that_fit_as_well_the_newer_one_is_taken(long_songs: Manifest)
 )
 def test_times_are_no_more_exact_than_they_are_known(seconds: float, text: str) -> None:
     assert rough(seconds) == text
+
+
+@pytest.mark.parametrize(("flavour", "column"), [("base", 0), ("v15-base", 3)])
+def test_a_step_s_estimate_agrees_with_the_readme_s(flavour: str, column: int, long_songs: Manifest) -> None:
+    """That one is of counted kernels: the two are made in different ways."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| M1, 8 GB (2.6 TFLOP/s)"))
+    told = [float(cell.split()[0]) for cell in row.strip("| ").split("|")[1:]]
+    one = propose(Model.released(flavour), long_songs, 60 * GB)
+    for seconds, expected in zip((30.0, 60.0, 240.0), told[column : column + 3], strict=True):
+        ours = step_seconds(replace(one, part=seconds), 2.6e12)
+        assert 0.67 < ours / expected < 1.5

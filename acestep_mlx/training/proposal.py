@@ -32,7 +32,7 @@ FEWEST, MOST = 500, 2000  # steps
 EFFICIENCY = 0.4  # of a large product's rate, that a step has as a whole
 FORWARDS = 3  # passes forward that a step's work equals: forward, recomputed, and the gradient
 LOW, HIGH = 0.6, 2.0  # what a step may take, of that estimate
-PRODUCT = 1024  # rows and columns of the product that is timed
+TIMED = 0.1  # seconds in which products are timed
 CLIP_SECONDS = 30.0
 
 
@@ -119,15 +119,22 @@ def steps_for(manifest: Manifest, proposal: Proposal) -> int:
 
 
 def product_rate() -> float:
-    """Multiplications and additions a second of one large product on this device, timed in a moment."""
-    dtype = mx.float32 if on_cpu() else mx.bfloat16
-    a = mx.ones((PRODUCT, PRODUCT), dtype)
-    mx.eval(a @ a)
+    """Multiplications and additions a second of large products on this device, timed in a moment."""
+    n, chain, dtype = (512, 1, mx.float32) if on_cpu() else (2048, 4, mx.bfloat16)
+    a = mx.zeros((n, n), dtype)
+
+    def products() -> None:
+        result = a
+        for _ in range(chain):
+            result = result @ a
+        mx.eval(result)
+
+    products()
     times, started = 0, time.perf_counter()
-    while (took := time.perf_counter() - started) < 0.1:
-        mx.eval(a @ a)
-        times += 1
-    return times * 2 * PRODUCT**3 / took
+    while (took := time.perf_counter() - started) < TIMED:
+        products()
+        times += chain
+    return times * 2 * n**3 / took
 
 
 def step_seconds(proposal: Proposal, rate: float) -> float:
