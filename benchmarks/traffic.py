@@ -427,6 +427,30 @@ def show(title: str, count: Count, top: int) -> None:
         print(f"    {n:6d} × {name[:70]:70s} {count.bytes[name] / 1e9:8.3f} GB")
 
 
+def row(count: Count) -> list[float]:
+    """As `families.work.Work` has it."""
+    products = sum(count.bytes[kind] for kind in PRODUCTS)
+    return [count.kernels.total(), count.bytes.total(), products, count.flops]
+
+
+def write_table(path: Path, name: str, all_seconds: list[float], blocks: int | None) -> None:
+    """See `families.work`."""
+    about = subject(name)
+    free = blocks or about.config.blocks
+    parts = []
+    for bits in (None, 8, 4):
+        lines = []
+        for seconds in all_seconds:
+            load = about.family.memory.load(seconds)
+            counts = {
+                what: row(training_step(name, load, bits=bits, blocks=blocks, kept=kept))
+                for what, kept in (("recomputed", 0), ("kept", free))
+            }
+            lines.append(f'    "{seconds:.0f}": {json.dumps(counts)}')
+        parts.append(f'  "{bits or 16}": {{\n' + ",\n".join(lines) + "\n  }")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
 def with_shapes() -> None:
     """Start again with `graph.cpp` in the way of MLX's export, unless it is already."""
     if os.environ.get("TRACED"):
@@ -452,15 +476,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_family(parser)
-    parser.add_argument("--seconds", type=float, nargs="+", default=[30.0, 60.0, 240.0])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[30.0, 60.0, 120.0, 240.0])
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantised base")
     parser.add_argument("--blocks", type=int, help="fewer than the model has")
     parser.add_argument("--top", type=int, default=0, help="kinds of kernels to list")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each step")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the family's work.json (minutes)")
     args = parser.parse_args()
     with_shapes()
     about = subject(args.family)
     blocks = args.blocks or about.config.blocks
+    if args.table:
+        write_table(args.table, args.family, args.seconds, args.blocks)
+        return
     precision = {"bits": args.bits, "blocks": args.blocks}
     for seconds in args.seconds:
         load = about.family.memory.load(seconds)
@@ -474,6 +502,7 @@ def main() -> None:
                 numbers = {
                     "kernels": count.kernels.total(),
                     "bytes": count.bytes.total(),
+                    "row": row(count),
                     "flops": count.flops,
                 }
                 print(json.dumps({"what": what, "seconds": seconds, **numbers}))

@@ -9,10 +9,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from acestep_mlx.families.work import step_work
 from tests.conftest import require
 
 TRAFFIC = Path(__file__).resolve().parents[1] / "benchmarks" / "traffic.py"
@@ -24,16 +27,32 @@ BOUNDS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="graphs are read with shapes on Linux only")
-@pytest.mark.parametrize("family", BOUNDS)
-def test_a_step_takes_no_more_kernels_and_bytes_than_before(family: str) -> None:
+@cache
+def counted(family: str) -> dict[str, dict[str, Any]]:
+    """What the counter prints of steps on 240 s at 8 bits."""
     require("g++")
     command = [sys.executable, str(TRAFFIC), "--family", family, "--seconds", "240", "--bits", "8", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(TRAFFIC.parents[1])}
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    counts = {line["what"]: line for line in map(json.loads, printed.splitlines())}
+    return {line["what"]: line for line in map(json.loads, printed.splitlines())}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="graphs are read with shapes on Linux only")
+@pytest.mark.parametrize("family", BOUNDS)
+def test_a_step_takes_no_more_kernels_and_bytes_than_before(family: str) -> None:
+    counts = counted(family)
     for what, (kernels, gigabytes) in BOUNDS[family].items():
         found = counts[what]
         assert 0.5 * kernels < found["kernels"] <= kernels
         assert 0.5 * gigabytes < found["bytes"] / 1e9 <= gigabytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="graphs are read with shapes on Linux only")
+@pytest.mark.parametrize("family", BOUNDS)
+def test_what_doctor_expects_was_counted(family: str) -> None:
+    """The table that ships is the counter's, give or take what a change of the code made since."""
+    for recomputed, what in ((1, "step"), (0, "step, everything kept")):
+        shipped = step_work(family, 8, 240, recomputed)
+        assert list(shipped) == pytest.approx(counted(family)[what]["row"], rel=0.05)
