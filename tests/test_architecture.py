@@ -35,6 +35,7 @@ STOREY = {
     "convert": 7,
     "pipeline": 7,
     "training": 8,
+    "doctor": 8,
     "cli": 9,
 }
 FOREIGN = {

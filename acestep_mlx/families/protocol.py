@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..io.safetensors import TensorInfo
     from ..io.schema import Check
     from .keymap import KeyMap
+    from .known import Examples
     from .layout import ComponentSource, Layout
     from .songs import Arrays, CachedSong, Known, Lyrics, Padding, Shape, SongEncoders, SoundPart
 
@@ -698,6 +699,9 @@ class Family(Protocol):
 
     def write_miniature(self, folder: Path, seed: int = 0) -> None:
         """A checkpoint with random weights in upstream's layout, for the demo and tests."""
+
+    def examples(self) -> Examples:
+        """Miniatures of its networks and a training step with known numbers."""
 
     def prepare(self, model: nn.Module) -> Prepare | None:
         """What is added to each batch before the compiled step, as nothing that is trained changes it."""

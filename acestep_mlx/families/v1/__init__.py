@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ...config.request import Request
     from ...config.run import RunConfig
+    from ..known import Examples
     from ..layout import Layout
     from ..protocol import Codec, Conditioned, Folder, LyricsQuestion, Models, Prepare, SongSettings
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
@@ -205,6 +206,12 @@ class ACEStepV1:
         from .miniature import write_checkpoint
 
         write_checkpoint(folder, seed=seed)
+
+    def examples(self) -> Examples:
+        """See `examples`."""
+        from .examples import examples
+
+        return examples()
 
     def prepare(self, model: nn.Module) -> Prepare | None:
         """Encoded lyrics, where nothing that encodes them is trained."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ...config.request import Request
     from ...config.run import RunConfig
+    from ..known import Examples
     from ..layout import Layout
     from ..protocol import (
         Apart,
@@ -168,6 +169,12 @@ class ACEStep15:
             return None if config.origin(name) == "default" else getattr(config, name)
 
         return FlowMatching(given("logit_mean"), given("logit_std"), config.ace_step_timestep_draws)
+
+    def examples(self) -> Examples:
+        """See `examples`."""
+        from .examples import examples
+
+        return examples()
 
     def prepare(self, model: nn.Module) -> Prepare | None:
         """The model's own distribution of times."""

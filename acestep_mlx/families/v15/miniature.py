@@ -128,6 +128,13 @@ def write_checkpoint(
     return folder
 
 
+def parts(flavour: str, size: Geometry = TINY) -> Iterator[tuple[str, Mapping[str, Any], tuple[Spec, ...]]]:
+    """Of each component its name, its config, and its tensors as diffusers calls them."""
+    modules, configs = _modules(_config(flavour, size), size)
+    for name, module in modules.items():
+        yield name, configs[name], tuple(_named(name, one, original=False) for one in _specs(name, module))
+
+
 def _config(flavour: str, size: Geometry) -> dict[str, Any]:
     large = flavour.startswith("xl-")
     encoder = {own: size.model[key] for own, key in zip(ENCODER_SIZES, SIZES, strict=True)}
