@@ -26,6 +26,7 @@ COMMANDS = {
     "fuse": "Merge LoRAs into a model and write a new MLX folder.",
     "info": "Say what a checkpoint, LoRA, data set, lyrics file or config is.",
     "cache": "Fill the latent and text caches of a config without training.",
+    "doctor": "Does this machine compute rightly, how fast is it, and what fits?",
 }
 
 

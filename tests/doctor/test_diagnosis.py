@@ -1,0 +1,188 @@
+"""One screen, a clear verdict, an exit code; and a report that tells nothing of whose machine it is."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_mlx.cli import main
+from acestep_mlx.doctor import diagnosis as room
+from acestep_mlx.doctor.diagnosis import Diagnosis
+from acestep_mlx.doctor.machine import Surroundings
+from acestep_mlx.doctor.selfcheck import Check
+
+from .standin import AROUND, GB, MAC, NO_GPU, checks, diagnosis
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+WRONG = Check("v15", "vae", "GPU", 0.31, 1e-3)
+GONE = Check("v1", "vocoder", "GPU", float("inf"), 1e-3, "RuntimeError")
+
+
+def printed(found: Diagnosis) -> str:
+    return "\n".join(found.lines())
+
+
+@pytest.mark.parametrize(
+    ("found", "sound", "said"),
+    [
+        (
+            diagnosis(),
+            True,
+            "the GPU computes rightly, and can train ACE-Step v1 up to 240 s and ACE-Step 1.5",
+        ),
+        (diagnosis(fits=60), True, "can train ACE-Step v1 up to 60 s and ACE-Step 1.5 up to 60 s"),
+        (diagnosis(fits=0), True, "its memory is too small to train either model"),
+        (diagnosis(NO_GPU), True, "no GPU that MLX can use: the CPU computes rightly"),
+        (
+            diagnosis(found=[*checks("CPU", "GPU"), WRONG]),
+            False,
+            "WRONG: 1 of 18 computations do not give the",
+        ),
+        (diagnosis(NO_GPU, found=[*checks("CPU"), GONE]), False, "WRONG: 1 of 10 computations"),
+    ],
+    ids=["a Mac", "a small one", "too small", "no GPU", "wrong", "without an answer"],
+)
+def test_the_verdict(found: Diagnosis, sound: bool, said: str) -> None:
+    assert found.sound == sound and said in found.verdict()
+    lines = printed(found).split("\n")
+    assert lines[-1] == f"verdict: {found.verdict()}"
+    assert len(lines) <= 24 and max(map(len, lines[:-1])) <= 110
+
+
+def test_what_is_wrong_is_named_with_its_number() -> None:
+    text = printed(diagnosis(found=[*checks("CPU", "GPU"), WRONG, GONE]))
+    assert "v15 on GPU    WRONG: vae (error 3.1e-01, at most 1e-03)" in text
+    assert "v1 on GPU     WRONG: vocoder (RuntimeError)" in text
+    assert "v15 on CPU    2 computations, 2 training steps: right, largest error 2e-02 of 2e-01" in text
+    assert "v15 vae on the GPU, v1 vocoder on the GPU" in text.split("\n")[-1]
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        (AROUND, "FFmpeg 8.1.2; disk: 300.00 GB free; network: the hub is found"),
+        (
+            Surroundings("", ("aac",), 3 * GB, False),
+            "no FFmpeg: pip install av; disk: 3.00 GB free (a model and",
+        ),
+        (
+            Surroundings("7.0", ("alac",), None, None),
+            "FFmpeg 7.0, without alac; disk: unknown; network: not asked",
+        ),
+    ],
+)
+def test_what_is_around(around: Surroundings, said: str) -> None:
+    """None of it makes the machine unsound."""
+    found = diagnosis(around=around)
+    assert said in printed(found) and found.sound
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [(None, ""), (0, "; wired limit: the system's"), (60 * GB, "; wired limit: 60.00 GB")]
+)
+def test_memory(limit: int | None, said: str) -> None:
+    line = printed(diagnosis(MAC._replace(wired_limit=limit))).split("\n")[2]
+    assert line == f"memory        64.00 GB, of which a run may take 48.00 GB{said}"
+
+
+def test_what_does_not_fit_and_what_is_lacking() -> None:
+    text = printed(diagnosis(fits=120))
+    assert text.count("(no)") == 7 and "; (no): no room" in text and "not here: nvfp4 4" in text
+    assert "(no)" not in printed(diagnosis())
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """(exit code, stdout, whether the network was asked) of the command that finds this."""
+
+    def run(found: Diagnosis, *arguments: str) -> tuple[Any, str, bool]:
+        asked: list[bool] = []
+
+        def examine(models: Path, *, network: bool, say: Any) -> Diagnosis:
+            asked.append(network)
+            say("computing")
+            return found
+
+        monkeypatch.setattr(room, "examine", examine)
+        with pytest.raises(SystemExit) as end:
+            main(["doctor", *arguments])
+        return end.value.code, capsys.readouterr().out, asked[0]
+
+    return run
+
+
+def test_the_exit_code_is_the_verdict(ends: Any) -> None:
+    assert ends(diagnosis())[0] == 0 and ends(diagnosis(NO_GPU))[0] == 0
+    code, out, _ = ends(diagnosis(found=[WRONG]))
+    assert code == 1 and out.rstrip().split("\n")[-1].startswith("verdict: WRONG")
+    assert ends(diagnosis(found=[GONE]), "--json")[0] == 1
+
+
+def test_the_network_is_left_alone_where_nobody_wants_it(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    for offline in (True, False):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        assert ends(diagnosis())[2] is not offline and ends(diagnosis(), "--no-network")[2] is False
+
+
+def test_a_report_is_json_and_nothing_else(ends: Any) -> None:
+    """What is no number is null."""
+    _, out, _ = ends(diagnosis(found=[WRONG, GONE]), "--json")
+    report = json.loads(out)
+    assert [one["error"] for one in report["checks"]] == [0.31, None]
+    assert report["sound"] is False and report["verdict"].startswith("WRONG")
+    assert list(report["expected"][0]) == list(room.Expected._fields)
+
+
+@pytest.mark.slow
+def test_this_machine(tmp_path: Path) -> None:
+    """Everything, as the command finds it; and no name of a person, a machine or a folder."""
+    said: list[str] = []
+    found = room.examine(tmp_path, network=False, say=said.append)
+    assert found.sound, [one for one in found.checks if not one.right]
+    assert len(said) == 3 and len(list(found.lines())) <= 24
+    text = json.dumps(found.as_dict(), allow_nan=False) + printed(found)
+    names = [socket.gethostname(), str(Path.home()), str(tmp_path), str(README.parent)]
+    names += [getpass.getuser()] if len(getpass.getuser()) > 4 else []
+    assert not [name for name in names if name in text]
+    assert not re.search(r"(?<![a-z])/[a-zA-Z]+/", text), "a path"
+
+
+# ── the README ───────────────────────────────────────────────────────────────────────────────────────
+def block(after: str) -> str:
+    """The first block of code behind these words."""
+    return README.read_text(encoding="utf-8").split(after)[1].split("```")[1].partition("\n")[2]
+
+
+def titles(text: str) -> list[str]:
+    """What stands before the numbers of each line."""
+    found = [re.split(r"  +|:|, at least", line)[0] for line in text.strip("\n").split("\n")]
+    return [re.sub(r"[\d.]+$", "", title).rstrip() for title in found]
+
+
+def test_the_readme_shows_what_is_printed() -> None:
+    """The same lines in the same order; theirs is a machine without a GPU."""
+    shown = block("`acestep-mlx doctor` says")
+    assert titles(shown) == titles(printed(diagnosis(NO_GPU)))
+
+
+def keys(value: Any) -> Any:
+    """Names on every level; of a list its first element's."""
+    if isinstance(value, list):
+        return [keys(value[0])] if value else []
+    if isinstance(value, dict) and not set(value) & {"float32", "mlx", "affine 4"}:  # whose keys are findings
+        return {name: keys(one) for name, one in value.items()}
+    return None
+
+
+def test_the_readme_shows_the_report() -> None:
+    shown = json.loads(block("`acestep-mlx doctor --json` is for"))
+    assert keys(shown) == keys(json.loads(json.dumps(diagnosis(NO_GPU).as_dict())))
