@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,12 +61,21 @@ def name_of(device: mx.Device) -> str:
 
 @contextmanager
 def on(device: mx.Device) -> Iterator[None]:
-    """Everything that is computed in the block is computed there."""
+    """Everything that is computed in the block is computed there.
+
+    On the CPU of a machine with a GPU nothing is compiled: a Mac need not have the compiler that MLX calls
+    for its processor, and nobody trains there.
+    """
     before = mx.default_device()
+    eager = name_of(device) == "CPU" and len(devices()) > 1
     mx.set_default_device(device)
+    if eager:
+        mx.disable_compile()
     try:
         yield
     finally:
+        if eager and "MLX_DISABLE_COMPILE" not in os.environ:
+            mx.enable_compile()
         mx.set_default_device(before)
 
 

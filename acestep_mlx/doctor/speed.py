@@ -16,6 +16,7 @@ import numpy as np
 from ..families.known import spread
 from ..families.model_folder import MODES, Quantization
 from ..io.backend import fault_of
+from ..nn.device import buffers_kept
 from .selfcheck import Check, name_of
 
 WIDTH = 2560  # of the product's weight, as in the models
@@ -48,13 +49,14 @@ class Speed:
 
 def measure() -> Speed:
     """Of the default device."""
-    speed = Speed(bandwidth=_bandwidth(), launch=_launch())
-    for name in LIMITS:
-        _dense(speed, name)
-    for mode, (all_bits, _) in MODES.items():
-        for bits in sorted(all_bits):
-            _quantised(speed, Quantization.of(bits, mode=mode))
-    return speed
+    with buffers_kept():  # as in a run
+        speed = Speed(bandwidth=_bandwidth(), launch=_launch())
+        for name in LIMITS:
+            _dense(speed, name)
+        for mode, (all_bits, _) in MODES.items():
+            for bits in sorted(all_bits):
+                _quantised(speed, Quantization.of(bits, mode=mode))
+        return speed
 
 
 def _seconds(work: Callable[[], mx.array]) -> float:

@@ -16,6 +16,8 @@ from acestep_mlx.families import families, family
 from acestep_mlx.families.known import SAMPLES, error, integers, known_numbers, spread, summary, uniform
 from acestep_mlx.families.protocol import Family
 
+from ..gpu import gpu_side
+
 ALL = pytest.mark.parametrize("one", list(families()), ids=lambda one: one.name)
 WHAT = "audio_token_detokenizer"  # the smallest
 
@@ -156,6 +158,26 @@ def test_work_goes_to_the_device_that_is_asked_for() -> None:
     assert mx.default_device() == before
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_processor_beside_a_gpu_needs_no_compiler(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a Mac may not have; a processor alone computes as it does in a run."""
+    monkeypatch.setattr(selfcheck, "devices", lambda: [mx.Device(mx.cpu)] * (1 + gpu))
+    traced: list[int] = []
+
+    def plus(x: mx.array) -> mx.array:
+        traced.append(1)
+        return x + 1
+
+    compiled = mx.compile(plus)
+    with selfcheck.on(mx.Device(mx.cpu)):
+        for _ in range(3):
+            compiled(mx.ones(2))
+    assert len(traced) == (3 if gpu else 1)
+    for _ in range(3):
+        compiled(mx.ones(2))
+    assert len(traced) == (4 if gpu else 1), "compiled again afterwards"
+
+
 # ── all of it ────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.slow
 @ALL
@@ -164,6 +186,19 @@ def test_this_machine_is_right(one: Family) -> None:
     assert [c for c in found if not c.right] == []
     assert len(found) == (len(one.components) + 2) * len(selfcheck.devices())
     assert all(c.error < c.limit / 3 for c in found if c.device == "CPU"), "no limit is as close as rounding"
+
+
+@pytest.mark.slow
+@ALL
+def test_a_gpu_s_code_is_right(one: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a Mac computes, on the CPU: no limit is too close for it."""
+    places = {"CPU": contextlib.nullcontext, "GPU": gpu_side}
+    monkeypatch.setattr(selfcheck, "devices", lambda: list(places))
+    monkeypatch.setattr(selfcheck, "name_of", str)
+    monkeypatch.setattr(selfcheck, "on", lambda device: places[device]())
+    found = list(check_family(one))
+    assert [c for c in found if c.error > c.limit / 3] == []
+    assert {c.device for c in found} == {"CPU", "GPU"}
 
 
 @pytest.mark.slow
