@@ -6,8 +6,10 @@ import json
 
 import click
 
+from .help_text import examples
 
-@click.command("doctor")
+
+@click.command("doctor", epilog=examples("acestep-mlx doctor", "acestep-mlx doctor --json > doctor.json"))
 @click.option("--json", "as_json", is_flag=True, help="For bug reports: no names of hosts, users or folders.")
 @click.option("--no-network", is_flag=True, help="Do not ask whether the hub can be found.")
 def command(as_json: bool, no_network: bool) -> int:
