@@ -50,7 +50,8 @@ class Cache:
         self.skipped: list[tuple[str, str]] = list(manifest.skipped)
         self.report = manifest.report
         self.family = manifest.family
-        self._encoders: dict[str, PartEncoder[Any]] = self.family.encoders(folder)._asdict()
+        encoders = self.family.encoders._asdict()
+        self._encoders: dict[str, PartEncoder[Any]] = {name: one(folder) for name, one in encoders.items()}
         further = self.family.further
         wanted = further is not None and further.wanted(config)
         #: what a further loss needs of a song's sound, by name

@@ -252,31 +252,36 @@ class ModelFolder:
         component: str,
         dtype: mx.Dtype | None = None,
         quantize: Quantization | Mapping[str, Any] | None = None,
+        *,
+        used: tuple[str, ...] = ("",),
     ) -> nn.Module:
         """One component, frozen and in evaluation mode, its weights evaluated.
 
         component: one of the family's. dtype: of everything that is not quantised (default: the folder's).
         quantize: quantise the large linear layers while loading, one at a time; a folder that is quantised
-        already is taken as it is when the bits agree, and refused when they do not. Raises
-        CheckpointError that names every tensor which is missing, unknown or of the wrong shape.
+        already is taken as it is when the bits agree, and refused when they do not. used: beginnings of the
+        paths of the weights that are needed; no memory is taken for the rest, which is read when it is used
+        all the same. Raises CheckpointError that names every tensor which is missing, unknown or of the wrong
+        shape.
         """
         if component not in self.family.components:
             raise ValueError(f"unknown component {component!r}")
         if isinstance(quantize, Mapping):
             quantize = Quantization.of(**quantize)
-        path, module = self.file(component), self.skeleton(component)
+        file, module = self.file(component), self.skeleton(component)
         self.check_bits(quantize.bits if quantize else None)
         if self.quantization is not None:
             quantize = None
-        _check_tensors(path, read_header(path), module)
+        _check_tensors(file, read_header(file), module)
         self.check_file(component)
-        module.load_weights(list(load_lazily(path).items()), strict=True)
+        module.load_weights(list(load_lazily(file).items()), strict=True)
         if dtype is not None:
             module.update(tree_map(lambda x: _cast(x, dtype), module.parameters()))
         if quantize is not None:
             quantize_layers(self.family.components[component], module, quantize)
-        for value in parameters_of(module).values():
-            mx.eval(value)  # one at a time, so that a cast never holds two whole models
+        for path, value in parameters_of(module).items():
+            if path.startswith(used):
+                mx.eval(value)  # one at a time, so that a cast never holds two whole models
         module.freeze()
         module.eval()
         module._folder = self

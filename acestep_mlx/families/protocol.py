@@ -172,8 +172,11 @@ class Folder(Protocol):
     def file_apart(self, apart: Apart) -> Path:
         """Where it is; CheckpointError, with the command that adds it, where it is not."""
 
-    def load(self, component: str, dtype: mx.Dtype | None = None) -> nn.Module:
-        """One component, frozen; dtype: of everything that is not quantised."""
+    def load(
+        self, component: str, dtype: mx.Dtype | None = None, *, used: tuple[str, ...] = ("",)
+    ) -> nn.Module:
+        """One component, frozen; dtype: of everything that is not quantised. used: beginnings of the paths of
+        the weights that are needed."""
 
     def prompt_tokenizer(self) -> Any:
         """As `Texts` gives it; so are the next two."""
@@ -648,8 +651,12 @@ class Family(Protocol):
     def read_metadata(self, given: Mapping[str, Any]) -> Known:
         """Fields of `metadata` as somebody wrote them, in the model's form."""
 
-    def encoders(self, folder: Folder) -> SongEncoders:
+    @property
+    def encoders(self) -> SongEncoders:
         """What encodes songs for this model."""
+
+    def released(self, component: str) -> Any:
+        """The config of a component of a released model, of its smallest variant."""
 
     def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
         """A song's arrays with only a part of its sound: so many latent frames, from `start` on.

@@ -63,10 +63,26 @@ class PartEncoder(ABC, Generic[Given]):
     """Encodes one part of a song, from its sound (samples, 2) float32 or from its words.
 
     names: of the arrays that it gives; no other part's has them. Texts have their tokens on the first axis.
+    uses: component → beginnings of the paths of those of its weights that `load` takes, in float32. folder:
+    a `protocol.Folder`, the model's.
     """
 
     names: tuple[str, ...]
+    uses: Mapping[str, tuple[str, ...]] = {}
     _loaded: Any = None
+
+    def __init__(self, folder: Any) -> None:
+        self._folder = folder
+
+    def _load(self, component: str) -> Any:
+        import mlx.core as mx
+
+        return self._folder.load(component, dtype=mx.float32, used=self.uses[component])
+
+    @staticmethod
+    def activations(seconds: float) -> float:
+        """Bytes that `encode` takes beside the weights for a song of so many seconds, as measured."""
+        return 0.0
 
     @abstractmethod
     def key(self, words: Words) -> Mapping[str, Any] | None:
@@ -112,11 +128,11 @@ class SoundPart(PartEncoder["np.ndarray"]):
 
 
 class SongEncoders(NamedTuple):
-    """The parts of a song, each kept by itself; `text` once for each caption."""
+    """What encodes the parts of a song, each kept by itself; `text` once for each caption."""
 
-    latents: PartEncoder[np.ndarray]
-    text: PartEncoder[Words]
-    lyrics: PartEncoder[Words]
+    latents: type[PartEncoder[np.ndarray]]
+    text: type[PartEncoder[Words]]
+    lyrics: type[PartEncoder[Words]]
 
 
 @dataclass(frozen=True)

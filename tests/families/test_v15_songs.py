@@ -18,7 +18,7 @@ from acestep_mlx.families.v15.prompt import format_prompt
 from acestep_mlx.families.v15.songs import texts
 from acestep_mlx.text.sheet import Sheet
 
-from .v15 import Folder, Letters
+from .v15 import Folder, Letters, song_encoders
 
 FAMILY = ACEStep15()
 
@@ -93,7 +93,7 @@ def test_a_request_with_nothing_but_time_stamps_is_instrumental() -> None:
 def test_sound_is_kept_as_mean_and_deviation_beside_silence(samples: int, folder: Folder) -> None:
     """The last frame is filled up with silence, as the song's length is counted."""
     sound = np.random.default_rng(0).normal(0, 0.1, (samples, 2)).astype(np.float32)
-    arrays, notes = FAMILY.encoders(folder).latents.encode(sound)
+    arrays, notes = FAMILY.encoders.latents(folder).encode(sound)
     T = FAMILY.latents.covering(samples)
     assert {name: a.shape for name, a in arrays.items()} == {n: (T, 8) for n in ("mean", "std", "source")}
     assert notes is None and all(a.dtype == np.float32 for a in arrays.values()) and (arrays["std"] > 0).all()
@@ -120,7 +120,7 @@ def test_texts_are_kept_as_the_condition_encoder_gives_them(folder: Folder) -> N
         mx.zeros(1, dtype=mx.int32),
     )
     assert valid.all()
-    parts = FAMILY.encoders(folder)
+    parts = song_encoders(folder)
     text, sung = parts.text.encode(song), parts.lyrics.encode(song)
     assert text.notes is None and sung.notes is None
     assert (
@@ -132,7 +132,7 @@ def test_texts_are_kept_as_the_condition_encoder_gives_them(folder: Folder) -> N
 
 
 def test_long_texts_are_cut_and_said(folder: Folder) -> None:
-    parts = FAMILY.encoders(folder)
+    parts = song_encoders(folder)
     text, sung = parts.text.encode(words("x" * 300)), parts.lyrics.encode(words(lyrics="la " * 900))
     assert len(text.arrays["text"]) == 256 and len(sung.arrays["lyrics"]) == 2048
     lengths = [len(text) + 1 for text in texts(words("x" * 300, "la " * 900))]
@@ -142,7 +142,7 @@ def test_long_texts_are_cut_and_said(folder: Folder) -> None:
 
 def test_only_what_a_part_needs_is_loaded(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    parts = FAMILY.encoders(folder)
+    parts = song_encoders(folder)
     for part in parts:
         part.key(words())
     assert not folder.loaded
@@ -179,7 +179,7 @@ def test_keys_change_with_what_a_part_is_made_of(change: dict, changed: str, tmp
         for name in [*folder.fingerprints]:
             folder.fingerprints[name] = given.pop(name, "1")
         (tmp_path / "tokenizer.json").write_text(given.pop("tokenizer", "1"))
-        parts = FAMILY.encoders(folder)._asdict()
+        parts = song_encoders(folder)._asdict()
         return {name: part.key(words(**given)) for name, part in parts.items()}
 
     before, after = keys(), keys(**change)
@@ -224,7 +224,7 @@ def test_a_converted_model_encodes_songs(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(families.REGISTRY, "v15", __name__)
     write_checkpoint(tmp_path / "checkpoint")
     convert(tmp_path / "checkpoint", tmp_path / "model")
-    parts = FAMILY.encoders(ModelFolder.open(tmp_path / "model"))
+    parts = song_encoders(ModelFolder.open(tmp_path / "model"))
     assert all(part.key(words()) for part in parts)
     arrays = parts.latents.encode(np.zeros((1920 * 3 + 1, 2), np.float32)).arrays
     arrays |= parts.text.encode(words()).arrays | parts.lyrics.encode(words(lyrics=None)).arrays

@@ -46,6 +46,7 @@ class Ear(PartEncoder[np.ndarray]):
     names = ("mean", "std")
 
     def __init__(self, folder: ModelFolder) -> None:
+        super().__init__(folder)
         self.prints, self.loads = folder.fingerprints, 0
 
     def key(self, words: Words) -> Mapping[str, Any]:
@@ -129,8 +130,10 @@ class Toy:
     def read_metadata(self, given: Mapping[str, Any]) -> Known:
         return Known({}, [])
 
-    def encoders(self, folder: ModelFolder) -> SongEncoders:
-        return SongEncoders(Ear(folder), Prompt(folder), Sung(folder))
+    encoders = SongEncoders(Ear, Prompt, Sung)
+
+    def released(self, component: str) -> Any:
+        return COMPONENTS[component].config()
 
     def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
         part = slice(start, start + frames)

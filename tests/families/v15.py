@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map_with_path
 
+from acestep_mlx.families.v15 import ACEStep15
 from acestep_mlx.families.v15.conditions import ConditionConfig, ConditionEncoder
 from acestep_mlx.families.v15.dit import ACEStep15Transformer, TransformerConfig
 from acestep_mlx.families.v15.oobleck import Oobleck, OobleckConfig
@@ -60,6 +62,12 @@ class Reader(nn.Module):
         return mx.cumsum(self.embed_tokens(input_ids), axis=1) / 4
 
 
+def song_encoders(folder: Any) -> Any:
+    """What encodes songs, by part."""
+    made = {part: one(folder) for part, one in ACEStep15().encoders._asdict().items()}
+    return namedtuple("Parts", made)(**made)
+
+
 class Folder:
     """In a model folder's place; says what is loaded."""
 
@@ -75,7 +83,7 @@ class Folder:
         }
         self.fingerprints = {name: f"{name} 1" for name in self.modules}
 
-    def load(self, component: str, dtype: Any = None) -> Any:
+    def load(self, component: str, dtype: Any = None, used: tuple[str, ...] = ("",)) -> Any:
         assert dtype == mx.float32
         self.loaded.append(component)
         return self.modules[component]

@@ -29,7 +29,7 @@ from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
 from acestep_mlx.training.step import StepSettings, TrainStep
 
 from ..families.tiny import tiny
-from ..families.v15 import Folder
+from ..families.v15 import Folder, song_encoders
 from .test_v15_conditions_parity import TINY as CONDITIONS
 from .test_v15_conditions_parity import settings
 from .test_v15_transformer_parity import pair
@@ -62,7 +62,7 @@ class Example:
     def __init__(self, conditions: tuple[ConditionEncoder, Any], path: Path, seed: int = 0) -> None:
         ours, self.encoder = conditions
         self.folder: Any = Folder(path, condition_encoder=ours)
-        parts = FAMILY.encoders(self.folder)
+        parts = song_encoders(self.folder)
         rng = np.random.default_rng(seed)
         songs, self.sound = [], []
         for i, (words, T, dropped) in enumerate(SONGS):

@@ -98,11 +98,18 @@ class ACEStepV1:
         """Nothing: tempo and key are words of the caption."""
         return Known({}, [])
 
-    def encoders(self, folder: Folder) -> SongEncoders:
+    @property
+    def encoders(self) -> SongEncoders:
         """Autoencoder, text encoder, lyric tokenizer."""
-        from .songs import encoders
+        from .songs import SONG_ENCODERS
 
-        return encoders(folder)
+        return SONG_ENCODERS
+
+    def released(self, component: str) -> Any:
+        """As upstream wrote it."""
+        from .geometry import TRUE
+
+        return self.components[component].config.from_dict(getattr(TRUE, component))
 
     def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
         """See `songs.crop`."""

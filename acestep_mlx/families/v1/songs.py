@@ -5,7 +5,7 @@ The keys are those of version 0.1, so that its caches stay in use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -25,18 +25,17 @@ from .ssl.encoders import ENCODERS, SOUND_RATE, length_of
 VERSION = 1  # of what is kept; raise it when the computation changes
 
 
-def encoders(folder: Folder) -> SongEncoders:
-    """Of the sound, the captions and the lyrics."""
-    return SongEncoders(SoundEncoder(folder), CaptionEncoder(folder), LyricsTokens(folder))
-
-
 class SoundEncoder(PartEncoder[np.ndarray]):
     """Sound → `latents` (8, 16, T)."""
 
     names = ("latents",)
+    uses: Mapping[str, tuple[str, ...]] = {
+        "dcae": ("encoder.",),
+        "vocoder": (),
+    }  # of the vocoder the scale of the mel frames
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+        super().__init__(folder)
         mel = cache_key(vocoder=folder.config["components"]["vocoder"])
         self._key = {"version": VERSION, "dcae": folder.fingerprints["dcae"], "mel": mel}
 
@@ -44,9 +43,11 @@ class SoundEncoder(PartEncoder[np.ndarray]):
         return self._key
 
     def load(self) -> Codec:
-        dcae: Any = self._folder.load("dcae", dtype=mx.float32)
-        vocoder: Any = self._folder.load("vocoder", dtype=mx.float32)
-        return Codec(dcae, vocoder)
+        return Codec(self._load("dcae"), self._load("vocoder"))
+
+    @staticmethod
+    def activations(seconds: float) -> float:
+        return 1.57e9 + 1.4e6 * seconds  # two windows side by side; more of a long song is kept
 
     def encode(self, given: np.ndarray) -> Encoded:
         latents = np.array(self.loaded.encode(given)[0].astype(mx.float32))
@@ -58,9 +59,10 @@ class CaptionEncoder(PartEncoder[Words]):
     """A caption → `states` (L, 768) of the text encoder, L ≤ 256 tokens."""
 
     names = ("states",)
+    uses: Mapping[str, tuple[str, ...]] = {"text_encoder": ("",)}
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._key = {
             "version": VERSION,
             "tokens": MAX_LENGTH,
@@ -72,7 +74,7 @@ class CaptionEncoder(PartEncoder[Words]):
         return {**self._key, "caption": words.caption}
 
     def load(self) -> tuple[Any, Any]:
-        return self._folder.prompt_tokenizer(), self._folder.load("text_encoder", dtype=mx.float32)
+        return self._folder.prompt_tokenizer(), self._load("text_encoder")
 
     def encode(self, given: Words) -> Encoded:
         tokenizer, encoder = self.loaded
@@ -88,7 +90,7 @@ class LyricsTokens(PartEncoder[Words]):
     names = ("ids",)
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+        super().__init__(folder)
         version = [VERSION, RULES_VERSION]
         self._key = {"version": version, "vocab": hash_file(folder.lyric_vocab())}
 
@@ -103,6 +105,9 @@ class LyricsTokens(PartEncoder[Words]):
         report = self.loaded.report(str(given.lyrics))
         notes = [f"lyrics: {line}" for line in summary(report)[1:]]
         return Encoded({"ids": np.array(report.ids, np.int32)}, notes)
+
+
+SONG_ENCODERS = SongEncoders(SoundEncoder, CaptionEncoder, LyricsTokens)
 
 
 def crop(arrays: Arrays, start: int, frames: int) -> Arrays:

@@ -143,11 +143,16 @@ class ACEStep15:
 
         return read(given)
 
-    def encoders(self, folder: Folder) -> SongEncoders:
+    @property
+    def encoders(self) -> SongEncoders:
         """Autoencoder, and text and condition encoder."""
-        from .songs import encoders
+        from .songs import SONG_ENCODERS
 
-        return encoders(folder)
+        return SONG_ENCODERS
+
+    def released(self, component: str) -> Any:
+        """The classes are those of the 2B models."""
+        return self.components[component].config()
 
     def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
         """See `songs.crop`."""

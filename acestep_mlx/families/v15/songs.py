@@ -36,11 +36,6 @@ def read_lyrics(text: str) -> Lyrics:
     return Lyrics(sheet.text.strip() or None, sheet.notes, [], sheet.lines)
 
 
-def encoders(folder: Folder) -> SongEncoders:
-    """Of the sound, the captions and the lyrics."""
-    return SongEncoders(SoundEncoder(folder), PromptEncoder(folder), LyricsEncoder(folder))
-
-
 def texts(words: Words) -> tuple[str, str]:
     """The two strings that the model reads of a song: the prompt with what is known of it, and the lyrics."""
     return format_prompt(
@@ -55,17 +50,12 @@ def texts(words: Words) -> tuple[str, str]:
 
 
 class _Part(PartEncoder[Any]):
-    """Knows the folder, and the fingerprints of the components that it uses."""
-
-    components: tuple[str, ...]
+    """Knows the fingerprints of the components that it uses."""
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        prints = {name: folder.fingerprints[name] for name in self.components}
+        super().__init__(folder)
+        prints = {name: folder.fingerprints[name] for name in self.uses}
         self._key: dict[str, Any] = {"version": VERSION, **prints}
-
-    def _load(self, name: str) -> Any:
-        return self._folder.load(name, dtype=mx.float32)
 
     def key(self, words: Words) -> Mapping[str, Any]:
         return self._key
@@ -75,7 +65,11 @@ class SoundEncoder(_Part):
     """Sound → `mean`, `std` of its latents and `source`, those of silence; each (T, C)."""
 
     names = ("mean", "std", "source")
-    components = ("vae", "condition_encoder")
+    uses: Mapping[str, tuple[str, ...]] = {"vae": ("encoder.",), "condition_encoder": ("silence_latent",)}
+
+    @staticmethod
+    def activations(seconds: float) -> float:
+        return 1.44e9 + 1.6e6 * seconds
 
     def load(self) -> tuple[Any, ConditionEncoder]:
         return self._load("vae"), self._load("condition_encoder")
@@ -128,7 +122,10 @@ class PromptEncoder(_Text):
     """
 
     names = ("text", "timbre", "null")
-    components = ("text_encoder", "condition_encoder")
+    uses: Mapping[str, tuple[str, ...]] = {
+        "text_encoder": ("",),
+        "condition_encoder": ("text_projector.", "timbre_encoder.", "null_condition_emb", "silence_latent"),
+    }
     what, most = "caption", MAX_TEXT_TOKENS
 
     def text(self, words: Words) -> str:
@@ -146,7 +143,10 @@ class LyricsEncoder(_Text):
     """Lyrics and their language → the conditions `lyrics` (L, D); of a song without, that nobody sings."""
 
     names = ("lyrics",)
-    components = ("text_encoder", "condition_encoder")
+    uses: Mapping[str, tuple[str, ...]] = {
+        "text_encoder": ("embed_tokens.",),
+        "condition_encoder": ("lyric_encoder.",),
+    }
     what, most = "lyrics", MAX_LYRIC_TOKENS
 
     def text(self, words: Words) -> str:
@@ -156,6 +156,9 @@ class LyricsEncoder(_Text):
         _, encoder, conditions = self.loaded
         ids, mask, cut = self.tokens(given)
         return Encoded(_numpy(lyrics=conditions.lyric_encoder(encoder.embed_tokens(ids), mask)[0]), cut)
+
+
+SONG_ENCODERS = SongEncoders(SoundEncoder, PromptEncoder, LyricsEncoder)
 
 
 def _numpy(**arrays: mx.array) -> Arrays:
