@@ -94,6 +94,7 @@ def test_every_number_of_a_run_is_its_own(capsys: pytest.CaptureFixture[str]) ->
         display(Started(3, 9, 1234567, 17, "out"))
         display(StepDone(9, 1.25, 2.5, 3e-4, 4.5, 5.5, 6.5, 7_000_000, 8100.0, 10, 11.0, skipped=True))
         display(Evaluated(12, 13.5, {"0-200": 14.25, "200-400": 15.75}))
+        display(Evaluated(13, 13.5, {"0-200": 14.25}, verdict="Flat: it is."))
         display(ValidationClip(16, "a", "b", "clip.wav", 17))
         display(CheckpointSaved(18, "checkpoint-18", ("x", "y")))
         display(CheckpointSaved(19, "checkpoint-19"))
@@ -104,6 +105,8 @@ def test_every_number_of_a_run_is_its_own(capsys: pytest.CaptureFixture[str]) ->
         "step 9/9, loss 1.2500 (smoothed 2.5000), lr 3.00e-04, grad 4.5, 6.5 s audio/s, peak 7.00 MB, "
         "5.50 steps/s, ETA 2:15:00",
         "step 12: evaluation loss 13.5000 (timesteps 0-200: 14.2500, 200-400: 15.7500)",
+        "step 13: evaluation loss 13.5000 (timesteps 0-200: 14.2500)",
+        "step 13: Flat: it is.",
         "step 16: clip.wav",
         "saved checkpoint-18, removed 2 older",
         "saved checkpoint-19",

@@ -298,12 +298,14 @@ def test_every_number_of_metrics_is_read_back(tmp_path: Path, capsys: pytest.Cap
         *({"event": "checkpoint", "step": step, "path": "x"} for step in (10, 12)),
     ]  # fmt: skip
     path = tmp_path / "metrics.jsonl"
+    rows[2]["verdict"] = "Still learning: it fell."
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert info(capsys, path).splitlines() == [
         f"{path}: metrics of a training run",
         "  6 steps, 2 of them skipped, the last is 12",
         "  training loss, smoothed: 2.5000",
         "  evaluation loss, step 11: 6.5000 (step 3: 8.0000)",
+        "  Still learning: it fell.",
         "  2 checkpoints, 3 validation clips",
     ]
 

@@ -103,6 +103,7 @@ def metrics(path: Path) -> list[str]:
         first, final = evaluations[0], evaluations[-1]
         was = f" (step {first.get('step')}: {_loss(first.get('loss'))})" if len(evaluations) > 1 else ""
         lines.append(f"  evaluation loss, step {final.get('step')}: {_loss(final.get('loss'))}{was}")
+        lines += [f"  {final['verdict']}"] if final.get("verdict") else []
     if saved or clips:
         lines.append(f"  {count(len(saved), 'checkpoint')}, {count(len(clips), 'validation clip')}")
     return [*lines, *([f"  {damage(path, damaged)}"] if damaged else [])]

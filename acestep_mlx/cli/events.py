@@ -77,6 +77,8 @@ class TrainDisplay:
     def _evaluated(self, event: Evaluated) -> None:
         bins = ", ".join(f"{name}: {loss:.4f}" for name, loss in event.bins.items())
         self._say(f"step {event.step}: evaluation loss {event.loss:.4f} (timesteps {bins})")
+        if event.verdict:
+            self._say(f"step {event.step}: {event.verdict}")
 
     def _averageevaluated(self, event: Any) -> None:
         self._say(f"step {event.step}: evaluation loss {event.loss:.4f} with the averaged weights")

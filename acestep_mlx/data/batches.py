@@ -278,6 +278,7 @@ class Batches:
             stored = self.cache.make(sample, 0, item.start)
             stored = {name: array for name, array in stored.items() if name not in self.cache.heard}
             batch = to_batch(self._collate([item], [stored], self.shape([item])), [sample])
+            batch["of"] = [sample.key, item.start]
             batches.append(batch)
         return batches
 

@@ -71,11 +71,20 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """Loss on the fixed evaluation set: the mean, and per timestep bin (label → loss)."""
+    """Loss on the fixed evaluation set: the mean, per timestep bin (label → loss) and per song.
+
+    measured: which songs and noise, as a hash; evaluations with the same one can be compared song by song.
+    verdict: whether it is going well, in a sentence; verdict_kind: early, learning, flat, memorising or
+    unstable.
+    """
 
     step: int
     loss: float
     bins: Mapping[str, float]
+    songs: Mapping[str, float] = field(default_factory=dict)
+    measured: str = ""
+    verdict: str = ""
+    verdict_kind: str = ""
 
 
 @dataclass(frozen=True)

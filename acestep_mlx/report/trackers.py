@@ -39,6 +39,11 @@ def scalars(event: Event) -> dict[str, float]:
     return {}
 
 
+def texts(event: Event) -> dict[str, str]:
+    """Names and sentences that a tracker shows for an event."""
+    return {"eval/verdict": event.verdict} if isinstance(event, Evaluated) and event.verdict else {}
+
+
 class TensorBoard:
     """Writes event files that `tensorboard --logdir` reads; needs neither PyTorch nor TensorFlow."""
 
@@ -59,6 +64,11 @@ class TensorBoard:
             summary = self._summary(
                 value=[self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
             )
+            for name, text in texts(event).items():
+                value = summary.value.add(tag=name)
+                value.metadata.plugin_data.plugin_name = "text"
+                value.tensor.dtype = 7  # DT_STRING
+                value.tensor.string_val.append(text.encode())
             step = getattr(event, "step", 0)
             self._writer.add_event(self._record(step=step, wall_time=time.time(), summary=summary))
 
@@ -84,7 +94,7 @@ class WandB:
         )
 
     def __call__(self, event: Event) -> None:
-        values: dict[str, Any] = dict(scalars(event))
+        values: dict[str, Any] = {**scalars(event), **texts(event)}
         if isinstance(event, ValidationClip):
             kind = "averaged" if event.averaged else "lora" if event.with_lora else "base"
             values[f"clips/{event.name}_{kind}"] = self._wandb.Audio(event.path, caption=event.prompt)

@@ -330,37 +330,49 @@ def healths(output_dir: Path) -> dict[Path, Health]:
 
 def last_healthy(output_dir: Path) -> Path | None:
     """The newest checkpoint that is healthy."""
-    return next((p for p, health in reversed(healths(output_dir).items()) if health.healthy), None)
+    return _last_healthy(healths(output_dir))
+
+
+def _last_healthy(found: Mapping[Path, Health]) -> Path | None:
+    return next((p for p, health in reversed(list(found.items())) if health.healthy), None)
 
 
 def best(output_dir: Path) -> Path | None:
     """The healthy checkpoint with the lowest evaluation loss; of equal ones the newest."""
+    return _best(healths(output_dir))
+
+
+def _best(found: Mapping[Path, Health]) -> Path | None:
     rated = [
         (health.evaluation, -i, path)
-        for i, (path, health) in enumerate(healths(output_dir).items())
+        for i, (path, health) in enumerate(found.items())
         if health.healthy and health.evaluation is not None
     ]
     return min(rated)[2] if rated else None
 
 
 def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:
-    """Delete the oldest checkpoints beyond `limit` (0: there is none); returns the deleted ones.
-
-    Kept are `keep`, the last `limit` of all and of the healthy ones, and the best; of those that were written
-    by time none counts, and only `keep` and the last healthy one stay.
-    """
-    found = healths(output_dir)
-    lasting = [path for path, health in found.items() if not health.timed]  # its [-0:] is all of it
-    healthy = [path for path in lasting if found[path].healthy]
-    kept = {keep, best(output_dir), last_healthy(output_dir), *lasting[-limit:], *healthy[-limit:]}
-    surplus = [path for path in found if path not in kept]
-    for path in surplus:
+    """Delete the oldest checkpoints beyond `limit` (0: there is none); returns the deleted ones."""
+    gone = surplus(healths(output_dir), limit, keep)
+    for path in gone:
         # Renamed first, so that a kill in the middle never leaves a checkpoint that looks whole.
         going = path.with_name(f".{path.name}{PARTIAL}")
         shutil.rmtree(going, ignore_errors=True)
         path.rename(going)
         shutil.rmtree(going, ignore_errors=True)
-    return surplus
+    return gone
+
+
+def surplus(found: Mapping[Path, Health], limit: int, keep: Path | None = None) -> list[Path]:
+    """Which of the checkpoints that were `found`, oldest first, are beyond `limit` (0: there is none).
+
+    Kept are `keep`, the last `limit` of all and of the healthy ones, and the best; of those that were written
+    by time none counts, and only `keep` and the last healthy one stay.
+    """
+    lasting = [path for path, health in found.items() if not health.timed]  # its [-0:] is all of it
+    healthy = [path for path in lasting if found[path].healthy]
+    kept = {keep, _best(found), _last_healthy(found), *lasting[-limit:], *healthy[-limit:]}
+    return [path for path in found if path not in kept]
 
 
 def identity(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..families.protocol import Batch, Objective, Prepare
+from ..io.hashes import cache_key
 from ..lora.surgery import evaluating
 
 #: timesteps in the middle of five equal bins of [0, 1000]
@@ -20,6 +21,14 @@ def label(timestep: float) -> str:
     """`"0-200"` for the bin around timestep 100."""
     half = 500.0 / len(TIMESTEPS)
     return f"{timestep - half:.0f}-{timestep + half:.0f}"
+
+
+class Measured(NamedTuple):
+    """loss: mean over songs and bins. bins: label → mean over songs. songs: name → mean over bins."""
+
+    loss: float
+    bins: dict[str, float]
+    songs: dict[str, float]
 
 
 class Evaluation:
@@ -35,24 +44,34 @@ class Evaluation:
     ) -> None:
         self.model, self.batches, self.objective, self.dtype = model, batches, objective, dtype
         self.prepare = prepare
+        self.names = _names(batches)
+        self.measured = cache_key(songs=self.names, noise=[batch["keys"].tolist() for batch in batches],
+                                  of=[batch.get("of") for batch in batches])  # fmt: skip
         self._run = partial(mx.compile, inputs=model.state, outputs=model.state)(self._losses)
 
     def _losses(self, batch: Batch, timestep: mx.array) -> mx.array:
         draw = self.objective.fixed(batch, timestep / 1000)
         return mx.mean(self.objective.losses(self.model, batch, draw, self.dtype))
 
-    def __call__(self, stopped: Callable[[], bool] = lambda: False) -> tuple[float, dict[str, float]] | None:
-        """(mean over songs and bins, label → mean over songs); None once `stopped` says so."""
-        sums = [0.0] * len(TIMESTEPS)
+    def __call__(self, stopped: Callable[[], bool] = lambda: False) -> Measured | None:
+        """The losses; None once `stopped` says so."""
+        sums, songs = [0.0] * len(TIMESTEPS), {}
         with evaluating(self.model):
-            for batch in self.batches:
+            for name, batch in zip(self.names, self.batches, strict=True):
                 if stopped():
                     return None
                 arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
                 if self.prepare is not None:
                     arrays = self.prepare(arrays)
-                for i, timestep in enumerate(TIMESTEPS):
-                    sums[i] += float(self._run(arrays, mx.array(timestep)).item())  # type: ignore[arg-type]
+                losses = [float(self._run(arrays, mx.array(t)).item()) for t in TIMESTEPS]  # type: ignore[arg-type]
+                sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
+                songs[name] = sum(losses) / len(losses)
         count = max(1, len(self.batches))
         bins = {label(t): s / count for t, s in zip(TIMESTEPS, sums, strict=True)}
-        return sum(bins.values()) / len(bins), bins
+        return Measured(sum(bins.values()) / len(bins), bins, songs)
+
+
+def _names(batches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The song of each batch, no two of them alike."""
+    given = [str(batch["ids"][0]) if "ids" in batch else "song" for batch in batches]
+    return [name if given.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(given, 1)]

@@ -3,16 +3,69 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..report.events import AverageEvaluated, Evaluated, read_metrics
+from ..config.run import RunConfig
+from ..report.events import AverageEvaluated, Evaluated, Event, StepDone, ValidationClip, read_metrics
+from . import checkpoint
 from .build import Built
-from .evaluation import Evaluation
+from .evaluation import Evaluation, Measured
 from .output import METRICS
 from .prepare import Job, Prepared
 from .trainer import Counters, Intervals
 from .validation import Validation
+from .verdict import Context, Point, Verdict, judge
+
+
+@dataclass
+class History:
+    """A run so far, as its metrics.jsonl has it and then its events.
+
+    evaluations: what was measured (see `Evaluated`) and the losses. training: (step, loss), the finite ones.
+    clips: the sound files of steps with the LoRA.
+    """
+
+    evaluations: list[tuple[str, Point]] = field(default_factory=list)
+    training: list[tuple[int, float]] = field(default_factory=list)
+    clips: dict[Path, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, step: int) -> History:
+        """Of the run in `folder`, up to `step`."""
+        history = cls()
+        for row in read_metrics(folder / METRICS):
+            at = int(row["step"])
+            if at > step:
+                continue
+            if row["event"] == "step":
+                history._trained(at, _loss(row["loss"]))
+            elif row["event"] == "eval":
+                songs = {name: _loss(loss) for name, loss in row["songs"].items()}
+                history.evaluations.append((row["measured"], Point(at, _loss(row["loss"]), songs)))
+            elif row["event"] == "clip" and row["with_lora"]:
+                history.clips[Path(row["path"])] = at
+        return history
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._trained(event.step, event.loss)
+        elif isinstance(event, Evaluated):
+            self.evaluations.append((event.measured, Point(event.step, event.loss, event.songs)))
+        elif isinstance(event, ValidationClip) and event.with_lora:
+            self.clips[Path(event.path)] = event.step
+
+    def _trained(self, step: int, loss: float) -> None:
+        if math.isfinite(loss):
+            self.training.append((step, loss))
+
+
+def _loss(value: float | None) -> float:
+    """As a metrics.jsonl has it, where null is a loss that was not finite."""
+    return math.nan if value is None else value
 
 
 @dataclass(frozen=True)
@@ -23,32 +76,67 @@ class Measures:
     built: Built
     evaluation: Evaluation | None
     validation: Validation | None
+    history: History = field(default_factory=History)
+    model: Path = Path()  # its folder
 
     @classmethod
-    def of(cls, job: Job, prepared: Prepared, built: Built) -> Measures:
-        """What the configuration asks for. Reads the songs of the evaluation."""
+    def of(cls, job: Job, prepared: Prepared, built: Built, step: int) -> Measures:
+        """What the configuration asks for, in a run that begins at `step`. Reads the evaluation songs."""
         config, evaluation = job.config, None
         if job.world.first and not config.eval_loss_disable and config.num_eval_images:
             batches = built.batches.evaluation(config.num_eval_images)
-            step = built.step
-            dtype = step.settings.compute_dtype
-            evaluation = Evaluation(built.model, batches, step.objective, dtype, step.prepare)
-        return cls(job, built, evaluation, prepared.validation)
+            update = built.step
+            dtype = update.settings.compute_dtype
+            evaluation = Evaluation(built.model, batches, update.objective, dtype, update.prepare)
+        history = History()
+        if evaluation is not None:
+            found = prepared.resumed
+            history = History.read(found.path.parent if found else job.output, step)
+            job.emit.add(history)
+        elif job.world.first:
+            job.emit.notice(f"{no_evaluation(config)}: nothing will say whether the training goes well")
+        return cls(job, built, evaluation, prepared.validation, history, prepared.folder.path)
 
-    def evaluate(self, step: int) -> float | None:
-        """The mean loss; None without any, or once the run is asked to stop."""
+    def evaluate(self, step: int, saved: Callable[[float], bool] = lambda loss: False) -> float | None:
+        """The mean loss; None without any, or once the run is asked to stop. saved: see `Trainer`."""
         first, *others = self._weights()
         found = self._evaluated(first)
         if found is None:
             return None
-        loss, bins = found
-        self.job.emit(Evaluated(step, loss, bins))
+        loss, bins, songs = found
+        assert self.evaluation is not None
+        measured = self.evaluation.measured + ("-average" if first else "")
+        verdict = self._verdict(measured, Point(step, loss, songs), saved(loss))
+        self.job.emit(Evaluated(step, loss, bins, songs, measured, verdict.sentence, verdict.kind))
         for weights in others:
             if (compared := self._evaluated(weights)) is not None:
-                self.job.emit(AverageEvaluated(step, *compared))
+                self.job.emit(AverageEvaluated(step, compared.loss, compared.bins))
         if not math.isfinite(loss):
             self.job.emit.notice(f"step {step}: the evaluation loss is not finite", "warning")
         return loss
+
+    def _verdict(self, measured: str, now: Point, saved: bool) -> Verdict:
+        """saved: whether a checkpoint of this moment follows."""
+        config, output, history = self.job.config, self.job.output, self.history
+        found = checkpoint.healths(output)
+        if saved:
+            newest = output / f"checkpoint-{now.step}"
+            found[newest] = checkpoint.Health().evaluated(now.loss)
+            for path in checkpoint.surplus(found, config.checkpoints_total_limit, newest):
+                del found[path]
+        lasting = [path for path, health in found.items() if health.healthy and not health.timed]
+        prompt = config.validation_prompt or "what it is like"
+        context = Context(
+            held_out=False,
+            learning_rate=config.learning_rate,
+            checkpoints={int(path.name.rpartition("-")[2]): shlex.quote(str(path)) for path in lasting},
+            clips=sorted({step for path, step in history.clips.items() if path.is_file()}),
+            command=f"acestep-mlx generate --model {shlex.quote(str(self.model))} "
+            f"--prompt {shlex.quote(prompt)} --lora ",
+            resume=f"--learning_rate={config.learning_rate / 3:.2g} --resume_from_checkpoint=",
+        )
+        earlier = [point for which, point in history.evaluations if which == measured]
+        return judge([*earlier, now], history.training, context)
 
     def _weights(self) -> list[bool]:
         """With which weights to measure: False for the trained ones, True for their average."""
@@ -56,7 +144,7 @@ class Measures:
             return [False]
         return {"none": [False], "ema_only": [True]}.get(self.job.config.ema_validation, [False, True])
 
-    def _evaluated(self, averaged: bool) -> tuple[float, dict[str, float]] | None:
+    def _evaluated(self, averaged: bool) -> Measured | None:
         """See `Evaluation`."""
         if self.evaluation is None:
             return None
@@ -91,3 +179,9 @@ class Measures:
         if (startup if step == 0 else intervals.validation_due(*place)) and "clip" not in done:
             self.validate(step)
         return loss if step else None
+
+
+def no_evaluation(config: RunConfig) -> str:
+    """Why there are no evaluation songs."""
+    why = "eval_loss_disable is true" if config.eval_loss_disable else "num_eval_images is 0"
+    return f"no evaluation songs ({why})"

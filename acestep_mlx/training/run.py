@@ -127,7 +127,7 @@ def _metrics(job: Job, step: int) -> MetricsFile:
 def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer) -> str:
     """Train from the start to the end, or until the run is asked to stop: "done" or "interrupted"."""
     config, step, counters = job.config, built.step, start.counters
-    measures = Measures.of(job, prepared, built)
+    measures = Measures.of(job, prepared, built, counters.step)
     model, bits = built.model, stored_bits(prepared.folder)
     mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, model.checkpoint_blocks))
     parameters = sum(p.size for p in step.parameters().values())

@@ -28,6 +28,9 @@ MAX_SKIPPED = 5
 SMOOTHING = 0.98
 
 
+Evaluate = Callable[[int, Callable[[float], bool]], float | None]
+
+
 class BatchSource(Protocol):
     """Where batches come from; its state says which batch is next."""
 
@@ -193,7 +196,8 @@ class Trainer:
     Args:
         save: writes a checkpoint of the current state, as healthy as it says, and returns its path and what
             was removed.
-        evaluate: called with the step when it is due, before the checkpoint; the mean loss, or None.
+        evaluate: called when it is due, before the checkpoint, with the step and with what says whether a
+            checkpoint follows for a loss; the mean loss, or None.
         validate: called with the step when it is due, after the checkpoint.
         best: the checkpoint with the lowest evaluation loss, or "".
         way_on: what to do after a loss that stays not finite, in a sentence.
@@ -213,7 +217,7 @@ class Trainer:
         save: Callable[[Health], tuple[Path, list[Path]]],
         emit: Listeners,
         counters: Counters | None = None,
-        evaluate: Callable[[int], float | None] = lambda step: None,
+        evaluate: Evaluate = lambda step, saved: None,
         validate: Callable[[int], None] = lambda step: None,
         best: Callable[[], str] = lambda: "",
         way_on: Callable[[], str] = lambda: "",
@@ -269,6 +273,11 @@ class Trainer:
         if loss is None:
             return False
         return self.counters.lowest.add(self.counters.step, loss) and self.patience > 0
+
+    def keeps(self, loss: float) -> bool:
+        """Whether `judge` would have a checkpoint written for an evaluation with this loss."""
+        lowest = replace(self.counters.lowest)
+        return self.patience > 0 and (lowest.add(self.counters.step, loss) or lowest.since >= self.patience)
 
     def catch_up(self, loss: float | None) -> None:
         """Count an evaluation of the step that the run begins at, which its checkpoint lacks."""
@@ -354,7 +363,10 @@ class Trainer:
             return
         self._drain()
         if evaluation:
-            loss = together(self.agree, lambda: self.evaluate(counters.step))
+            due = saving
+            loss = together(
+                self.agree, lambda: self.evaluate(counters.step, lambda loss: due or self.keeps(loss))
+            )
             self._health = self._health.evaluated(loss)
             saving = self.judge(loss) or saving or self.over
 

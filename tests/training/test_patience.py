@@ -28,7 +28,7 @@ from acestep_mlx.report.events import (
     StepDone,
 )
 from acestep_mlx.training import checkpoint
-from acestep_mlx.training.evaluation import Evaluation
+from acestep_mlx.training.evaluation import Evaluation, Measured
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.trainer import Counters, Intervals, Lowest, Trainer
 
@@ -94,7 +94,7 @@ def evaluations(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> None:
         metrics = Path(config["output_dir"]) / "metrics.jsonl"
         rows = [json.loads(line) for line in metrics.read_text().splitlines()]
         now[0] = max((row["step"] for row in rows if row["event"] == "step"), default=0)
-        return None if stopped() else (LOSSES[now[0]], {"0-200": LOSSES[now[0]]})
+        return None if stopped() else Measured(LOSSES[now[0]], {"0-200": LOSSES[now[0]]}, {})
 
     patch.setattr(Evaluation, "__call__", evaluate)
 

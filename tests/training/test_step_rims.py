@@ -337,7 +337,7 @@ def test_a_run_does_all_when_it_is_due_and_at_its_end(
     """A checkpoint knows the evaluation of its own step, and none of a step before."""
     order: list[tuple[str, int, Any]] = []
 
-    def evaluate(step: int) -> float:
+    def evaluate(step: int, saved: Any) -> float:
         order.append(("evaluated", step, None))
         return float(step)
 
@@ -378,7 +378,7 @@ def test_evaluation_is_without_dropout_and_leaves_training_with_it(spec: LoRASpe
         assert all(layer.training for layer in adapter_modules(model).values())
         return before
 
-    (with_dropout, bins), (without, plain) = losses(spec.dropout), losses(0.0)
+    (with_dropout, bins, _), (without, plain, _) = losses(spec.dropout), losses(0.0)
     assert with_dropout == without and bins == plain
 
 

@@ -35,7 +35,7 @@ class Night:
         monkeypatch.setattr(trainer_module.time, "monotonic", lambda: self.now)
         self.trainer = Trainer(
             step_of(Numbers()), Slow(), steps, intervals=intervals, save=self.save, emit=Listeners([]),
-            evaluate=lambda step: self.done.append(("evaluated", step)),
+            evaluate=lambda step, saved: self.done.append(("evaluated", step)),
             validate=lambda step: self.done.append(("validated", step)), **options,
         )  # fmt: skip
 

@@ -98,6 +98,31 @@ def test_wandb_is_given_numbers_clips_and_settings(monkeypatch: pytest.MonkeyPat
     ]
 
 
+JUDGED = Evaluated(8, 0.3, {"0-200": 0.3}, {"a": 0.3}, "0", "Still learning: it fell.", "learning")
+
+
+def test_wandb_is_given_the_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = Log()
+    monkeypatch.setitem(__import__("sys").modules, "wandb", log)
+    trackers.WandB(load_config({}), tmp_path)(JUDGED)
+    numbers = {"eval/loss": 0.3, "eval/timestep_0-200": 0.3}
+    assert log.logged == [({**numbers, "eval/verdict": "Still learning: it fell."}, 8)]
+
+
+def test_tensorboard_is_given_the_verdict_as_text(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = trackers.TensorBoard(tmp_path)
+    board(JUDGED)
+    board.close()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    (found,) = read.Tensors("eval/verdict")
+    assert found.step == 8 and found.tensor_proto.string_val == [b"Still learning: it fell."]
+    assert read.summary_metadata["eval/verdict"].plugin_data.plugin_name == "text"
+
+
 def test_a_tracker_that_fails_is_named_once_and_left_alone(tmp_path: Path) -> None:
     calls: list[str] = []
 

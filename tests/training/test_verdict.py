@@ -1,0 +1,231 @@
+"""Is it going well? One sentence at every evaluation, only beyond the evaluation's own noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acestep_mlx.report.events import Evaluated, Event, MetricsFile, StepDone, ValidationClip
+from acestep_mlx.training.measures import History
+from acestep_mlx.training.verdict import (
+    Context,
+    Point,
+    Verdict,
+    compare,
+    direction,
+    judge,
+    quantile,
+)
+
+#: what songs differ by from each other: far more than by what they learn
+SONGS = np.array([0.2, -0.3, 0.05, 0.15, -0.1, 0.12, -0.02, -0.1])
+FALLING = [(step, 1.0 - 0.0005 * step) for step in range(1, 1001)]
+RISING = [(step, 1.0 + 0.0005 * step) for step in range(1, 1001)]
+CONTEXT = Context(
+    held_out=True,
+    learning_rate=1e-4,
+    checkpoints={100: "out/checkpoint-100", 200: "out/checkpoint-200", 300: "out/checkpoint-300"},
+    command="generate --lora ",
+    resume="--resume_from_checkpoint=",
+)
+TRAINED = Context(held_out=False, learning_rate=1e-4)
+
+
+def history(losses: Sequence[float], songs: int = 8, noise: float = 0.0, seed: int = 0) -> list[Point]:
+    """Evaluations at 0, 100, … with these means; each song deviates from the mean change by `noise` (sd)."""
+    rng = np.random.default_rng(seed)
+    points = []
+    for i, loss in enumerate(losses):
+        each = loss + SONGS[:songs] + noise * rng.standard_normal(songs)
+        points.append(Point(100 * i, float(each.mean()), {f"song {n}": float(x) for n, x in enumerate(each)}))
+    return points
+
+
+def verdict(
+    losses: Sequence[float], training: Any = FALLING, context: Context = CONTEXT, **how: Any
+) -> Verdict:
+    points = history(losses, **how)
+    return judge(points, [one for one in training if one[0] <= points[-1].step], context)
+
+
+# ── the noise ────────────────────────────────────────────────────────────────────────────────────────
+def test_a_change_is_measured_song_by_song() -> None:
+    """What songs differ by from each other is not noise, and what they change by differently is."""
+    before, after = history([1.0, 0.9])
+    assert compare(before, after).mean == pytest.approx(-0.1) and compare(before, after).noise < 1e-12
+    changes = [-0.10, -0.14, -0.08, -0.12]
+    one = Point(0, 1.0, dict(zip("abcd", [1.0, 2.0, 0.5, 0.5], strict=True)))
+    two = Point(1, 0.89, {n: one.songs[n] + c for n, c in zip("abcd", changes, strict=True)})
+    found = compare(one, two)
+    assert found.mean == pytest.approx(np.mean(changes))
+    assert found.noise == pytest.approx(3.18 * np.std(changes, ddof=1) / 2, rel=2e-3) and found.falls
+
+
+def test_two_standard_errors_are_students_for_few_songs() -> None:
+    given = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 10: 2.228, 15: 2.131, 30: 2.042, 120: 1.980}
+    for freedom, value in given.items():
+        assert quantile(freedom) == pytest.approx(value, abs=0.011)
+
+
+@pytest.mark.parametrize("songs", [2, 4, 8])
+def test_chance_alone_is_called_a_change_as_often_as_said(songs: int) -> None:
+    """Nothing changes but by chance: 5 % of the comparisons are beyond the noise, however few the songs."""
+    rng = np.random.default_rng(songs)
+
+    def changed() -> bool:
+        before, after = (Point(i, 1.0, dict(enumerate(rng.normal(1, 0.1, songs)))) for i in range(2))  # type: ignore[arg-type]
+        return compare(before, after).counts
+
+    assert np.mean([changed() for _ in range(600)]) == pytest.approx(0.05, abs=0.025)
+
+
+def test_one_song_has_no_noise_that_is_known() -> None:
+    before, after = history([1.0, 0.5], songs=1)
+    assert math.isinf(compare(before, after).noise) and not compare(before, after).counts
+
+
+# ── what it is told ──────────────────────────────────────────────────────────────────────────────────
+def test_a_history_is_the_same_from_its_file_and_from_its_events(tmp_path: Path) -> None:
+    """Bit for bit, losses that are not finite included; up to the step that is asked for."""
+    events: list[Event] = []
+    for step in range(4):
+        loss = math.inf if step == 3 else 1 / (3 + step)
+        events.append(Evaluated(step, loss, {"0-200": loss}, {"a": loss, "b": 0.1 + 0.2}, "songs"))
+        clip = ValidationClip(step, "jazz", "jazz", str(tmp_path / f"{step}.wav"), 1)
+        events += [clip, replace(clip, with_lora=False, path="base.wav")]
+        step_loss = math.nan if step == 2 else 2 / 3 + step
+        events.append(StepDone(step + 1, step_loss, 1.0, 1e-3, 1.0, 1.0, 1.0, 1, 1.0, 0, 1.0))
+    seen, file = History(), MetricsFile(tmp_path / "metrics.jsonl")
+    for event in events:
+        seen(event)
+        file(event)
+    file.close()
+    read = History.read(tmp_path, 4)
+    assert read.training == seen.training == [(n, 2 / 3 + (n - 1)) for n in (1, 2, 4)]
+    assert read.evaluations[:3] == seen.evaluations[:3] and len(read.evaluations) == 4
+    assert read.clips == seen.clips and list(read.clips.values()) == [0, 1, 2, 3]
+    assert not math.isfinite(read.evaluations[3][1].loss)
+    part = History.read(tmp_path, 1)
+    assert part.evaluations == seen.evaluations[:2] and part.training == seen.training[:1]
+
+
+# ── each case ────────────────────────────────────────────────────────────────────────────────────────
+def test_too_early() -> None:
+    assert verdict([1.0]).sentence == "Too early to tell: nothing has been trained yet."
+    (point,) = history([1.0])
+    resumed = judge([Point(7, point.loss, point.songs)], [], CONTEXT)
+    assert resumed.sentence == "Too early to tell: this is the first evaluation of these songs."
+    for losses in ([1.0, 1.001], [1.0, 0.95], [1.0, 0.97, 0.96, 0.98]):
+        found = verdict(losses, noise=0.1, seed=1)
+        assert found.kind == "early" and "noise ±" in found.sentence and not found.steps
+    few = verdict([1.0, 0.9, 0.8], songs=1)
+    assert few.kind == "early" and "1 evaluation song cannot show" in few.sentence
+    assert verdict([1.0, 1.0]).kind == "early"  # flat is what two evaluations in a row show
+
+
+@pytest.mark.parametrize(
+    "losses", [[1.0, 0.9], [1.0, 0.9, 0.85, 0.83], [1.0, 0.99, 0.98], [1.0, 0.9, 0.91, 0.8]]
+)
+def test_still_learning(losses: list[float]) -> None:
+    found = verdict(losses, noise=0.001)
+    assert found.kind == "learning" and found.sentence.startswith(
+        "Still learning: the loss of 8 held-out songs"
+    )
+    assert f"to {history(losses, noise=0.001)[-1].loss:.4f} (noise ±0.000" in found.sentence
+    assert "8 of the trained songs" in verdict(losses, noise=0.001, context=TRAINED).sentence
+
+
+def test_slow_learning_is_seen_over_the_last_third() -> None:
+    """From one evaluation to the next nothing is beyond the noise; over a third of the run it is."""
+    losses = [1.0 - 0.002 * i for i in range(31)]
+    assert not compare(*history(losses, noise=0.002)[-2:]).counts
+    assert verdict(losses, noise=0.002).kind == "learning"
+
+
+def test_flat_names_two_steps_that_are_kept() -> None:
+    losses = [1.0, 0.9, 0.9, 0.9003, 0.8998]
+    found = verdict(losses, noise=0.002)
+    assert found.kind == "flat" and found.steps == (200, 300)
+    assert "compare steps 200 and 300 by ear: generate --lora out/checkpoint-200, and" in found.sentence
+    assert "out/checkpoint-300" in found.sentence
+    from_clips = Context(True, 1e-4, {}, clips=[100, 400])
+    found = verdict(losses, noise=0.002, context=from_clips)
+    assert found.steps == (100, 400) and "their clips are in report.html" in found.sentence
+    found = verdict(losses, noise=0.002, context=Context(True, 1e-4, {400: "checkpoint-400"}))
+    assert found.kind == "flat" and found.steps == () and "checkpoint" not in found.sentence
+
+
+def test_flat_from_the_beginning_asks_for_a_higher_rate() -> None:
+    found = verdict([1.0, 1.0 - 1e-6, 1.0 - 2e-6, 1.0 - 3e-6])
+    assert found.kind == "flat" and "no lower than before the first step" in found.sentence
+    assert "raise learning_rate (now 0.0001)" in found.sentence
+
+
+def test_memorising_takes_held_out_songs_and_two_evaluations() -> None:
+    losses = [1.0, 0.9, 0.93, 0.97]
+    once = verdict(losses[:3], noise=0.001)
+    assert once.kind == "early" and "in one evaluation only" in once.sentence
+    found = verdict(losses, noise=0.001)
+    assert found.kind == "memorising" and found.steps == (100,)
+    assert found.sentence.startswith(
+        "Likely memorising: the training loss falls, and that of 8 held-out songs rose"
+    )
+    assert found.sentence.endswith("best was step 100: generate --lora out/checkpoint-100.")
+    assert "does not rise" in verdict(losses, training=[], noise=0.001).sentence
+    assert verdict(losses, noise=0.001, context=TRAINED).kind == "unstable"
+    assert verdict([1.0, 1.1, 1.2], noise=0.001).sentence.endswith(
+        "no step was better than the model without the LoRA."
+    )
+    unkept = verdict(losses, noise=0.001, context=Context(True, 1e-4, {300: "checkpoint-300"}))
+    assert unkept.steps == () and "no checkpoint is kept" in unkept.sentence and "-300" not in unkept.sentence
+    heard = verdict(losses, noise=0.001, context=Context(True, 1e-4, {}, clips=[100]))
+    assert heard.steps == (100,) and "whose clips are in report.html" in heard.sentence
+
+
+def test_unstable_advises_a_lower_rate() -> None:
+    found = verdict([1.0, 0.9, 1.4], training=RISING, noise=0.001)
+    assert found.kind == "unstable" and found.steps == (100,)
+    assert (
+        "and so did the training loss; lower learning_rate (now 0.0001) and go on from step 100: "
+        in found.sentence
+    )
+    assert found.sentence.endswith("--resume_from_checkpoint=out/checkpoint-100.")
+    for context in (CONTEXT, TRAINED):
+        found = verdict([1.0, 0.9, math.nan], context=context)
+        assert found.kind == "unstable" and "not finite; lower learning_rate" in found.sentence
+    assert verdict([1.0, math.nan, 0.9], noise=0.001).kind == "learning"
+
+
+@pytest.mark.parametrize("change", [0.0009, -0.0009])
+def test_what_is_negligible_is_no_change_however_exact(change: float) -> None:
+    assert verdict([1.0, 0.9, 0.9, 0.9 * (1 + change)]).kind == "flat"
+
+
+def test_noise_alone_is_never_bad_news() -> None:
+    """Sixty runs that stand still, with the noise of four songs: few have a wrong sentence."""
+    made = [
+        verdict([1.0] + [0.9] * k, training=[], songs=4, noise=0.003, seed=seed).kind
+        for seed in range(60)
+        for k in (4, 8)
+    ]
+    assert made.count("memorising") + made.count("unstable") <= 3
+    assert made.count("learning") <= 8 and made.count("flat") >= 90
+
+
+def test_the_direction_of_the_training_loss() -> None:
+    rng = np.random.default_rng(0)
+
+    def losses(mean: Callable[[int], float]) -> list[tuple[int, float]]:
+        return [(step, mean(step) + 0.1 * rng.standard_normal()) for step in range(1, 401)]
+
+    assert direction(losses(lambda step: 1.0 if step <= 200 else 0.9), 200, 400) == -1
+    assert direction(losses(lambda step: 1.0 if step <= 200 else 1.1), 200, 400) == 1
+    assert direction(losses(lambda step: 1.0), 200, 400) == 0
+    assert direction(losses(lambda step: 1.0 - step / 400), 0, 400) == -1
+    assert direction([], 0, 0) == direction([(1, 1.0)], 0, 1) == 0
