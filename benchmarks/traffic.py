@@ -12,7 +12,7 @@ Counted is what the Metal back end launches: views are free unless a layout forc
 through the graph as MLX's sources do it (`backend/common/common.cpp`, `backend/gpu`, `backend/metal/matmul`).
 Bytes are each kernel's inputs once and its outputs; caches make less of it, split products more. The time on
 a machine is a roofline: for every kernel the longer of its bytes and its FLOPs at the vendor's figures, and
-LAUNCH seconds each. It is an estimate from counts, not a measurement.
+2 µs each. It is an estimate from counts, not a measurement.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,29 +50,8 @@ from acestep_mlx.lora.surgery import LoRASpec, adapter_modules, inject
 from acestep_mlx.nn import device
 from acestep_mlx.training import memory as plan
 from acestep_mlx.training.optimizers import Group, Schedule, make_optimizer
+from acestep_mlx.training.pace import NOMINAL
 from acestep_mlx.training.step import StepSettings, TrainStep
-
-LAUNCH = 2e-6  # seconds from one kernel to the next, about what Metal needs
-
-
-class Machine(NamedTuple):
-    """Vendor's figures: bytes a second, FLOPs a second of 16-bit products."""
-
-    name: str
-    bandwidth: float
-    products: float
-
-
-MACHINES = (
-    Machine("M1", 68e9, 2.6e12),
-    Machine("M2", 100e9, 3.6e12),
-    Machine("M1 Pro", 200e9, 5.2e12),
-    Machine("M1 Max", 400e9, 10.4e12),
-    Machine("M2 Max", 400e9, 13.6e12),
-    Machine("M2 Ultra", 800e9, 27.2e12),
-    Machine("M4 Max", 546e9, 18.4e12),
-    Machine("H100", 3350e9, 989e12),
-)
 
 #: primitives that nothing else in our graphs uses, and that are fused with nothing
 STAND_INS = {"CumMax": "norm", "CumMin": "norm's gradient", "CumProd": "attention"}
@@ -183,9 +162,9 @@ class Count:
         self.kernels[name] += kernels
         self.bytes[name] += int(nbytes)
         self.flops += flops
-        for machine in MACHINES:
-            work = max(nbytes / machine.bandwidth, flops / machine.products)
-            self.times[machine.name] += work + LAUNCH * kernels
+        for machine, rates in NOMINAL.items():
+            work = max(nbytes / rates.bandwidth, flops / rates.products)
+            self.times[machine] += work + rates.launch * kernels
 
     def copy(self, why: str, a: Array) -> None:
         self.add(f"copy for {why}", 2 * a.size * a.itemsize)

@@ -14,11 +14,15 @@ from acestep_mlx.cli import main, new
 from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.data.manifest import Manifest, build_manifest
+from acestep_mlx.families import of_flavour
+from acestep_mlx.training.pace import NOMINAL, Rates
+from acestep_mlx.training.pace import step_seconds as pace_seconds
 from acestep_mlx.training.proposal import (
     FULL,
     LADDER,
     Model,
     best,
+    bits_of,
     propose,
     reasons,
     rough,
@@ -34,6 +38,7 @@ GB = 1e9
 @pytest.fixture
 def songs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three songs, one without a caption; the working directory is beside them."""
+    monkeypatch.setattr("acestep_mlx.doctor.speed.glance", lambda bits: Rates(1e12, 1e11))
     folder = tmp_path / "my songs"
     song(folder, "a", 3.0, lyrics="[verse]\nla la")
     song(folder, "b", 4.0, caption=None)
@@ -205,13 +210,18 @@ def test_times_are_no_more_exact_than_they_are_known(seconds: float, text: str) 
     assert rough(seconds) == text
 
 
-@pytest.mark.parametrize(("flavour", "column"), [("base", 0), ("v15-base", 3)])
-def test_a_step_s_estimate_agrees_with_the_readme_s(flavour: str, column: int, long_songs: Manifest) -> None:
-    """That one is of counted kernels: the two are made in different ways."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    row = next(line for line in text.splitlines() if line.startswith("| M1, 8 GB (2.6 TFLOP/s)"))
-    told = [float(cell.split()[0]) for cell in row.strip("| ").split("|")[1:]]
-    one = propose(Model.released(flavour), long_songs, 60 * GB)
-    for seconds, expected in zip((30.0, 60.0, 240.0), told[column : column + 3], strict=True):
-        ours = step_seconds(replace(one, part=seconds), 2.6e12)
-        assert 0.67 < ours / expected < 1.5
+@pytest.mark.parametrize("flavour", ["base", "v15-base"])
+def test_a_step_s_estimate_is_the_one_that_doctor_and_the_readme_have(
+    flavour: str, long_songs: Manifest
+) -> None:
+    model, rates, family = Model.released(flavour), NOMINAL["M1"].reached(), of_flavour(flavour)
+    one = propose(model, long_songs, 60 * GB)
+    for precision, room, bits, recomputed in ((FULL, 60, None, 0.0), ("int8-quanto", 1, 8, 1.0)):
+        asked = replace(one, precision=precision, room=room * GB)
+        assert bits_of(asked) == bits
+        for seconds in (60.0, 90.0):
+            ours = step_seconds(replace(asked, part=seconds), rates)
+            assert ours == pytest.approx(
+                pace_seconds(family, bits or 16, seconds, recomputed, rates), rel=1e-3
+            )
+    assert bits_of(replace(one, model=replace(model, bits=4))) == 4

@@ -56,8 +56,9 @@ def command(
 
     On a terminal up to three questions are asked. Nothing in FOLDER is changed, nothing is trained.
     """
+    from ..doctor.speed import glance
     from ..io.new_folder import new_folder, new_path
-    from ..training.proposal import product_rate, reasons, song_lines, step_seconds, steps_for
+    from ..training.proposal import bits_of, reasons, song_lines, step_seconds, steps_for
 
     if not is_folder(folder):
         raise AceStepError(f"{folder} is not a folder; name the one that your songs are in")
@@ -76,7 +77,9 @@ def command(
     if steps is None:
         usual = steps_for(manifest, proposal)
         steps = click.prompt("Steps", usual, type=click.IntRange(1), err=True) if asking else usual
-    told = reasons(proposal, manifest, steps, trigger.strip(), step_seconds(proposal, product_rate()))
+    told = reasons(
+        proposal, manifest, steps, trigger.strip(), step_seconds(proposal, glance(bits_of(proposal)))
+    )
     files = _files(proposal, manifest, steps, trigger.strip(), target, folder.resolve(), told)
     with new_folder(target, needed=sum(len(text) for text in files.values())) as place:
         for name, text in files.items():

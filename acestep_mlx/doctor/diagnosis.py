@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 from ..families import families, family
 from ..families.work import SECONDS
 from ..formatting import count, listed, rate, size
+from ..registry import REGISTRY
 from .expectation import PRECISIONS, Expected, expected
 from .machine import Machine, Surroundings, machine, surroundings
 from .selfcheck import AS_TRAINED, STEP, Check, check_family
 from .speed import Speed, measure
 
 LITTLE_DISK = 20e9  # what a model, its download and a run take
+WIDTH, TITLE, CELL = 80, 14, 16  # columns of the screen, of what stands before a line, of a table's cell
+SHOWN = ("acestep-mlx", "python", "mlx")  # versions on the screen; JSON has more
 Say = Callable[[str], None]
 
 
@@ -82,7 +86,7 @@ class Diagnosis:
         }
 
     def lines(self) -> Iterator[str]:
-        """One screen."""
+        """One screen of 24 lines, 80 columns wide, where everything is right."""
         yield from self._machine_lines()
         yield ""
         yield from self._check_lines()
@@ -90,67 +94,91 @@ class Diagnosis:
         yield ""
         yield from self._expected_lines()
         yield ""
-        yield f"verdict: {self.verdict()}"
+        yield from _wrapped("verdict: ", self.verdict(), len("verdict: "))
+        if self.sound and self.machine.gpu and any(one.fits for one in self.expected):
+            yield "next: acestep-mlx new FOLDER_WITH_SONGS"
 
     def _machine_lines(self) -> Iterator[str]:
         here, around = self.machine, self.surroundings
-        yield "  ".join(f"{name} {number}" for name, number in here.versions.items())
-        yield _row("machine", f"{here.chip}, {here.gpu or 'no GPU'}, {here.system}")
-        limit = {None: "", 0: "; wired limit: the system's"}.get(
-            here.wired_limit, f"; wired limit: {size(here.wired_limit or 0)}"
-        )
-        yield _row("memory", f"{size(here.memory)}, of which a run may take {size(here.usable)}{limit}")
+        yield "  ".join(f"{name} {here.versions[name]}" for name in SHOWN if name in here.versions)
+        gpu = f"GPU by {here.gpu}" if here.gpu else "no GPU"
+        yield from _row("machine", f"{here.chip}, {gpu}, {here.system}")
+        limit = f"; wired limit: {size(here.wired_limit)}" if here.wired_limit else ""
+        yield from _row("memory", f"{size(here.memory)}, of which a run may take {size(here.usable)}{limit}")
         found = f"FFmpeg {around.ffmpeg}" if around.ffmpeg else "no FFmpeg: pip install av"
         lacking = f", without {', '.join(around.undecoded)}" if around.ffmpeg and around.undecoded else ""
         free = "disk: unknown" if around.free is None else f"disk: {size(around.free)} free"
         if around.free is not None and around.free < LITTLE_DISK:
             free += f" (a model and a run take up to {size(LITTLE_DISK)})"
         hub = {None: "not asked for", True: "the hub is found", False: "the hub is not found"}
-        yield _row("around", f"{found}{lacking}; {free}; network: {hub[around.network]}")
+        yield from _row("around", f"{found}{lacking}; {free}; network: {hub[around.network]}")
 
     def _check_lines(self) -> Iterator[str]:
         for name in dict.fromkeys(check.family for check in self.checks):
-            for device in dict.fromkeys(check.device for check in self.checks):
-                own = [c for c in self.checks if (c.family, c.device) == (name, device)]
-                if not own:
-                    continue
-                wrong = [c for c in own if not c.right]
-                fine = [c for c in own if c.what not in (STEP, AS_TRAINED)]
-                steps = ", 2 training steps" if len(fine) < len(own) else ""
-                said = f"{count(len(fine), 'computation')}{steps}: right, largest error {_largest(own)}"
-                if wrong:
-                    said = "WRONG: " + "; ".join(_fault(check) for check in wrong)
-                yield _row(f"{name} on {device}", said)
+            own = [check for check in self.checks if check.family == name]
+            title = family(name).title if name in REGISTRY else name
+            wrong: dict[str, list[str]] = {}
+            for check in own:
+                if not check.right:
+                    wrong.setdefault(check.device, []).append(_fault(check))
+            on = dict.fromkeys(check.device for check in own)
+            said = [f"WRONG on {device}: {', '.join(faults)}" for device, faults in wrong.items()]
+            if right := [device for device in on if device not in wrong]:
+                said.append(f"right on {' and '.join(right)}{'' if wrong else f': {_computed(own)}'}")
+            yield from _row(title, "; ".join(said))
 
     def _speed_lines(self) -> Iterator[str]:
-        products = ", ".join(f"{kind} {_flops(n)}" for kind, n in self.speed.products.items())
-        yield _row("products", products)
-        yield _row(
-            "memory speed",
-            f"{self.speed.bandwidth / 1e9:.0f} GB/s; {self.speed.launch * 1e6:.1f} µs from kernel to kernel",
-        )
-        there = [name for name, has in self.speed.modes.items() if has]
-        lacking = [name for name, has in self.speed.modes.items() if not has]
-        yield _row("quantised", ", ".join(there) + (f"; not here: {', '.join(lacking)}" if lacking else ""))
+        yield from _row("products", _flops(self.speed.products))
+        moved, apart = self.speed.bandwidth / 1e9, self.speed.launch * 1e6
+        yield from _row("memory speed", f"{rate(moved)} GB/s; {rate(apart)} µs from kernel to kernel")
+        there, lacking = (_modes(self.speed.modes, has) for has in (True, False))
+        yield from _row("quantised", there + (f"; not here: {lacking}" if lacking else ""))
 
     def _expected_lines(self) -> Iterator[str]:
-        note = "" if all(e.fits for e in self.expected) else "; (no): no room"
-        where = "" if self.machine.gpu else ", a guess"
-        title = f"at least so long (its work at these rates{where}), memory{note}"
-        yield f"a training step, batch 1, rank 16: {title}"
-        yield _row("", "".join(f"{f'{seconds} s of music':<22}" for seconds in SECONDS).rstrip())
+        known = "estimated" if self.machine.gpu else "guessed"
+        yield f"a training step, batch 1, rank 16, {known}: time and memory"
+        yield _cells("of music", [f"{seconds} s" for seconds in SECONDS])
         for name in dict.fromkeys(one.family for one in self.expected):
             for bits in PRECISIONS:
-                cells = [
-                    f"{_time(e.step_seconds)}, {size(e.memory)}{'' if e.fits else ' (no)'}"
-                    for e in self.expected
-                    if (e.family, e.bits) == (name, bits)
-                ]
-                yield _row(f"{name}, {bits} bits", "".join(f"{cell:<22}" for cell in cells).rstrip())
+                own = [one for one in self.expected if (one.family, one.bits) == (name, bits)]
+                yield _cells(f"{name}, {bits} bits", [_step(one) for one in own])
 
 
-def _row(title: str, said: str) -> str:
-    return f"{title:<14}{said}"
+def _wrapped(title: str, said: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        title + said, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, drop_whitespace=True
+    )
+
+
+def _row(title: str, said: str) -> list[str]:
+    return _wrapped(f"{title:<{TITLE}}", said, TITLE)
+
+
+def _cells(title: str, cells: Sequence[str]) -> str:
+    return f"{title:<{TITLE}}{''.join(f'{cell:<{CELL}}' for cell in cells)}".rstrip()
+
+
+def _step(one: Expected) -> str:
+    memory = f"{one.memory / 1e9:.1f} GB"
+    return f"{_time(one.step_seconds)}, {memory}" if one.fits else f"no room: {memory}"
+
+
+def _computed(checks: Sequence[Check]) -> str:
+    """How many computations there were on each device."""
+    kinds = {check.what for check in checks}
+    steps = kinds & {STEP, AS_TRAINED}
+    what = count(len(kinds - steps), "network" if steps else "product")
+    return what + (f", {count(len(steps), 'training step')}" if steps else "")
+
+
+def _modes(modes: Mapping[str, bool], wanted: bool) -> str:
+    """`affine 4, 8; mxfp4 4`."""
+    bits: dict[str, list[str]] = {}
+    for name, has in modes.items():
+        if has == wanted:
+            mode, _, n = name.partition(" ")
+            bits.setdefault(mode, []).append(n)
+    return "; ".join(f"{mode} {', '.join(numbers)}" for mode, numbers in bits.items())
 
 
 def _label(check: Check) -> str:
@@ -162,18 +190,17 @@ def _fault(check: Check) -> str:
     return f"{check.what} ({said})"
 
 
-def _largest(checks: Sequence[Check]) -> str:
-    """That of the check nearest to its limit."""
-    worst = max(checks, key=lambda check: check.error / check.limit)
-    return f"{worst.error:.0e} of {worst.limit:.0e}"
-
-
 def _time(seconds: float) -> str:
-    return f"{rate(seconds)} s" if seconds < 1000 else f"{rate(seconds / 3600)} h"
+    """`0.82 s`, `29 min`, `3.0 h`."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{rate(seconds / length)} {unit}"
+    return f"{rate(seconds)} s"
 
 
-def _flops(n: float) -> str:
-    return f"{n / 1e12:.3g} TFLOP/s" if n >= 1e11 else f"{n / 1e9:.3g} GFLOP/s"
+def _flops(rates: Mapping[str, float]) -> str:
+    unit, name = (1e12, "TFLOP/s") if max(rates.values()) >= 1e11 else (1e9, "GFLOP/s")
+    return ", ".join(f"{kind} {rate(n / unit)}" for kind, n in rates.items()) + f" {name}"
 
 
 def _finite(x: float) -> float | None:

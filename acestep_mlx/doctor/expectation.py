@@ -1,8 +1,4 @@
-"""What a training step would take on this machine: memory by the estimate of `--dry-run`, time by counts.
-
-The time is what the step's counted products and traffic need at the rates that were measured here: about the
-least that it can be, and for a GPU. No step of a true model was run.
-"""
+"""What a training step would take on this machine: memory and time as `training.pace` estimates them."""
 
 from __future__ import annotations
 
@@ -11,8 +7,9 @@ from typing import NamedTuple
 
 from ..config.read_run import load_config
 from ..families import families
-from ..families.work import SECONDS, step_work
-from ..training.memory import CAUTION, budget, choose_blocks, estimate, released_sizes
+from ..families.work import SECONDS
+from ..training.memory import budget, released_sizes
+from ..training.pace import expected_step
 from .speed import Speed
 
 PRECISIONS = {16: "no_change", 8: "int8-quanto", 4: "int4-quanto"}  # bits → base_model_precision
@@ -42,9 +39,6 @@ def expected(speed: Speed) -> Iterator[Expected]:
             model = released_sizes(config)
             for seconds in SECONDS:
                 load = family.memory.load(float(seconds))
-                blocks = choose_blocks(config, load, model, CAUTION * room, None)
-                total = estimate(config, load, model=model, checkpointed=blocks).total
-                share = blocks / model.blocks
-                work = step_work(family.name, bits, seconds, share)
-                taken = work.seconds(speed.rate(bits), speed.bandwidth, speed.launch)
-                yield Expected(family.name, bits, seconds, taken, int(total), total <= room, share)
+                step = expected_step(config, load, speed.rates(bits), room, model=model)
+                fits = step.memory <= room
+                yield Expected(family.name, bits, seconds, step.seconds, step.memory, fits, step.recomputed)

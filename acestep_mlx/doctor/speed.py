@@ -17,17 +17,23 @@ from ..families.known import spread
 from ..families.model_folder import MODES, Quantization
 from ..io.backend import fault_of
 from ..nn.device import buffers_kept
+from ..training.pace import Rates
 from .selfcheck import Check, name_of
 
 WIDTH = 2560  # of the product's weight, as in the models
 ROWS = 4096  # at most
 WORTH = 0.02  # seconds that a product must take to be timed; shorter ones get more rows
 PATIENCE = 0.3  # seconds for a measurement
+GLANCE = 0.05  # and where somebody waits for something else
+COPIED = 256 << 20  # bytes, more than the caches of most machines hold
 CHAIN = 300  # kernels one after the other, to time what lies between them
 #: relative errors that rounding makes: float32 shows products of TF32 parts
 LIMITS = {"float32": 2e-5, "bfloat16": 1e-2}
 #: of a quantised product in bfloat16 beside its own dequantised weight's; MLX's CPU adds up in bfloat16 too
 QUANTISED = {"CPU": 1e-1, "GPU": 1e-2}
+
+
+Product = Callable[[mx.array], mx.array]
 
 
 @dataclass
@@ -42,15 +48,17 @@ class Speed:
     modes: dict[str, bool] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
 
-    def rate(self, bits: int) -> float:
-        """Of products with a weight of so many bits; of what is there, where they could not be timed."""
-        return self.products.get("bfloat16" if bits == 16 else f"{bits} bits", self.products["float32"])
+    def rates(self, bits: int) -> Rates:
+        """With a weight of so many bits; of what is there, where its products could not be timed."""
+        kind = "bfloat16" if bits == 16 else f"{bits} bits"
+        products = self.products.get(kind, self.products["float32"])
+        return Rates(products, self.bandwidth, self.launch)
 
 
 def measure() -> Speed:
     """Of the default device."""
     with buffers_kept():  # as in a run
-        speed = Speed(bandwidth=_bandwidth(), launch=_launch())
+        speed = Speed(bandwidth=_bandwidth(PATIENCE), launch=_launch(PATIENCE))
         for name in LIMITS:
             _dense(speed, name)
         for mode, (all_bits, _) in MODES.items():
@@ -59,38 +67,55 @@ def measure() -> Speed:
         return speed
 
 
-def _seconds(work: Callable[[], mx.array]) -> float:
+def glance(bits: int | None) -> Rates:
+    """Of the default device, with a weight of so many bits (None: 16), in a moment."""
+    with buffers_kept():
+        weight = mx.random.normal((WIDTH, WIDTH), key=mx.random.key(1)).astype(mx.bfloat16)
+        products = _rate(_times(weight, None if bits is None else Quantization.of(bits)), mx.bfloat16, GLANCE)
+        return Rates(products, _bandwidth(GLANCE), _launch(GLANCE))
+
+
+def _seconds(work: Callable[[], mx.array], patience: float) -> float:
     """The shortest of several runs."""
     mx.eval(work())
-    best, until = float("inf"), time.perf_counter() + PATIENCE
-    while time.perf_counter() < until:
+    best, until = float("inf"), time.perf_counter() + patience
+    while best == float("inf") or time.perf_counter() < until:
         started = time.perf_counter()
         mx.eval(work())
         best = min(best, time.perf_counter() - started)
     return best
 
 
-def _rate(product: Callable[[mx.array], mx.array], dtype: mx.Dtype) -> float:
+def _rate(product: Product, dtype: mx.Dtype, patience: float) -> float:
     """FLOPs a second of `product`, (rows, WIDTH) → (rows, WIDTH), with as many rows as it takes."""
-    rows = 16
+    rows = 1
     while True:
         x = mx.random.normal((rows, WIDTH), key=mx.random.key(0)).astype(dtype)
         mx.eval(x)
-        taken = _seconds(lambda x=x: product(x))  # type: ignore[misc]
+        taken = _seconds(lambda x=x: product(x), patience)  # type: ignore[misc]
         if taken >= WORTH or rows >= ROWS:
             return 2.0 * rows * WIDTH * WIDTH / taken
         rows *= 4
 
 
-def _bandwidth() -> float:
-    """Read and written, of an array that no cache holds."""
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    x = mx.zeros(((256 if on_gpu else 64) << 20) // 4)
+def _times(weight: mx.array, quantization: Quantization | None) -> Product:
+    """The product with this weight, which is quantised first."""
+    if quantization is None:
+        return lambda x: x @ weight.T
+    settings: Any = quantization.as_dict()
+    packed = mx.quantize(weight, **settings)
+    mx.eval(packed)
+    return lambda x: mx.quantized_matmul(x, *packed, transpose=True, **settings)
+
+
+def _bandwidth(patience: float) -> float:
+    """Read and written."""
+    x = mx.zeros(COPIED // 4)
     mx.eval(x)
-    return 2 * x.nbytes / _seconds(lambda: x + 1)
+    return 2 * x.nbytes / _seconds(lambda: x + 1, patience)
 
 
-def _launch() -> float:
+def _launch(patience: float) -> float:
     """Of kernels that each wait for the one before."""
     one = mx.ones((64,))
 
@@ -100,7 +125,7 @@ def _launch() -> float:
             x = x + one
         return x
 
-    return _seconds(chain) / CHAIN
+    return _seconds(chain, patience) / CHAIN
 
 
 def _weight(width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +148,7 @@ def _dense(speed: Speed, name: str) -> None:
     mx.eval(w, x)
     exact = [np.array(a.astype(mx.float32)).astype(np.float64) for a in (w, x)]
     speed.checks.append(_compared(f"product in {name}", x @ w.T, exact[1] @ exact[0].T, LIMITS[name]))
-    speed.products[name] = _rate(lambda x: x @ w.T, dtype)
+    speed.products[name] = _rate(_times(w, None), dtype, PATIENCE)
 
 
 def _quantised(speed: Speed, one: Quantization) -> None:
@@ -146,13 +171,5 @@ def _quantised(speed: Speed, one: Quantization) -> None:
     speed.modes[name] = True
     speed.checks.append(check)
     if one.mode == "affine" and one.bits in (4, 8):
-        _time_quantised(speed, one)
-
-
-def _time_quantised(speed: Speed, one: Quantization) -> None:
-    settings: Any = one.as_dict()
-    packed = mx.quantize(mx.array(_weight(WIDTH)[0]).astype(mx.bfloat16), **settings)
-    mx.eval(packed)
-    speed.products[f"{one.bits} bits"] = _rate(
-        lambda x: mx.quantized_matmul(x, *packed, transpose=True, **settings), mx.bfloat16
-    )
+        dense_weight = mx.array(_weight(WIDTH)[0]).astype(mx.bfloat16)
+        speed.products[f"{one.bits} bits"] = _rate(_times(dense_weight, one), mx.bfloat16, PATIENCE)

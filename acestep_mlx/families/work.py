@@ -6,13 +6,14 @@ music → with every block recomputed, and with everything kept → [kernels, by
 
 from __future__ import annotations
 
+from bisect import bisect
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..io.schema import read_json
 
-SECONDS = (30, 60, 120, 240)  # of music, that the tables have
+SECONDS = (30, 60, 120, 240)  # of music, that every table has
 
 
 class Work(NamedTuple):
@@ -30,6 +31,10 @@ class Work(NamedTuple):
         waiting = max(self.flops / products, self.product_bytes / bandwidth)
         return waiting + (self.bytes - self.product_bytes) / bandwidth + self.kernels * launch
 
+    def between(self, other: Work, part: float) -> Work:
+        """This at 0, the other at 1, and on that line beyond."""
+        return Work(*(a + part * (b - a) for a, b in zip(self, other, strict=True)))
+
 
 def work_file(family: str) -> Path:
     """Where a family's counts are."""
@@ -41,10 +46,16 @@ def _table(family: str) -> Any:
     return read_json(work_file(family))
 
 
-def step_work(family: str, bits: int, seconds: int, recomputed: float) -> Work:
-    """Of a step on so many seconds of music as the table has. recomputed: the share of the blocks that
-    compute their activations again.
+def step_work(family: str, bits: int, seconds: float, recomputed: float) -> Work:
+    """Of a step on so many seconds of music; lengths that were not counted lie on a line through two that
+    were. recomputed: the share of the blocks that compute their activations again.
     """
-    row = _table(family)[str(bits)][str(seconds)]
-    pairs = zip(row["kept"], row["recomputed"], strict=True)
-    return Work(*(kept + recomputed * (again - kept) for kept, again in pairs))
+    counted = _table(family)[str(bits)]
+    lengths = sorted(map(int, counted))
+    place = min(max(bisect(lengths, seconds), 1), len(lengths) - 1)
+    pair = lengths[place - 1], lengths[place]
+    below, above = (
+        Work(*row["kept"]).between(Work(*row["recomputed"]), recomputed)
+        for row in (counted[str(length)] for length in pair)
+    )
+    return below.between(above, (seconds - pair[0]) / (pair[1] - pair[0]))

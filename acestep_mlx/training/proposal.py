@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
 from ..config.read_run import load_config
 from ..families import of_flavour
 from ..formatting import count, duration, listed, size
-from ..nn.device import on_cpu
-from .memory import budget, estimate, loads, machine_memory, released_sizes, weight_bytes
+from .memory import budget, estimate, loads, machine_memory, released_sizes
+from .pace import SLACK, Rates, expected_step
 
 if TYPE_CHECKING:
+    from ..config.run import RunConfig
     from ..data.manifest import Manifest
     from ..families.model_folder import ModelFolder
 
@@ -29,10 +27,7 @@ RANK, SMALL_RANK = 32, 16
 SPARE = 0.9  # of what is usable: the rest is for what else runs
 PASSES = 40  # over the songs, a part of a long one counting for itself
 FEWEST, MOST = 500, 2000  # steps
-EFFICIENCY = 0.4  # of a large product's rate, that a step has as a whole
-FORWARDS = 3  # passes forward that a step's work equals: forward, recomputed, and the gradient
-LOW, HIGH = 0.6, 2.0  # what a step may take, of that estimate
-TIMED = 0.1  # seconds in which products are timed
+LOW, HIGH = 1 / SLACK, 2.0  # what a step may take, of what is expected
 CLIP_SECONDS = 30.0
 
 
@@ -96,12 +91,13 @@ def propose(model: Model, manifest: Manifest, room: float | None = None) -> Prop
     return Proposal(model, last.precision, last.crop, SMALL_RANK, need, room, last.part, len(LADDER))
 
 
+def _config(model: Model, precision: str, rank: int) -> RunConfig:
+    return load_config({"model_flavour": model.flavour, "base_model_precision": precision, "lora_rank": rank})
+
+
 def _need(model: Model, manifest: Manifest, precision: str, crop: float | None, rank: int) -> float:
     """Bytes at the worst step."""
-    family = of_flavour(model.flavour)
-    config = load_config(
-        {"model_flavour": model.flavour, "base_model_precision": precision, "lora_rank": rank}
-    )
+    family, config = of_flavour(model.flavour), _config(model, precision, rank)
     most = min(family.latents.max_seconds, crop or family.latents.max_seconds)
     songs = []
     for sample in manifest.samples:
@@ -118,31 +114,21 @@ def steps_for(manifest: Manifest, proposal: Proposal) -> int:
     return int(min(MOST, max(FEWEST, round(parts * PASSES, -2))))
 
 
-def product_rate() -> float:
-    """Multiplications and additions a second of large products on this device, timed in a moment."""
-    n, chain, dtype = (512, 1, mx.float32) if on_cpu() else (2048, 4, mx.bfloat16)
-    a = mx.zeros((n, n), dtype)
-
-    def products() -> None:
-        result = a
-        for _ in range(chain):
-            result = result @ a
-        mx.eval(result)
-
-    products()
-    times, started = 0, time.perf_counter()
-    while (took := time.perf_counter() - started) < TIMED:
-        products()
-        times += chain
-    return times * 2 * n**3 / took
+def bits_of(proposal: Proposal) -> int | None:
+    """Of a weight that is trained on; None where it is not quantised."""
+    if proposal.model.bits is not None:
+        return proposal.model.bits
+    bits: int | None = (_config(proposal.model, proposal.precision, RANK).quantization or {}).get("bits")
+    return bits
 
 
-def step_seconds(proposal: Proposal, rate: float) -> float:
-    """About what a step takes: the products of the transformer's weights with a song's tokens."""
+def step_seconds(proposal: Proposal, rates: Rates) -> float:
+    """About what a step takes."""
     model, family = proposal.model, of_flavour(proposal.model.flavour)
-    parameters = weight_bytes(family, model.sizes, None, 64, 1)
-    tokens = family.memory.tokens(model.sizes, family.memory.load(proposal.part))
-    return 2 * parameters * tokens * FORWARDS / (rate * EFFICIENCY)
+    config = _config(model, proposal.precision, proposal.rank)
+    load = family.memory.load(proposal.part)
+    step = expected_step(config, load, rates, proposal.room, model=model.sizes, stored_bits=model.bits)
+    return step.seconds
 
 
 def run_config(
@@ -254,8 +240,9 @@ def reasons(
     out.append(
         (
             "time",
-            f"estimated, {between} of steps, by one product that was timed here; the first steps of training "
-            "show what one takes. Encoding the songs once and making clips come on top",
+            f"estimated, {between} of steps, by what a step has to do and by products and memory timed here; "
+            "the first steps of training show what one takes. Encoding the songs once and making clips come "
+            "on top",
         )
     )
     if not trigger and len(manifest.report.sets[0].no_caption) == len(manifest.samples):

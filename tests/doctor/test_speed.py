@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.doctor import speed as room
 from acestep_mlx.doctor.expectation import PRECISIONS, expected
 from acestep_mlx.doctor.speed import LIMITS, Speed, measure
-from acestep_mlx.families import families
+from acestep_mlx.families import families, family
 from acestep_mlx.families.model_folder import MODES
-from acestep_mlx.families.work import SECONDS, Work, step_work
+from acestep_mlx.families.work import SECONDS
 from acestep_mlx.training import memory
+from acestep_mlx.training.pace import Rates
 
 from .standin import GB, speed
 
@@ -23,9 +25,9 @@ from .standin import GB, speed
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of products that take no time."""
-    for name, value in {"WIDTH": 320, "ROWS": 16, "PATIENCE": 0.0, "CHAIN": 3}.items():
+    for name, value in {"WIDTH": 320, "ROWS": 1, "COPIED": 4096, "CHAIN": 3}.items():
         monkeypatch.setattr(room, name, value)
-    monkeypatch.setattr(room, "_seconds", lambda work: mx.eval(work()) or 0.5)
+    monkeypatch.setattr(room, "_seconds", lambda work, patience: mx.eval(work()) or 0.5)
 
 
 MODE_NAMES = {f"{mode} {bits}" for mode, (all_bits, _) in MODES.items() for bits in all_bits}
@@ -33,11 +35,23 @@ MODE_NAMES = {f"{mode} {bits}" for mode, (all_bits, _) in MODES.items() for bits
 
 def test_everything_is_measured_and_right(small: None) -> None:
     found = measure()
-    assert found.products == dict.fromkeys(("float32", "bfloat16", "4 bits", "8 bits"), 2 * 16 * 320**2 / 0.5)
-    assert found.bandwidth == 2 * (64 << 20) / 0.5 and found.launch == 0.5 / 3
+    assert found.products == dict.fromkeys(("float32", "bfloat16", "4 bits", "8 bits"), 2 * 320**2 / 0.5)
+    assert found.bandwidth == 2 * 4096 / 0.5 and found.launch == 0.5 / 3
     assert found.modes == dict.fromkeys(MODE_NAMES, True)
     assert [one for one in found.checks if not one.right] == []
     assert len(found.checks) == len(LIMITS) + len(MODE_NAMES)
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8, 3])
+def test_a_glance_tells_the_same_rates(bits: int | None, small: None) -> None:
+    found, glanced = measure(), room.glance(bits)
+    assert glanced == found.rates(bits or 16) == Rates(2 * 320**2 / 0.5, 2 * 4096 / 0.5, 0.5 / 3)
+
+
+def test_at_least_one_run_is_timed() -> None:
+    ran: list[int] = []
+    assert 0 <= room._seconds(lambda: ran.append(1) or mx.zeros(1), patience=0.0) < 60
+    assert len(ran) == 2, "the first time it is compiled"
 
 
 def test_a_mode_that_mlx_lacks_is_no_fault(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,22 +103,6 @@ def test_products_of_tf32_parts_are_not_float32() -> None:
 
 
 # ── what a step would take ───────────────────────────────────────────────────────────────────────────
-def test_a_step_waits_for_arithmetic_for_memory_and_for_kernels() -> None:
-    work = Work(kernels=1000, bytes=50e9, product_bytes=20e9, flops=4e12)
-    assert work.seconds(products=2e12, bandwidth=1e12, launch=1e-5) == pytest.approx(2 + 0.03 + 0.01)
-    assert work.seconds(products=1e18, bandwidth=1e10, launch=0) == pytest.approx(5)
-
-
-def test_the_table_has_every_step_that_is_asked_for() -> None:
-    for family in families():
-        for bits in PRECISIONS:
-            rows = [step_work(family.name, bits, seconds, 1.0) for seconds in SECONDS]
-            assert all(a.flops < b.flops and a.bytes < b.bytes for a, b in pairwise(rows))
-            kept, half, again = (step_work(family.name, bits, 60, share) for share in (0.0, 0.5, 1.0))
-            assert kept.flops < half.flops < again.flops and kept.bytes < half.bytes < again.bytes
-        assert step_work(family.name, 4, 60, 1.0).bytes < step_work(family.name, 16, 60, 1.0).bytes
-
-
 @pytest.mark.slow
 def test_expectations_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def on(room: float, found: Speed) -> dict[tuple[str, int, int], Any]:
@@ -123,3 +121,21 @@ def test_expectations_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     slower.products = {kind: rate / 10 for kind, rate in slower.products.items()}
     assert on(96.0 * GB, slower)["v1", 8, 60].step_seconds > 5 * large["v1", 8, 60].step_seconds
     assert memory.budget() > 0
+
+
+@pytest.mark.slow
+def test_the_memory_is_the_planner_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate of `--dry-run`, with the blocks that a run would recompute here."""
+    for usable in (6.0 * GB, 20.0 * GB):
+        for place in ("doctor.expectation", "training.memory"):
+            monkeypatch.setattr(f"acestep_mlx.{place}.budget", lambda usable=usable: usable)
+        for one in expected(speed()):
+            flavour = next(iter(family(one.family).variants))
+            config = load_config(
+                {"model_flavour": flavour, "base_model_precision": PRECISIONS[one.bits], "lora_rank": 16}
+            )
+            model, load = memory.released_sizes(config), family(one.family).memory.load(float(one.seconds))
+            shape = SimpleNamespace(frames=load.frames, text=load.text, lyrics=load.lyrics)
+            blocks = memory.checkpointed_blocks(config, [shape], model, None)
+            assert one.recomputed == blocks / model.blocks
+            assert one.memory == int(memory.estimate(config, load, checkpointed=blocks).total)
