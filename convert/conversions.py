@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..families.model_folder import ModelFolder, Quantization
+from ..formatting import brief
+from ..io.filenames import shown
 from ..io.hashes import hash_text
-from ..io.new_folder import exclusive, new_path
+from ..io.holds import hold, in_use, last_used
+from ..io.kept import ENVIRONMENT, Kept, cache_folder, folder_size, modified, remove_folder
+from ..io.new_folder import OLD, PARTIAL, alive, exclusive, new_path
 from ..io.progress import Advance, Progress, silent
 from .converter import Settings, write_folder
 from .source import Source, hub_commit, is_repo, resolve
 
 CONVERSION = "0.1.0"  # whose conversions are used; raise it when the weights would differ
-ENVIRONMENT = "ACESTEP_MLX_CACHE"
-
-
-def cache_folder(given: str | Path | None = None) -> Path:
-    """Where conversions are kept: `given`, else $ACESTEP_MLX_CACHE, else acestep-mlx in $XDG_CACHE_HOME or
-    in ~/.cache.
-    """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    if not caches.is_absolute():  # the specification says: ignore such a value
-        caches = Path.home() / ".cache"
-    return Path(given or os.environ.get(ENVIRONMENT) or caches / "acestep-mlx").expanduser()
+_OWN = re.compile(r"[^.].*-[0-9a-f]{16}", re.DOTALL)  # names that `_place` gives
+_HALF = re.compile(rf"\..+-[0-9a-f]{{16}}(\.[0-9a-f]+{PARTIAL}|{OLD})", re.DOTALL)
+_LEFT = "left by a process that was killed"
 
 
 def ensure_model(
@@ -58,7 +55,7 @@ def ensure_model(
     if folder is None:
         source = resolve(path_or_repo, revision, progress)
         folder = _place(models, path_or_repo, source.identity(), settings)
-        if not (folder / "config.json").is_file():
+        if not _ready(folder):
             return _convert(source, folder, settings, progress)
     progress(Advance(f"using the conversion of {path_or_repo} in {folder}"))
     return folder
@@ -74,17 +71,27 @@ def _converted(models: Path, given: str | Path, revision: str | None, settings: 
     commit = hub_commit(str(given), revision)
     known = [commit] if commit else _commits(models, str(given)) if revision is None else []
     places = (_place(models, given, f"commit {one}", settings) for one in known)
-    return next((folder for folder in places if (folder / "config.json").is_file()), None)
+    return next(filter(_ready, places), None)
+
+
+def _ready(folder: Path) -> bool:
+    """Whether the conversion is there; it is in use from now on, so that nobody removes it."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return False
+    hold(folder)
+    return config.is_file()
 
 
 def _convert(source: Source, folder: Path, settings: Settings, progress: Progress) -> Path:
     """Write `folder`, unless another process does; gives it."""
     with exclusive(folder, lambda: progress(Advance(f"waiting for another process to write {folder}"))):
-        if not (folder / "config.json").is_file():
+        if not _ready(folder):
             bits = settings.quantization and f"{settings.quantization.bits} bits"
             kind = bits or settings.dtype or "the checkpoint's own precision"
             progress(Advance(f"converting {source.path_or_repo} once, {kind}, into {folder}"))
             write_folder(source, new_path(folder, ENVIRONMENT), settings, progress)
+            hold(folder)
     return folder
 
 
@@ -118,6 +125,49 @@ def _commits(models: Path, repo: str) -> list[str]:
         if source["path_or_repo"] == repo and source.get("revision"):
             found.append((path.stat().st_mtime, source["revision"]))
     return [commit for _, commit in sorted(found, reverse=True)]
+
+
+def kept_conversions() -> list[Kept]:
+    """The conversions in the cache, whole or damaged, and what killed processes left of others."""
+    models = cache_folder() / "models"
+    try:
+        entries = sorted(entry for entry in models.iterdir() if entry.is_dir() and not entry.is_symlink())
+    except OSError:
+        return []
+    whole = [_kept(entry) for entry in entries if _OWN.fullmatch(entry.name)]
+    left = [
+        Kept("model", shown(one.name), _LEFT, folder_size(one), partial(remove_folder, one), busy=alive(one))
+        for one in entries
+        if _HALF.fullmatch(one.name)
+    ]  # fmt: skip
+    return whole + left
+
+
+def _kept(folder: Path) -> Kept:
+    source = ""
+    try:
+        model = ModelFolder.open(folder)
+        about, source = _about(model), model.config["source"]["path_or_repo"]
+    except CheckpointError:
+        about = "damaged, or written by another version: it is not used"
+    return Kept(
+        "model",
+        shown(folder.name),
+        about,
+        folder_size(folder),
+        partial(remove_folder, folder),
+        made=modified(folder / "config.json"),
+        used=last_used(folder),
+        busy=in_use(folder),
+        source=source,
+    )
+
+
+def _about(folder: ModelFolder) -> str:
+    source, stored = folder.config["source"], folder.quantization
+    revision = f" ({shown(source['revision'][:7])})" if source.get("revision") else ""
+    precision = f"{stored['bits']} bits" if stored else folder.config["dtype"]
+    return f"{folder.family.title}, {precision}, of {shown(brief(source['path_or_repo']))}{revision}"
 
 
 def is_mlx_folder(path: Path) -> bool:

@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from ..families import layouts, released
 from ..families.layout import ComponentSource, Layout
 from ..families.protocol import Family
-from ..io.downloads import hub_failure
+from ..io.downloads import hub_failure, reading
 from ..io.hashes import digest_of
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import PICKLES, read_header
@@ -189,6 +189,8 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
         raise CheckpointError(
             f"{repo}: no such folder here, not in the hub's cache, and {hub_failure(error)}"
         ) from error
+    for one in (repo, *([beside] if shared and beside else [])):
+        reading(one)
     return Source(Path(path), repo, Path(path).name, elsewhere=Path(shared) if shared else None)
 
 

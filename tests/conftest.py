@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import mlx.core as mx
 import pytest
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # as importing acestep_mlx does: before the first product
+_kept = tempfile.TemporaryDirectory(prefix="acestep-mlx-tests-")
+os.environ["ACESTEP_MLX_CACHE"] = _kept.name  # also of processes that tests start: nothing of the user's
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 

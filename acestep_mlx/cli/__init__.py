@@ -25,7 +25,7 @@ COMMANDS = {
     "export": "Write a LoRA for ComfyUI, diffusers, SimpleTuner or the original pipeline.",
     "fuse": "Merge LoRAs into a model and write a new MLX folder.",
     "info": "Say what a checkpoint, LoRA, data set, lyrics file or config is.",
-    "cache": "Fill the latent and text caches of a config without training.",
+    "cache": "Fill the caches of a config without training; list and remove what takes room.",
     "doctor": "Does this machine compute rightly, how fast is it, and what fits?",
 }
 

@@ -382,9 +382,9 @@ def lyrics(path: Path, folder: ModelFolder | None, given: Path | None, language:
     """Lyrics line by line, as training and `generate` read them. folder, given: the model, or the vocabulary
     of lyrics, to read them with.
     """
-    from ..convert.conversions import cache_folder
     from ..families import default
     from ..families.protocol import LyricsQuestion
+    from ..io.kept import cache_folder
     from ..io.text_files import read_text
     from .progress import Display
 

@@ -19,8 +19,8 @@ def command(as_json: bool, no_network: bool) -> int:
     """
     from huggingface_hub import constants
 
-    from ..convert.conversions import cache_folder
     from ..doctor.diagnosis import examine
+    from ..io.kept import cache_folder
 
     network = not (no_network or constants.HF_HUB_OFFLINE)
     found = examine(cache_folder(), network=network, say=lambda line: click.echo(f"{line} …", err=True))

@@ -28,6 +28,7 @@ from ..io.progress import Advance, Progress, silent
 from .cache import Store, describe
 from .facts import MISREAD, MISREAD_OGG, FactsIndex
 from .manifest import Manifest, Sample, index_path, nothing_left
+from .places import use
 from .summary import SetReport
 
 _NOTES = "notes"  # an entry's remarks, beside its arrays
@@ -62,6 +63,7 @@ class Cache:
         self._write_text = not config.vae_cache_disable
         self._lengths: dict[str, int] = {}
         self._index = index_path(config)
+        self._used: set[Path] = set()  # folders that are held
         self._awaited: set[str] = set()  # parts of sounds that are still to be encoded on demand
 
     # ── keys and places ──────────────────────────────────────────────────────────────────────────────
@@ -224,6 +226,8 @@ class Cache:
     # ── encoding ─────────────────────────────────────────────────────────────────────────────────────
     def fill(self, progress: Progress, everything: bool = False) -> None:
         """Compute what is missing; what is made of sound only with `everything` for on-demand data sets."""
+        for store in {self._store(sample, kind) for sample in self.samples for kind in self._encoders}:
+            self._use(store)
         for kind in STAGES:
             self._encode_words(kind, self.samples, progress)
         for kind in self._of_sound:
@@ -267,8 +271,16 @@ class Cache:
         stored = {name: as_half(x) if x.dtype.kind == "f" else x for name, x in arrays.items()}
         if notes is not None:
             stored[_NOTES] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
-        self._store(sample, kind).put(key, stored)
+        store = self._store(sample, kind)
+        store.put(key, stored)
+        self._use(store)
         return stored
+
+    def _use(self, store: Store) -> None:
+        """Nobody removes what is in a store's folder, from when it is there."""
+        if store.folder is not None and store.folder not in self._used and store.folder.is_dir():
+            self._used.add(store.folder)
+            use(store.folder, self)
 
     def _learn(self, kind: str, sample: Sample, key: str, stored: Arrays) -> None:
         """Remember a text's length, and tell the report what became of it."""

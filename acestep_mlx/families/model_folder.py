@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from ..errors import CheckpointError, ConfigError, cause, nearest
 from ..formatting import count, listed
 from ..io import schema
+from ..io.holds import hold
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import FLOATS, Header, read_header, sample
 from ..io.schema import show
@@ -268,6 +269,7 @@ class ModelFolder:
             raise ValueError(f"unknown component {component!r}")
         if isinstance(quantize, Mapping):
             quantize = Quantization.of(**quantize)
+        hold(self.path, new=False)
         file, module = self.file(component), self.skeleton(component)
         self.check_bits(quantize.bits if quantize else None)
         if self.quantization is not None:

@@ -455,7 +455,12 @@ class Auxiliary(Protocol):
 
 
 class FurtherLoss(Protocol):
-    """A loss that a run may add to its family's objective, and what it needs."""
+    """A loss that a run may add to its family's objective, and what it needs.
+
+    repositories: at the hub, of what it may download.
+    """
+
+    repositories: tuple[str, ...]
 
     def wanted(self, config: RunConfig) -> bool:
         """Whether this run has it. Nothing below is asked where it does not."""

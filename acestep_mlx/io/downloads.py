@@ -1,9 +1,23 @@
-"""Why a download from the Hugging Face hub failed."""
+"""Downloads from the Hugging Face hub: why one failed, which are kept, and their removal by its library."""
 
 from __future__ import annotations
 
-from ..errors import NO_SPACE
-from ..formatting import brief
+import contextlib
+import fcntl
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NO_SPACE, DataError
+from ..formatting import brief, count
+from .holds import hold, in_use, last_used
+from .kept import IN_USE, Kept, cache_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedRepoInfo, HFCacheInfo
 
 
 def hub_failure(error: BaseException) -> str:
@@ -31,3 +45,85 @@ def _disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     return "no space left on device" in str(error).lower()
+
+
+def hub_folder() -> Path:
+    """Where the hub's library keeps downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def reading(repository: str) -> None:
+    """Tell other processes, as long as this one runs, that it reads a download."""
+    place = _place(repository)
+    with contextlib.suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+    hold(place)
+
+
+def _place(repository: str) -> Path:
+    """Where it is told that the download of a repository is read: not in the hub's own folder."""
+    return cache_folder() / "downloads" / repository.replace("/", "--")
+
+
+def kept_downloads(repositories: Collection[str], converted: Collection[str] = ()) -> list[Kept]:
+    """Of models in these repositories, as the hub's library sees them. converted: those of which there is a
+    conversion.
+    """
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        found = scan_cache_dir(hub_folder())
+    except (CacheNotFound, ValueError, OSError):
+        return []
+    known = (repo for repo in found.repos if repo.repo_type == "model" and repo.repo_id in repositories)
+    return [_kept(found, repo, repo.repo_id in converted) for repo in sorted(known, key=lambda r: r.repo_id)]
+
+
+def _kept(found: HFCacheInfo, repo: CachedRepoInfo, converted: bool) -> Kept:
+    about = count(len(repo.revisions), "revision")
+    about += "; converted already, needed again for another precision only" if converted else ""
+    return Kept(
+        "download",
+        repo.repo_id,
+        about,
+        repo.size_on_disk,
+        partial(_remove, found, repo),
+        made=repo.last_modified,
+        used=last_used(_place(repo.repo_id)),
+        busy=_fetched(repo.repo_path) or in_use(_place(repo.repo_id)),
+    )
+
+
+def _fetched(path: Path) -> bool:
+    """Whether a file of a repository is being fetched: the hub's library then has a lock for it."""
+    for lock in (path.parent / ".locks" / path.name).glob("*.lock"):
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue  # a disk without locks
+        finally:
+            os.close(handle)
+    return False
+
+
+def _remove(found: HFCacheInfo, repo: CachedRepoInfo) -> int:
+    """All revisions of a repository, by the hub's library. DataError for what it leaves behind."""
+    if _fetched(repo.repo_path) or in_use(_place(repo.repo_id)):
+        raise DataError(f"{repo.repo_id} is not removed: {IN_USE}")
+    alone = replace(found, repos=frozenset({repo}))  # a copy of a repository has the same commits
+    plan: Any = alone.delete_revisions(*(revision.commit_hash for revision in repo.revisions))
+    plan.execute()
+    left = [one.snapshot_path for one in repo.revisions if one.snapshot_path.exists()]
+    if left:
+        raise DataError(f"{left[0]} cannot be removed; look at its permissions")
+    freed: int = plan.expected_freed_size
+    return freed

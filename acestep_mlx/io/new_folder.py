@@ -26,7 +26,7 @@ YOUNG = 60  # seconds
 PARTIAL, OLD = ".partial", ".old"
 
 
-def _alive(folder: Path) -> bool:
+def alive(folder: Path) -> bool:
     """Whether the process that writes `folder` still runs: it holds a lock in it."""
     try:
         handle = os.open(folder / LOCK, os.O_RDWR)
@@ -175,7 +175,7 @@ def _clear(dst: Path, progress: Progress) -> None:
     """Delete what killed runs left beside `dst`."""
     ours = re.compile(rf"\.{re.escape(dst.name)}\.([0-9a-f]+{PARTIAL}|partial-\w+)")  # the latter until 0.1
     for left in dst.parent.iterdir():
-        if ours.fullmatch(left.name) and not _alive(left):
+        if ours.fullmatch(left.name) and not alive(left):
             progress(Advance(f"removing {left.name}, left by a run that was killed"))
             shutil.rmtree(left, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from ....io.progress import Advance, Progress
 from ...protocol import Auxiliary, Folder, Load
 from ...songs import SoundPart
 from ..latents import LATENTS
-from .encoders import SOUND_RATE, Encoder, chosen
+from .encoders import ENCODERS, SOUND_RATE, Encoder, chosen
 from .projectors import APART, Projectors, Tap, read_taps
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ FILE, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 class SelfSupervised:
     """See `families.protocol.FurtherLoss`."""
+
+    repositories = tuple(encoder.repository for encoder in ENCODERS.values())
 
     def wanted(self, config: RunConfig) -> bool:
         return config.ace_step_ssl_loss_weight > 0
@@ -169,7 +171,7 @@ def _downloaded(encoder: Encoder, progress: Progress) -> Path:
     """The encoder's file in the hub's cache, with its config.json beside it."""
     from huggingface_hub import hf_hub_download
 
-    from ....io.downloads import hub_failure
+    from ....io.downloads import hub_failure, reading
 
     where = encoder.repository
     progress(
@@ -180,7 +182,9 @@ def _downloaded(encoder: Encoder, progress: Progress) -> Path:
     )
     try:
         hf_hub_download(where, "config.json", revision=encoder.revision)
-        return Path(hf_hub_download(where, FILE, revision=encoder.revision))
+        found = Path(hf_hub_download(where, FILE, revision=encoder.revision))
+        reading(where)
+        return found
     except Exception as error:  # the hub's client and its transports have many kinds of their own
         raise CheckpointError(
             f"{where}: not in the hub's cache, and {hub_failure(error)}; or name its file with "
