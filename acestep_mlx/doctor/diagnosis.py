@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from ..families import families, family
 from ..families.work import SECONDS
 from ..formatting import count, listed, rate, size
 from ..registry import REGISTRY
 from .expectation import PRECISIONS, Expected, expected
 from .machine import Machine, Surroundings, machine, surroundings
-from .selfcheck import AS_TRAINED, STEP, Check, check_family
+from .selfcheck import AS_TRAINED, FAILURES, STEP, Check, check_family, name_of, problem_of
 from .speed import Speed, measure
 
 LITTLE_DISK = 20e9  # what a model, its download and a run take
@@ -90,10 +92,12 @@ class Diagnosis:
         yield from self._machine_lines()
         yield ""
         yield from self._check_lines()
-        yield from self._speed_lines()
+        if self.speed.products:
+            yield from self._speed_lines()
         yield ""
-        yield from self._expected_lines()
-        yield ""
+        if self.expected:
+            yield from self._expected_lines()
+            yield ""
         yield from _wrapped("verdict: ", self.verdict(), len("verdict: "))
         if self.sound and self.machine.gpu and any(one.fits for one in self.expected):
             yield "next: acestep-mlx new FOLDER_WITH_SONGS"
@@ -216,5 +220,15 @@ def examine(models: Path, *, network: bool, say: Say) -> Diagnosis:
         say(f"computing {one.title}'s miniatures")
         checks += check_family(one)
     say("measuring products and memory")
-    speed = measure()
-    return Diagnosis(found, around, [*checks, *speed.checks], speed, list(expected(speed)))
+    speed = _measured()
+    would = list(expected(speed)) if speed.products else []
+    return Diagnosis(found, around, [*checks, *speed.checks], speed, would)
+
+
+def _measured() -> Speed:
+    """Without a number, and with what is wrong, where this device cannot do it."""
+    try:
+        return measure()
+    except FAILURES as failure:
+        where, problem = name_of(mx.default_device()), problem_of(failure)
+        return Speed(checks=[Check("MLX", "speed", where, float("inf"), 0.0, problem)])

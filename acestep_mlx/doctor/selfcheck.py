@@ -28,6 +28,8 @@ STEP = "training step"
 AS_TRAINED = "training step in bfloat16 at 8 bits"
 #: of the step in bfloat16 on a quantised base: what leaving digits out makes of its loss and its gradient
 COARSE = 0.2
+#: that a computation may end with
+FAILURES = (RuntimeError, ValueError, MemoryError)
 
 
 class Check(NamedTuple):
@@ -103,12 +105,17 @@ def check(family: str, what: str, known: Known, limit: float, work: Work) -> Ite
 
 
 def _computed(device: mx.Device, work: Work) -> tuple[Outputs | None, str]:
-    """What the work gives there; or None, and the kind of the error, whose words may hold a path."""
+    """What the work gives there; or None, and the kind of the error."""
     try:
         with on(device):
             return work(), ""
-    except (RuntimeError, ValueError, MemoryError) as failure:
-        return None, fault_of(failure) or type(failure).__name__
+    except FAILURES as failure:
+        return None, problem_of(failure)
+
+
+def problem_of(failure: Exception) -> str:
+    """What kind of error it is: its words may hold a path."""
+    return fault_of(failure) or type(failure).__name__
 
 
 def _error(found: Outputs, known: Known, beside: Outputs | None) -> float:

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from acestep_mlx.cli import main
 from acestep_mlx.doctor import diagnosis as room
-from acestep_mlx.doctor import selfcheck
+from acestep_mlx.doctor import selfcheck, speed
 from acestep_mlx.doctor.diagnosis import Diagnosis
 from acestep_mlx.doctor.machine import Surroundings
 from acestep_mlx.doctor.selfcheck import AS_TRAINED, STEP, Check
@@ -114,6 +114,27 @@ def test_times(seconds: float, said: str) -> None:
     found = diagnosis()
     found = replace(found, expected=[one._replace(step_seconds=seconds) for one in found.expected])
     assert f"\nv15, 4 bits   {said}, 2.8 GB" in printed(found)
+
+
+@pytest.mark.parametrize("where", ["a product", "memory"])
+def test_a_device_that_cannot_be_measured_is_wrong(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of it is told all the same."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[metal::Device] Unable to load kernel from /Users/somebody/x.metallib")
+
+    monkeypatch.setattr(room, "check_family", lambda one: checks("CPU")[:-1])
+    monkeypatch.setattr(speed, {"a product": "_dense", "memory": "_bandwidth"}[where], refuse)
+    monkeypatch.setattr(speed, "_seconds", lambda work, patience: 1.0)
+    found = room.examine(tmp_path, network=False, say=lambda line: None)
+    text = printed(found)
+    assert "\nMLX           WRONG on CPU: speed (RuntimeError)\n" in text and "of music" not in text
+    assert "ACE-Step v1   right on CPU" in text and "somebody" not in text and not found.sound
+    report = found.as_dict()
+    assert report["expected"] == [] and report["speed"]["products"] == {}
+    json.dumps(report, allow_nan=False)
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────
