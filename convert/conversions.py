@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,20 @@ def ensure_model(
     return folder
 
 
+def converted(repo: str, revision: str | None, quantize: Mapping[str, Any] | None) -> Path | None:
+    """The conversion of a hub repository that `ensure_model` has made before, or None."""
+    wanted = Settings(Quantization.of(**quantize) if quantize else None, ("transformer",))
+    places = _places(cache_folder() / "models", repo, revision, wanted)
+    return next((folder for folder in places if (folder / "config.json").is_file()), None)
+
+
+def _places(models: Path, repo: str, revision: str | None, settings: Settings) -> Iterator[Path]:
+    """Where conversions of a hub repository may be."""
+    commit = hub_commit(repo, revision)
+    known = [commit] if commit else _commits(models, repo) if revision is None else []
+    return (_place(models, repo, f"commit {one}", settings) for one in known)
+
+
 def _converted(models: Path, given: str | Path, revision: str | None, settings: Settings) -> Path | None:
     """The conversion of a hub repository that was made before.
 
@@ -68,10 +82,7 @@ def _converted(models: Path, given: str | Path, revision: str | None, settings: 
     """
     if not is_repo(given):
         return None
-    commit = hub_commit(str(given), revision)
-    known = [commit] if commit else _commits(models, str(given)) if revision is None else []
-    places = (_place(models, given, f"commit {one}", settings) for one in known)
-    return next(filter(_ready, places), None)
+    return next(filter(_ready, _places(models, str(given), revision, settings)), None)
 
 
 def _ready(folder: Path) -> bool:

@@ -131,9 +131,8 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
     jobs = plan_folder(source, settings)
     texts = _texts(source, settings, jobs, progress)
     dtype, kept_apart = jobs["transformer"].dtype, apart.plans(source)
-    needed = sum(job.needed() for job in jobs.values()) + SPARE
-    needed += sum(apart.needed(kept, dtype) for kept in kept_apart.values())
-    with new_folder(dst, needed=needed, progress=progress) as folder:
+    needed = _needed(jobs, kept_apart)
+    with new_folder(dst, needed=needed + SPARE, progress=progress) as folder:
         written = _write_weights(folder, jobs, kept_apart, dtype, progress)
         for name, data in texts.files.items():
             (folder / name).write_bytes(data)
@@ -157,6 +156,17 @@ def write_folder(source: Source, dst: Path, settings: Settings, progress: Progre
         for name, job in jobs.items()
     }
     return Report(dst, reports, texts.origins, time.monotonic() - started)
+
+
+def bytes_needed(source: Source, settings: Settings) -> int:
+    """What `write_folder` would write."""
+    return _needed(plan_folder(source, settings), apart.plans(source))
+
+
+def _needed(jobs: Mapping[str, Job], kept_apart: Mapping[Apart, KeptApart]) -> int:
+    dtype = jobs["transformer"].dtype
+    found = sum(job.needed() for job in jobs.values())
+    return found + sum(apart.needed(kept, dtype) for kept in kept_apart.values())
 
 
 def _write_weights(

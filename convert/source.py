@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import CheckpointError
 from ..families import layouts, released
@@ -16,6 +19,8 @@ from ..io.hashes import digest_of
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import PICKLES, read_header
 from ..io.schema import open_file
+
+ASKED = 5  # seconds that the hub may take to say how large a repository is
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,69 @@ def hub_commit(repo: str, revision: str | None) -> str | None:
         return None  # `resolve` finds out why, and says so
 
 
+def _own_layouts(repo: str) -> list[Layout]:
+    """How a repository may be laid out: as its family's folders, or any family's."""
+    folders = [(family, layout) for family, layout in layouts() if not layout.one_file]
+    own = [one for one in folders if any(repo == v.repository for v in one[0].variants.values())]
+    return [layout for _, layout in own or folders]
+
+
+class Download(NamedTuple):
+    """Bytes that are still to be fetched. asked: whether the hub said so; else it is what is known of the
+    released model.
+    """
+
+    bytes: float
+    asked: bool
+
+
+def download(repo: str, revision: str | None) -> Download:
+    """What `resolve` would fetch of a hub repository, and of the one beside it."""
+    variant, revision = released(repo), revision or pinned(repo)
+    known = _own_layouts(repo)
+    beside = variant.beside if variant.repository == repo else None
+    if (size := _unfetched(repo, revision, [p for one in known for p in one.patterns])) is not None:
+        names, left = size
+        lacking = _lacking_of(known, names)
+        more = _unfetched(beside, None, lacking) if beside and lacking else None
+        if more is not None or not (beside and lacking):
+            return Download(left + (more[1] if more else 0), True)
+    if _fetched(repo, revision, known, beside):
+        return Download(0.0, True)
+    return Download(1e9 * (variant.gigabytes + variant.beside_gigabytes), False)
+
+
+def _unfetched(repo: str, revision: str | None, patterns: list[str]) -> tuple[list[str], float] | None:
+    """The names of a repository's files, and the bytes of those of these patterns that the hub's cache has
+    not; None when the hub is out of reach, or has no such repository."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        found = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=ASKED)
+    except (HfHubHTTPError, OSError, ValueError):
+        return None
+    files = {one.rfilename: one.size or 0 for one in found.siblings or ()}
+    wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in patterns)]
+    left = [n for n in wanted if not isinstance(try_to_load_from_cache(repo, n, revision=found.sha), str)]
+    return list(files), float(sum(files[name] for name in left))
+
+
+def _fetched(repo: str, revision: str | None, known: list[Layout], beside: str | None) -> bool:
+    """Whether the hub's cache has folders of all of it; the hub is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        if any(not layout.missing(path) for layout in known):
+            return True
+        shared = Path(snapshot_download(beside, local_files_only=True)) if beside else None
+        return shared is not None and any(not replace(one, elsewhere=shared).missing(path) for one in known)
+    except (HfHubHTTPError, OSError, ValueError):
+        return False
+
+
 def _one_file(source: Source) -> tuple[Family, Layout]:
     known = [(family, layout) for family, layout in layouts() if layout.one_file]
     if source.path.suffix in (".safetensors", *PICKLES):
@@ -170,9 +238,7 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     beside = variant.beside if variant.repository == repo else None
     gigabytes = variant.gigabytes
     progress(Advance(f"fetching {repo} from the hub (about {gigabytes} GB, kept in the hub's cache)"))
-    folders = [(family, layout) for family, layout in layouts() if not layout.one_file]
-    own = [one for one in folders if any(repo == v.repository for v in one[0].variants.values())]
-    patterns = [pattern for _, layout in own or folders for pattern in layout.patterns]
+    patterns = [pattern for layout in _own_layouts(repo) for pattern in layout.patterns]
     try:
         path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
         lacking = _lacking(Path(path)) if beside else []
@@ -199,6 +265,18 @@ def _lacking(path: Path) -> list[str]:
     found = min(
         (layout for _, layout in layouts() if not layout.one_file), key=lambda one: len(one.missing(path))
     )
-    return [
-        one for one in found.patterns if any(one.startswith(f"{folder}/") for folder in found.missing(path))
-    ]
+    return _below(found, found.missing(path))
+
+
+def _lacking_of(known: list[Layout], names: Collection[str]) -> list[str]:
+    """The same of a repository that has files of these names."""
+
+    def missing(layout: Layout) -> list[str]:
+        return [f for f in layout.folders if f and not any(name.startswith(f"{f}/") for name in names)]
+
+    found = min(known, key=lambda one: len(missing(one)))
+    return _below(found, missing(found))
+
+
+def _below(layout: Layout, folders: list[str]) -> list[str]:
+    return [one for one in layout.patterns if any(one.startswith(f"{folder}/") for folder in folders)]

@@ -904,13 +904,13 @@ def test_a_rollout_is_planned_recorded_and_reported(lab: Lab, capsys: pytest.Cap
     shown = TrainDisplay()._numbers(run.of(StepDone)[0])
     assert "reflexflow/adr" in shown
     options = lab.options(**given, scheduled_sampling_sampler="dpm", scheduled_sampling_start_step=3)
-    dry_run.show(load_config(options))
+    dry_run.show(load_config(options), verbose=True)
     told = capsys.readouterr()
     assert "\n".join(planned) in told.out and "  rollout: " in told.out
     assert "scheduled_sampling_sampler: rollouts of flow matching models are Euler steps" in told.out
     assert "scheduled_sampling_start_step: it counts with scheduled_sampling_ramp_steps" in told.out
     never = {**options, "scheduled_sampling_probability": 0.0}
-    dry_run.show(load_config(never))
+    dry_run.show(load_config(never), verbose=True)
     assert "warning: nothing will be rolled out" in capsys.readouterr().err and not told.err
 
 

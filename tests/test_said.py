@@ -97,7 +97,7 @@ def test_a_dry_run_counts_the_lyrics(
     config = config_file(tmp_path, tiny_model)
 
     def said() -> str:
-        out, _ = command(capsys, "train", config, "--dry-run")
+        out, _ = command(capsys, "train", config, "--dry-run", "--verbose")
         return next(line for line in out.splitlines() if "at the worst step" in line)
 
     few = said()

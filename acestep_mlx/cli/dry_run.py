@@ -1,5 +1,5 @@
-"""What a run would do, as text: resolved options with their origins, ignored keys, the data, steps and
-memory.
+"""What a run would do, as text: a verdict of five lines; then resolved options with their origins, ignored
+keys, the data, steps and memory.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.run import GROUPS
-from ..formatting import count
+from ..formatting import count, duration, size, without_secrets
 from .events import past_the_end
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..data.manifest import Manifest
+    from ..training.footprint import DiskUse
+    from ..training.hours import Hours
+    from ..training.intervals import Agenda
+    from ..training.memory import Worst
     from ..training.preflight import Preflight
 
 
@@ -30,36 +34,146 @@ class Length:
     batches_per_epoch: int
 
 
-def show(config: RunConfig, overwrite: bool = False) -> None:
-    """Print what training with `config` would do. Raises the same errors as training would."""
+def show(config: RunConfig, overwrite: bool = False, *, command: str = "", verbose: bool = False) -> None:
+    """Print what training with `config` would do, in five lines: all of it with `verbose`. Raises the same
+    errors as training would. command: that trains so, for people.
+    """
     import click
 
     from ..data.batches import songs_per_epoch
     from ..data.manifest import build_manifest
-    from ..training.memory import clips_through, loads, verdict
     from ..training.preflight import preflight
-    from ..training.settings import further_loss, rollout_lines
     from .progress import Display
 
     def notify(text: str, level: str) -> None:
-        click.echo(f"{level}: {text}" if level != "info" else text, err=True)
+        if verbose or level != "info":
+            click.echo(f"{level}: {text}" if level != "info" else text, err=True)
 
     found = preflight(config, notify, overwrite=overwrite)
     with Display() as progress:
         manifest = build_manifest(config, progress, remember=False, datasets=found.datasets)
-    folder = found.model.folder
-    songs = [(sample.bucket, lyrics) for sample in manifest.samples for lyrics in sample.all_lyrics]
-    batches = loads(songs, config.train_batch_size, manifest.family, folder)
-    heard = clips_through(config, found.heard)
-    memory = verdict(config, found.model.transformer, batches, found.model.bits, heard)
-    total = run_length(config, songs_per_epoch(manifest.samples)).steps
-    further, seconds = further_loss(config), sum(sample.seconds for sample in manifest.samples)
-    start = [start_line(config, found, total), *rollout_lines(config)]
-    start += further.lines(config, seconds) if further is not None else []
-    for line in report_lines(config, manifest, start, [found.model.line, *memory]):
+    length = run_length(config, songs_per_epoch(manifest.samples))
+    lines = verdict_lines(config, found, manifest, length, without_secrets(command))
+    for line in [*lines, *(["", *_everything(config, found, manifest, length)] if verbose else [])]:
         click.echo(line)
 
 
+def _everything(config: RunConfig, found: Preflight, manifest: Manifest, length: Length) -> list[str]:
+    """What `--verbose` adds."""
+    from ..training.memory import verdict
+    from ..training.settings import further_loss, rollout_lines
+
+    memory = verdict(*_load(config, found, manifest))
+    further, seconds = further_loss(config), sum(sample.seconds for sample in manifest.samples)
+    start = [start_line(config, found, length.steps), *rollout_lines(config)]
+    start += further.lines(config, seconds) if further is not None else []
+    return report_lines(config, manifest, start, [found.model.line, *memory])
+
+
+def _load(config: RunConfig, found: Preflight, manifest: Manifest) -> tuple[Any, ...]:
+    """The arguments of `training.memory.worst`."""
+    from ..training.memory import clips_through, loads
+
+    songs = [(sample.bucket, lyrics) for sample in manifest.samples for lyrics in sample.all_lyrics]
+    batches = loads(songs, config.train_batch_size, manifest.family, found.model.folder)
+    heard = clips_through(config, found.heard)
+    return config, found.model.transformer, batches, found.model.bits, heard
+
+
+# ── the five lines ───────────────────────────────────────────────────────────────────────────────────
+def verdict_lines(
+    config: RunConfig, found: Preflight, manifest: Manifest, length: Length, command: str
+) -> list[str]:
+    """Memory, time, disk, songs, and what to do next."""
+    from ..doctor.speed import glance
+    from ..training.footprint import disk_use, encoded
+    from ..training.hours import hours
+    from ..training.intervals import Agenda, Intervals
+    from ..training.memory import worst
+
+    per_epoch = length.batches_per_epoch / config.gradient_accumulation_steps
+    agenda = Agenda(Intervals.of(config), length.steps, per_epoch)
+    step = worst(*_load(config, found, manifest))
+    disk = disk_use(config, found, manifest, agenda)
+    bits = found.model.bits or (config.quantization or {}).get("bits")
+    rates = (glance(bits), glance(None))
+    times = hours(config, found, manifest, agenda, encoded(config, found, manifest), rates)
+    return [
+        f"memory: {_memory(step)}",
+        f"time: {_time(config, found, length, times, agenda)}",
+        f"disk: {_disk(disk)}",
+        f"songs: {_songs(manifest)}",
+        f"next: {_next(config, found, length, step, disk, command)}",
+    ]
+
+
+def _memory(step: Worst) -> str:
+    need, room = step.estimate.total, f"{size(step.room)} that this machine lets a run use"
+    if step.spare >= 0:
+        return f"fits, {size(step.spare)} to spare: about {size(need)} of {room}"
+    return f"does not fit, {size(-step.spare)} too much: about {size(need)} of {room}"
+
+
+def _time(config: RunConfig, found: Preflight, length: Length, times: Hours, agenda: Agenda) -> str:
+    from ..training.proposal import between
+
+    left = length.steps - found.step
+    if left <= 0:
+        return "none, as nothing is left to train"
+    encode = f"{between(times.encode)} to encode the songs" if times.encode else "the songs are encoded"
+    to_come = agenda.after(found.step)
+    beside = [] if config.eval_loss_disable else [count(to_come.evaluations, "evaluation")]
+    clips = to_come.validations * _prompts(config)
+    beside += [count(clips, "clip")] if clips else []
+    steps = " + ".join([count(left, "step"), *beside])
+    return f"{encode}, {times.training} to train ({steps}), {times.basis}"
+
+
+def _prompts(config: RunConfig) -> int:
+    from ..training.validation import requests
+
+    return len(requests(config))
+
+
+def _disk(use: DiskUse) -> str:
+    from ..training.footprint import DOWNLOAD
+
+    needed, free, where = use.tightest()
+    spare, hub = free - needed, ", as the hub says"
+    told = [f"{size(p.bytes)} {p.what}{hub if p.asked and p.what == DOWNLOAD else ''}" for p in use.parts]
+    parts = f"about {size(use.total)} ({' + '.join(told)})" if told else "nothing is written"
+    if spare >= 0:
+        return f"fits, {size(spare)} to spare: {parts}"
+    return f"does not fit, {size(-spare)} too much on the disk of {where}: {parts}"
+
+
+def _songs(manifest: Manifest) -> str:
+    sets = manifest.report.sets
+    songs, files = sum(one.songs for one in sets), sum(one.files for one in sets)
+    long = duration(sum(one.seconds for one in sets))
+    return f"{songs} of {count(files, 'song')}, {long}; " + (
+        "; ".join(manifest.report.problems()) or "nothing wrong with them"
+    )
+
+
+def _next(
+    config: RunConfig, found: Preflight, length: Length, step: Worst, disk: DiskUse, command: str
+) -> str:
+    from ..families import of_flavour
+    from ..training.faults import memory_advice
+
+    if found.resume is not None and found.step >= length.steps:
+        return past_the_end(found.step, length.steps)
+    if step.spare < 0:
+        seconds = of_flavour(config.model_flavour).latents.seconds(step.load.frames)
+        return f"make it fit by {memory_advice(config, seconds)[0]}, and look again with --dry-run"
+    needed, free, where = disk.tightest()
+    if needed > free:
+        return f"free {size(needed - free)} on the disk of {where}, then {command}"
+    return command
+
+
+# ── all else ─────────────────────────────────────────────────────────────────────────────────────────
 def start_line(config: RunConfig, found: Preflight, total: int) -> str:
     """Where the run begins; `total` is the step at which it ends."""
     if found.resume is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,21 @@ if TYPE_CHECKING:
 )
 @click.argument("config", required=False)
 @click.option(
-    "--dry-run", is_flag=True, help="Show the resolved configuration, data, memory and length; train nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Say in five lines whether it fits, how long it takes and what is wrong with the songs; train "
+    "nothing.",
 )
+@click.option("--verbose", is_flag=True, help="With --dry-run: every option, song and estimate, too.")
 @click.option(
     "--overwrite",
     is_flag=True,
     help="Begin anew where output_dir holds a run: it is moved aside, not deleted.",
 )
 @click.pass_context
-def command(context: click.Context, config: str | None, dry_run: bool, overwrite: bool) -> None:
+def command(
+    context: click.Context, config: str | None, dry_run: bool, verbose: bool, overwrite: bool
+) -> None:
     """Train a LoRA as CONFIG says: a config.json, a folder that holds one, env=NAME or example=NAME.
 
     Every option of the configuration may also follow as --key=value, and wins. Ctrl-C ends with a complete
@@ -49,11 +56,14 @@ def command(context: click.Context, config: str | None, dry_run: bool, overwrite
             "no configuration is named; give a config.json, a folder that holds one, or make one for your "
             "songs: acestep-mlx new FOLDER"
         )
+    if verbose and not dry_run:
+        raise click.UsageError("--verbose goes with --dry-run")
     resolved = load_config(config, context.args)
     if dry_run:
         from .dry_run import show
 
-        show(resolved, overwrite)
+        typed = ["acestep-mlx", "train", config, *context.args, *(["--overwrite"] if overwrite else [])]
+        show(resolved, overwrite, command=shlex.join(typed), verbose=verbose)
         return
     from ..training.interrupts import INTERRUPTED, StopRequest
     from ..training.run import train

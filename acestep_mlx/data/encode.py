@@ -118,6 +118,10 @@ class Cache:
         return ("latents", *self.heard)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+    def encoded(self) -> set[str]:
+        """The songs, by id, of whose sound everything is there."""
+        return {s.id for s in self.samples if not any(self._lacks(kind, s) for kind in self._of_sound)}
+
     def text_length(self, sample: Sample) -> int:
         """Tokens of the sample's longest caption."""
         return max(self._lengths[key] for key in self._keys("text", sample))

@@ -93,6 +93,21 @@ class SetReport:
         """What it means for a song that it has no lyrics."""
         return "trained as if nothing were sung, so that a voice in it is tied to no words"
 
+    def problems(self) -> list[tuple[str, list[str]]]:
+        """What can be wrong with songs, the most important first, and the names of those with which it is."""
+        return [
+            ("left out", _detailed(self.skipped)),
+            ("not decoded everywhere", _detailed(self.lost)),
+            ("without a caption, so that no words call up their sound", self.no_caption),
+            ("whose parts have no lyrics, as these have no time stamps", self.untimed),
+            ("with metadata that is not understood", _detailed(self.unread)),
+            ("there twice, trained once", [name for name, _ in self.twice]),
+            ("the same as another one, trained twice", [name for name, _ in self.copies]),
+            ("without lyrics, so that a voice in them is tied to no words", self.no_lyrics),
+            ("cut", _detailed(self.cut)),
+            ("padded with silence", [name for name, _ in self.padded]),
+        ]
+
     def remarks(self) -> list[tuple[str, str]]:
         """What a run says of the data before its first step, as (text, "info" or "warning")."""
         out = [(f"{self.id}, {name}: {note}", "info") for name, note in self.sources]
@@ -116,7 +131,7 @@ class SetReport:
         if n := self.lyrics_changed:
             changes = "time stamps left out, marks as the model knows them"
             text = f"lyrics of {n} {self._of_all} are read in the model's form ({changes})"
-            out.append((f"{text}; --dry-run lists them", "info"))
+            out.append((f"{text}; --dry-run --verbose lists them", "info"))
         if self.lost:
             named = listed([f"{name}: {what}" for name, what in self.lost])
             out.append((f"{len(self.lost)} {self._of_all} cannot be decoded everywhere ({named})", "warning"))
@@ -127,7 +142,7 @@ class SetReport:
             )
         shown = [f"left out, no song: {name} ({reason})" for name, reason in self.no_songs[:_MOST]]
         more = len(self.no_songs) - len(shown)
-        shown += [f"left out, no songs: {more} more; --dry-run lists them"] if more else []
+        shown += [f"left out, no songs: {more} more; --dry-run --verbose lists them"] if more else []
         return out + [(line, "info") for line in shown]
 
     def _lacking(self, what: str, names: list[str], meaning: str, advice: str) -> str:
@@ -160,6 +175,12 @@ class DatasetReport:
         """What a run says of its data before the first step, as (text, "info" or "warning")."""
         return [remark for one in self.sets for remark in one.remarks()]
 
+    def problems(self) -> list[str]:
+        """What is wrong with the songs of all sets, the most important first, with one name each."""
+        found = zip(*(one.problems() for one in self.sets), strict=True)
+        kinds = [(same[0][0], [name for _, names in same for name in names]) for same in found]
+        return [f"{len(names)} {what} ({listed(names, 1)})" for what, names in kinds if names]
+
     def lines(self, limit: int = 20) -> list[str]:
         """Text for a terminal; at most `limit` names per list (0: all), but every skipped song."""
         out: list[str] = []
@@ -169,6 +190,10 @@ class DatasetReport:
             out.append(f"disabled: {', '.join(self.disabled)}")
         out += [f"ignored in data set {label}: {key} ({reason})" for label, key, reason in self.ignored]
         return out
+
+
+def _detailed(named: Named) -> list[str]:
+    return [f"{name}: {detail}" for name, detail in named]
 
 
 def _set_lines(one: SetReport, limit: int) -> list[str]:

@@ -39,6 +39,7 @@ class LatentSpec:
     sample_rate: Hz of the stereo sound that the codec takes and gives. samples_per_frame: of that sound.
     shape: of one song's latents, None where time is. min_seconds: shorter songs are padded with silence.
     max_seconds: the longest that the model was trained on. shortest: seconds of a song that is made.
+    encoding: FLOPs of the convolutions and products that encode a second of sound, counted.
     """
 
     sample_rate: int
@@ -47,6 +48,7 @@ class LatentSpec:
     min_seconds: float
     max_seconds: float
     shortest: float = 1.0
+    encoding: float = 0.0
 
     @property
     def time_axis(self) -> int:
@@ -89,7 +91,8 @@ class Variant:
     unless another is named, and a repository with folders that this one lacks.
 
     size: as people call it. transformer: what its config has otherwise than the class. advice: what to know
-    before training it.
+    before training it. beside_gigabytes: how much is fetched from `beside`. others: GB of the model folder's
+    other components than the transformer.
     """
 
     repository: str
@@ -99,6 +102,8 @@ class Variant:
     size: str = ""
     transformer: Mapping[str, Any] = field(default_factory=dict)
     advice: str = ""
+    beside_gigabytes: float = 0.0
+    others: float = 0.0
 
 
 # ── where a model comes from ──────────────────────────────────────────────────────────────────────────
@@ -271,6 +276,9 @@ class StepMemory(Protocol):
 
     def lyric_counter(self, folder: Folder | None) -> Callable[[str], int]:
         """Lyrics → tokens, with the model's tokenizer, or guessed without a model."""
+
+    def cached(self, config: Any, frames: int, captions: Sequence[str], lyrics: str | None) -> float:
+        """What caches on the disk keep of a song, its tokens guessed. config: the transformer's."""
 
 
 @dataclass(frozen=True)
@@ -479,6 +487,9 @@ class FurtherLoss(Protocol):
 
     def lines(self, config: RunConfig, seconds: float) -> list[str]:
         """For a dry run: what it does and takes, with so many seconds of songs."""
+
+    def disk(self, config: RunConfig, seconds: float) -> tuple[float, float]:
+        """Bytes that are still to be fetched for it, and those of so many seconds of songs in caches."""
 
     def facts(self, config: RunConfig) -> Mapping[str, Any]:
         """What the metadata of its LoRA says of it."""

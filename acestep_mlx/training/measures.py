@@ -14,9 +14,10 @@ from ..report.events import AverageEvaluated, Evaluated, Event, StepDone, Valida
 from . import checkpoint
 from .build import Built
 from .evaluation import Evaluation, Measured
+from .intervals import Intervals
 from .output import METRICS
 from .prepare import Job, Prepared
-from .trainer import Counters, Intervals
+from .trainer import Counters
 from .validation import Validation
 from .verdict import Context, Point, Verdict, judge
 

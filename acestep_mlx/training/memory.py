@@ -294,14 +294,27 @@ def clips_through(config: RunConfig, other: BaseModel | None) -> Heard | None:
     return Heard(other.transformer or released_sizes(config), other.bits, clip)
 
 
-def verdict(
+class Worst(NamedTuple):
+    """The batch of a run that takes most, its estimate, and the bytes that this machine lets a run use."""
+
+    load: Load
+    estimate: Estimate
+    room: float
+
+    @property
+    def spare(self) -> float:
+        """Bytes that are left; below 0 where it does not fit."""
+        return self.room - self.estimate.total
+
+
+def worst(
     config: RunConfig,
     model: Any | None = None,
     batches: Sequence[Load] | None = None,
     stored_bits: int | None = None,
     heard: Heard | None = None,
-) -> list[str]:
-    """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits.
+) -> Worst:
+    """What a run takes at its worst step.
 
     model: sizes (default: the released model's). batches: what a step may be made of (default: a minute
     of music). stored_bits: quantisation of the MLX folder, if any. heard: see `estimate`.
@@ -312,13 +325,27 @@ def verdict(
         estimate(config, load, model=model, stored_bits=stored_bits, heard=heard) for load in choices
     ]
     expected, load = max(zip(estimates, choices, strict=True), key=lambda pair: pair[0].total)
-    seconds = family.latents.seconds(load.frames)
+    return Worst(load, expected, budget())
+
+
+def verdict(
+    config: RunConfig,
+    model: Any | None = None,
+    batches: Sequence[Load] | None = None,
+    stored_bits: int | None = None,
+    heard: Heard | None = None,
+) -> list[str]:
+    """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits. Arguments:
+    see `worst`.
+    """
+    load, expected, room = worst(config, model, batches, stored_bits, heard)
+    seconds = of_flavour(config.model_flavour).latents.seconds(load.frames)
     lines = [
         f"about {size(expected.total)} at the worst step ({seconds:.0f} s of music with "
         f"{count(load.lyrics, 'lyric token')} × {load.batch}), estimated:",
         *(f"  {name}: {size(amount)}" for name, amount in expected.parts.items()),
     ]
-    here, room = machine_memory(), budget()
+    here = machine_memory()
     what = "fits" if expected.total <= room else "does not fit"
     lines.append(f"this machine has {size(here)}, of which {size(room)} are usable: {what}")
     macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]

@@ -189,20 +189,24 @@ def song_lines(manifest: Manifest) -> list[str]:
         f"{count(one.songs, 'song')}, {duration(one.seconds)} in all, each from {duration(lengths[0])} to "
         f"{duration(lengths[-1])}; lyrics: {len(one.lyrics)}{languages and f' ({languages})'}"
     ]
-    problems = (
-        ("left out", [f"{name}: {reason}" for name, reason in one.skipped]),
-        ("without a caption, so that no words call up their sound", one.no_caption),
-        ("there twice, trained once", [name for name, _ in one.twice]),
-        ("metadata not understood", [f"{name}: {what}" for name, what in one.unread]),
-        ("without lyrics, so that a voice in them is tied to no words", one.no_lyrics),
-    )
-    return out + [f"{len(names)} {what} ({listed(names)})" for what, names in problems if names]
+    found = manifest.report.sets[0].problems()
+    return out + [f"{len(names)} {what} ({listed(names)})" for what, names in found if names]
 
 
 def _fetched(model: Model) -> str:
     if model.folder is not None:
         return ""
     return f"; about {of_flavour(model.flavour).variants[model.flavour].gigabytes:g} GB are downloaded once"
+
+
+def between(seconds: float) -> str:
+    """What may become of a time that is expected so: `5 to 16 hours`, `40 minutes to 2 hours`."""
+    low, high = rough(LOW * seconds), rough(HIGH * seconds)
+    if high == "1 minute":
+        return "a minute at most"
+    (least, unit), (_, other) = low.split(), high.split()
+    same = unit.rstrip("s") == other.rstrip("s") and low != high
+    return f"{least} to {high}" if same else f"{low} to {high}"
 
 
 def rough(seconds: float) -> str:
@@ -236,13 +240,12 @@ def reasons(
         out.append(("length", text))
     heard = steps / len(manifest.samples)
     out.append(("steps", f"{steps}: each song comes up about {heard:.0f} times"))
-    between = f"{rough(LOW * steps * seconds)} to {rough(HIGH * steps * seconds)}"
     out.append(
         (
             "time",
-            f"estimated, {between} of steps, by what a step has to do and by products and memory timed here; "
-            "the first steps of training show what one takes. Encoding the songs once and making clips come "
-            "on top",
+            f"estimated, {between(steps * seconds)} of steps, by what a step has to do and by products and "
+            "memory timed here; the first steps of training show what one takes. Encoding the songs once and "
+            "making clips come on top",
         )
     )
     if not trigger and len(manifest.report.sets[0].no_caption) == len(manifest.samples):

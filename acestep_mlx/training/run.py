@@ -19,6 +19,7 @@ from . import faults, output
 from .build import Built, build
 from .distributed import World, together
 from .interrupts import StopRequest
+from .intervals import Intervals
 from .macos import keep_awake, wired_memory
 from .measures import Measures
 from .memory import cache_limit, step_cache, stored_bits
@@ -27,7 +28,7 @@ from .preflight import check_folder
 from .prepare import Job, Prepared, prepare
 from .restore import Start, restore
 from .saving import Writer
-from .trainer import Intervals, Trainer
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,7 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
     mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, model.checkpoint_blocks))
     parameters = sum(p.size for p in step.parameters().values())
     job.emit(Started(counters.step, built.total, parameters, len(prepared.cache.samples), str(job.output)))
-    intervals = Intervals(
-        config.checkpoint_step_interval, config.checkpoint_epoch_interval,
-        config.validation_step_interval, config.validation_epoch_interval, config.eval_steps_interval,
-        config.checkpoint_minutes,
-    )  # fmt: skip
+    intervals = Intervals.of(config)
     intervals = Intervals(**job.world.share(asdict(intervals)))  # ranks meet when one is over
     trainer = Trainer(
         step,

@@ -21,6 +21,7 @@ from ..report.events import CheckpointSaved, Listeners, StepDone
 from .checkpoint import Health
 from .distributed import together
 from .interrupts import StopRequest
+from .intervals import Intervals
 from .step import StepResult, TrainStep
 
 #: updates in a row without a single finite micro-batch after which training stops
@@ -151,43 +152,6 @@ class _Pending:
     seconds: float
     rates: dict[str, float]
     epoch: int
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """When things happen, in updates and in passes over the data.
-
-    0 means never; None for a step interval of evaluation or validation means at every checkpoint.
-    """
-
-    checkpoint_steps: int = 500
-    checkpoint_epochs: int | None = None
-    validation_steps: int | None = None
-    validation_epochs: int | None = None
-    evaluation_steps: int | None = None
-    checkpoint_minutes: float = 30.0  # since the last checkpoint, or the beginning
-
-    def checkpoint_due(self, step: int, ended: int | None, last: bool) -> bool:
-        """After update `step`; `ended` is the number of the epoch that ended with it, if one did."""
-        return last or _due(self.checkpoint_steps, step) or _due(self.checkpoint_epochs, ended)
-
-    def checkpoint_overdue(self, seconds: float) -> bool:
-        """So long after the last one; neither evaluation nor validation goes with it."""
-        return 0 < 60 * self.checkpoint_minutes <= seconds
-
-    def evaluation_due(self, step: int, ended: int | None, last: bool) -> bool:
-        if self.evaluation_steps is None:
-            return self.checkpoint_due(step, ended, last)
-        return last or _due(self.evaluation_steps, step)
-
-    def validation_due(self, step: int, ended: int | None, last: bool) -> bool:
-        if self.validation_steps is None and self.validation_epochs is None:
-            return self.checkpoint_due(step, ended, last)
-        return last or _due(self.validation_steps, step) or _due(self.validation_epochs, ended)
-
-
-def _due(interval: int | None, count: int | None) -> bool:
-    return bool(interval and count and count % interval == 0)
 
 
 class Trainer:

@@ -68,8 +68,9 @@ def test_problems_are_one_line(arguments: list[str], code: int, part: str, proje
 @pytest.mark.slow
 def test_dry_run(project: Path) -> None:
     done = run(
-        project, "train", "config.json", "--dry-run", "--learning_rate=2e-5", "--save-total-limit", "3"
-    )
+        project, "train", "config.json", "--dry-run", "--verbose", "--learning_rate=2e-5",
+        "--save-total-limit", "3",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for part in ("lora_rank = 4  (config.json)", "learning_rate = 2e-05  (command line)",
                  "seed = 42  (default)", "lora_alpha = 4.0  (as lora_rank)",
@@ -120,8 +121,9 @@ def test_dry_run_refuses_what_training_refuses(arguments: list[str], part: str, 
 @pytest.mark.slow
 def test_dry_run_of_a_pytorch_checkpoint_takes_its_own_size(project: Path, tiny_checkpoint: Path) -> None:
     done = run(
-        project, "train", "config.json", "--dry-run", f"--pretrained_model_name_or_path={tiny_checkpoint}"
-    )
+        project, "train", "config.json", "--dry-run", "--verbose",
+        f"--pretrained_model_name_or_path={tiny_checkpoint}",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "PyTorch checkpoint, will be converted once into" in done.stdout
     assert re.search(r"base weights: \d\.\d+ MB", done.stdout), done.stdout

@@ -425,7 +425,7 @@ def test_a_run_names_twenty_that_are_left_out_and_counts_the_rest(tmp_path: Path
         (songs / f"._{number:02}.wav").write_bytes(b"x")
     said = [text for text, _ in manifest(tmp_path).report.remarks() if text.startswith("left out")]
     assert len(said) == 21 and said[0] == "left out, no song: ._00.wav (hidden file)"
-    assert said[-1] == "left out, no songs: 3 more; --dry-run lists them"
+    assert said[-1] == "left out, no songs: 3 more; --dry-run --verbose lists them"
 
 
 def test_lists_are_told_where_their_captions_go(tmp_path: Path, songs: Path) -> None:

@@ -525,7 +525,7 @@ def test_the_dry_run_says_what_it_takes(
         monkeypatch.setitem(ENCODERS, encoder.name, encoder)
     file = root / "dry.json"
     file.write_text(json.dumps(_config(root, tiny_model, "dry")))
-    said = CliRunner().invoke(cli, ["train", str(file), "--dry-run"])
+    said = CliRunner().invoke(cli, ["train", str(file), "--dry-run", "--verbose"])
     assert said.exit_code == 0, said.output
     for text in ("0.5 × the mean distance", "caches grow by 13.80 MB a minute", "2.07 MB for these songs",
                  "non-commercial use, CC BY-NC 4.0", "projectors: ", "self-supervised loss: "):  # fmt: skip

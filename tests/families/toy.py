@@ -185,6 +185,9 @@ class Memory:
     def lyric_counter(self, folder: ModelFolder | None) -> Callable[[str], int]:
         return len
 
+    def cached(self, config: NetConfig, frames: int, captions: Sequence[str], lyrics: str | None) -> float:
+        return 2.0 * 2 * frames * WIDTH
+
 
 class Straight:
     """From sound to noise in a straight line, the sound drawn from its mean and deviation."""

@@ -34,7 +34,7 @@ def test_a_whole_run(tiny_run: dict[str, str], tmp_path: Any, capsys: pytest.Cap
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     with pytest.raises(SystemExit) as done:
-        main(["train", str(path), "--dry-run"])
+        main(["train", str(path), "--dry-run", "--verbose"])
     said = capsys.readouterr()
     assert done.value.code == 0, said
     assert "LoKr on " in said.err and "Elsewhere is no part of this model" in said.err

@@ -31,9 +31,10 @@ class ACEStepV1:
     title = "ACE-Step v1"
     variants: Mapping[str, Variant] = {
         "base": Variant(
-            "ACE-Step/ACE-Step-v1-3.5B", 7.7, "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c", size="3.5B"
+            "ACE-Step/ACE-Step-v1-3.5B", 7.7, "82cd0d7b6322bd28cd4e830fe675ddb6180ce36c", size="3.5B",
+            others=1.2,
         )
-    }
+    }  # fmt: skip
     unused: Mapping[str, str] = {
         "ace_step_timestep_draws": "only ACE-Step 1.5 is trained so; ACE-Step v1 draws a timestep once"
     }

@@ -5,15 +5,18 @@ The coefficients are fitted to measured peaks by `benchmarks/memory.py`, which p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ..protocol import Folder, Load
 from . import lyric_states
 from .dit import TransformerConfig
+from .latents import LATENTS
 from .lyrics.tokenizer import MAX_TOKENS
 
 TEXT_TOKENS, LYRIC_TOKENS_PER_SECOND = 256, 3.2  # what a song has unless the data says
+LETTERS_PER_TOKEN = 3.5  # of a caption
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,14 @@ class StepMemory:
             return _guessed_tokens
         tokenizer = folder.lyric_tokenizer()
         return lambda lyrics: len(tokenizer.tokenize(lyrics))
+
+    def cached(
+        self, config: TransformerConfig, frames: int, captions: Sequence[str], lyrics: str | None
+    ) -> float:
+        """Latents and states of captions in half precision, ids of lyrics."""
+        states = sum(min(TEXT_TOKENS, len(one) / LETTERS_PER_TOKEN + 2) for one in captions)
+        ids = 4.0 * _guessed_tokens(lyrics or "")
+        return 2.0 * (prod(LATENTS.of(frames)) + states * config.text_embedding_dim) + ids
 
 
 def _guessed_tokens(text: str) -> int:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
 
 TURBO = "ACE-Step/Ace-Step1.5"  # with the autoencoder and the text encoder of all variants
+SHARED: Mapping[str, Any] = {"beside": TURBO, "beside_gigabytes": 1.5, "others": 3.2}
 #: sizes of the XL transformer
 XL = {
     "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -68,15 +69,18 @@ class ACEStep15:
     # Not verifiable offline: names and sizes are taken from descriptions, no repository was opened. All but
     # the first are one variant's folder, without autoencoder and text encoder.
     variants: Mapping[str, Variant] = {
-        "v15-base": Variant("ACE-Step/acestep-v15-base", 4.8, beside=TURBO, size="2B base"),
-        "v15-sft": Variant("ACE-Step/acestep-v15-sft", 4.8, beside=TURBO, size="2B sft"),
-        "v15-turbo": Variant(TURBO, 6.3, size="2B turbo", advice=_advice("v15-base")),
-        "v15-xl-base": Variant("ACE-Step/acestep-v15-xl-base", 10.0, None, TURBO, "4B base", XL),
-        "v15-xl-sft": Variant("ACE-Step/acestep-v15-xl-sft", 10.0, None, TURBO, "4B sft", XL),
-        "v15-xl-turbo": Variant(
-            "ACE-Step/acestep-v15-xl-turbo", 10.0, None, TURBO, "4B turbo", XL, _advice("v15-xl-base")
+        "v15-base": Variant("ACE-Step/acestep-v15-base", 4.8, size="2B base", **SHARED),
+        "v15-sft": Variant("ACE-Step/acestep-v15-sft", 4.8, size="2B sft", **SHARED),
+        "v15-turbo": Variant(TURBO, 6.3, size="2B turbo", advice=_advice("v15-base"), others=3.2),
+        "v15-xl-base": Variant(
+            "ACE-Step/acestep-v15-xl-base", 10.0, size="4B base", transformer=XL, **SHARED
         ),
-    }
+        "v15-xl-sft": Variant("ACE-Step/acestep-v15-xl-sft", 10.0, size="4B sft", transformer=XL, **SHARED),
+        "v15-xl-turbo": Variant(
+            "ACE-Step/acestep-v15-xl-turbo", 10.0, size="4B turbo", transformer=XL,
+            advice=_advice("v15-xl-base"), **SHARED,
+        ),
+    }  # fmt: skip
     unused: Mapping[str, str] = {
         "flow_schedule_shift": "ACE-Step 1.5 draws its timesteps without a shift",
         "validation_negative_prompt": "ACE-Step 1.5 is guided away from a learned null",

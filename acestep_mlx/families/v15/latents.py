@@ -23,5 +23,5 @@ class Latents(LatentSpec):
 
 LATENTS = Latents(
     sample_rate=48000, samples_per_frame=1920, shape=(None, 64), min_seconds=1.0, max_seconds=600.0,
-    shortest=0.04,
+    shortest=0.04, encoding=150e9,
 )  # fmt: skip

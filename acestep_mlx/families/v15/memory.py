@@ -5,19 +5,20 @@ The coefficients are fitted to measured peaks by `benchmarks/memory.py`, which p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..protocol import Folder, Load
 from .config import SLIDING
 from .dit import TransformerConfig
+from .latents import LATENTS
 from .layers import SCORES_AT_ONCE
 from .prompt import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, format_prompt
 
 LYRIC_TOKENS_PER_SECOND = 3.0  # what a song has unless the data says
 LETTERS_PER_TOKEN = 3.5  # of Latin script; of others a letter is a token or so
 FIRST_KEPT = 0.4  # of what a layer keeps, the part that one without checkpointing adds, as in v1
-TIMBRE = 1  # row of the conditions
+TIMBRE, NULL = 1, 1  # rows of the conditions
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,19 @@ class StepMemory:
             return _guessed_tokens
         tokenizer = folder.prompt_tokenizer()
         return lambda lyrics: int(tokenizer([format_prompt("", lyrics)[1]], MAX_LYRIC_TOKENS)[0].shape[1])
+
+    def cached(
+        self, config: TransformerConfig, frames: int, captions: Sequence[str], lyrics: str | None
+    ) -> float:
+        """Mean, deviation and source of the sound, and the conditions, in half precision."""
+        sound = 3 * frames * LATENTS.of(1)[-1]
+        prompts = sum(_guessed_prompt(one) + TIMBRE + NULL for one in captions)
+        rows = prompts + _guessed_tokens(lyrics or "")
+        return 2.0 * (sound + rows * (config.encoder_hidden_size or config.hidden_size))
+
+
+def _guessed_prompt(caption: str) -> float:
+    return min(MAX_TEXT_TOKENS, len(format_prompt(caption, "")[0]) / LETTERS_PER_TOKEN)
 
 
 def _guessed_tokens(text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class SelfSupervised:
     def lines(self, config: RunConfig, seconds: float) -> list[str]:
         encoders = chosen(config)
         names = " and ".join(encoder.title for encoder in encoders)
-        per_minute = sum(2.0 * encoder.length(60 * SOUND_RATE) * encoder.width for encoder in encoders)
+        per_minute = _per_minute(encoders)
         parameters = max(encoder.parameters for encoder in encoders)
         hear, grow = "hears" if len(encoders) == 1 else "hear", per_minute * seconds / 60
         lines = [
@@ -90,6 +90,11 @@ class SelfSupervised:
             )
         return lines
 
+    def disk(self, config: RunConfig, seconds: float) -> tuple[float, float]:
+        encoders = chosen(config)
+        fetched = sum(4e6 * encoder.parameters for encoder in encoders if _local(config, encoder) is None)
+        return fetched, _per_minute(encoders) * seconds / 60
+
     def facts(self, config: RunConfig) -> Mapping[str, Any]:
         return {
             "licences": [
@@ -97,6 +102,11 @@ class SelfSupervised:
                 for encoder in chosen(config)
             ]
         }
+
+
+def _per_minute(encoders: Sequence[Encoder]) -> float:
+    """Bytes that a minute of sound takes in caches."""
+    return sum(2.0 * encoder.length(60 * SOUND_RATE) * encoder.width for encoder in encoders)
 
 
 def _taps(folder: Folder) -> dict[str, Tap]:
