@@ -74,7 +74,7 @@ def _load(config: RunConfig, found: Preflight, manifest: Manifest) -> tuple[Any,
     """The arguments of `training.memory.worst`."""
     from ..training.memory import clips_through, loads
 
-    songs = [(sample.bucket, lyrics) for sample in manifest.samples for lyrics in sample.all_lyrics]
+    songs = [(sample.bucket, lyrics) for sample in manifest.trained for lyrics in sample.all_lyrics]
     batches = loads(songs, config.train_batch_size, manifest.family, found.model.folder)
     heard = clips_through(config, found.heard)
     return config, found.model.transformer, batches, found.model.bits, heard
@@ -151,7 +151,8 @@ def _songs(manifest: Manifest) -> str:
     sets = manifest.report.sets
     songs, files = sum(one.songs for one in sets), sum(one.files for one in sets)
     long = duration(sum(one.seconds for one in sets))
-    return f"{songs} of {count(files, 'song')}, {long}; " + (
+    apart = f", {len(manifest.held_out)} held out" if manifest.held_out else ""
+    return f"{songs} of {count(files, 'song')}, {long}{apart}; " + (
         "; ".join(manifest.report.problems()) or "nothing wrong with them"
     )
 
@@ -245,6 +246,20 @@ def patience_lines(config: RunConfig) -> list[str]:
     return [f"ends earlier after {times} in a row ({often}) without a new lowest loss"]
 
 
+def evaluation_line(config: RunConfig, held_out: int) -> str:
+    """What the evaluation loss is measured on; held_out: songs that are not trained on."""
+    from ..training.measures import no_evaluation
+
+    if config.eval_loss_disable or not config.num_eval_images:
+        return f"{no_evaluation(config)}: nothing will say whether the training goes well"
+    if held_out:
+        return f"evaluation loss on {count(min(held_out, config.num_eval_images), 'held-out song')}"
+    return (
+        "evaluation loss on songs that are trained on, which cannot tell memorising: an entry with "
+        "dataset_type=eval holds songs out"
+    )
+
+
 def checkpoint_line(config: RunConfig) -> str:
     """When checkpoints are written."""
     every = [count(n, "step") for n in (config.checkpoint_step_interval,) if n]
@@ -269,6 +284,7 @@ def report_lines(
         "# the run",
         *length_lines(length, config),
         *patience_lines(config),
+        evaluation_line(config, len(manifest.held_out)),
         *start,
         f"writes into {config.output_path}",
     ]

@@ -26,8 +26,9 @@ class Entry:
     id: str = option(None, "Name of the data set; part of cache paths.")
     type: str = option("local", "Where the files are.", choices="local huggingface csv",
         refused={"aws memory webshart parquet": _CLOUD})
-    dataset_type: str = option("audio", "What it holds.", choices="audio text_embeds",
-        refused={"image video conditioning eval caption distillation_cache":
+    dataset_type: str = option("audio", "What it holds. eval: songs to measure the evaluation loss on, which "
+        "are not trained on.", choices="audio eval text_embeds",
+        refused={"image video conditioning caption distillation_cache":
             "ACE-Step trains on sound; set dataset_type=audio or remove the entry"})
     instance_data_dir: PathText | None = option(None, "Folder with the songs.", aliases="instance_data_root")
     dataset_name: PathText | None = option(None, "Hugging Face data set, or a local folder that holds one.")
@@ -141,11 +142,12 @@ TABLES = {
 class SongSet:
     """What every enabled data set has. Durations in seconds; paths absolute.
 
-    type: as the entry has it.
+    type: as the entry has it. held_out: its songs are for the evaluation and not trained on.
     """
 
     type: ClassVar[str] = ""
     id: str
+    held_out: bool
     caption_strategy: str
     repeats: int
     probability: float

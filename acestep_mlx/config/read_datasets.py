@@ -1,8 +1,8 @@
 """multidatabackend.json → the run's data sets.
 
-The file is SimpleTuner's: a list of entries, of which those with `dataset_type` `audio` are data sets and
-the one with `text_embeds` names the folder of the text caches. What an entry leaves out `follows` the run's
-configuration.
+The file is SimpleTuner's: a list of entries, of which those with `dataset_type` `audio` or `eval` are data
+sets and the one with `text_embeds` names the folder of the text caches. What an entry leaves out `follows`
+the run's configuration.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_datasets(config: RunConfig) -> DataSets:
             raise ConfigError(f"{where}: {entry.id} uses text_embeds={wanted!r}, which is not an entry's id")
         text_dir = text_dirs[wanted] if wanted is not None else default_text
         audio.append(_data_set(entry, config, text_dir, f"{where} ({entry.id})", ignored))
-    if not audio:
+    if all(one.held_out for one in audio):
         why = (
             f"all are disabled ({', '.join(disabled)})"
             if disabled
@@ -176,7 +176,7 @@ def _data_set(
     _check_source(entry, strategy, columns, where)
     if None not in (entry.cache_dir, entry.cache_dir_vae) and entry.cache_dir != entry.cache_dir_vae:
         ignored.append((entry.id, "cache_dir", f"cache_dir_vae={entry.cache_dir_vae} is given, and wins"))
-    shared = vars(_shared(entry, audio, shuffle, strategy, text_dir, config, where))
+    shared = vars(_shared(entry, audio, shuffle, strategy, text_dir, config, where, ignored))
     lyrics_format = _lyrics_format(audio, where)
     folder = config.resolve(entry.instance_data_dir) if entry.instance_data_dir else None
     if entry.type == "huggingface":
@@ -210,19 +210,31 @@ def _data_set(
 
 
 def _shared(
-    entry: Entry, audio: Audio, shuffle: Shuffle, strategy: str, text_dir: Path, config: RunConfig, where: str
+    entry: Entry,
+    audio: Audio,
+    shuffle: Shuffle,
+    strategy: str,
+    text_dir: Path,
+    config: RunConfig,
+    where: str,
+    ignored: list[tuple[str, str, str]],
 ) -> SongSet:
     """What data sets of every type have."""
     low, high = audio.min_duration_seconds, audio.max_duration_seconds
     instead = entry.only_instance_prompt or strategy == "instanceprompt"
     if (instead or entry.prepend_instance_prompt) and not entry.instance_prompt:
         raise ConfigError(f"{where}: instance_prompt is missing; captions are to be made from it")
+    held_out = entry.dataset_type == "eval"
+    for key, default in (("repeats", 0), ("probability", 1.0)) if held_out else ():
+        if getattr(entry, key) != default:
+            ignored.append((entry.id, key, "dataset_type=eval: its songs are not trained on"))
     if low > high:
         raise ConfigError(f"{where}: min_duration_seconds={low} is above max_duration_seconds={high}")
     latents = entry.cache_dir_vae or entry.cache_dir or config.cache_dir_vae
     unkept = config.vae_cache_disable or bool(entry.vae_cache_disable)
     return SongSet(
         id=entry.id,
+        held_out=held_out,
         caption_strategy=strategy,
         repeats=entry.repeats,
         probability=entry.probability,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +53,11 @@ class Share:
 
 
 def shares(samples: Sequence[Sample]) -> list[Share]:
-    """What repeats and probability make of each data set; indices into `samples`."""
+    """What repeats and probability make of each data set that is trained on; indices into `samples`."""
     groups: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
-        groups.setdefault(sample.dataset.id, []).append(i)
+        if not sample.dataset.held_out:
+            groups.setdefault(sample.dataset.id, []).append(i)
     out = []
     for members in groups.values():
         dataset = samples[members[0]].dataset
@@ -88,21 +89,23 @@ class Batches:
         world: int = 1,
         dropout: float | None = None,
     ) -> None:
-        if not cache.samples:
-            raise DataError("nothing to train on: the data set is empty")
         self.cache = cache
         self.samples: Sequence[Sample] = cache.samples
+        self.trained = [i for i, sample in enumerate(self.samples) if not sample.dataset.held_out]
+        self.held_out = [i for i, sample in enumerate(self.samples) if sample.dataset.held_out]
+        if not self.trained:
+            raise DataError("nothing to train on: the data set is empty")
         self.seed = config.seed if seed is None else seed
         self.batch_size = config.train_batch_size
         self.rank, self.world = rank, world
         self.dropout = config.caption_dropout_probability if dropout is None else dropout
         self.signature = cache_key(
-            songs=[sample.key for sample in self.samples],
-            weights=[[s.dataset.repeats, s.dataset.probability] for s in self.samples],
+            songs=[self.samples[i].key for i in self.trained],
+            weights=[[d.repeats, d.probability] for d in (self.samples[i].dataset for i in self.trained)],
             dropout=self.dropout,
             batch=self.batch_size * world,
         )
-        self._shapes = self._bucket_shapes()
+        self._shapes = self._bucket_shapes(self.trained)
         self._epoch = self._position = 0
         self._plan: list[list[Item]] = []
         self._planned = -1
@@ -141,7 +144,7 @@ class Batches:
             drawn += share.songs * share.whole
             drawn += [share.songs[i] for i in rng.permutation(len(share.songs))[: share.extra]]
         if not drawn:
-            drawn = [int(rng.integers(len(self.samples)))]
+            drawn = [self.trained[int(rng.integers(len(self.trained)))]]
         order = [drawn[i] for i in rng.permutation(len(drawn))]
         groups = self._group(order, size)
         if len(groups[-1]) < size:
@@ -184,11 +187,11 @@ class Batches:
         groups += [rest[i : i + size] for i in range(0, len(rest), size)]
         return groups
 
-    def _bucket_shapes(self) -> dict[int, Shape]:
-        """The shape of each bucket: one, whatever is drawn."""
+    def _bucket_shapes(self, songs: Iterable[int]) -> dict[int, Shape]:
+        """The shape of each bucket of these songs: one, whatever is drawn."""
         shapes: dict[int, Shape] = {}
         padding = self.cache.family.padding
-        for sample in self.samples:
+        for sample in (self.samples[i] for i in songs):
             text = _round_up(self.cache.text_length(sample), padding.text)
             lyrics = _round_up(self.cache.lyric_length(sample), padding.lyrics)
             own = Shape(sample.bucket, text, lyrics)
@@ -265,11 +268,13 @@ class Batches:
         self.cache.release()
 
     def evaluation(self, count: int) -> list[Batch]:
-        """A fixed set of `count` songs, one per batch: first caption, nothing dropped, always the same, and
-        always the same part of each that is cropped.
+        """A fixed set of `count` songs, of those that are held out where there are any, one per batch: first
+        caption, nothing dropped, always the same, and always the same part of each that is cropped.
         """
+        songs = self.held_out or self.trained
+        shapes = self._bucket_shapes(songs)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, _ORDER])))
-        chosen = sorted(rng.permutation(len(self.samples))[:count].tolist())
+        chosen = sorted(songs[i] for i in rng.permutation(len(songs))[:count])
         seeds = np.random.SeedSequence([self.seed, _NOISE]).generate_state(2 * len(chosen))
         batches = []
         for n, index in enumerate(chosen):
@@ -277,7 +282,7 @@ class Batches:
             item = Item(index, 0, False, False, key, part_start(sample, key))
             stored = self.cache.make(sample, 0, item.start)
             stored = {name: array for name, array in stored.items() if name not in self.cache.heard}
-            batch = to_batch(self._collate([item], [stored], self.shape([item])), [sample])
+            batch = to_batch(self._collate([item], [stored], shapes[sample.bucket]), [sample])
             batch["of"] = [sample.key, item.start]
             batches.append(batch)
         return batches

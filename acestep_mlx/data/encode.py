@@ -241,7 +241,7 @@ class Cache:
         self._awaited = {
             str(self.key(kind, s)) for s in lazy for kind in self._of_sound if self._lacks(kind, s)
         }
-        if not self.samples:
+        if all(sample.dataset.held_out for sample in self.samples):
             raise nothing_left(self.skipped)
 
     def _encode_words(self, kind: str, samples: Iterable[Sample], progress: Progress) -> None:

@@ -153,6 +153,15 @@ class Manifest:
     family: Family
 
     @property
+    def trained(self) -> list[Sample]:
+        """The songs that are trained on: all but those that are held out for the evaluation."""
+        return [sample for sample in self.samples if not sample.dataset.held_out]
+
+    @property
+    def held_out(self) -> list[Sample]:
+        return [sample for sample in self.samples if sample.dataset.held_out]
+
+    @property
     def signature(self) -> str:
         """Changes when anything changes that the order of training depends on."""
         return hash_text("\n".join(sample.key for sample in self.samples))[:32]
@@ -214,9 +223,23 @@ def build_manifest(
         report.left_out = report.files - report.songs - len(report.skipped) - len(again)
         reports.append(report)
     full = DatasetReport(reports, datasets.ignored, datasets.disabled)
-    if not samples:
+    _note_trained_too(samples, reports)
+    if all(sample.dataset.held_out for sample in samples):
         raise nothing_left(skipped)
     return Manifest(samples, skipped, full, datasets, family)
+
+
+def _note_trained_too(samples: Sequence[Sample], reports: Sequence[SetReport]) -> None:
+    """Report held-out songs that are also trained on, which then tell nothing of memorising."""
+    trained = {sample.content: sample.id for sample in samples if not sample.dataset.held_out}
+    for report in reports:
+        held = [one for one in samples if one.dataset.held_out and one.dataset.id == report.id]
+        report.held_out = bool(held)
+        report.trained_too = [
+            (one.id.removeprefix(f"{report.id}/"), trained[one.content])
+            for one in held
+            if one.content in trained
+        ]
 
 
 def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:

@@ -43,7 +43,8 @@ class SetReport:
     lost: songs of which something could not be decoded. sources: how that list or table is read, where
     that is not plain. cropped: songs of which `crop` seconds are trained on at a time; untimed: those of them
     whose lyrics cannot be cut. sources_of: "caption" and "lyrics" → where they are from, and of how many
-    songs. rows: what each song is trained with.
+    songs. rows: what each song is trained with. held_out: its songs are not trained on; trained_too: (song,
+    the trained one) where it is, in another data set.
     """
 
     id: str
@@ -81,6 +82,8 @@ class SetReport:
     untimed: list[str] = field(default_factory=list)
     sources_of: dict[str, Counter[str]] = field(default_factory=dict)
     rows: list[SongRow] = field(default_factory=list)
+    held_out: bool = False
+    trained_too: Named = field(default_factory=list)
 
     @property
     def without_caption(self) -> str:
@@ -103,6 +106,7 @@ class SetReport:
             ("with metadata that is not understood", _detailed(self.unread)),
             ("there twice, trained once", [name for name, _ in self.twice]),
             ("the same as another one, trained twice", [name for name, _ in self.copies]),
+            ("held out, and trained on in another data set", [name for name, _ in self.trained_too]),
             ("without lyrics, so that a voice in them is tied to no words", self.no_lyrics),
             ("cut", _detailed(self.cut)),
             ("padded with silence", [name for name, _ in self.padded]),
@@ -111,6 +115,10 @@ class SetReport:
     def remarks(self) -> list[tuple[str, str]]:
         """What a run says of the data before its first step, as (text, "info" or "warning")."""
         out = [(f"{self.id}, {name}: {note}", "info") for name, note in self.sources]
+        if self.trained_too:
+            named = listed([f"{name} is {other}" for name, other in self.trained_too])
+            text = f"{len(self.trained_too)} {self._of_all} are trained on in another data set ({named})"
+            out.append((f"{text}: the evaluation cannot tell memorising by them", "warning"))
         captions, lyrics = "a file NAME.txt beside the song", "a file NAME.lyrics beside the song"
         if self.listed:
             captions, lyrics = "its column", "their column"
@@ -199,6 +207,7 @@ def _detailed(named: Named) -> list[str]:
 def _set_lines(one: SetReport, limit: int) -> list[str]:
     hours = f"{one.seconds / 3600:.2f} h" if one.seconds >= 360 else f"{one.seconds:.1f} s"
     passes = f", {one.passes:g} times per epoch" if one.passes != 1 else ""
+    passes = ", for the evaluation, not trained on" if one.held_out else passes
     captions = count(one.captions, "caption")
     out = [f"data set {one.id}: {one.songs} of {count(one.files, 'song')}, {hours}, {captions}{passes}"]
     if one.left_out:
@@ -220,6 +229,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
     out += _named("there twice, trained once", [f"{name}: {reason}" for name, reason in one.twice], 0)
     details = {
         "trained on though it is, byte for byte, a copy of": one.copies,
+        "not held out, because it is trained on as": one.trained_too,
         "padded": one.padded,
         "cut": one.cut,
         "not decoded everywhere": one.lost,

@@ -69,12 +69,15 @@ def hours(
         return expected_step(config, load, rates[0], room, model=sizes, stored_bits=found.model.bits).seconds
 
     each = {part: step_on(part) for part in {sample.at_once for sample in manifest.samples}}
-    one = fmean(each[sample.at_once] for sample in manifest.samples)
+    one, held_out = (
+        fmean(each[sample.at_once] for sample in songs or manifest.trained)
+        for songs in (manifest.trained, manifest.held_out)
+    )
     step = one * config.train_batch_size * config.gradient_accumulation_steps
     measured = measured_step(found.resume.parent / METRICS) if found.resume is not None else 0.0
     steps = max(0, agenda.total - found.step)
     to_come = agenda.after(found.step)
-    others = _evaluations(config, manifest.samples, to_come, one)
+    others = _evaluations(config, manifest.held_out or manifest.trained, to_come, held_out)
     others += _clips(config, to_come, step_on(config.validation_audio_duration))
     return Hours(encode, steps * (measured or step) + others, measured)
 

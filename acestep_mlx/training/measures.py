@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 from ..config.run import RunConfig
 from ..report.events import AverageEvaluated, Evaluated, Event, StepDone, ValidationClip, read_metrics
@@ -126,9 +127,9 @@ class Measures:
             for path in checkpoint.surplus(found, config.checkpoints_total_limit, newest):
                 del found[path]
         lasting = [path for path, health in found.items() if health.healthy and not health.timed]
-        prompt = config.validation_prompt or "what it is like"
+        prompt = config.validation_prompt or self._caption()
         context = Context(
-            held_out=False,
+            held_out=bool(self.built.batches.held_out),
             learning_rate=config.learning_rate,
             checkpoints={int(path.name.rpartition("-")[2]): shlex.quote(str(path)) for path in lasting},
             clips=sorted({step for path, step in history.clips.items() if path.is_file()}),
@@ -136,8 +137,16 @@ class Measures:
             f"--prompt {shlex.quote(prompt)} --lora ",
             resume=f"--learning_rate={config.learning_rate / 3:.2g} --resume_from_checkpoint=",
         )
-        earlier = [point for which, point in history.evaluations if which == measured]
-        return judge([*earlier, now], history.training, context)
+        points = {point.step: point for which, point in history.evaluations if which == measured}
+        return judge([*({**points, now.step: now}.values())], history.training, context)
+
+    def _caption(self) -> str:
+        """The beginning of a trained song's caption."""
+        batches = self.built.batches
+        captions = (batches.samples[i].captions[0] for i in batches.trained)
+        return next(
+            (short for caption in captions if (short := shorten(caption, 60, placeholder=""))), "music"
+        )
 
     def _weights(self) -> list[bool]:
         """With which weights to measure: False for the trained ones, True for their average."""

@@ -132,7 +132,7 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
     model, bits = built.model, stored_bits(prepared.folder)
     mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, model.checkpoint_blocks))
     parameters = sum(p.size for p in step.parameters().values())
-    job.emit(Started(counters.step, built.total, parameters, len(prepared.cache.samples), str(job.output)))
+    job.emit(Started(counters.step, built.total, parameters, len(built.batches.trained), str(job.output)))
     intervals = Intervals.of(config)
     intervals = Intervals(**job.world.share(asdict(intervals)))  # ranks meet when one is over
     trainer = Trainer(

@@ -19,7 +19,7 @@ from statistics import fmean, stdev, variance
 from ..formatting import count
 
 SMALLEST = 0.001  # a change below this share of the loss is none, however exact
-BLIND = 0.02  # noise above this share of the loss hides what learning does: then nothing is called flat
+BLIND = 0.01  # noise above this share of the loss hides what learning does: then nothing is called flat
 #: 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; above, 1.96 + 2.6 / n is right to 0.01
 _QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
@@ -114,14 +114,14 @@ def compare(before: Point, after: Point) -> Change:
 def find(points: Sequence[Point], training: Sequence[tuple[int, float]], held_out: bool) -> Finding:
     """What holds at the last of `points`, which rise in step. training: (step, finite loss) of updates.
 
-    Learning and flat look at the last third of the training and at two evaluations at least, so that slow
-    learning is seen in long runs too. A rise above the lowest counts once two evaluations in a row show it,
-    or the training loss rises as well.
+    Learning and flat ask whether the last third of the training, and two evaluations at least, went below the
+    lowest loss before it, so that slow learning is seen in long runs too. A rise above the lowest counts once
+    two evaluations in a row show it, or the training loss rises as well.
     """
     now = points[-1]
-    if not math.isfinite(now.loss):
-        return Finding("unstable")
     earlier = [point for point in points[:-1] if math.isfinite(point.loss)]
+    if not math.isfinite(now.loss):
+        return Finding("unstable", best=min(earlier, key=lambda point: point.loss, default=None))
     if not earlier:
         return Finding("early", "nothing")
     if len(now.songs) < 2:
@@ -132,7 +132,7 @@ def find(points: Sequence[Point], training: Sequence[tuple[int, float]], held_ou
     if rise.rises and (again or trained > 0):
         return Finding("memorising" if held_out and trained <= 0 else "unstable", "", rise, best, trained)
     since = min(_third(earlier, now.step), max(0, len(earlier) - 2))
-    change = compare(earlier[since], now)
+    change = compare(min(earlier[: since + 1], key=lambda point: point.loss), now)
     if change.falls and not rise.rises:
         return Finding("learning", "", change, best)
     if len(earlier) < 2 or change.counts or change.noise > BLIND * abs(now.loss):
@@ -182,6 +182,8 @@ def _early(found: Finding, now: Point, context: Context) -> Verdict:
         text = f"the loss of {songs} rose {_from_to(change)}, but in one evaluation only"
     else:
         text = f"since step {change.before.step} the loss of {songs} changed by {_moved(change)}"
+        if len(now.songs) < 4 and change.noise > BLIND * abs(now.loss):
+            text += "; 4 or more evaluation songs would tell sooner"
     return Verdict("early", f"Too early to tell: {text}.")
 
 
@@ -195,10 +197,10 @@ def _flat(found: Finding, now: Point, context: Context) -> Verdict:
     assert found.change is not None
     first = found.change.before.step
     text = f"since step {first} the loss of {_songs(now, context)} changed by {_moved(found.change)}"
-    if found.untaught:
-        rate = f"raise learning_rate (now {context.learning_rate:g})"
-        return Verdict("flat", f"Flat: {text}, and it is no lower than before the first step; {rate}.")
     steps, advice = _by_ear(first, context)
+    if found.untaught:
+        text += ", and it is no lower than before the first step"
+        advice = f"raise learning_rate (now {context.learning_rate:g}), or {advice}"
     return Verdict("flat", f"Flat: {text}; {advice}.", steps)
 
 
@@ -212,9 +214,9 @@ def _by_ear(first: int, context: Context) -> tuple[tuple[int, ...], str]:
         a, b = pair[0], pair[-1]
         where = "their clips are in report.html"
         if a in context.checkpoints:
-            where = f"{context.command}{context.checkpoints[a]}, and the same with {context.checkpoints[b]}"
+            where = f"{context.command}{context.checkpoints[a]}, and the same with checkpoint-{b}"
         return (a, b), f"compare steps {a} and {b} by ear: {where}"
-    return (), "more steps will hardly change what one hears"
+    return (), "two kept checkpoints, or clips, would tell by ear"
 
 
 def _memorising(found: Finding, now: Point, context: Context) -> Verdict:
@@ -242,15 +244,16 @@ def _best(best: Point, context: Context) -> tuple[tuple[int, ...], str]:
 
 def _unstable(found: Finding, now: Point, context: Context) -> Verdict:
     lower = f"lower learning_rate (now {context.learning_rate:g})"
-    if found.change is None or found.best is None:
-        return Verdict("unstable", f"Unstable: the evaluation loss is not finite; {lower}.")
-    too = ", and so did the training loss" if found.trained > 0 else ""
-    text = f"the loss of {_songs(now, context)} rose {_from_to(found.change)}{too}"
-    step = found.best.step
+    steps: tuple[int, ...] = ()
+    text = f"the loss of {_songs(now, context)} is not finite"
+    if found.change is not None:
+        too = ", and so did the training loss" if found.trained > 0 else ""
+        text = f"the loss of {_songs(now, context)} rose {_from_to(found.change)}{too}"
+    step = found.best.step if found.best is not None else 0
     if step and step in context.checkpoints:
         lower += f" and go on from step {step}: {context.resume}{context.checkpoints[step]}"
-        return Verdict("unstable", f"Unstable: {text}; {lower}.", (step,))
-    return Verdict("unstable", f"Unstable: {text}; {lower}.")
+        steps = (step,)
+    return Verdict("unstable", f"Unstable: {text}; {lower}.", steps)
 
 
 _SENTENCES = {

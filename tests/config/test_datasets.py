@@ -109,6 +109,18 @@ def test_keys_that_are_understood(entry: dict[str, Any], name: str, value: Any) 
     assert found == value if value is not None else found
 
 
+def test_songs_are_held_out_by_their_data_set() -> None:
+    apart = {"id": "apart", "dataset_type": "eval", "repeats": 3, "probability": 0.5}
+    found = read({}, apart)
+    assert [(one.id, one.held_out) for one in found.audio] == [("set", False), ("apart", True)]
+    assert [(label, key) for label, key, _ in found.ignored] == [
+        ("apart", "repeats"),
+        ("apart", "probability"),
+    ]
+    with pytest.raises(ConfigError, match="no data set to train on: add an entry with dataset_type=audio"):
+        read(apart)
+
+
 def test_a_data_set_is_what_it_is_and_holds_nothing_of_the_others() -> None:
     columns = {"csv_file": "songs.csv", "csv_caption_column": "says"}
     for entry, kind, place in (

@@ -135,8 +135,8 @@ def test_how_often_an_epoch_has_the_songs_of_a_set(
     repeats: int, probability: float, whole: int, extra: int
 ) -> None:
     """100 · 0.29 is 28.999999999999996 for a computer."""
-    one: Any = SimpleNamespace(id="a", repeats=repeats, probability=probability)
-    other: Any = SimpleNamespace(id="b", repeats=0, probability=1.0)
+    one: Any = SimpleNamespace(id="a", repeats=repeats, probability=probability, held_out=False)
+    other: Any = SimpleNamespace(id="b", repeats=0, probability=1.0, held_out=False)
     samples: Any = [SimpleNamespace(dataset=one if i % 2 else other) for i in range(20)]
     found = {tuple(share.songs): (share.whole, share.extra) for share in shares(samples)}
     assert found == {tuple(range(1, 20, 2)): (whole, extra), tuple(range(0, 20, 2)): (1, 0)}
@@ -268,6 +268,42 @@ def test_the_evaluation_set_is_fixed(root: Path, tiny_model: Path) -> None:
     assert len(first) == 3 and all(same(a, b) for a, b in zip(first, again, strict=True))
     assert all(batch["text"].any().item() for batch in first)
     assert len(batches.evaluation(99)) == len(LENGTHS)
+
+
+def test_songs_that_are_held_out_are_evaluated_and_never_drawn(root: Path, tmp_path: Path) -> None:
+    """And change nothing else: not the order, not what is padded, not how long an epoch is."""
+    (tmp_path / "songs").mkdir()
+    for name in ("x", "y"):
+        song(tmp_path / "songs", name, 9.0, caption="held out")
+
+    def planned(*entries: dict[str, Any]) -> Batches:
+        settings = config(root, *entries)
+        found: Any = Lengths(build_manifest(settings).samples)
+        return Batches(found, settings)
+
+    apart = {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(tmp_path / "songs")}
+    plain, first, last = planned({}), planned(apart, {}), planned({}, apart)
+    for batches in (first, last):
+        names = [
+            [[batches.samples[item.sample].id.replace("set1", "set") for item in group] for group in plan]
+            for plan in map(batches.plan, range(3))
+        ]
+        assert names == [
+            [[plain.samples[item.sample].id for item in group] for group in plan]
+            for plan in map(plain.plan, range(3))
+        ]
+        assert batches.shapes == plain.shapes and batches.songs_per_epoch == plain.songs_per_epoch
+        assert songs_per_epoch(batches.samples) == len(LENGTHS) and len(batches.held_out) == 2
+    assert last.signature == plain.signature
+
+
+def test_the_evaluation_is_of_songs_that_are_held_out(root: Path, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "songs").mkdir()
+    song(tmp_path / "songs", "x", 3.0, caption="held out")
+    apart = {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(tmp_path / "songs")}
+    batches = make(root, tiny_model, {}, apart)
+    assert [batch["ids"] for batch in batches.evaluation(4)] == [["apart/x.wav"]]
+    assert batches.evaluation(0) == []
 
 
 @pytest.mark.slow

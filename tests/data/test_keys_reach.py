@@ -200,6 +200,7 @@ def _(lab: Lab) -> None:
     folder, cache = lab.cached({"id": "set"}, {"id": "other", "text_embeds": "three"}, *texts)
     assert {s.id.split("/")[0] for s in cache.samples} == {"set", "other"}
     assert not files(folder / "one") and files(folder / "two") and files(folder / "three")
+    assert songs_per_epoch(lab.manifest({"id": "set"}, {"id": "apart", "dataset_type": "eval"}).samples) == 3
 
 
 @reaches("entry", "instance_data_dir")

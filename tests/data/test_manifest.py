@@ -620,3 +620,20 @@ def test_sound_far_above_full_scale_is_said(peak: float, said: bool, tmp_path: P
     for _ in range(2):  # examined, and remembered
         notes = dict(manifest(tmp_path).report.sets[0].notes)
         assert (f"up to {peak:.3g} times full scale" in notes.get("a.wav", "")) is said
+
+
+def test_a_song_that_is_held_out_and_trained_on_is_named(tmp_path: Path) -> None:
+    for folder, names in (("songs", ("a", "b")), ("apart", ("x", "y"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            song(tmp_path / folder, name)
+    shutil.copy(tmp_path / "songs" / "a.wav", tmp_path / "apart" / "x.wav")
+    apart = {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(tmp_path / "apart")}
+    found = manifest(tmp_path, {}, apart)
+    assert found.report.sets[1].trained_too == [("x.wav", "set/a.wav")]
+    warnings = [text for text, level in found.report.remarks() if level == "warning"]
+    assert any("x.wav is set/a.wav" in text and "cannot tell memorising" in text for text in warnings)
+    lines = found.report.lines()
+    assert any(line.startswith("data set apart: 2 of 2 songs") and "not trained on" in line for line in lines)
+    with pytest.raises(DataError, match="nothing left to train on"):
+        manifest(tmp_path, {"audio": {"min_duration_seconds": 100}}, apart)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from acestep_mlx.report.events import Event
 from acestep_mlx.training import checkpoint
 from acestep_mlx.training.checkpoint import Checkpoint
 from acestep_mlx.training.run import TrainResult, train
+
+from ..small import small_model
 
 SONGS = {"low": 110.0, "middle": 220.0, "high": 440.0}
 LYRICS = {"low": "[verse]\nDown by the river\n", "high": "[instrumental]\n"}
@@ -60,6 +65,27 @@ def configuration(root: Path, model: Path, name: str, **options: Any) -> dict[st
         "eval_loss_disable": True,
         **options,
     }
+
+
+@contextmanager
+def lab(root: Path, **options: Any) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Makes configurations as `configuration` does, of the smallest model and with these options; while it
+    is open nothing is compiled and nothing waits for the disk.
+    """
+    model = small_model(root / "base")
+    smallest = {"acestep_lora_target": "attn_qkv", "gradient_checkpointing": False}
+    evaluated = {"eval_loss_disable": False, "num_eval_images": 1}
+
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        return configuration(root, model, name, **{**smallest, **evaluated, **options, **changes})
+
+    mx.disable_compile()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda handle: None)
+            yield make
+    finally:
+        mx.enable_compile()
 
 
 class Recorder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from acestep_mlx.training import checkpoint, memory
 from acestep_mlx.training.average import AverageSettings
 from acestep_mlx.training.interrupts import StopRequest
 
-from ..small import small_model
 from . import runs, tiny
 
 SHARE = AverageSettings(0.25, 1)
@@ -116,24 +115,10 @@ def test_the_memory_estimate_counts_it() -> None:
 
 # ── runs ─────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("average")
-    model = small_model(root / "base")
-    options = {
-        "acestep_lora_target": "attn_qkv", "use_ema": True, "ema_decay": 0.5, "max_train_steps": 3,
-        "eval_loss_disable": False, "num_eval_images": 1, "gradient_checkpointing": False,
-    }  # fmt: skip
-
-    def make(name: str, **changes: Any) -> dict[str, Any]:
-        return runs.configuration(root, model, name, **{**options, **changes})
-
-    mx.disable_compile()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fsync", lambda handle: None)
-            yield make
-    finally:
-        mx.enable_compile()
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    root, options = tmp_path_factory.mktemp("average"), {"use_ema": True, "ema_decay": 0.5}
+    with runs.lab(root, **options, max_train_steps=3) as make:
+        yield make
 
 
 def average_of(path: Path) -> dict[str, np.ndarray]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from acestep_mlx.cli.dry_run import patience_lines
@@ -32,7 +30,6 @@ from acestep_mlx.training.evaluation import Evaluation, Measured
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.trainer import Counters, Intervals, Lowest, Trainer
 
-from ..small import small_model
 from . import runs
 
 
@@ -67,23 +64,9 @@ LOSSES = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.7, 4: 0.6, 5: 0.8, 6: 0.55, 7: 0.3, 8: 0.
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    root = tmp_path_factory.mktemp("patience")
-    model = small_model(root / "base")
-    options = {
-        "acestep_lora_target": "attn_qkv", "max_train_steps": 8, "eval_loss_disable": False,
-        "num_eval_images": 1, "eval_steps_interval": 1, "gradient_checkpointing": False,
-    }  # fmt: skip
-
-    def make(name: str, **changes: Any) -> dict[str, Any]:
-        return runs.configuration(root, model, name, **{**options, **changes})
-
-    mx.disable_compile()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fsync", lambda handle: None)
-            yield make
-    finally:
-        mx.enable_compile()
+    root, options = tmp_path_factory.mktemp("patience"), {"max_train_steps": 8, "eval_steps_interval": 1}
+    with runs.lab(root, **options) as make:
+        yield make
 
 
 def evaluations(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> None:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
-from acestep_mlx.report.events import Evaluated, Event, MetricsFile, StepDone, ValidationClip
+from acestep_mlx.cli import main
+from acestep_mlx.cli.events import TrainDisplay
+from acestep_mlx.report.events import (
+    Evaluated,
+    Event,
+    MetricsFile,
+    Notice,
+    Started,
+    StepDone,
+    ValidationClip,
+)
+from acestep_mlx.training import checkpoint
+from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.measures import History
 from acestep_mlx.training.verdict import (
     Context,
@@ -22,6 +38,8 @@ from acestep_mlx.training.verdict import (
     judge,
     quantile,
 )
+
+from . import runs
 
 #: what songs differ by from each other: far more than by what they learn
 SONGS = np.array([0.2, -0.3, 0.05, 0.15, -0.1, 0.12, -0.02, -0.1])
@@ -150,15 +168,15 @@ def test_slow_learning_is_seen_over_the_last_third() -> None:
 
 def test_flat_names_two_steps_that_are_kept() -> None:
     losses = [1.0, 0.9, 0.9, 0.9003, 0.8998]
-    found = verdict(losses, noise=0.002)
-    assert found.kind == "flat" and found.steps == (200, 300)
-    assert "compare steps 200 and 300 by ear: generate --lora out/checkpoint-200, and" in found.sentence
-    assert "out/checkpoint-300" in found.sentence
+    found = verdict(losses, noise=0.0002)
+    assert found.kind == "flat" and found.steps == (100, 300)
+    assert "compare steps 100 and 300 by ear: generate --lora out/checkpoint-100, and" in found.sentence
+    assert "the same with checkpoint-300" in found.sentence
     from_clips = Context(True, 1e-4, {}, clips=[100, 400])
-    found = verdict(losses, noise=0.002, context=from_clips)
+    found = verdict(losses, noise=0.0002, context=from_clips)
     assert found.steps == (100, 400) and "their clips are in report.html" in found.sentence
-    found = verdict(losses, noise=0.002, context=Context(True, 1e-4, {400: "checkpoint-400"}))
-    assert found.kind == "flat" and found.steps == () and "checkpoint" not in found.sentence
+    found = verdict(losses, noise=0.0002, context=Context(True, 1e-4, {400: "checkpoint-400"}))
+    assert found.kind == "flat" and found.steps == () and "checkpoint-" not in found.sentence
 
 
 def test_flat_from_the_beginning_asks_for_a_higher_rate() -> None:
@@ -198,7 +216,7 @@ def test_unstable_advises_a_lower_rate() -> None:
     assert found.sentence.endswith("--resume_from_checkpoint=out/checkpoint-100.")
     for context in (CONTEXT, TRAINED):
         found = verdict([1.0, 0.9, math.nan], context=context)
-        assert found.kind == "unstable" and "not finite; lower learning_rate" in found.sentence
+        assert found.kind == "unstable" and "is not finite; lower learning_rate" in found.sentence
     assert verdict([1.0, math.nan, 0.9], noise=0.001).kind == "learning"
 
 
@@ -229,3 +247,132 @@ def test_the_direction_of_the_training_loss() -> None:
     assert direction(losses(lambda step: 1.0), 200, 400) == 0
     assert direction(losses(lambda step: 1.0 - step / 400), 0, 400) == -1
     assert direction([], 0, 0) == direction([(1, 1.0)], 0, 1) == 0
+
+
+# ── miniatures that are trained into each case ───────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Three tones, one of them alone, and three noises."""
+    root, rng = tmp_path_factory.mktemp("verdict"), np.random.default_rng(0)
+    runs.write_songs(root / "songs")
+    for folder in ("one", "noises"):
+        (root / folder).mkdir()
+    for file in (root / "songs").glob("low.*"):
+        shutil.copy(file, root / "one")
+    for name in "abc":
+        soundfile.write(root / "noises" / f"{name}.wav", 0.5 * rng.uniform(-1, 1, (3 * 44100, 2)), 44100)
+        (root / "noises" / f"{name}.txt").write_text("noise\n")
+    with runs.lab(root, eval_steps_interval=2, checkpointing_steps=2, num_eval_images=3) as make:
+        yield make
+
+
+def data(lab: Any, trained: str, held_out: str) -> dict[str, Any]:
+    """The `backends` of a run that trains on one folder and is evaluated on another."""
+    root = Path(lab("none")["output_dir"]).parent
+    sets = {trained: "audio", held_out: "eval"}
+    return {
+        "backends": [
+            {"id": name, "dataset_type": kind, "instance_data_dir": str(root / name)}
+            for name, kind in sets.items()
+        ]
+    }
+
+
+def kinds(seen: runs.Recorder) -> list[tuple[int, str]]:
+    return [(event.step, event.verdict_kind) for event in seen.of(Evaluated)]
+
+
+@pytest.mark.slow
+def test_a_run_that_has_hardly_begun(lab: Any, capsys: Any) -> None:
+    _, seen = runs.run(lab("early", max_train_steps=1), act=TrainDisplay())
+    assert kinds(seen) == [(0, "early"), (1, "early")]
+    shown = capsys.readouterr().err
+    for event in seen.of(Evaluated):
+        assert f"step {event.step}: {event.verdict}\n" in shown
+        assert event.verdict.startswith("Too early to tell: ")
+
+
+@pytest.mark.slow
+def test_a_run_that_learns(lab: Any) -> None:
+    _, seen = runs.run(lab("learns", learning_rate=0.1, max_train_steps=4))
+    assert kinds(seen)[-1] == (4, "learning")
+    last = seen.of(Evaluated)[-1]
+    assert "3 of the trained songs fell from" in last.verdict and f"to {last.loss:.4f}" in last.verdict
+
+
+@pytest.mark.slow
+def test_a_run_that_stands_still_names_checkpoints_that_can_be_heard(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = lab("flat", learning_rate=1e-9, max_train_steps=6, checkpoints_total_limit=2)
+    _, seen = runs.run(config)
+    assert kinds(seen) == [(0, "early"), (2, "early"), (4, "flat"), (6, "flat")]
+    first, last = (event.verdict for event in seen.of(Evaluated)[2:])
+    assert "compare steps 2 and 4 by ear" in first and "raise learning_rate (now 1e-09)" in first
+    named = [int(step) for step in re.findall(r"checkpoint-(\d+)", last)]
+    kept = {int(path.name.rpartition("-")[2]) for path in checkpoint.checkpoints(Path(config["output_dir"]))}
+    assert len(named) == 2 and set(named) <= kept and f"compare steps {named[0]} and {named[1]}" in last
+    line = re.search(r"acestep-mlx (generate .*?), and the same", last)
+    assert line is not None
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(line[1]), "--duration", "3", "--steps", "1", "-o", "heard.wav"])
+    assert not ended.value.code and (tmp_path / "heard.wav").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_that_memorises(lab: Any) -> None:
+    """One tone is trained on at a high rank, and three noises are held out."""
+    options = {"learning_rate": 0.03, "lora_rank": 16, "eval_steps_interval": 4, "max_train_steps": 8}
+    _, seen = runs.run(lab("memorises", **options, **data(lab, "one", "noises")))
+    assert kinds(seen) == [(0, "early"), (4, "early"), (8, "memorising")]
+    assert "the training loss falls, and that of 3 held-out songs rose from" in seen.of(Evaluated)[-1].verdict
+    assert seen.of(Started)[0].samples == 1
+    assert set(seen.of(Evaluated)[0].songs) == {f"noises/{name}.wav" for name in "abc"}
+
+
+@pytest.mark.slow
+def test_a_run_at_a_huge_rate(lab: Any) -> None:
+    _, seen = runs.run(lab("unstable", learning_rate=10.0, max_train_steps=2))
+    assert kinds(seen) == [(0, "early"), (2, "unstable")]
+    assert "lower learning_rate (now 10)" in seen.of(Evaluated)[-1].verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"num_eval_images": 0}, "num_eval_images is 0"),
+        ({"eval_loss_disable": True}, "eval_loss_disable is true"),
+    ],
+)
+def test_a_run_without_evaluation_songs(options: dict[str, Any], why: str, lab: Any) -> None:
+    _, seen = runs.run(lab("none", **options, max_train_steps=1, resume_from_checkpoint="latest"))
+    assert not seen.of(Evaluated)
+    said = f"no evaluation songs ({why}): nothing will say whether the training goes well"
+    assert [event.text for event in seen.of(Notice)].count(said) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_with_its_history_bit_for_bit(lab: Any) -> None:
+    options = {"learning_rate": 0.1, "max_train_steps": 6, "eval_steps_interval": 1, "checkpointing_steps": 0}
+
+    def evaluated(name: str) -> list[str]:
+        metrics = Path(lab(name)["output_dir"]) / "metrics.jsonl"
+        rows = [line for line in metrics.read_text().splitlines() if '"event": "eval"' in line]
+        return [row.replace(name, "run") for row in rows]
+
+    runs.run(lab("whole", **options))
+    for name, at in (("halved", 3), ("moved", 3)):
+        stop = StopRequest()
+
+        def act(event: Event, at: int = at, stop: StopRequest = stop) -> None:
+            if isinstance(event, Evaluated) and event.step == at:
+                stop.request()
+
+        runs.run(lab(name, **options), act, stop)
+    runs.run(lab("halved", **options, resume_from_checkpoint="latest"))
+    assert evaluated("halved") == evaluated("whole") and len(evaluated("whole")) == 7
+    elsewhere = str(Path(lab("moved")["output_dir"]) / "checkpoint-3")
+    runs.run(lab("another", **options, resume_from_checkpoint=elsewhere))
+    assert evaluated("another") == evaluated("whole")[3:]
