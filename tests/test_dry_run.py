@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,6 +256,14 @@ def test_hours_count_steps_evaluations_and_clips(
     assert found().train == 30 and found(train_batch_size=2, gradient_accumulation_steps=2).train == 120
     evaluated = found(eval_loss_disable=False, eval_steps_interval=5, num_eval_images=2)
     assert evaluated.train == 30 + (1 + 2) * 2 * 5 * 1.0
+    (tmp_path / "apart").mkdir()
+    shutil.copy(tmp_path / "songs" / "low.wav", tmp_path / "apart")
+    sets = [
+        {"id": "songs", "instance_data_dir": str(tmp_path / "songs")},
+        {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(tmp_path / "apart")},
+    ]
+    apart = found(eval_loss_disable=False, eval_steps_interval=5, num_eval_images=2, backends=sets)
+    assert apart.train == 30 + (1 + 2) * 1 * 5 * 1.0
     clips = {"validation_prompt": "jazz", "validation_num_inference_steps": 8, "validation_guidance": 1.0}
     heard = found(validation_disable=False, validation_steps=5, **clips)
     assert heard.train == 30 + (1 + 2) * 8 * 1.0

@@ -16,7 +16,9 @@ import pytest
 import soundfile
 
 from acestep_mlx.cli import main
+from acestep_mlx.cli.dry_run import evaluation_line
 from acestep_mlx.cli.events import TrainDisplay
+from acestep_mlx.config.read_run import load_config
 from acestep_mlx.report.events import (
     Evaluated,
     Event,
@@ -131,6 +133,14 @@ def test_a_history_is_the_same_from_its_file_and_from_its_events(tmp_path: Path)
     assert not math.isfinite(read.evaluations[3][1].loss)
     part = History.read(tmp_path, 1)
     assert part.evaluations == seen.evaluations[:2] and part.training == seen.training[:1]
+
+
+def test_a_dry_run_says_what_is_measured() -> None:
+    assert "cannot tell memorising" in evaluation_line(load_config({}), 0)
+    assert evaluation_line(load_config({}), 3) == "evaluation loss on 3 held-out songs"
+    assert evaluation_line(load_config({"num_eval_images": 2}), 3) == "evaluation loss on 2 held-out songs"
+    none = evaluation_line(load_config({"num_eval_images": 0}), 3)
+    assert none.startswith("no evaluation songs (num_eval_images is 0)")
 
 
 # ── each case ────────────────────────────────────────────────────────────────────────────────────────
