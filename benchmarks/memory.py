@@ -161,6 +161,7 @@ def measure(
     bits: int | None,
     dtype: mx.Dtype,
     checkpointed: int,
+    products: int = 0,
     rank: int = 16,
     steps: int = 1,
     average: AverageSettings | None = None,
@@ -174,7 +175,7 @@ def measure(
     inject(model, LoRASpec(rank=rank, targets=about.family.lora.default_targets))
     for layer in adapter_modules(model).values():
         layer.train()
-    model.checkpoint_blocks = checkpointed
+    model.checkpoint_blocks, model.product_blocks = checkpointed, products
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1), paths)
     settings = StepSettings(compute_dtype=dtype, average=average)
@@ -374,6 +375,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="fewer blocks for --full")
     parser.add_argument("--keep", type=int, default=0, help="blocks of --full that are not checkpointed")
     parser.add_argument(
+        "--products", type=int, default=0, help="blocks of --full that keep their linear layers' results"
+    )
+    parser.add_argument(
         "--shapes-only", action="store_true", help="--full with stand-ins for matrix products"
     )
     parser.add_argument("--ema", action="store_true", help="--full with averaged weights")
@@ -390,7 +394,7 @@ def main() -> None:
             return
         for seconds in args.seconds:
             load = about.family.memory.load(seconds, args.batch, args.lyrics)
-            checkpointed = geometry.blocks - args.keep
+            checkpointed = geometry.blocks - args.keep - args.products
             with shapes_only() if args.shapes_only else contextlib.nullcontext():
                 peak, resident, took = measure(
                     geometry,
@@ -398,14 +402,19 @@ def main() -> None:
                     bits=args.bits,
                     dtype=dtype,
                     checkpointed=checkpointed,
+                    products=args.products,
                     steps=2 if args.ema else 1,  # the first average is the parameters themselves
                     average=AverageSettings(0.995) if args.ema else None,
                 )
             base = exact(geometry, load, args.bits, dtype, checkpointed, ema=args.ema)
-            expected = base + about.memory.activations(geometry, load, dtype.size, checkpointed)
+            again = checkpointed + args.products
+            expected = base + about.memory.activations(geometry, load, dtype.size, again)
+            held = args.products - (not args.keep and args.products > 0)
+            expected += held * plan.product_bytes(about.family, geometry, load, dtype.size)
             print(
                 f"{geometry.blocks} blocks, {args.bits or dtype} base, {seconds:.0f} s "
-                f"({load.frames} frames, {load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed: "
+                f"({load.frames} frames, {load.lyrics} lyrics) × {load.batch}, {checkpointed} checkpointed, "
+                f"{args.products} keep products: "
                 f"peak {peak / 1e9:.2f} GB, resident {resident / 1e9:.2f} GB, step {took:.2f} s; "
                 f"estimate {expected / 1e9:.2f} GB "
                 f"({100 * (expected / peak - 1):+.0f} %)",

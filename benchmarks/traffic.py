@@ -357,8 +357,10 @@ def hollow_model(family: Any, config: Any, bits: int | None, dtype: mx.Dtype) ->
     return model
 
 
-def training_step(name: str, load: plan.Load, *, bits: int | None, blocks: int | None, kept: int) -> Count:
-    """A compiled update at 16 bits; `kept` blocks keep their activations."""
+def training_step(
+    name: str, load: plan.Load, *, bits: int | None, blocks: int | None, kept: int = 0, products: int = 0
+) -> Count:
+    """A compiled update at 16 bits; `kept` blocks keep their activations, others their products' results."""
     about = subject(name)
     config = about.blocks(about.config, blocks) if blocks else about.config
     model = hollow_model(about.family, config, bits, mx.bfloat16)
@@ -366,7 +368,7 @@ def training_step(name: str, load: plan.Load, *, bits: int | None, blocks: int |
     for layer in adapter_modules(model).values():
         layer.train()
     model.update(tree_map(_like, model.trainable_parameters()))
-    model.checkpoint_blocks = config.blocks - kept
+    model.checkpoint_blocks, model.product_blocks = config.blocks - kept - products, products
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1), paths)
     step = TrainStep(model, [group], StepSettings(compute_dtype=mx.bfloat16), about.objective())
@@ -421,9 +423,10 @@ def write_table(path: Path, name: str, all_seconds: list[float], blocks: int | N
         lines = []
         for seconds in all_seconds:
             load = about.family.memory.load(seconds)
+            ways = {"recomputed": {}, "products": {"products": free}, "kept": {"kept": free}}
             counts = {
-                what: row(training_step(name, load, bits=bits, blocks=blocks, kept=kept))
-                for what, kept in (("recomputed", 0), ("kept", free))
+                what: row(training_step(name, load, bits=bits, blocks=blocks, **way))
+                for what, way in ways.items()
             }
             lines.append(f'    "{seconds:.0f}": {json.dumps(counts)}')
         parts.append(f'  "{bits or 16}": {{\n' + ",\n".join(lines) + "\n  }")
@@ -472,7 +475,8 @@ def main() -> None:
     for seconds in args.seconds:
         load = about.family.memory.load(seconds)
         counts = {
-            "step": training_step(args.family, load, kept=0, **precision),
+            "step": training_step(args.family, load, **precision),
+            "step, products kept": training_step(args.family, load, products=blocks, **precision),
             "step, everything kept": training_step(args.family, load, kept=blocks, **precision),
             "guided step": denoising_step(args.family, load, **precision),
         }

@@ -57,6 +57,7 @@ class Case:
     load: Load
     rank: int
     checkpoint: bool
+    keep_products: bool = False
 
 
 def reference_v1(case: Case) -> torch.nn.Module:
@@ -118,7 +119,8 @@ def our_step(case: Case, model: Any, batch: dict[str, mx.array]) -> Callable[[],
     family = case.about.family
     inject(model, LoRASpec(rank=case.rank, targets=family.lora.default_targets))
     model.train()
-    model.checkpoint_blocks = case.config.blocks if case.checkpoint else 0
+    again = case.config.blocks if case.checkpoint else 0
+    model.checkpoint_blocks, model.product_blocks = (0, again) if case.keep_products else (again, 0)
     paths = [k for k, _ in tree_flatten(model.trainable_parameters())]
     group = Group("lora", make_optimizer("adamw", 1e-4), Schedule("constant", 1e-4, 0, 1000), paths)
     step = TrainStep(model, [group], StepSettings(), case.about.objective(), prepare=family.prepare(model))
@@ -323,6 +325,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="measured steps of each framework")
     parser.add_argument("--no-checkpoint", action="store_true")
     parser.add_argument(
+        "--keep-products", action="store_true", help="our blocks keep what their linear layers give"
+    )
+    parser.add_argument(
         "--cpu-time", action="store_true", help="one thread, processor seconds: for a machine that is busy"
     )
     parser.add_argument("--ours-only", action="store_true", help="leave PyTorch out (for profiling)")
@@ -338,7 +343,7 @@ def main() -> None:
     if args.quick:
         config = replace(config, **about.narrow)
         load, args.steps = Load(64, args.batch, 16, 32), 3
-    case = Case(about, config, load, args.rank, not args.no_checkpoint)
+    case = Case(about, config, load, args.rank, not args.no_checkpoint, args.keep_products)
     batch = about.batch(config, load)
     sides = REFERENCES[args.family]
     if args.ours_only:
@@ -352,7 +357,8 @@ def main() -> None:
     tokens = 1 + load.text + load.lyrics
     print(f"{about.family.title}: {config.blocks} blocks, {load.frames} frames, {tokens} tokens, ", end="")
     print(f"batch {load.batch}")
-    print(f"rank {args.rank}, float32, checkpointing {'on' if case.checkpoint else 'off'}")
+    kept = ", our linear layers' results kept" if case.keep_products else ""
+    print(f"rank {args.rank}, float32, checkpointing {'on' if case.checkpoint else 'off'}{kept}")
     times: dict[str, list[float]] = {name: [] for name in steps}
     mx.set_cache_limit(cache_limit())  # as the training loop does: MLX's default on a CPU is 32 MB
     mx.reset_peak_memory()

@@ -62,6 +62,7 @@ def dry(tmp_path: Path, tiny_run: dict[str, str], capsys: pytest.CaptureFixture[
 def test_five_lines_and_the_rest_when_it_is_asked_for(dry: Dry, tmp_path: Path) -> None:
     said = dry("--lora_rank=2", "--output_dir=a b")
     assert said["memory"].startswith("fits, ") and " to spare: about " in said["memory"]
+    assert said["memory"].endswith(" % of the work in linear layers")
     assert "to encode the songs, " in said["time"] and "to train (20 steps), estimated" in said["time"]
     assert said["disk"].startswith("fits, ") and "caches" in said["disk"] and "checkpoints" in said["disk"]
     assert said["songs"].startswith("3 of 4 songs, 0:08; 1 left out (d.mp3: empty file); 1 without a caption")
@@ -82,6 +83,7 @@ def test_what_does_not_fit_is_said_with_what_to_do(dry: Dry, monkeypatch: pytest
     monkeypatch.setattr(memory, "budget", lambda: 1e6)
     monkeypatch.setattr(footprint, "free_space", lambda path: 1000)
     said = dry()
+    assert said["memory"].startswith("does not fit, ") and said["memory"].endswith("lets a run use")
     assert said["memory"].startswith("does not fit, ") and "of 1.00 MB" in said["memory"]
     assert "too much on the disk of " in said["disk"]
     assert said["next"].startswith("make it fit by base_model_precision=int8-quanto")

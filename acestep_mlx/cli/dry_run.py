@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..training.footprint import DiskUse
     from ..training.hours import Hours
     from ..training.intervals import Agenda
-    from ..training.memory import Worst
+    from ..training.memory import Choice, Worst
     from ..training.preflight import Preflight
 
 
@@ -63,21 +63,22 @@ def _everything(config: RunConfig, found: Preflight, manifest: Manifest, length:
     from ..training.memory import verdict
     from ..training.settings import further_loss, rollout_lines
 
-    memory = verdict(*_load(config, found, manifest))
+    memory = verdict(config, **_load(config, found, manifest), state=found.state)
     further, seconds = further_loss(config), sum(sample.seconds for sample in manifest.samples)
     start = [start_line(config, found, length.steps), *rollout_lines(config)]
     start += further.lines(config, seconds) if further is not None else []
     return report_lines(config, manifest, start, [found.model.line, *memory])
 
 
-def _load(config: RunConfig, found: Preflight, manifest: Manifest) -> tuple[Any, ...]:
-    """The arguments of `training.memory.worst`."""
+def _load(config: RunConfig, found: Preflight, manifest: Manifest) -> dict[str, Any]:
+    """The arguments of `training.memory.worst` beside the configuration."""
     from ..training.memory import clips_through, loads
 
     songs = [(sample.bucket, lyrics) for sample in manifest.trained for lyrics in sample.all_lyrics]
     batches = loads(songs, config.train_batch_size, manifest.family, found.model.folder)
     heard = clips_through(config, found.heard)
-    return config, found.model.transformer, batches, found.model.bits, heard
+    model = found.model
+    return {"model": model.transformer, "batches": batches, "stored_bits": model.bits, "heard": heard}
 
 
 # ── the five lines ───────────────────────────────────────────────────────────────────────────────────
@@ -89,17 +90,18 @@ def verdict_lines(
     from ..training.footprint import disk_use, encoded
     from ..training.hours import hours
     from ..training.intervals import Agenda, Intervals
-    from ..training.memory import worst
+    from ..training.memory import choice, worst
 
     per_epoch = length.batches_per_epoch / config.gradient_accumulation_steps
     agenda = Agenda(Intervals.of(config), length.steps, per_epoch)
-    step = worst(*_load(config, found, manifest))
+    load = _load(config, found, manifest)
+    step, chosen = worst(config, **load), choice(config, **load, state=found.state)
     disk = disk_use(config, found, manifest, agenda)
     bits = found.model.bits or (config.quantization or {}).get("bits")
     rates = (glance(bits), glance(None))
     times = hours(config, found, manifest, agenda, encoded(config, found, manifest), rates)
     return [
-        f"memory: {_memory(step)}",
+        f"memory: {_memory(step, chosen)}",
         f"time: {_time(config, found, length, times, agenda)}",
         f"disk: {_disk(disk)}",
         f"songs: {_songs(manifest)}",
@@ -107,10 +109,12 @@ def verdict_lines(
     ]
 
 
-def _memory(step: Worst) -> str:
+def _memory(step: Worst, chosen: Choice) -> str:
     need, room = step.estimate.total, f"{size(step.room)} that this machine lets a run use"
     if step.spare >= 0:
-        return f"fits, {size(step.spare)} to spare: about {size(need)} of {room}"
+        saved = f"; results kept in the rest save {100 * chosen.saved:.0f} % of the work in linear layers"
+        fits = f"fits, {size(step.spare)} to spare: about {size(need)} of {room}"
+        return fits + (saved if chosen.saved and need < chosen.taken else "")
     return f"does not fit, {size(-step.spare)} too much: about {size(need)} of {room}"
 
 

@@ -180,7 +180,8 @@ class Length:
     train_batch_size: int = option(1, "Songs in a batch.", low=1, high=1024)
     gradient_accumulation_steps: int = option(1, "Batches whose gradients are averaged into one step.", low=1,
         high=4096, aliases="accumulate_grad_batches")
-    gradient_checkpointing: bool = free(True, "Recompute each block in the backward pass to save memory.")
+    gradient_checkpointing: bool = free(True,
+        "Recompute blocks where memory asks for it: at first all but their linear layers.")
     seed: int = option(42, "Seed of order, noise, timesteps, dropout and LoRA weights.", low=0,
         high=2**32 - 1)
     dataloader_num_workers: int = option(0, "Loader processes.", low=0, high=1024, aliases="num_workers",

@@ -17,7 +17,7 @@ PRECISIONS = {16: "no_change", 8: "int8-quanto", 4: "int4-quanto"}  # bits → b
 
 class Expected(NamedTuple):
     """memory: bytes. recomputed: the share of the blocks that compute their activations again, as a run here
-    would choose it.
+    would choose it; products_kept: of those that do so but for their linear layers.
     """
 
     family: str
@@ -27,6 +27,7 @@ class Expected(NamedTuple):
     memory: int
     fits: bool
     recomputed: float
+    products_kept: float
 
 
 def expected(speed: Speed) -> Iterator[Expected]:
@@ -41,4 +42,5 @@ def expected(speed: Speed) -> Iterator[Expected]:
                 load = family.memory.load(float(seconds))
                 step = expected_step(config, load, speed.rates(bits), room, model=model)
                 fits = step.memory <= room
-                yield Expected(family.name, bits, seconds, step.seconds, step.memory, fits, step.recomputed)
+                shares = step.recomputed, step.products_kept
+                yield Expected(family.name, bits, seconds, step.seconds, step.memory, fits, *shares)

@@ -255,6 +255,18 @@ class Load:
     lyrics: int = 0
 
 
+class Product(NamedTuple):
+    """What a linear layer of a block does in a step: so many rows of `inputs` numbers become `outputs`."""
+
+    rows: int
+    inputs: int
+    outputs: int
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.rows * self.inputs * self.outputs
+
+
 class StepMemory(Protocol):
     """What a training step takes beyond its weights, in bytes; for estimates before anything is loaded."""
 
@@ -264,6 +276,9 @@ class StepMemory(Protocol):
     def activations(self, config: Any, load: Load, size: int, checkpointed: int) -> float:
         """At the worst moment. config: the transformer's. size: bytes of an activation. checkpointed: blocks
         that compute theirs again."""
+
+    def products(self, config: Any, load: Load) -> Sequence[Product]:
+        """A block's linear layers. Blocks that keep their results keep those of all but the last."""
 
     def told(self, config: Any, load: Load, size: int) -> float:
         """Of what `Objective.told` gives."""
@@ -620,7 +635,8 @@ class Family(Protocol):
     def components(self) -> Mapping[str, Component]:
         """By name, in the order in which they are converted; `transformer` is the one that is trained. Its
         config has `blocks`, the number of blocks that can be checkpointed, and its module
-        `checkpoint_blocks`, how many are.
+        `checkpoint_blocks` and `product_blocks`: of how many, from the first, everything is computed again,
+        and of how many after those all but what their linear layers gave.
         """
 
     @property

@@ -1,7 +1,8 @@
 """What a GPU has to do in a training step, counted: kernels, bytes, FLOPs, for the models at true size.
 
 `benchmarks/traffic.py --table` counts and writes each family's `work.json`: bits of a weight → seconds of
-music → with every block recomputed, and with everything kept → [kernels, bytes, the products' bytes, FLOPs].
+music → with every block recomputed, the same but for its linear layers, and with everything kept → [kernels,
+bytes, the products' bytes, FLOPs].
 """
 
 from __future__ import annotations
@@ -46,16 +47,18 @@ def _table(family: str) -> Any:
     return read_json(work_file(family))
 
 
-def step_work(family: str, bits: int, seconds: float, recomputed: float) -> Work:
+def step_work(family: str, bits: int, seconds: float, recomputed: float, products_kept: float = 0.0) -> Work:
     """Of a step on so many seconds of music; lengths that were not counted lie on a line through two that
-    were. recomputed: the share of the blocks that compute their activations again.
+    were. recomputed: the share of the blocks that compute their activations again; products_kept: of those
+    that do so but for their linear layers.
     """
     counted = _table(family)[str(bits)]
     lengths = sorted(map(int, counted))
     place = min(max(bisect(lengths, seconds), 1), len(lengths) - 1)
     pair = lengths[place - 1], lengths[place]
+    shares = {"recomputed": recomputed, "products": products_kept, "kept": 1 - recomputed - products_kept}
     below, above = (
-        Work(*row["kept"]).between(Work(*row["recomputed"]), recomputed)
+        Work(*(sum(share * row[way][i] for way, share in shares.items()) for i in range(len(Work._fields))))
         for row in (counted[str(length)] for length in pair)
     )
     return below.between(above, (seconds - pair[0]) / (pair[1] - pair[0]))

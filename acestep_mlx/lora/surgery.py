@@ -25,6 +25,7 @@ from mlx.utils import tree_unflatten
 from ..errors import ConfigError, nearest
 from ..families import default, of_lora
 from ..formatting import listed
+from ..nn.recompute import product
 from . import lokr
 from .formats.keys import describe_unknown
 from .linear import (
@@ -166,6 +167,8 @@ class LoRALinear(_Adapter):
 class DoRALinear(_Adapter):
     """LoRA with a magnitude m (out,) float32; bit-exact at the start, without dequantising the base."""
 
+    keeps_within = True  # the magnitude's gradient needs what the base gives
+
     def __init__(self, linear: nn.Module, spec: LoRASpec, key: mx.array) -> None:
         super().__init__(linear, spec, key)
         self._base_sq = row_norms_squared(linear)
@@ -180,7 +183,7 @@ class DoRALinear(_Adapter):
         return adapted_norms(self.linear, base_sq, a, b, self.scale)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y: mx.array = self.linear(x)
+        y = product(self.linear, x)
         if not self.enabled:
             return y
         gain = self.m / mx.stop_gradient(self.norms(x.dtype))

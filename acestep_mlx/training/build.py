@@ -42,11 +42,14 @@ from .step import TrainStep
 
 @dataclass(frozen=True)
 class Built:
-    """What a run trains. total: its updates; identity: what its checkpoints must agree on."""
+    """What a run trains. recomputed: of its blocks; total: its updates; identity: what its checkpoints must
+    agree on.
+    """
 
     model: nn.Module
     spec: AdapterSpec
     batches: Batches
+    recomputed: memory.Recomputed
     step: TrainStep
     total: int
     identity: dict[str, Any]
@@ -60,7 +63,8 @@ def build(job: Job, prepared: Prepared) -> Built:
     for note in idle_targets(model, spec.targets):
         job.emit.notice(note, "warning")
     batches = Batches(prepared.cache, config, rank=world.rank, world=world.size)
-    model.checkpoint_blocks = _checkpointed_blocks(job, prepared, model, batches)
+    recomputed = _recomputed(job, prepared, model, batches)
+    model.checkpoint_blocks, model.product_blocks = recomputed
     total = total_steps(config, batches.batches_per_epoch)
     family, further = prepared.folder.family, further_loss(config)
     for line in rollout_lines(config):
@@ -77,19 +81,20 @@ def build(job: Job, prepared: Prepared) -> Built:
         auxiliary=further.loss(config, prepared.folder) if further is not None else None,
     )
     facts = {"transformer": prepared.folder.fingerprints["transformer"], "ranks": world.size}
-    return Built(model, spec, batches, step, total, checkpoint.identity(config.to_dict(), facts))
+    identity = checkpoint.identity(config.to_dict(), facts)
+    return Built(model, spec, batches, recomputed, step, total, identity)
 
 
-def _checkpointed_blocks(job: Job, prepared: Prepared, model: nn.Module, batches: Batches) -> int:
-    """As few as the memory allows; kept over a resume."""
+def _recomputed(job: Job, prepared: Prepared, model: nn.Module, batches: Batches) -> memory.Recomputed:
+    """As little as the memory allows; kept over a resume."""
     if not job.config.gradient_checkpointing:
-        return 0
-    found = prepared.resumed
-    kept = job.world.share(found.state.get("checkpointed_blocks") if found else None)
-    if kept is not None:
-        return int(min(kept, model.config.blocks))
-    bits = memory.stored_bits(prepared.folder)
-    return job.world.largest(memory.checkpointed_blocks(job.config, batches.shapes, model.config, bits))
+        return memory.Recomputed()
+    state, blocks = prepared.resumed.state if prepared.resumed else {}, model.config.blocks
+    if (kept := job.world.share(memory.Recomputed.resumed(state, blocks))) is not None:
+        return memory.Recomputed(*kept)
+    bits, loads = memory.stored_bits(prepared.folder), memory.loads_of(job.config, batches.shapes)
+    mine = memory.checkpointed_blocks(job.config, loads, model.config, bits)
+    return memory.Recomputed.of(job.world.largest(mine.level), blocks)
 
 
 def build_model(config: RunConfig, folder: ModelFolder) -> tuple[nn.Module, AdapterSpec]:

@@ -84,6 +84,7 @@ STATE_SCHEMA = schema.record(
         "batches": BATCHES,
         "lora": LORA_FACTS,
         "checkpointed_blocks": schema.whole(0, 10_000),
+        "product_blocks": schema.whole(0, 10_000),
         "identity": schema.table(schema.anything),
         "healthy": schema.flag,
         "evaluation": schema.optional(schema.number()),

@@ -41,6 +41,7 @@ CAUTION = 0.7  # share of the usable memory that the estimate may take when chec
 CARD = 0.9  # share of an NVIDIA card's memory; the rest is the driver's and the libraries'
 LEAST_CACHE = 128 << 20  # also where nothing is left
 IN_WORK = 3  # arrays of a LoKr layer beside those that it keeps
+RESULTS = "linear layers' results"
 FIXED = 0.15 * GB  # the program itself, compiled graphs, buffers kept for reuse
 
 
@@ -53,6 +54,40 @@ class Estimate:
     @property
     def total(self) -> float:
         return sum(self.parts.values())
+
+
+class Recomputed(NamedTuple):
+    """How many blocks of a model are computed again in the backward pass: of the first ones everything, of
+    those after them all but the results of their linear layers, which are kept. The others keep everything.
+
+    From `level` to level more is computed again and less is kept. What linear layers give is kept of every
+    block before anything else is of one: for a byte it saves many times the work.
+    """
+
+    wholly: int = 0
+    but_products: int = 0
+
+    @classmethod
+    def of(cls, level: int, blocks: int) -> Recomputed:
+        """level: from 0, nothing is, to 2 · blocks, everything."""
+        return cls(max(0, level - blocks), min(level, 2 * blocks - level))
+
+    @classmethod
+    def resumed(cls, state: Mapping[str, Any], blocks: int) -> Recomputed | None:
+        """As the run did it of whose checkpoint this is the state; None where that had nothing to choose."""
+        if "checkpointed_blocks" not in state:
+            return None
+        wholly = min(state["checkpointed_blocks"], blocks)
+        return cls(wholly, min(state.get("product_blocks", 0), blocks - wholly))
+
+    @property
+    def state(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {"checkpointed_blocks": self.wholly, "product_blocks": self.but_products}
+
+    @property
+    def level(self) -> int:
+        return 2 * self.wholly + self.but_products
 
 
 class Heard(NamedTuple):
@@ -103,12 +138,14 @@ def estimate(
     model: Any | None = None,
     stored_bits: int | None = None,
     checkpointed: int | None = None,
+    products: int = 0,
     heard: Heard | None = None,
 ) -> Estimate:
     """Expected peak of training with `config` on batches like `load`.
 
     model: sizes (default: the released model's). stored_bits: quantisation of the MLX folder, if any.
-    checkpointed: blocks that compute their activations again (default: all, or none if that is switched off).
+    checkpointed: blocks that compute all their activations again (default: all, or none if that is switched
+    off); products: others that keep the results of their linear layers.
     heard: what clips are made through, where that is another model.
     """
     family = of_flavour(config.model_flavour)
@@ -130,11 +167,12 @@ def estimate(
     kept = OPTIMIZERS[config.optimizer].kept(config.optimizer_config, spec.rank)
     slots = OPTIMIZERS[in_full.optimizer].slots if in_full is not None else 0
     moments = 4.0 * (lora * kept + whole * slots)
-    found = family.memory.activations(model, load, size, checkpointed)
+    activations = _activations(family, model, load, checkpointed, products, size)
+    found = sum(activations.values())
     while_stepping = {
         "gradients": 2 * trained,  # and, within the step, LoRA weights in the activations' precision
-        "activations": found,
-        **_products(family, model, load, spec, checkpointed, size),
+        **activations,
+        **_products(family, model, load, spec, checkpointed + products, size),
         # Clipped gradients and new moments come one after the other, when the activations are gone.
         "optimizer's step": max(0.0, UPDATE * trained + min(5 * trained, ROWS * 4 * LONGEST) - found),
         **_rollout(config, model, load, size, found),
@@ -152,6 +190,31 @@ def estimate(
             "program": FIXED,
         }
     )
+
+
+def _activations(
+    family: Family, model: Any, load: Load, checkpointed: int, products: int, size: int
+) -> dict[str, float]:
+    """What is alive in the backward pass. Results that the block in work keeps are among its activations."""
+    again = checkpointed + products
+    parts = {"activations": family.memory.activations(model, load, size, again)}
+    if held := products if again < model.blocks else max(0, products - 1):
+        parts[RESULTS] = held * product_bytes(family, model, load, size)
+    return parts
+
+
+def product_bytes(family: Family, model: Any, load: Load, size: int) -> float:
+    """What a block keeps that keeps the results of its linear layers."""
+    return float(sum(p.rows * p.outputs for p in family.memory.products(model, load)[:-1]) * size)
+
+
+def products_saved(family: Family, model: Any, load: Load, recomputed: Recomputed) -> float:
+    """Share of the FLOPs in linear layers that is saved of a step which computes all blocks again: forward,
+    as much for the gradient, and once more all but the last layer of each block."""
+    layers = family.memory.products(model, load)
+    again = sum(p.flops for p in layers[:-1])
+    whole = 2 * sum(p.flops for p in layers) + again
+    return (model.blocks - recomputed.wholly) * again / (model.blocks * whole) if whole else 0.0
 
 
 def _clips(
@@ -223,7 +286,12 @@ def budget() -> float:
 
 
 def step_cache(
-    config: RunConfig, shapes: Iterable[Shape], model: Any, stored_bits: int | None, checkpointed: int
+    config: RunConfig,
+    shapes: Iterable[Shape],
+    model: Any,
+    stored_bits: int | None,
+    checkpointed: int,
+    products: int = 0,
 ) -> int:
     """Bytes of freed buffers that MLX may keep while steps on batches of these shapes are made: the
     activations of one, where there is room.
@@ -231,31 +299,43 @@ def step_cache(
     With less, each step would free them and ask the system for them again.
     """
     found = [
-        estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=checkpointed)
-        for load in _loads_of(config, shapes)
+        estimate(
+            config, load, model=model, stored_bits=stored_bits, checkpointed=checkpointed, products=products
+        )
+        for load in loads_of(config, shapes)
     ]
     worst = max(found, key=lambda one: one.total)
-    return int(max(LEAST_CACHE, min(budget() - worst.total, worst.parts["activations"])))
+    freed = worst.parts["activations"] + worst.parts.get(RESULTS, 0.0)
+    return int(max(LEAST_CACHE, min(budget() - worst.total, freed)))
 
 
-def choose_blocks(config: RunConfig, load: Load, model: Any, budget: float, stored_bits: int | None) -> int:
-    """The fewest checkpointed blocks that keep the estimate within `budget` bytes; all if none do."""
-    most = int(model.blocks)
-    for blocks in range(most):
-        if estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=blocks).total <= budget:
-            return blocks
-    return most
+def choose_blocks(
+    config: RunConfig, load: Load, model: Any, budget: float, stored_bits: int | None
+) -> Recomputed:
+    """As little as keeps the estimate within `budget` bytes; everything if nothing less does."""
+    blocks = int(model.blocks)
+    for level in range(2 * blocks):
+        found = Recomputed.of(level, blocks)
+        checkpointed, products = found
+        expected = estimate(
+            config, load, model=model, stored_bits=stored_bits, checkpointed=checkpointed, products=products
+        )
+        if expected.total <= budget:
+            return found
+    return Recomputed(blocks)
 
 
 def checkpointed_blocks(
-    config: RunConfig, shapes: Iterable[Shape], model: Any, stored_bits: int | None
-) -> int:
-    """As few as this machine allows for batches of these shapes: each costs a second forward pass."""
+    config: RunConfig, loads: Iterable[Load], model: Any, stored_bits: int | None
+) -> Recomputed:
+    """As little as this machine allows for such batches."""
     room = CAUTION * budget()
-    return max(choose_blocks(config, one, model, room, stored_bits) for one in _loads_of(config, shapes))
+    found = (choose_blocks(config, load, model, room, stored_bits) for load in loads)
+    return max(found, key=lambda one: one.level)
 
 
-def _loads_of(config: RunConfig, shapes: Iterable[Shape]) -> list[Load]:
+def loads_of(config: RunConfig, shapes: Iterable[Shape]) -> list[Load]:
+    """Of batches of these shapes."""
     return [Load(s.frames, config.train_batch_size, s.text, s.lyrics) for s in shapes]
 
 
@@ -292,6 +372,59 @@ def clips_through(config: RunConfig, other: BaseModel | None) -> Heard | None:
     batch = 2 if any(request.guidance_scale > 1 for request in asked) else 1
     clip = family.memory.load(max(request.duration for request in asked), batch)
     return Heard(other.transformer or released_sizes(config), other.bits, clip)
+
+
+class Choice(NamedTuple):
+    """Which blocks a run computes again: on this machine or, where `resumed`, as its checkpoint says.
+
+    taken: bytes at the worst step. kept: of them, linear layers' results.
+    saved: share of the FLOPs in linear layers, of those of a step that computes everything again.
+    """
+
+    recomputed: Recomputed
+    blocks: int
+    resumed: bool
+    taken: float
+    kept: float
+    saved: float
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        wholly, products = self.recomputed
+        where = "as the checkpoint's run began" if self.resumed else "on this machine"
+        return (
+            f"computed again to save memory, {where}: of {count(self.blocks, 'block')} {wholly} wholly, "
+            f"{products} but for their linear layers (whose results take {size(self.kept)}), "
+            f"{self.blocks - wholly - products} not at all; about {size(self.taken)} at the worst step, with "
+            f"{100 * self.saved:.0f} % less work in linear layers than if all were wholly"
+        )
+
+
+def choice(
+    config: RunConfig,
+    model: Any | None = None,
+    batches: Sequence[Load] | None = None,
+    stored_bits: int | None = None,
+    heard: Heard | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Choice:
+    """state: of the checkpoint that the run goes on from. Other arguments: see `worst`."""
+    family, model = of_flavour(config.model_flavour), model or released_sizes(config)
+    loads = batches or [family.memory.load(60.0, config.train_batch_size)]
+    resumed, chosen = Recomputed.resumed(state or {}, model.blocks), Recomputed()
+    if config.gradient_checkpointing:
+        chosen = resumed or checkpointed_blocks(config, loads, model, stored_bits)
+    options: Any = {"checkpointed": chosen.wholly, "products": chosen.but_products, "heard": heard}
+
+    def taken(load: Load) -> float:
+        return estimate(config, load, model=model, stored_bits=stored_bits, **options).total
+
+    load = max(loads, key=taken)
+    one = product_bytes(family, model, load, COMPUTE_DTYPES[config.mixed_precision].size)
+    saved = products_saved(family, model, load, chosen)
+    kept = chosen.but_products * one
+    return Choice(chosen, model.blocks, resumed is not None, taken(load), kept, saved)
 
 
 class Worst(NamedTuple):
@@ -334,9 +467,10 @@ def verdict(
     batches: Sequence[Load] | None = None,
     stored_bits: int | None = None,
     heard: Heard | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits. Arguments:
-    see `worst`.
+    see `choice`.
     """
     load, expected, room = worst(config, model, batches, stored_bits, heard)
     seconds = of_flavour(config.model_flavour).latents.seconds(load.frames)
@@ -348,6 +482,8 @@ def verdict(
     here = machine_memory()
     what = "fits" if expected.total <= room else "does not fit"
     lines.append(f"this machine has {size(here)}, of which {size(room)} are usable: {what}")
+    if config.gradient_checkpointing:
+        lines.append(choice(config, model, batches, stored_bits, heard, state).line)
     macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]
     lines.append(f"Macs: {', '.join(macs)}")
     if expected.total > min(room, usable(MACS[-1] * GB)):

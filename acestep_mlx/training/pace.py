@@ -12,7 +12,7 @@ from ..config.run import RunConfig
 from ..families import of_flavour
 from ..families.protocol import Family, Load
 from ..families.work import Work, step_work
-from .memory import CAUTION, choose_blocks, estimate, weight_bytes
+from .memory import CAUTION, Recomputed, choose_blocks, estimate, weight_bytes
 
 REACHED = 0.75  # of a vendor's figures, that large products and copies reach: a guess
 SLACK = 1.5  # times what the kernels need one after the other at reached rates: a guess
@@ -49,12 +49,14 @@ NOMINAL = {
 
 class Step(NamedTuple):
     """seconds: about what it takes. memory: bytes at its peak. recomputed: the share of the blocks that
-    compute their activations again, as a run would choose it.
+    compute their activations again, as a run would choose it; products_kept: of those that do so but for
+    their linear layers.
     """
 
     seconds: float
     memory: int
     recomputed: float
+    products_kept: float = 0.0
 
 
 def expected_step(
@@ -64,22 +66,33 @@ def expected_step(
     folder's weights, where they are quantised.
     """
     family = of_flavour(config.model_flavour)
-    blocks = 0
+    chosen = Recomputed()
     if config.gradient_checkpointing:
-        blocks = choose_blocks(config, load, model, CAUTION * room, stored_bits)
-    total = estimate(config, load, model=model, stored_bits=stored_bits, checkpointed=blocks).total
+        chosen = choose_blocks(config, load, model, CAUTION * room, stored_bits)
+    again, products = chosen
+    total = estimate(
+        config, load, model=model, stored_bits=stored_bits, checkpointed=again, products=products
+    ).total
     bits = stored_bits or (config.quantization or {}).get("bits") or 16
-    share = blocks / model.blocks
-    seconds = step_seconds(family, bits, family.latents.seconds(load.frames), share, rates, model)
-    return Step(seconds, int(total), share)
+    shares = again / model.blocks, products / model.blocks
+    length = family.latents.seconds(load.frames)
+    seconds = step_seconds(family, bits, length, shares[0], rates, model, products_kept=shares[1])
+    return Step(seconds, int(total), *shares)
 
 
 def step_seconds(
-    family: Family, bits: int, seconds: float, recomputed: float, rates: Rates, model: Any = None
+    family: Family,
+    bits: int,
+    seconds: float,
+    recomputed: float,
+    rates: Rates,
+    model: Any = None,
+    *,
+    products_kept: float = 0.0,
 ) -> float:
     """Of a song of so many seconds. model: sizes of the transformer, where it is not the counted one's."""
     counted = next(n for n in COUNTED_BITS if n >= bits)
-    work = step_work(family.name, counted, seconds, recomputed)
+    work = step_work(family.name, counted, seconds, recomputed, products_kept)
     if model is not None:
         work = _of_size(work, family, model)
     return SLACK * work.seconds(*rates)

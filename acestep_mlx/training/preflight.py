@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,20 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Preflight:
-    """A run that may begin. `resume`: the checkpoint that it goes on from, `step` its step (or 0). `heard`:
-    the model that clips are made through, where that is another.
+    """A run that may begin. `resume`: the checkpoint that it goes on from, `state` its state. `heard`: the
+    model that clips are made through, where that is another.
     """
 
     model: BaseModel
     datasets: DataSets
     resume: Path | None
-    step: int
+    state: Mapping[str, Any]
     heard: BaseModel | None = None
+
+    @property
+    def step(self) -> int:
+        """At which it begins."""
+        return int(self.state.get("step", 0))
 
 
 def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: bool = False) -> Preflight:
@@ -107,14 +112,16 @@ def preflight(config: RunConfig, notify: Notify, *, ranks: int = 1, overwrite: b
     resume = _find_checkpoint(config, notify, overwrite)
     if not overwrite and (resume is None or not _is_in(resume, config.output_path)):
         output.check_free(config.output_path, config.resume_from_checkpoint if resume is None else None)
-    step = 0 if resume is None else _check_resumed(config, resume, model, ranks, notify)
+    state = {} if resume is None else _check_resumed(config, resume, model, ranks, notify)
     datasets = read_datasets(config)
     check_caches(config, datasets)
-    return Preflight(model, datasets, resume, step, heard)
+    return Preflight(model, datasets, resume, state, heard)
 
 
-def _check_resumed(config: RunConfig, resume: Path, model: BaseModel, ranks: int, notify: Notify) -> int:
-    """The step of the checkpoint that the run goes on from, once it is found to fit."""
+def _check_resumed(
+    config: RunConfig, resume: Path, model: BaseModel, ranks: int, notify: Notify
+) -> dict[str, Any]:
+    """The state of the checkpoint that the run goes on from, once it is found to fit."""
     state = checkpoint.verify(resume)
     if not checkpoint.Health.of(state).healthy:
         healthy = checkpoint.last_healthy(resume.parent)
@@ -123,7 +130,7 @@ def _check_resumed(config: RunConfig, resume: Path, model: BaseModel, ranks: int
     _check_identity(config, resume, state, model, ranks)
     if changed := checkpoint.changed_settings(resume, config.to_dict()):
         notify(f"changed since {resume.name}: {', '.join(changed)}", "info")
-    return int(state["step"])
+    return state
 
 
 def check_caches(config: RunConfig, datasets: DataSets) -> None:

@@ -130,7 +130,7 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
     config, step, counters = job.config, built.step, start.counters
     measures = Measures.of(job, prepared, built, counters.step)
     model, bits = built.model, stored_bits(prepared.folder)
-    mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, model.checkpoint_blocks))
+    mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, *built.recomputed))
     parameters = sum(p.size for p in step.parameters().values())
     job.emit(Started(counters.step, built.total, parameters, len(built.batches.trained), str(job.output)))
     intervals = Intervals.of(config)

@@ -54,7 +54,7 @@ class Writer:
             "lowest": asdict(self.counters.lowest),
             "batches": built.batches.state(),
             "lora": built.spec.facts,
-            "checkpointed_blocks": built.model.checkpoint_blocks,
+            **(built.recomputed.state if job.config.gradient_checkpointing else {}),
             "identity": built.identity,
         }
         path = checkpoint.save(

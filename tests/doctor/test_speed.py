@@ -111,8 +111,9 @@ def test_expectations_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
 
     large, small = on(96.0 * GB, speed()), on(5.0 * GB, speed())
     assert len(large) == len(list(families())) * len(PRECISIONS) * len(SECONDS)
-    assert all(e.fits and e.recomputed == 0 for e in large.values())
+    assert all(e.fits and e.recomputed == e.products_kept == 0 for e in large.values())
     assert all(e.recomputed == 1 for e in small.values() if e.family == "v1" and e.bits == 16)
+    assert {0 < e.products_kept <= 1 for e in on(12.0 * GB, speed()).values()} == {True, False}
     assert not small["v1", 16, 240].fits and small["v1", 4, 30].fits
     for key, e in small.items():
         assert e.step_seconds >= large[key].step_seconds and e.memory <= large[key].memory

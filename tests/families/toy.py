@@ -19,7 +19,7 @@ import pytest
 from acestep_mlx import families
 from acestep_mlx.config import run
 from acestep_mlx.families.model_folder import ModelFolder
-from acestep_mlx.families.protocol import Batch, Draw, LatentSpec, Load, Variant
+from acestep_mlx.families.protocol import Batch, Draw, LatentSpec, Load, Product, Variant
 from acestep_mlx.families.songs import (
     Arrays,
     CachedSong,
@@ -175,6 +175,9 @@ class Memory:
 
     def activations(self, config: NetConfig, load: Load, size: int, checkpointed: int) -> float:
         return float(load.batch * load.frames * config.width * (config.layers + 1) * size)
+
+    def products(self, config: NetConfig, load: Load) -> Sequence[Product]:
+        return []
 
     def told(self, config: NetConfig, load: Load, size: int) -> float:
         return float(load.batch * WIDTH * size)

@@ -65,6 +65,7 @@ class Net(nn.Module):
 
     lora = LORA
     checkpoint_blocks = 0
+    product_blocks = 0
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()

@@ -161,12 +161,12 @@ def test_loss(sizes, monkeypatch):
 
 
 @pytest.mark.slow_after(4)
-@pytest.mark.parametrize("checkpoint_blocks", [0, 2])
+@pytest.mark.parametrize(("checkpoint_blocks", "product_blocks"), [(0, 0), (2, 0), (0, 2)])
 @pytest.mark.parametrize("quantize", [None, 8, 4])
-def test_every_lora_gradient(quantize, checkpoint_blocks, monkeypatch):
+def test_every_lora_gradient(quantize, checkpoint_blocks, product_blocks, monkeypatch):
     ours, theirs, paths, layers = adapted_pair(monkeypatch, quantize=quantize)
     assert len(paths) == 2 * 8 + 2 * 3
-    ours.checkpoint_blocks = checkpoint_blocks
+    ours.checkpoint_blocks, ours.product_blocks = checkpoint_blocks, product_blocks
     batch, d, values, *rest = example(1)
     loss = reference_loss(theirs, values, *rest)
     loss.backward()

@@ -184,16 +184,16 @@ def test_loss(seed: int, conditions: tuple, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow_after(4)
-@pytest.mark.parametrize("checkpoint_blocks", [0, 3])
+@pytest.mark.parametrize(("checkpoint_blocks", "product_blocks"), [(0, 0), (3, 0), (1, 3)])
 @pytest.mark.parametrize("quantize", [None, 8, 4])
 def test_every_lora_gradient(
-    quantize: int | None, checkpoint_blocks: int, conditions: tuple, tmp_path: Path
+    quantize: int | None, checkpoint_blocks: int, product_blocks: int, conditions: tuple, tmp_path: Path
 ) -> None:
     """Through the training step, of q, k, v, o of both attentions and of the MLP in every layer."""
     example = Example(conditions, tmp_path)
     ours, theirs, paths = adapted(quantize)
     assert len(paths) == 4 * (4 + 4 + 3)
-    ours.checkpoint_blocks = checkpoint_blocks
+    ours.checkpoint_blocks, ours.product_blocks = checkpoint_blocks, product_blocks
     loss = example.losses(theirs).mean()
     loss.backward()
     trained = [path for path, _ in tree_flatten(ours.trainable_parameters())]

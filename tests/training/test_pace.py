@@ -13,7 +13,7 @@ from acestep_mlx.config.read_run import load_config
 from acestep_mlx.families import families
 from acestep_mlx.families.protocol import Family
 from acestep_mlx.families.work import SECONDS, Work, step_work
-from acestep_mlx.training.memory import released_sizes
+from acestep_mlx.training.memory import CAUTION, released_sizes
 from acestep_mlx.training.pace import COUNTED_BITS, NOMINAL, SLACK, Rates, expected_step, step_seconds
 
 GB = 1e9
@@ -32,8 +32,8 @@ def test_every_family_has_every_step(one: Family) -> None:
     for bits in COUNTED_BITS:
         rows = [step_work(one.name, bits, seconds, 1.0) for seconds in SECONDS]
         assert all(a.flops < b.flops and a.bytes < b.bytes for a, b in pairwise(rows))
-        kept, half, again = (step_work(one.name, bits, 60, share) for share in (0.0, 0.5, 1.0))
-        assert kept.flops < half.flops < again.flops and kept.bytes < half.bytes < again.bytes
+        found = [step_work(one.name, bits, 60, *shares) for shares in ((0, 0), (0, 1), (0.5, 0.5), (1, 0))]
+        assert all(a.flops < b.flops and a.bytes < b.bytes for a, b in pairwise(found))
     assert step_work(one.name, 4, 60, 1.0).bytes < step_work(one.name, 16, 60, 1.0).bytes
 
 
@@ -62,7 +62,9 @@ def test_a_step_of_the_run_s_own_model(one: Family) -> None:
     model = released_sizes(config)
     roomy, tight = (expected_step(config, load, RATES, room * GB, model=model) for room in (90, 5))
     assert roomy.recomputed == 0 and tight.recomputed == 1
-    assert tight.seconds > roomy.seconds and tight.memory < roomy.memory
+    between = expected_step(config, load, RATES, (tight.memory + 0.3 * GB) / CAUTION, model=model)
+    assert between.recomputed + between.products_kept == 1 > between.recomputed
+    assert tight.seconds > between.seconds > roomy.seconds and tight.memory < between.memory < roomy.memory
     assert roomy.seconds == pytest.approx(step_seconds(one, 16, 60, 0.0, RATES), rel=0.01)
     packed = expected_step(config, load, RATES, 90 * GB, model=model, stored_bits=4)
     assert packed.seconds == pytest.approx(step_seconds(one, 4, 60, 0.0, RATES), rel=0.01)

@@ -13,11 +13,13 @@ from mlx.utils import tree_flatten
 
 from acestep_mlx.config.optimizers import OPTIMIZERS
 from acestep_mlx.config.read_run import load_config
+from acestep_mlx.families import of_flavour
 from acestep_mlx.families.songs import Shape
 from acestep_mlx.families.v1 import FAMILY as V1
 from acestep_mlx.families.v1 import memory as v1_memory
 from acestep_mlx.families.v1.dit import ACEStepTransformer, TransformerConfig
 from acestep_mlx.families.v1.objective import FlowMatching
+from acestep_mlx.formatting import size
 from acestep_mlx.lora.full_modules import train_full
 from acestep_mlx.lora.surgery import inject, lokr_plans
 from acestep_mlx.training import build, settings
@@ -89,29 +91,91 @@ def test_blocks_are_chosen_by_the_budget():
     model = TransformerConfig()
     everything = plan.estimate(config, load, checkpointed=0).total
     least = plan.estimate(config, load, checkpointed=24).total
-    assert plan.choose_blocks(config, load, model, everything + 1, None) == 0
-    assert plan.choose_blocks(config, load, model, 0, None) == 24
-    middle = plan.choose_blocks(config, load, model, (everything + least) / 2, None)
-    assert 0 < middle < 24
+    results = plan.product_bytes(V1, model, load, 2)
+
+    def chosen(room):
+        return plan.choose_blocks(config, load, model, room, None)
+
+    assert chosen(everything + 1) == (0, 0)
+    assert chosen(0) == (24, 0)
+    # First the results of linear layers are kept, of one block after the other, and then all of a block.
+    assert chosen(least + 10.5 * results) == (13, 11)
+    wholly, but_products = chosen((everything + least + 23 * results) / 2)
+    assert wholly == 0 < but_products < 24
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 24])
+def test_from_level_to_level_more_is_computed_again(blocks):
+    levels = [plan.Recomputed.of(level, blocks) for level in range(2 * blocks + 1)]
+    assert levels[0] == (0, 0) and levels[blocks] == (0, blocks) and levels[-1] == (blocks, 0)
+    assert [one.level for one in levels] == list(range(2 * blocks + 1))
+    assert all(0 <= sum(one) <= blocks for one in levels)
+
+
+@pytest.mark.parametrize("seconds", [30, 60, 240])
+@pytest.mark.parametrize("flavour", ["base", "v15-base"])
+def test_results_of_linear_layers_save_more_for_a_byte_than_all_the_rest_of_a_block(flavour, seconds):
+    """Which the order of the levels counts on. The rest that has products is attention."""
+    config = load_config({"model_flavour": flavour})
+    family, model = of_flavour(flavour), plan.released_sizes(config)
+    load = family.memory.load(seconds)
+    layers = family.memory.products(model, load)[:-1]
+    results = plan.product_bytes(family, model, load, 2)
+    all_again, none = (family.memory.activations(model, load, 2, n) for n in (model.blocks, 0))
+    rest = (none - all_again) / model.blocks - results
+    rows = family.memory.tokens(model, load)
+    keys = 1 + load.text + load.lyrics + rows * (family is not V1)  # v1's self-attention is linear
+    attention = 4 * rows * keys * layers[0].outputs
+    assert sum(one.flops for one in layers) / results > 1.5 * attention / rest
+
+
+def test_what_the_run_chooses_and_what_it_saves_is_said(monkeypatch):
+    config = load_config({"base_model_precision": "int8-quanto", "mixed_precision": "bf16"})
+    load = V1.memory.load(60)
+    least = plan.estimate(config, load).total
+    results = plan.product_bytes(V1, TransformerConfig(), load, 2)
+
+    def said(room, **options):
+        monkeypatch.setattr(plan, "budget", lambda: room / plan.CAUTION)
+        run = load_config({**config.to_dict(), **options})
+        return [line for line in plan.verdict(run) if line.startswith("computed again")]
+
+    (some,), (none,), (all_of_them,) = (said(room) for room in (least + 23.1 * results, 1e12, 0))
+    assert "on this machine: of 24 blocks 0 wholly, 24 but for their linear layers" in some
+    assert size(24 * results) in some and size(least + 23 * results) in some and "29 % less" in some
+    assert "0 wholly, 0 but" in none and "24 not at all" in none and "24 wholly, 0 but" in all_of_them
+    assert " 0 % less" in all_of_them and size(least) in all_of_them
+    assert not said(0, gradient_checkpointing=False)
+    state = {"checkpointed_blocks": 4, "product_blocks": 12}
+    line = next(one for one in plan.verdict(config, state=state) if one.startswith("computed again"))
+    assert "as the checkpoint's run began: of 24 blocks 4 wholly, 12 but" in line and "8 not at all" in line
 
 
 @pytest.mark.parametrize(
-    ("kept", "blocks"),
-    [(None, 5), (3, 3), (0, 0), (99, WIDE.num_layers)],
-    ids=["new", "kept", "none", "too many"],
+    ("state", "blocks"),
+    [
+        (None, (1, 2)),
+        ({}, (1, 2)),  # gradient_checkpointing was off, and there was nothing to choose
+        ({"checkpointed_blocks": 2, "product_blocks": 1}, (2, 1)),
+        ({"checkpointed_blocks": 2}, (2, 0)),  # of a version that kept no results
+        ({"checkpointed_blocks": 0}, (0, 0)),
+        ({"checkpointed_blocks": 1, "product_blocks": 99}, (1, WIDE.num_layers - 1)),
+        ({"checkpointed_blocks": 99, "product_blocks": 99}, (WIDE.num_layers, 0)),
+    ],
+    ids=str,
 )
-def test_a_resumed_run_checkpoints_as_many_blocks_as_it_did(kept, blocks, monkeypatch):
+def test_a_resumed_run_checkpoints_as_many_blocks_as_it_did(state, blocks, monkeypatch):
     """Whatever this machine would choose now; as many as the model has."""
-    monkeypatch.setattr(build.memory, "checkpointed_blocks", lambda *given: 5)
+    monkeypatch.setattr(build.memory, "checkpointed_blocks", lambda *given: plan.Recomputed(1, 2))
     config = load_config({"gradient_checkpointing": True})
-    resumed = None if kept is None else SimpleNamespace(state={"checkpointed_blocks": kept})
+    resumed = None if state is None else SimpleNamespace(state=state)
     job: Any = SimpleNamespace(config=config, world=World())
     prepared: Any = SimpleNamespace(resumed=resumed, folder=SimpleNamespace(quantization=None))
     model: Any = SimpleNamespace(config=WIDE)
-    found = build._checkpointed_blocks(job, prepared, model, SimpleNamespace(shapes=[]))
+    found = build._recomputed(job, prepared, model, SimpleNamespace(shapes=[]))
     assert found == blocks
     job.config = load_config({"gradient_checkpointing": False})
-    assert build._checkpointed_blocks(job, prepared, model, SimpleNamespace(shapes=[])) == 0
+    assert build._recomputed(job, prepared, model, SimpleNamespace(shapes=[])) == (0, 0)
 
 
 @pytest.mark.parametrize(("free", "kept"), [(0, 0.0), (1, 0.4), (2, 1.0), (3, 2.0), (24, 23.0)])
@@ -126,7 +190,8 @@ def test_blocks_that_are_not_checkpointed_keep_their_arrays_but_the_one_in_work(
 
 def test_the_song_that_takes_most_decides_not_the_longest(monkeypatch):
     def chosen(*shapes):
-        return plan.checkpointed_blocks(load_config({}), shapes, TransformerConfig(), 8)
+        loads = plan.loads_of(load_config({}), shapes)
+        return plan.checkpointed_blocks(load_config({}), loads, TransformerConfig(), 8).level
 
     monkeypatch.setattr(plan, "machine_memory", lambda: 12 * plan.GB)
     longest, wordiest = Shape(700, 256, 0), Shape(650, 256, 2000)
@@ -197,6 +262,13 @@ def test_estimate_is_close_to_a_measured_peak(checkpointed, load):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("checkpointed", "products"), [(0, 3), (1, 2), (0, 2)])
+def test_so_is_that_of_blocks_that_keep_the_results_of_linear_layers(checkpointed, products):
+    expected, peak = _estimate_and_peak(plan.Load(512, 1, 64, 64), checkpointed, products=products)
+    assert 0.85 * peak < expected < 1.15 * peak
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpointed", "above"), [(1, 1.25), (0, 1.6)])  # rather too much than too little
 def test_estimate_of_many_lyrics_is_not_below_the_peak(checkpointed, above):
     expected, peak = _estimate_and_peak(plan.Load(64, 1, 64, 256), checkpointed)
@@ -210,16 +282,19 @@ def test_estimate_of_a_large_lora_counts_the_optimizers_step_once(rank):
     assert 0.9 * peak < expected < 1.15 * peak
 
 
-def _estimate_and_peak(load: plan.Load, checkpointed: int, rank: int = 16) -> tuple[float, float]:
+def _estimate_and_peak(
+    load: plan.Load, checkpointed: int, rank: int = 16, products: int = 0
+) -> tuple[float, float]:
     import sys
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
     import memory
 
-    peak, _, _ = memory.measure(WIDE, load, bits=None, dtype=mx.float32, checkpointed=checkpointed, rank=rank)
+    blocks = {"checkpointed": checkpointed, "products": products}
+    peak, _, _ = memory.measure(WIDE, load, bits=None, dtype=mx.float32, rank=rank, **blocks)
     options = {"mixed_precision": "no", "gradient_checkpointing": checkpointed > 0, "lora_rank": rank}
     config = load_config(options)
-    parts = plan.estimate(config, load, model=WIDE, checkpointed=checkpointed).parts
+    parts = plan.estimate(config, load, model=WIDE, **blocks).parts
     return sum(v for k, v in parts.items() if k != "program"), peak
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from acestep_mlx.errors import CheckpointError, ConfigError
 from acestep_mlx.report.events import CheckpointSaved, Notice, StepDone
+from acestep_mlx.training import memory
 from acestep_mlx.training.interrupts import StopRequest
 
 from . import runs
@@ -95,6 +96,33 @@ def test_stopped_at_any_micro_step_and_resumed(root, tiny_run, variant):
     runs.assert_identical(done.checkpoint, resumed.checkpoint)
     assert runs.losses(root / f"{name}-straight") == runs.losses(root / f"{name}-broken")
     assert done.lora.read_bytes() == resumed.lora.read_bytes()
+
+
+@pytest.mark.slow
+def test_on_a_machine_with_other_memory_a_run_goes_on_as_it_began(root, tiny_run, monkeypatch):
+    """Its blocks keep what they kept, bit for bit. A run that switches it off has nothing to remember."""
+
+    def run(name, room=False, act=None, **options):
+        def choose(config, loads, model, bits):
+            return memory.Recomputed.of(0 if room else model.blocks + 1, model.blocks)
+
+        monkeypatch.setattr(memory, "checkpointed_blocks", choose)
+        name = f"{tiny_run['model_flavour']}-memory-{name}"
+        options = {"resume_from_checkpoint": "latest", "max_train_steps": 4, **tiny_run, **options}
+        result, _ = runs.run(runs.configuration(root, "", name, **options), act, stop=stop)
+        return result, json.loads((result.checkpoint / "training_state.json").read_text())
+
+    stop = StopRequest()
+    done, _ = run("straight")
+    halted, state = run("broken", act=lambda e: stop.request() if isinstance(e, StepDone) else None)
+    stop = StopRequest()
+    resumed, after = run("broken", room=True)
+    assert not halted.finished and resumed.finished
+    for one in (state, after):
+        assert one["checkpointed_blocks"] == 1 <= one["product_blocks"]
+    runs.assert_identical(done.checkpoint, resumed.checkpoint)
+    _, off = run("off", gradient_checkpointing=False, max_train_steps=1)
+    assert "checkpointed_blocks" not in off
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "batches": {"seed": 42, "epoch": 1, "position": 2, "signature": "abc"},
         "lora": {"rank": 4, "alpha": 8.0, "targets": ["to_q"]},
         "checkpointed_blocks": 2,
+        "product_blocks": 1,
         "healthy": True,
         "evaluation": 0.5,
         "identity": {"gradient_accumulation_steps": 2, "transformer": "print"},

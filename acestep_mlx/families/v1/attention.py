@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...nn.activations import attend, relu, with_gradient
+from ...nn.recompute import product
 from ...nn.rotary import rotation
 
 Rope = tuple[mx.array, mx.array]
@@ -112,9 +113,10 @@ class LinearAttention(_Projections):
 
     def __call__(self, x: mx.array, rope: Rope, query_scale: float | mx.array = 1.0) -> mx.array:
         """x (B, T, D), tables `within` the frames → (B, T, D)."""
-        q, k, v = self.scaled(self.to_q(x), query_scale), self.to_k(x), self.to_v(x)
+        q, k, v = (product(layer, x) for layer in (self.to_q, self.to_k, self.to_v))
+        q = self.scaled(q, query_scale)
         q, k = apply_rope(self.split(q), rope), apply_rope(self.split(k), rope)
-        return self.to_out[0](self.merge(linear_attention(q, k, self.split(v))))
+        return product(self.to_out[0], self.merge(linear_attention(q, k, self.split(v))))
 
 
 class CrossAttention(_Projections):
@@ -122,7 +124,8 @@ class CrossAttention(_Projections):
 
     def keys_values(self, states: mx.array, rope: Rope) -> tuple[mx.array, mx.array]:
         """states (B, S, D) → keys with RoPE and values, (B, H, S, Dh) each."""
-        return apply_rope(self.split(self.to_k(states)), rope), self.split(self.to_v(states))
+        k, v = (self.split(product(layer, states)) for layer in (self.to_k, self.to_v))
+        return apply_rope(k, rope), v
 
     def __call__(
         self,
@@ -139,9 +142,9 @@ class CrossAttention(_Projections):
 
         gradient: whether one will be asked for.
         """
-        q = apply_rope(self.split(self.scaled(self.to_q(x), query_scale)), rope)
+        q = apply_rope(self.split(self.scaled(product(self.to_q, x), query_scale)), rope)
         k, v = keys_values
         out = self.merge(attend(q, k, v, states_mask, gradient=gradient))
         if mask is not None:  # upstream masks padding frames against every token, which leaves zeros
             out = out * mask[..., None].astype(out.dtype)
-        return self.to_out[0](out)
+        return product(self.to_out[0], out)

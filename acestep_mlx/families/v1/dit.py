@@ -21,8 +21,7 @@ from ...errors import CheckpointError
 from ...io.schema import number
 from ...nn.activations import gated_conv
 from ...nn.config import MANY, ComponentConfig
-from ...nn.products import times_weight
-from ...nn.recompute import checkpointed
+from ...nn.recompute import checkpointed, product
 from .attention import CrossAttention, LinearAttention, Rope, rope_table, within
 from .lora import LORA
 from .lyric_encoder import LyricEncoder
@@ -194,9 +193,9 @@ class GatedConv(nn.Module):
 def _without_bias(linear: nn.Module, x: mx.array) -> tuple[mx.array, mx.array]:
     """x times a quantised weight, and the bias, a pass less; of any other layer its result, and zeros."""
     if type(linear) is not nn.QuantizedLinear or "bias" not in linear:
-        y: mx.array = linear(x)
+        y = product(linear, x)
         return y, mx.zeros((y.shape[-1],), y.dtype)
-    return times_weight(x, linear), linear.bias
+    return product(linear, x, bias=False), linear.bias
 
 
 class Block(nn.Module):
@@ -255,7 +254,8 @@ class ACEStepTransformer(nn.Module):
     """The 3.5B diffusion transformer with its lyric encoder.
 
     `checkpoint_blocks`: how many of the blocks compute their activations again in the backward pass instead
-    of keeping them; above zero the lyric encoder does so too.
+    of keeping them. `product_blocks`: how many after those do so too, but keep what their linear layers gave.
+    With any of them the lyric encoder computes its activations again.
     """
 
     lora: ClassVar = LORA
@@ -264,6 +264,7 @@ class ACEStepTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_blocks = 0
+        self.product_blocks = 0
         self._watch: Callable[[int, mx.array], object] = _nothing
         self._folder: Folder | None = None  # that it was read from
         self._projectors: Projectors | None = None
@@ -330,7 +331,10 @@ class ACEStepTransformer(nn.Module):
     ) -> mx.array:
         """Lyric ids and mask (B, Ll), Ll > 0 → states (B, Ll, H) before their projection; see `encode`."""
         return self.lyric_encoder(
-            self.lyric_embs(ids), mask, query_scale=query_scale, checkpoint=self.checkpoint_blocks > 0
+            self.lyric_embs(ids),
+            mask,
+            query_scale=query_scale,
+            checkpoint=self.checkpoint_blocks + self.product_blocks > 0,
         )
 
     def encode(
@@ -410,7 +414,11 @@ class ACEStepTransformer(nn.Module):
         }
         factor, first, last = query_scale or (1.0, 0, 0)
         for i, (block, states) in enumerate(zip(self.transformer_blocks, per_block, strict=True)):
-            run = checkpointed(block) if i < self.checkpoint_blocks else block
+            run: Callable[..., mx.array] = block
+            if i < self.checkpoint_blocks:
+                run = checkpointed(block)
+            elif i < self.checkpoint_blocks + self.product_blocks:
+                run = checkpointed(block, keep_products=True)
             x = run(x, temb, states, **constants, query_scale=factor if first <= i < last else 1.0)
             self._watch(i, x)
         return self.final_layer(x, hidden)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ..protocol import Folder, Load
+from ..protocol import Folder, Load, Product
 from . import lyric_states
 from .dit import TransformerConfig
 from .latents import LATENTS
@@ -94,6 +94,13 @@ class StepMemory:
     def activations(self, config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
         """Bytes at the worst moment."""
         return activations(config, load, size, checkpointed)
+
+    def products(self, config: TransformerConfig, load: Load) -> Sequence[Product]:
+        """Both attentions', and the feed-forward's."""
+        D, F, T = config.dim, config.ff_dim, load.batch * load.frames
+        S = load.batch * (1 + load.text + load.lyrics)
+        attentions = [Product(T, D, D)] * 6 + [Product(S, D, D)] * 2
+        return [*attentions, Product(T, D, 2 * F), Product(T, F, D)]
 
     def told(self, config: TransformerConfig, load: Load, size: int) -> float:
         """Keys and values of each block."""

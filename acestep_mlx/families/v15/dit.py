@@ -7,7 +7,7 @@ the whole song, each followed by cross-attention to [lyrics, timbre, text] and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -130,7 +130,7 @@ class ACEStep15Transformer(nn.Module):
     """The diffusion transformer of ACE-Step 1.5.
 
     `checkpoint_blocks`: how many of the layers compute their activations again in the backward pass instead
-    of keeping them.
+    of keeping them. `product_blocks`: how many after those do so too, but keep what their linear layers gave.
     """
 
     lora: ClassVar = LORA
@@ -139,6 +139,7 @@ class ACEStep15Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_blocks = 0
+        self.product_blocks = 0
         D, C, P = config.hidden_size, config.audio_acoustic_hidden_dim, config.patch_size
         self.proj_in = nn.Conv1d(config.in_channels, D, P, stride=P)
         self.time_embed = TimestepEmbedding(D)
@@ -217,7 +218,11 @@ class ACEStep15Transformer(nn.Module):
         full, sliding = sight(L, config.sliding_window, valid, self.dtype)
         rope = rope_table(L, config.head_dim, config.rope_theta)
         for i, (layer, kind, states_i) in enumerate(zip(self.layers, config.kinds, per_layer, strict=True)):
-            run = checkpointed(layer) if i < self.checkpoint_blocks else layer
+            run: Callable[..., mx.array] = layer
+            if i < self.checkpoint_blocks:
+                run = checkpointed(layer)
+            elif i < self.checkpoint_blocks + self.product_blocks:
+                run = checkpointed(layer, keep_products=True)
             seen = sliding if kind == SLIDING else full
             x = run(x, time, states_i, seen=seen, states_seen=states_seen, rope=rope)
         table = self.scale_shift_table + embedded[:, None]  # [B, 2, D]

@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from ...nn import cpu, device
 from ...nn.activations import RMSNorm, additive, spelled_attention, swiglu, with_gradient
+from ...nn.recompute import product
 from ...nn.rotary import rotation
 from .config import SLIDING, LayerConfig, StackConfig
 
@@ -177,8 +178,8 @@ class Attention(nn.Module):
 
     def keys_values(self, states: mx.array, rope: Rope | None = None) -> KeysValues:
         """states (B, S, D) → keys and values, (B, Hk, S, Dh) each."""
-        k = self.k_norm(self._heads(self.k_proj(states))).swapaxes(1, 2)
-        v = self._heads(self.v_proj(states)).swapaxes(1, 2)
+        k = self.k_norm(self._heads(product(self.k_proj, states))).swapaxes(1, 2)
+        v = self._heads(product(self.v_proj, states)).swapaxes(1, 2)
         return k if rope is None else apply_rope(k, rope), v
 
     def __call__(
@@ -191,11 +192,12 @@ class Attention(nn.Module):
         gradient: bool = True,
     ) -> mx.array:
         """x (B, L, D) → (B, L, D), over x itself or over given keys and values; the rest as in `attend`."""
-        q = self.q_norm(self._heads(self.q_proj(x))).swapaxes(1, 2)  # [B, H, L, Dh]
+        q = self.q_norm(self._heads(product(self.q_proj, x))).swapaxes(1, 2)  # [B, H, L, Dh]
         if rope is not None:
             q = apply_rope(q, rope)
         k, v = self.keys_values(x, rope) if keys_values is None else keys_values
-        return self.o_proj(attend(q, k, v, seen, gradient=gradient).swapaxes(1, 2).flatten(2))
+        found = attend(q, k, v, seen, gradient=gradient).swapaxes(1, 2).flatten(2)
+        return product(self.o_proj, found)
 
 
 class MLP(nn.Module):
@@ -210,7 +212,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, L, D) → (B, L, D)."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(product(self.gate_proj, x), product(self.up_proj, x)))
 
 
 class EncoderLayer(nn.Module):

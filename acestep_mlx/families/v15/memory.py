@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..protocol import Folder, Load
+from ..protocol import Folder, Load, Product
 from .config import SLIDING
 from .dit import TransformerConfig
 from .latents import LATENTS
@@ -111,6 +111,14 @@ class StepMemory:
     def activations(self, config: TransformerConfig, load: Load, size: int, checkpointed: int) -> float:
         """Bytes at the worst moment."""
         return activations(config, load, size, checkpointed)
+
+    def products(self, config: TransformerConfig, load: Load) -> Sequence[Product]:
+        """Both attentions', and the MLP's."""
+        D, F, L = config.hidden_size, config.intermediate_size, self.tokens(config, load)
+        Q, KV = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        S = load.batch * (load.text + TIMBRE + load.lyrics)
+        attentions = [Product(L, D, Q), Product(L, Q, D)] * 2 + [Product(L, D, KV), Product(S, D, KV)] * 2
+        return [*attentions, *[Product(L, D, F)] * 2, Product(L, F, D)]
 
     def told(self, config: TransformerConfig, load: Load, size: int) -> float:
         """Keys and values of each layer."""
