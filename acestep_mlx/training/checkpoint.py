@@ -340,10 +340,11 @@ def _last_healthy(found: Mapping[Path, Health]) -> Path | None:
 
 def best(output_dir: Path) -> Path | None:
     """The healthy checkpoint with the lowest evaluation loss; of equal ones the newest."""
-    return _best(healths(output_dir))
+    return best_of(healths(output_dir))
 
 
-def _best(found: Mapping[Path, Health]) -> Path | None:
+def best_of(found: Mapping[Path, Health]) -> Path | None:
+    """`best` of checkpoints that were `found`, oldest first."""
     rated = [
         (health.evaluation, -i, path)
         for i, (path, health) in enumerate(found.items())
@@ -372,7 +373,7 @@ def surplus(found: Mapping[Path, Health], limit: int, keep: Path | None = None) 
     """
     lasting = [path for path, health in found.items() if not health.timed]  # its [-0:] is all of it
     healthy = [path for path in lasting if found[path].healthy]
-    kept = {keep, _best(found), _last_healthy(found), *lasting[-limit:], *healthy[-limit:]}
+    kept = {keep, best_of(found), _last_healthy(found), *lasting[-limit:], *healthy[-limit:]}
     return [path for path in found if path not in kept]
 
 

@@ -126,13 +126,17 @@ class Measures:
             found[newest] = checkpoint.Health().evaluated(now.loss)
             for path in checkpoint.surplus(found, config.checkpoints_total_limit, newest):
                 del found[path]
-        lasting = [path for path, health in found.items() if health.healthy and not health.timed]
+        best = checkpoint.best_of(found)
+        lasting = [
+            path for path, health in found.items() if (health.healthy and not health.timed) or path == best
+        ]
         prompt = config.validation_prompt or self._caption()
         context = Context(
             held_out=bool(self.built.batches.held_out),
             learning_rate=config.learning_rate,
-            checkpoints={int(path.name.rpartition("-")[2]): shlex.quote(str(path)) for path in lasting},
+            checkpoints={_step(path): shlex.quote(str(path)) for path in lasting},
             clips=sorted({step for path, step in history.clips.items() if path.is_file()}),
+            best=_step(best) if best is not None else None,
             command=f"acestep-mlx generate --model {shlex.quote(str(self.model))} "
             f"--prompt {shlex.quote(prompt)} --lora ",
             resume=f"--learning_rate={config.learning_rate / 3:.2g} --resume_from_checkpoint=",
@@ -189,6 +193,11 @@ class Measures:
         if (startup if step == 0 else intervals.validation_due(*place)) and "clip" not in done:
             self.validate(step)
         return loss if step else None
+
+
+def _step(path: Path) -> int:
+    """Of a checkpoint's folder."""
+    return int(path.name.rpartition("-")[2])
 
 
 def no_evaluation(config: RunConfig) -> str:

@@ -93,6 +93,7 @@ class Context:
     learning_rate: float
     checkpoints: Mapping[int, str] = field(default_factory=dict)  # step → path, quoted for a shell
     clips: Sequence[int] = ()
+    best: int | None = None  # of `checkpoints`, that with the lowest loss
     command: str = ""
     resume: str = ""
 
@@ -115,8 +116,9 @@ def find(points: Sequence[Point], training: Sequence[tuple[int, float]], held_ou
     """What holds at the last of `points`, which rise in step. training: (step, finite loss) of updates.
 
     Learning and flat ask whether the last third of the training, and two evaluations at least, went below the
-    lowest loss before it, so that slow learning is seen in long runs too. A rise above the lowest counts once
-    two evaluations in a row show it, or the training loss rises as well.
+    lowest loss before it, so that slow learning is seen in long runs too. Nothing learns once two evaluations
+    in a row are no lower than the lowest, which is what early_stopping_patience counts. A rise above the
+    lowest counts once two evaluations in a row show it, or the training loss rises as well.
     """
     now = points[-1]
     earlier = [point for point in points[:-1] if math.isfinite(point.loss)]
@@ -132,7 +134,8 @@ def find(points: Sequence[Point], training: Sequence[tuple[int, float]], held_ou
     if rise.rises and (again or trained > 0):
         return Finding("memorising" if held_out and trained <= 0 else "unstable", "", rise, best, trained)
     since = min(_third(earlier, now.step), max(0, len(earlier) - 2))
-    change = compare(min(earlier[: since + 1], key=lambda point: point.loss), now)
+    stalled = now.loss >= best.loss and earlier[-1] is not best
+    change = rise if stalled else compare(min(earlier[: since + 1], key=lambda point: point.loss), now)
     if change.falls and not rise.rises:
         return Finding("learning", "", change, best)
     if len(earlier) < 2 or change.counts or change.noise > BLIND * abs(now.loss):
@@ -236,6 +239,9 @@ def _best(best: Point, context: Context) -> tuple[tuple[int, ...], str]:
         return (step,), f"best was step {step}: {context.command}{context.checkpoints[step]}"
     if step in context.clips:
         return (step,), f"best was step {step}, whose clips are in report.html"
+    if (kept := context.best) is not None:
+        heard = f"{context.command}{context.checkpoints[kept]}"
+        return (kept,), f"best was step {step}, and of those that are kept step {kept}: {heard}"
     return (
         (),
         f"best was step {step}, of which no checkpoint is kept (with early_stopping_patience each lowest is)",

@@ -163,6 +163,36 @@ def test_a_real_song_in_parts_with_averaged_weights_stops_by_itself(
     assert (result.lora.parent / "ema" / checkpoint.LORA).is_file()
 
 
+@pytest.mark.parametrize(
+    ("patience", "loss", "kept"),
+    [
+        (0, 0.4, False),
+        (2, 0.4, True),
+        (3, 0.6, False),
+        (2, 0.6, True),
+        (2, math.nan, True),
+        (3, math.nan, False),
+    ],
+)
+def test_it_is_known_before_whether_a_checkpoint_follows(patience: int, loss: float, kept: bool) -> None:
+    """Of a new lowest loss, and of the evaluation that ends the run; asking counts nothing."""
+    step: Any = SimpleNamespace(settings=SimpleNamespace(accumulate=1), world=1, groups=[])
+    none: Any = None
+    counters = Counters(step=4, lowest=Lowest(2, 0.5, 1))
+    trainer = Trainer(
+        step,
+        none,
+        9,
+        intervals=Intervals(),
+        save=none,
+        emit=Listeners(),
+        counters=counters,
+        patience=patience,
+    )
+    assert trainer.keeps(loss) is kept and counters.lowest == Lowest(2, 0.5, 1)
+    assert (trainer.judge(loss) or trainer.over) is kept
+
+
 def test_ranks_without_an_evaluation_count_that_of_the_first() -> None:
     step: Any = SimpleNamespace(settings=SimpleNamespace(accumulate=1), world=2, groups=[])
     given = iter([0.5, 0.6, 0.7])

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from acestep_mlx.report.events import (
 )
 from acestep_mlx.training import checkpoint
 from acestep_mlx.training.interrupts import StopRequest
-from acestep_mlx.training.measures import History
+from acestep_mlx.training.measures import History, Measures
 from acestep_mlx.training.verdict import (
     Context,
     Point,
@@ -135,6 +136,33 @@ def test_a_history_is_the_same_from_its_file_and_from_its_events(tmp_path: Path)
     assert part.evaluations == seen.evaluations[:2] and part.training == seen.training[:1]
 
 
+def test_only_checkpoints_that_stay_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is about to be deleted is not; the one that is about to be written is."""
+    points = history([1.0, 0.9, 0.9, 0.9, 0.9])
+    batches = SimpleNamespace(held_out=[], trained=[0], samples=[SimpleNamespace(captions=("jazz, slow",))])
+    past = History([("m", point) for point in points[:-1]])
+    found = {tmp_path / f"checkpoint-{step}": checkpoint.Health(evaluation=0.9) for step in (100, 200, 300)}
+    found[tmp_path / "checkpoint-310"] = checkpoint.Health(timed=True)
+    found[tmp_path / "checkpoint-320"] = checkpoint.Health(healthy=False)
+    monkeypatch.setattr(checkpoint, "healths", lambda folder: dict(found))
+
+    def steps(saved: bool, limit: int, loss: float = 0.9) -> tuple[int, ...]:
+        job: Any = SimpleNamespace(output=tmp_path, config=load_config({"checkpoints_total_limit": limit}))
+        built: Any = SimpleNamespace(batches=batches)
+        measures = Measures(job, built, None, None, past, Path("the model"))
+        verdict = measures._verdict("m", replace(points[-1], loss=loss), saved)
+        assert verdict.kind == "flat"
+        if verdict.steps:
+            assert f"--model 'the model' --prompt 'jazz, slow' --lora {tmp_path}" in verdict.sentence
+        return verdict.steps
+
+    assert steps(saved=False, limit=1) == (100, 300)
+    assert steps(saved=True, limit=9) == (100, 400)
+    assert steps(saved=True, limit=2, loss=0.8999) == (300, 400)
+    assert steps(saved=True, limit=1, loss=0.8999) == ()
+    assert steps(saved=True, limit=1, loss=0.9001) == (300, 400), "the best one stays"
+
+
 def test_a_dry_run_says_what_is_measured() -> None:
     assert "cannot tell memorising" in evaluation_line(load_config({}), 0)
     assert evaluation_line(load_config({}), 3) == "evaluation loss on 3 held-out songs"
@@ -189,6 +217,14 @@ def test_flat_names_two_steps_that_are_kept() -> None:
     assert found.kind == "flat" and found.steps == () and "checkpoint-" not in found.sentence
 
 
+def test_what_patience_counts_is_not_called_learning() -> None:
+    """Well below the lowest before the last third, and no new lowest in two evaluations."""
+    losses = [1.0, 0.98, 0.96, 0.94, 0.9, 0.9, 0.9001, 0.9002]
+    assert verdict(losses[:5]).kind == "learning"
+    assert [verdict(losses[:n]).kind for n in (7, 8)] == ["flat", "flat"]
+    assert "since step 400" in verdict(losses).sentence
+
+
 def test_flat_from_the_beginning_asks_for_a_higher_rate() -> None:
     found = verdict([1.0, 1.0 - 1e-6, 1.0 - 2e-6, 1.0 - 3e-6])
     assert found.kind == "flat" and "no lower than before the first step" in found.sentence
@@ -212,6 +248,12 @@ def test_memorising_takes_held_out_songs_and_two_evaluations() -> None:
     )
     unkept = verdict(losses, noise=0.001, context=Context(True, 1e-4, {300: "checkpoint-300"}))
     assert unkept.steps == () and "no checkpoint is kept" in unkept.sentence and "-300" not in unkept.sentence
+    near = verdict(
+        losses, noise=0.001, context=replace(CONTEXT, checkpoints={200: "checkpoint-200"}, best=200)
+    )
+    assert (
+        near.steps == (200,) and "best was step 100, and of those that are kept step 200: " in near.sentence
+    )
     heard = verdict(losses, noise=0.001, context=Context(True, 1e-4, {}, clips=[100]))
     assert heard.steps == (100,) and "whose clips are in report.html" in heard.sentence
 
