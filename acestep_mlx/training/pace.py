@@ -15,7 +15,7 @@ from ..families.work import Work, step_work
 from .memory import CAUTION, Recomputed, choose_blocks, estimate, weight_bytes
 
 REACHED = 0.75  # of a vendor's figures, that large products and copies reach: a guess
-SLACK = 1.5  # times what the kernels need one after the other at reached rates: a guess
+SLACK = 1.5  # times what the kernels need one after the other at measured rates; see benchmarks/pace.py
 LAUNCH = 2e-6  # seconds from one kernel to the next, about what Metal needs
 COUNTED_BITS = (4, 8, 16)  # of a weight, that the tables have
 
