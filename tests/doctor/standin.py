@@ -44,7 +44,14 @@ def diagnosis(
     devices = ("CPU", "GPU") if machine.gpu else ("CPU",)
     rows = [
         Expected(
-            family, bits, seconds, seconds / 50, seconds * GB // 20 + bits * GB // 3, seconds <= fits, 0.5
+            family,
+            bits,
+            seconds,
+            seconds / 50,
+            seconds * GB // 20 + bits * GB // 3,
+            seconds <= fits,
+            0.5,
+            0.25,
         )
         for family in ("v1", "v15")
         for bits in PRECISIONS
