@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -136,7 +135,7 @@ def test_the_memory_is_the_planner_s(monkeypatch: pytest.MonkeyPatch) -> None:
                 {"model_flavour": flavour, "base_model_precision": PRECISIONS[one.bits], "lora_rank": 16}
             )
             model, load = memory.released_sizes(config), family(one.family).memory.load(float(one.seconds))
-            shape = SimpleNamespace(frames=load.frames, text=load.text, lyrics=load.lyrics)
-            blocks = memory.checkpointed_blocks(config, [shape], model, None)
-            assert one.recomputed == blocks / model.blocks
-            assert one.memory == int(memory.estimate(config, load, checkpointed=blocks).total)
+            again, products = memory.checkpointed_blocks(config, [load], model, None)
+            assert (one.recomputed, one.products_kept) == (again / model.blocks, products / model.blocks)
+            planned = memory.estimate(config, load, checkpointed=again, products=products)
+            assert one.memory == int(planned.total)
