@@ -99,6 +99,7 @@ def _values(option: Option) -> str:
         return ", ".join(f"`{choice}`" for choice in option.choices)
     kind = {"bool": "true, false", "int": "whole number", "float": "number", "str": "text", "path": "path",
             "list": "list of names", "mapping": "settings"}.get(option.kind, "")  # fmt: skip
+    kind = "seconds, or m:ss" if option.unit == "s" else kind
     low = f"≥ {option.low:g}" if option.low is not None else ""
     low = f"> {option.above:g}" if option.above is not None else low
     high = f"≤ {option.high:g}" if option.high is not None and option.high < 1e6 else ""

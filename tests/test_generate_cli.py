@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 
 from acestep_mlx.cli import main
+from acestep_mlx.config.request import REQUEST
 from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.lora.formats.write import write_lora
 from acestep_mlx.lora.weights import LoRAModule, LoRAWeights
@@ -266,7 +268,9 @@ LENGTHS = ["--duration", "--repaint-start", "--repaint-end", "--extend-left", "-
 
 
 @pytest.mark.parametrize("flag", LENGTHS)
-@pytest.mark.parametrize("text", ["3:75", "1:2:3:4", "3.30.1", ":30", "3m", "", "-1:00"])
+@pytest.mark.parametrize(
+    "text", ["3:75", "1:2:3:4", "3.30.1", ":30", "3m", "", "-1:00", "3:5", "1:75:00", "１:30"]
+)
 def test_a_length_that_is_none(flag: str, text: str, run: Run) -> None:
     code, _, err = run(flag, text)
     assert code == 2 and "write seconds (210) or minutes (3:30)" in err
@@ -378,3 +382,90 @@ def test_what_of_a_prompt_is_not_heard_is_said(run: Run, flag: str) -> None:
     code, _, err = run(flag, "jazz " * 2000, "-o", "a.wav")
     assert code == 0 and f"{flag[2:].replace('-', ' ')}: cut to 256 of " in err
     assert "cut to" not in run(flag, "jazz", "-o", "b.wav")[2]
+
+
+def test_the_command_that_makes_it_again_is_kept_with_the_song(
+    run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    weights = lora(tmp_path / "my lora.safetensors", tiny_model)
+    odd = [
+        "--prompt",
+        "-slow 'jazz' $HOME",
+        "--lyrics",
+        '[verse]\nla "la" `x`',
+        "--no-erg-tag",
+        "--omega=-2.5",
+    ]
+    flags = [*odd, "--seed", "3", "--lora", str(weights), "--lora-scale", "0.35", "--sample-rate", "48000"]
+    code, out, err = run(*flags, "-o", "a.wav")
+    assert code == 0 and "seed 3" in out, err
+    assert err.splitlines()[-1].startswith("again, or changed: acestep-mlx generate --from-json a.wav")
+    name, command, *arguments = shlex.split(json.loads(Path("a.json").read_text())["command"])
+    assert (name, command) == ("acestep-mlx", "generate")
+    code, _, err = run(*arguments, "-o", "b.wav", base=False)
+    assert code == 0 and "note" not in err, err
+    assert Path("b.wav").read_bytes() == Path("a.wav").read_bytes()
+    story, again = (json.loads(Path(f"{one}.json").read_text()) for one in "ab")
+    assert story["command"] == again["command"]
+
+
+GIVEN: dict[str, dict[str, object]] = {
+    "text2music": {"duration": 12.5, "guidance": "cfg_star", "cfg_interval_start": 0.25, "zero_init": False,
+                   "negative_prompt": "noise", "lyrics_language": "de", "oss_steps": (1, 3, 9)},
+    "retake": {"variance": 0.3, "seeds": (1, 2), "retake_seeds": (8, 9)},
+    "repaint": {"source": "a b.wav", "repaint_start": 1.0, "repaint_end": 2.25, "scheduler": "heun"},
+    "extend": {"source": "a.wav", "extend_left": 3.0, "extend_right": 0.5},
+    "edit": {"source": "a.wav", "edit_prompt": "--rock", "edit_lyrics": "no\nno", "edit_samples": 2},
+    "audio2audio": {"source": "a.wav", "reference_strength": 0.125},
+    "cover": {"source": "a.wav", "cover_strength": 0.5, "bpm": 98.0, "keyscale": "F# minor"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", GIVEN)
+def test_the_command_says_every_setting(task: str) -> None:
+    """What is typed again is the request: nothing is lost, nothing is said that changes nothing."""
+    from acestep_mlx.cli.again import command_line
+    from acestep_mlx.cli.generate import command
+    from acestep_mlx.config.request import Request
+
+    wanted = Request(**{"prompt": "x", "lyrics": "la", "task": task, **GIVEN[task]})  # type: ignore[arg-type]
+    record = {"model": {"path": "m"}, "loras": [], "sample_rate": 44100, "request": wanted.to_dict()}
+    line = command_line(record, {}, 44100, fuse_loras=True)
+    assert "--fuse-loras" not in line and "--sample-rate" not in line
+    context = command.make_context("generate", shlex.split(line)[2:])
+    typed = {name: value for name, value in context.params.items() if name in REQUEST and value is not None}
+    assert Request.from_dict(typed) == wanted and not wanted.idle(typed)
+    assert typed.keys() == {"prompt", "seeds", "lyrics", *GIVEN[task], *(["task"] * (task != "text2music"))}
+
+
+def test_the_first_song_is_opened_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acestep_mlx.cli import generate
+
+    opened: list[tuple[str, bool]] = []
+
+    def open_file(path: Path) -> str | None:
+        opened.append((path.name, path.is_file() and path.with_suffix(".json").is_file()))
+        return f"there is no display here; open {path} where you can hear it"
+
+    monkeypatch.setattr(generate, "open_file", open_file)
+    assert run("-o", "a.wav")[0] == 0 and not opened
+    code, _, err = run("--seed", "5,6", "--open", "-o", "b.wav")
+    assert code == 0 and opened == [("b-5.wav", True)] and "note: there is no display here" in err
+
+
+def test_what_is_wrong_with_the_lyrics_is_said_before_the_work(run: Run) -> None:
+    sung = "[Synth madness]\nla ❤ la\nสวัสดีครับ ฉันรักคุณ\n" + "many words are sung in each line\n" * 9
+    code, _, err = run("--lyrics", sung, "--steps", "1", "-o", "a.wav")
+    assert code == 0, err
+    for words in (
+        "lyrics: no mark of the model, so its words are read: [Synth madness]",
+        "lyrics: no token for",
+        "lyrics: Thai script has no tokens in English in line 3",
+        "lyrics: removed ❤ in line 2",
+        "words in 0:01; the end will not be heard; a duration of 1:10 would do",
+    ):
+        assert words in err and err.index(words) < err.index("denoising"), words
+    Path("song.txt").write_text("la")
+    code, _, err = run("--lyrics", "song.txt", "--steps", "1", "-o", "b.wav")
+    assert "song.txt is a file, and its name would be sung; --lyrics-file reads it" in err
+    assert "lyrics:" not in run("--lyrics", "[verse]\nla la", "--steps", "1", "-o", "c.wav")[2]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import re
+import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,30 +14,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config.option import Option
+from ..config.parsing import clock
 from ..config.request import MODELS_OWN, REQUEST, Request
 from ..errors import CheckpointError, ConfigError, DataError
 from ..io.filenames import as_stored
 from ..io.hashes import hash_file
 from ..io.schema import show
+from .again import command_line, flag
 from .help_text import Grouped, examples
 from .paths import NamedPath
+from .player import open_file
 from .progress import Display
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..families.model_folder import ModelFolder
+    from ..families.protocol import LatentSpec
     from ..pipeline import ACEStepPipeline
 
 NUMBERS = {"float": float, "int": int}
 PLAIN = "text2music"  # the task of every day
-CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:\.\d*)?)")  # 3:30, 1:02:03.5
 #: options by what they are for; the rest are the expert's
 GROUPS = {
     "Basics": (
         *("model", "prompt", "lyrics", "lyrics_file", "duration", "output", "seeds", "batch", "loras"),
         *("lora_scales", "steps", "guidance_scale", "from_json", "bpm", "keyscale", "timesignature"),
-        *("lyrics_language", "vocal_language", "plot", "force"),
+        *("lyrics_language", "vocal_language", "plot", "opening", "force"),
     ),
     "Task": (
         *("task", "source"),
@@ -50,13 +53,11 @@ COMMON = ("prompt", "lyrics", "duration", "steps", "guidance_scale", "seeds")  #
 
 def seconds(value: str) -> float:
     """A length in seconds, or as a clock shows it: `210`, `210s`, `3:30`."""
-    text = value.strip()
-    clock = CLOCK.fullmatch(text)
-    if clock is not None:
-        hours, minutes, rest = clock.groups()
-        return 3600 * int(hours or 0) + 60 * int(minutes) + float(rest)
+    found = clock(value)
+    if found is not None:
+        return found
     try:
-        return float(text.removesuffix("s"))
+        return float(value.strip().removesuffix("s"))
     except ValueError:
         raise click.BadParameter(
             f"{show(value)} is not a length; write seconds (210) or minutes (3:30)"
@@ -71,26 +72,22 @@ def numbers(value: str) -> tuple[int, ...]:
         raise click.BadParameter(f"{show(value)} is not a list of whole numbers") from None
 
 
-def _flag(name: str) -> str:
-    return "--" + {"seeds": "seed", "retake_seeds": "retake-seed"}.get(name, name.replace("_", "-"))
-
-
 def _option(option: Option) -> Callable[..., Any]:
     """An option of Request as a flag; None where it is not given."""
-    flag, help = _flag(option.name), option.help
+    typed, help = flag(option.name), option.help
     if option.choices:
         help += f" One of {', '.join(option.choices)}."
     if option.kind == "bool":
         help += f" [default: {'on' if option.default else 'off'}]"
-        return click.option(f"{flag}/--no-{flag[2:]}", option.name, default=None, help=help)
+        return click.option(f"{typed}/--no-{typed[2:]}", option.name, default=None, help=help)
     if option.kind == "numbers":
-        return click.option(flag, option.name, type=numbers, metavar="N[,N…]", help=help)
+        return click.option(typed, option.name, type=numbers, metavar="N[,N…]", help=help)
     if option.default not in (None, ""):
         own = ", or the model's own" if option.name in MODELS_OWN else ""
         help += f" [default: {option.default}{option.unit and ' ' + option.unit}{own}]"
     kind: Any = seconds if option.unit == "s" else NUMBERS.get(option.kind, str)
     metavar = option.unit.upper() or ("NUMBER" if option.kind in NUMBERS else "TEXT")
-    return click.option(flag, option.name, type=kind, metavar=metavar, help=help)
+    return click.option(typed, option.name, type=kind, metavar=metavar, help=help)
 
 
 def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -152,7 +149,8 @@ def request_options(*, common: bool) -> Callable[[Callable[..., Any]], Callable[
     metavar="FILE",
     help="Repeat a song from its JSON (or from its sound file); other flags change it.",
 )
-@click.option("--plot", is_flag=True, help="Write a picture of the spectrogram (png) as well.")
+@click.option("--plot", is_flag=True, help="Write a picture of it (png) as well: waveform and spectrogram.")
+@click.option("--open", "opening", is_flag=True, help="Play it at the end, in the system's player.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @request_options(common=False)
 def command(
@@ -166,6 +164,7 @@ def command(
     sample_rate: int | None,
     from_json: str | None,
     plot: bool,
+    opening: bool,
     force: bool,
     **given: Any,
 ) -> None:
@@ -190,7 +189,7 @@ def command(
     except (click.UsageError, CheckpointError):
         _request(*asked)  # what no model makes sense of is said first
         raise
-    latents, request = pipe.folder.family.latents, _request(*asked, pipe.folder)
+    latents, request = pipe.family.latents, _request(*asked, pipe.folder)
     sample_rate = sample_rate or earlier.get("sample_rate", latents.sample_rate)
     chosen = _loras(loras, lora_scales, earlier)
     request.check_source()
@@ -204,16 +203,30 @@ def command(
     facts = _facts(pipe)
     _compare(earlier, facts)
     length = math.inf if source is None else len(source) / latents.sample_rate
-    if (request.repaint_end or 0) > length + latents.seconds(1):
-        click.echo(f"note: --repaint-end is the song's end, after {length:.2f} s", err=True)
-    _remark(pipe, request, [name for name, value in given.items() if value is not None])
+    _remark(pipe, request, [name for name, value in given.items() if value is not None], length)
     started = time.perf_counter()
     with Display() as bar:
         songs = pipe.run(request, source_audio=source, progress=bar)
     took = round(time.perf_counter() - started, 2)
     own = [request.for_seed(i).to_dict() for i in range(len(paths))]
     records = [{**facts, "request": one, "sample_rate": sample_rate} for one in own]
-    _save(zip(paths, songs, records, strict=True), took, latents.sample_rate, plot=plot)
+    heard = _heard(pipe, songs, records, took)
+    _save(zip(paths, songs, records, heard, strict=True), latents.sample_rate, plot, opening)
+
+
+def _heard(
+    pipe: ACEStepPipeline, songs: np.ndarray, records: Sequence[dict[str, Any]], took: float
+) -> list[dict[str, Any]]:
+    """What is told of each song beside its record. took: seconds for all of them."""
+    defaults, rate = pipe.family.song_settings(pipe.folder).defaults, pipe.family.latents.sample_rate
+    return [
+        {
+            "duration": round(len(song) / rate, 3),
+            "seconds_for_all": took,
+            "command": command_line(one, defaults, rate, fuse_loras=pipe.fuse_loras),
+        }
+        for song, one in zip(songs, records, strict=True)
+    ]
 
 
 def _open(model: str | None, fuse_loras: bool) -> ACEStepPipeline:
@@ -234,23 +247,34 @@ def _lyrics(file: str, given: Mapping[str, Any]) -> str:
 
 
 def _save(
-    songs: Iterable[tuple[Path, np.ndarray, dict[str, Any]]], took: float, own_rate: int, *, plot: bool
+    songs: Iterable[tuple[Path, np.ndarray, dict[str, Any], dict[str, Any]]],
+    own_rate: int,
+    plot: bool,
+    opening: bool,
 ) -> None:
-    """Write songs with their records, and say so. took: seconds for all. DataError when something is lost."""
+    """Write songs with their records and what is told beside, say so, and open the first. DataError when
+    something is lost.
+    """
     from ..sampling import record
 
     lost: list[str] = []
-    for path, song, made in songs:
-        length = len(song) / own_rate
-        heard = {"file": path.name, "duration": round(length, 3), "seconds_for_all": took}
+    written: list[Path] = []
+    for path, song, made, heard in songs:
         saved, problems = record.save_song(
             path, song, made, sample_rate=made["sample_rate"], facts=heard, own_rate=own_rate
         )
         lost += problems
         if saved is None:
             continue
-        picture = _plot(saved, song, own_rate, lost) if plot else ""
-        click.echo(f"{saved} ({length:.1f} s, seed {made['request']['seeds'][0]}{picture})")
+        written.append(saved)
+        about = f"{len(song) / own_rate:.1f} s, seed {made['request']['seeds'][0]}"
+        picture = _plot(saved, song, own_rate, made["request"], about, lost) if plot else ""
+        click.echo(f"{saved} ({about}{picture})")
+    if written:
+        shown = shlex.quote(str(written[0]))
+        click.echo(f"again, or changed: acestep-mlx generate --from-json {shown} --output FILE", err=True)
+        if opening and (problem := open_file(written[0])) is not None:
+            click.echo(f"note: {problem}", err=True)
     if lost:
         raise DataError(lost[-1], details=lost[:-1])
 
@@ -264,17 +288,20 @@ def _load(pipe: ACEStepPipeline, loras: list[tuple[str, float]]) -> None:
             click.echo(f"note: {lora.path}: {line}", err=True)
 
 
-def _plot(saved: Path, song: np.ndarray, sample_rate: int, lost: list[str]) -> str:
-    """Write the spectrogram and return what to say of it; what could not be written goes to `lost`."""
-    from ..report.spectrogram import spectrogram_png
+def _plot(
+    saved: Path, song: np.ndarray, rate: int, request: Mapping[str, Any], about: str, lost: list[str]
+) -> str:
+    """Write the picture and return what to say of it; what could not be written goes to `lost`."""
+    from ..report.song_picture import song_png
     from ..sampling import record
 
     try:
-        record.write_beside(saved, ".png", spectrogram_png(song, sample_rate))
+        title = " ".join(request["prompt"].split()) or request["task"]
+        record.write_beside(saved, ".png", song_png(song, rate, title, f"{saved.name}: {about}"))
     except DataError as error:
         lost.append(str(error))
         return ""
-    return f", spectrogram {record.beside(saved, '.png')}"
+    return f", picture {record.beside(saved, '.png')}"
 
 
 def _request(
@@ -353,15 +380,32 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
     }
 
 
-def _remark(pipe: ACEStepPipeline, request: Request, typed: Sequence[str]) -> None:
+def _remark(pipe: ACEStepPipeline, request: Request, typed: Sequence[str], length: float) -> None:
     """Say which of the flags change nothing, what of the texts was changed, and what the model will not hear,
-    before the work begins.
+    before the work begins. length: seconds of the source; infinite without one.
     """
+    if (request.repaint_end or 0) > length + pipe.family.latents.seconds(1):
+        click.echo(f"note: --repaint-end is the song's end, after {length:.2f} s", err=True)
     own = pipe.family.song_settings(pipe.folder).reasons(typed, request.task)
     for name, why in {**request.idle(typed), **own}.items():
-        click.echo(f"note: {_flag(name)} changes nothing: {why}", err=True)
-    for line in pipe.family.remarks(request, pipe):
+        click.echo(f"note: {flag(name)} changes nothing: {why}", err=True)
+    for line in [*pipe.family.remarks(request, pipe), *_words(request, length, pipe.family.latents)]:
         click.echo(line, err=True)
+
+
+def _words(request: Request, length: float, latents: LatentSpec) -> Iterator[str]:
+    """What is wrong with the lyrics whatever the model. length: as for `_remark`."""
+    from ..io.filenames import is_file
+    from ..text.singable import too_many
+
+    seconds = min(length + request.extend_left + request.extend_right, latents.max_seconds)
+    seconds = request.duration if math.isinf(length) else seconds
+    for name in ("lyrics", "edit_lyrics"):
+        text, called = (getattr(request, name) or "").strip(), name.replace("_", " ")
+        if text and "\n" not in text and is_file(Path(text).expanduser()):
+            yield f"{called}: {text} is a file, and its name would be sung; --lyrics-file reads it"
+        if (problem := too_many(text, seconds, latents.max_seconds)) is not None:
+            yield f"{called}: {problem}"
 
 
 def _compare(earlier: dict[str, Any], facts: dict[str, Any]) -> None:

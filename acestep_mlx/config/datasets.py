@@ -71,18 +71,19 @@ class Entry:
 class Audio:
     """The `audio` block of an entry."""
 
-    max_duration_seconds: float = option(None, "Longer songs are cut.", low=3, high=MAX_SECONDS,
+    max_duration_seconds: float = option(None, "Longer songs are cut.", low=3, high=MAX_SECONDS, unit="s",
         aliases="audio_max_duration_seconds max_duration", follows="audio_max_duration_seconds")
     min_duration_seconds: float = option(None, "Shorter songs are skipped.", low=0, high=MAX_SECONDS,
-        aliases="audio_min_duration_seconds min_duration", follows="audio_min_duration_seconds")
-    duration_interval: float = option(None, "Bucket width.", low=0.1, high=MAX_SECONDS,
+        unit="s", aliases="audio_min_duration_seconds min_duration",
+        follows="audio_min_duration_seconds")
+    duration_interval: float = option(None, "Bucket width.", low=0.1, high=MAX_SECONDS, unit="s",
         aliases="audio_duration_interval audio_duration_interval_seconds audio_bucket_interval",
         follows="audio_duration_interval")
     truncation_mode: str = option(None, "Which part of a long song is kept.", choices="beginning end random",
         aliases="audio_truncation_mode", follows="audio_truncation_mode")
     crop_seconds: float | None = option(None,
         "Each time a longer song is used, a part of this length is drawn and trained on alone: long songs "
-        "train in the memory of short ones. Unset: whole songs.", low=3, high=MAX_SECONDS)
+        "train in the memory of short ones. Unset: whole songs.", low=3, high=MAX_SECONDS, unit="s")
     crop_lyrics: str = option("keep", "The lyrics of such a part. keep: those of the whole song; drop: none; "
         "cut: the lines that are sung in it, as time stamps (.lrc, .srt, in the lines) say; a song without "
         "them has none.", choices="keep drop cut")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -18,6 +19,7 @@ from ..io.schema import Check, Mismatch, parse_json, texts
 from .option import FALSE, NOTHING, TRUE, Option
 
 MAX_NUMBERS = 1000  # in a list of them
+_CLOCK = re.compile(r"(?:([0-9]{1,4}):([0-5]?[0-9])|([0-9]{1,6})):([0-5][0-9](?:\.[0-9]{0,9})?)")
 
 
 # ── what people write ─────────────────────────────────────────────────────────────────────────────────
@@ -38,10 +40,29 @@ def _parse_int(option: Option, value: Any, name: str) -> int:
 
 
 def _parse_float(option: Option, value: Any, name: str) -> float:
-    number = _number(value, name, "a number")
+    number = _seconds(value, name) if option.unit == "s" else _number(value, name, "a number")
     if abs(number) > 1e300:
         raise Mismatch(f"{name} is far too large: {_written(value)}")
     return _in_range(option, float(number), value, name)
+
+
+def clock(text: str) -> float | None:
+    """Seconds of a time as a clock shows it (`3:30`, `1:02:03.5`); None for any other text."""
+    found = _CLOCK.fullmatch(text.strip())
+    if found is None:
+        return None
+    hours, minutes, alone, seconds = found.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes or alone) + float(seconds)
+
+
+def _seconds(value: Any, name: str) -> int | float:
+    """A finite number of seconds, perhaps written as text, as a clock shows it or with an s."""
+    if isinstance(value, str):
+        found = clock(value)
+        if found is not None:
+            return found
+        value = value.strip().removesuffix("s")
+    return _number(value, name, "a number of seconds, or a time like 3:30")
 
 
 def _number(value: Any, name: str, wanted: str) -> int | float:

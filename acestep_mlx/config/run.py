@@ -311,7 +311,8 @@ class Validation:
     validation_prompt_library: Any = free(None,
         "`audio`: the built-in captions and lyrics; or a JSON file {name: caption}.",
         aliases="user_prompt_library")
-    validation_audio_duration: float = free(30.0, "Seconds of a validation clip.", low=1, high=MAX_SECONDS)
+    validation_audio_duration: float = free(30.0, "Seconds of a validation clip.", low=1, high=MAX_SECONDS,
+        unit="s")
     validation_guidance: float = free(4.0, "Guidance scale of validation clips.", low=0, high=100)
     validation_num_inference_steps: int = free(30, "Sampler steps of validation clips.", low=1, high=1000)
     validation_step_interval: int | None = free(None,
@@ -378,10 +379,12 @@ class Data:
     only_instance_prompt: bool = option(False, "Use instance_prompt instead of every caption.")
     disable_multiline_split: bool = option(False, "A caption file is one caption, not one per line.")
     audio_max_duration_seconds: float = option(_DEFAULT.latents.max_seconds,
-        "Longer songs are cut to this. Default: the longest that the model takes.", low=3, high=MAX_SECONDS)
-    audio_min_duration_seconds: float = option(0.0, "Shorter songs are skipped.", low=0, high=MAX_SECONDS)
+        "Longer songs are cut to this. Default: the longest that the model takes.", low=3, high=MAX_SECONDS,
+        unit="s")
+    audio_min_duration_seconds: float = option(0.0, "Shorter songs are skipped.", low=0, high=MAX_SECONDS,
+        unit="s")
     audio_duration_interval: float = option(3.0, "Songs are padded to multiples of this, in seconds.",
-        low=0.1, high=MAX_SECONDS)
+        low=0.1, high=MAX_SECONDS, unit="s")
     audio_truncation_mode: str = option("beginning", "Which part of a long song is kept.",
         choices="beginning end random")
 

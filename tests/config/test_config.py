@@ -13,6 +13,7 @@ import pytest
 
 from acestep_mlx.config.optimizers import OPTIMIZERS, SETTINGS
 from acestep_mlx.config.parsing import PARSERS
+from acestep_mlx.config.parsing import parse as parse_option
 from acestep_mlx.config.read_datasets import read_datasets
 from acestep_mlx.config.read_run import examples, load_config
 from acestep_mlx.config.run import ALIASES, EXAMPLES, GROUPS, OPTIONS, SUPPORTED, RunConfig
@@ -766,3 +767,64 @@ def test_no_value_is_meant_only_where_an_option_may_have_none(text: str) -> None
     assert (config.tracker_project_name, config.logging_dir) == (text, text)
     assert config.validation_prompt is None
     assert load_config({"init_lora": "a"}, [f"--init_lora={text}"]).init_lora is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("3:30", 210.0),
+        (" 1:05 ", 65.0),
+        ("0:45.5", 45.5),
+        ("90s", 90.0),
+        ("90", 90.0),
+        (90, 90.0),
+        ("02:00", 120.0),
+    ],
+)
+def test_lengths_as_a_clock_shows_them(text: Any, seconds: float) -> None:
+    """In every key that is a number of seconds, of a run and of a data set."""
+    from acestep_mlx.config.datasets import TABLES
+
+    options = [*OPTIONS.values(), *TABLES["audio"].values()]
+    named = [one for one in options if one.unit == "s"]
+    assert {one.name for one in named} >= {
+        "validation_audio_duration",
+        "max_duration_seconds",
+        "crop_seconds",
+    }
+    for option in named:
+        assert parse_option(option, text, option.name, "here") == seconds
+    assert load_config({"validation_audio_duration": "1:10"}).validation_audio_duration == 70.0
+    assert load_config({}, ["--audio_max_duration_seconds=2:30"]).audio_max_duration_seconds == 150.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3:75",
+        "3:5",
+        ":30",
+        "3:",
+        "-3:30",
+        "1:2:3:4",
+        "1:75:00",
+        "3:30 min",
+        "3m",
+        "١:٣٠",
+        "",
+        "ten",
+        "1:00:00",
+    ],
+)
+def test_a_length_that_is_none_costs_one_line(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config({"validation_audio_duration": text})
+    said = str(error.value)
+    assert said.startswith("validation_audio_duration must be ") and "\n" not in said
+    assert ("seconds, or a time like 3:30" in said or "between 1 and" in said) and repr(text)[1:-1] in said
+
+
+def test_only_seconds_are_written_with_a_colon() -> None:
+    for key in ("learning_rate", "checkpoint_minutes", "max_train_steps"):
+        with pytest.raises(ConfigError, match=f"{key} must be a"):
+            load_config({key: "1:30"})

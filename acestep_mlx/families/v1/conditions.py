@@ -22,7 +22,7 @@ from ...text.sheet import read_sheet
 from ..protocol import Models, SongSettings
 from . import schedule as levels
 from .latents import LATENTS
-from .lyrics.report import summary
+from .lyrics.report import remarks as lyric_remarks
 from .prompt import MAX_LENGTH
 
 SETTINGS = SongSettings(
@@ -128,7 +128,7 @@ def remarks(request: Request, models: Models) -> list[str]:
         notes = list(sheet.notes)
         if sheet.text:
             report = models.lyric_tokenizer.report(sheet.text, language)
-            notes += summary(report)[1:]  # the first line counts lines and tokens
+            notes += lyric_remarks(report)
         else:
             notes.append("nothing is left to sing")
         lines += [f"{name}: {note}" for note in notes]

@@ -80,5 +80,15 @@ def summary(report: LyricsReport) -> list[str]:
     return out
 
 
+def remarks(report: LyricsReport) -> list[str]:
+    """All that is lost or changed, by line, for somebody who is about to hear them."""
+    changed: dict[str, list[int]] = {}
+    for line in report.lines:
+        for note in line.notes:
+            changed.setdefault(note, []).append(line.number)
+    lost = summary(report)[1:]  # the first one counts lines and tokens
+    return [*lost, *(f"{note} in {_listed(tuple(numbers))}" for note, numbers in changed.items())]
+
+
 def _listed(numbers: tuple[int, ...], limit: int = 8) -> str:
     return f"line{'s' * (len(numbers) > 1)} {listed(list(map(str, numbers)), limit, ', ')}"
