@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import pytest
@@ -23,11 +23,14 @@ SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 def require(program: str) -> str:
     """The path of `program`; without it the test is skipped, or fails in CI, which must have all."""
     found = shutil.which(program)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{program} is not installed, and CI must not skip this test")
-        pytest.skip(f"{program} is not installed")
-    return found
+    return found if found is not None else not_installed(program)
+
+
+def not_installed(name: str) -> NoReturn:
+    """Skip the test; or fail it in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{name} is not installed, and CI must not skip this test")
+    pytest.skip(f"{name} is not installed")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -99,7 +99,7 @@ class AverageEvaluated(Event):
 @dataclass(frozen=True)
 class ValidationClip(Event):
     """One generated clip. `with_lora` is false for the same prompt and seed without the LoRA; `averaged` is
-    true for one with the averaged weights.
+    true for one with the averaged weights. `loudness`: LUFS, or not finite where it was not measured.
     """
 
     step: int
@@ -109,6 +109,8 @@ class ValidationClip(Event):
     seed: int
     with_lora: bool = True
     averaged: bool = False
+    lyrics: str = ""
+    loudness: float = math.nan
 
 
 @dataclass(frozen=True)

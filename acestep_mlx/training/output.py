@@ -21,6 +21,7 @@ from ..families import families
 from ..formatting import count, size
 from ..io.disk import free_space, largest_file
 from ..report.events import read_metrics
+from ..report.live import FILE as LIVE
 from .checkpoint import EMA, LORA, checkpoints
 
 METRICS, REPORT, CLIPS = "metrics.jsonl", "report.html", "validation"
@@ -137,7 +138,7 @@ def set_aside(folder: Path, logs: Path | None = None) -> Path | None:
     logs: the trackers' folder, moved too where it is inside.
     """
     names = [path.name for path in reversed(checkpoints(folder))]
-    names += [name for name in (*_weights(), REPORT, CLIPS, METRICS) if (folder / name).exists()]
+    names += [name for name in (*_weights(), REPORT, LIVE, CLIPS, METRICS) if (folder / name).exists()]
     if logs is not None and logs.parent == folder and logs.exists():
         names.append(logs.name)
     return _move(folder, names)
@@ -154,7 +155,7 @@ def set_later_aside(folder: Path, step: int) -> Path | None:
     names = [*reversed(later), *(name for name in _weights() if (folder / name).exists())]
     target = _move(folder, names)
     assert target is not None
-    for name in (METRICS, REPORT):
+    for name in (METRICS, REPORT, LIVE):
         if (folder / name).is_file():
             shutil.copy2(folder / name, target / name)
     return target

@@ -14,7 +14,8 @@ from ..config.read_run import load_config
 from ..config.run import RunConfig
 from ..errors import AceStepError, CheckpointError, ConfigError, cause
 from ..report.events import Finished, Listener, Listeners, MetricsFile, Started, damage
-from ..report.trackers import make_trackers
+from ..report.live import Live
+from ..report.trackers import Tracker, make_trackers
 from . import faults, output
 from .build import Built, build
 from .distributed import World, together
@@ -86,21 +87,24 @@ def _train(job: Job) -> TrainResult:
     with closing(built.batches), job.stop.deferred():
         start = restore(job, prepared, built)
         writer = Writer(job, prepared, built, start.counters)
-        with recorded(job, start) as metrics, faults.explained(job.config, job.kept):
+        with recorded(job, start, writer) as metrics, faults.explained(job.config, job.kept):
             reason = run(job, prepared, built, start, writer)
             return finish(job, writer, reason, metrics)
 
 
 @contextmanager
-def recorded(job: Job, start: Start) -> Iterator[MetricsFile | None]:
-    """While the block runs, metrics.jsonl and the trackers listen; None on other ranks than the first."""
+def recorded(job: Job, start: Start, writer: Writer) -> Iterator[MetricsFile | None]:
+    """While the block runs, metrics.jsonl, the page and the trackers listen; None on other ranks than the
+    first.
+    """
     if not job.world.first:
         yield None
         return
     metrics = _metrics(job, start.counters.step)
     if metrics.damaged:
         job.emit.notice(damage(metrics.path, metrics.damaged), "warning")
-    listeners = [metrics, *make_trackers(job.config, job.output, job.emit.notice)]
+    trackers = make_trackers(job.config, job.output, job.emit.notice)
+    listeners: list[Tracker] = [metrics, Live(writer.report, writer.news, job.emit.notice), *trackers]
     for listener in listeners:
         job.emit.add(listener)
     try:
@@ -187,7 +191,7 @@ def finish(job: Job, writer: Writer, reason: str, metrics: MetricsFile | None) -
                 lora, average = writer.loras(job.output)
             except CheckpointError as error:
                 raise CheckpointError(f"{error}. {job.kept()} It holds this LoRA too".strip()) from None
-        report = writer.report(stopped_early(writer) if reason == "early" else "")
+        report = writer.report(stopped_early(writer) if reason == "early" else "", running=False)
     job.world.barrier()
     paths = (str(lora) if lora else None, str(report) if report else None)
     skipped, beside = writer.counters.skipped, str(average) if average else None

@@ -12,7 +12,7 @@ from ..errors import AceStepError, refusal
 from ..lora.formats.write import write_lora
 from ..lora.full_modules import full_parameters, save_full
 from ..lora.surgery import from_model
-from ..report.page import write_report
+from ..report.page import About, Song, write_live, write_report
 from . import checkpoint
 from .build import Built
 from .faults import way_on
@@ -103,10 +103,22 @@ class Writer:
             save_full(folder, full_parameters(model), model.lora.full)
         return path
 
-    def report(self, ended: str = "") -> Path | None:
-        """Write the report; None, and a warning, when that cannot be done. ended: see `write_report`."""
+    def about(self, ended: str = "", running: bool = True) -> About:
+        """What the page says of the run beside its numbers; see there."""
+        songs = [Song(s.id, s.seconds, s.captions, s.lyrics) for s in self.prepared.cache.samples]
+        return About(self.best(), ended, running, self.built.total, songs)
+
+    def report(self, ended: str = "", running: bool = True) -> Path | None:
+        """Write the page, and its news; None, and a warning, when that cannot be done. See `About`."""
+        about = self.about(ended, running)
         try:
-            return write_report(self.job.output, self.job.config, self.best(), ended)
+            path = write_report(self.job.output, self.job.config, about)
+            write_live(self.job.output, self.job.config, about)
+            return path
         except (OSError, AceStepError) as error:
             self.job.emit.notice(f"report.html could not be written: {refusal(error)}", "warning")
             return None
+
+    def news(self) -> None:
+        """Write what an open page shows anew. OSError."""
+        write_live(self.job.output, self.job.config, self.about())

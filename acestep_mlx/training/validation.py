@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from ..families.requests import request_for
 from ..io import schema
 from ..io.audio import write_audio
 from ..io.hashes import hash_text
+from ..io.loudness import loudness
 from ..io.progress import Advance
 from ..lora.apply import apply_loras, remove_loras
 from ..lora.surgery import disabled, evaluating, from_model
@@ -230,18 +232,22 @@ class Validation:
         base = self.target / f"base_{_slug(name)}_{self._digest(name)}.wav"
         if not base.is_file():
             with heard.without():
-                self._clip(model, name, base, stopped)
+                level = self._clip(model, name, base, stopped)
+        else:
+            level = math.nan
         if self._told is None:
             rows = read_metrics(self.target.parent / METRICS)
             self._told = {row["path"] for row in rows if row["event"] == "clip" and not row["with_lora"]}
         if str(base) not in self._told:
             self._told.add(str(base))
-            emit(self._event(name, base, 0, False))
+            emit(self._event(name, base, 0, False, level))
         path = self.target / f"step_{step}_{_slug(name)}{'_ema' if averaged else ''}_0.wav"
-        self._clip(model, name, path, stopped)
-        emit(replace(self._event(name, path, step, True), averaged=averaged))
+        level = self._clip(model, name, path, stopped)
+        emit(replace(self._event(name, path, step, True, level), averaged=averaged))
 
-    def _clip(self, model: nn.Module, name: str, path: Path, stopped: Callable[[], bool]) -> None:
+    def _clip(self, model: nn.Module, name: str, path: Path, stopped: Callable[[], bool]) -> float:
+        """Make and write one; its loudness in LUFS."""
+
         def tell(advance: Advance) -> None:
             if stopped():
                 raise _Stopped
@@ -253,11 +259,14 @@ class Validation:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{path.parent} cannot be made: {error.strerror or error}") from None
-        write_audio(path, sound, self.folder.family.latents.sample_rate, tags={"software": SOFTWARE})
+        sample_rate = self.folder.family.latents.sample_rate
+        write_audio(path, sound, sample_rate, tags={"software": SOFTWARE})
+        return loudness(sound, sample_rate)
 
-    def _event(self, name: str, path: Path, step: int, with_lora: bool) -> ValidationClip:
-        request = self.requests[name]
-        return ValidationClip(step, name, request.prompt, str(path), request.seeds[0], with_lora)
+    def _event(self, name: str, path: Path, step: int, with_lora: bool, level: float) -> ValidationClip:
+        request, lyrics = self.requests[name], self.requests[name].lyrics
+        clip = ValidationClip(step, name, request.prompt, str(path), request.seeds[0], with_lora)
+        return replace(clip, lyrics=lyrics, loudness=level)
 
     def _digest(self, name: str) -> str:
         """Of all that the song without LoRA depends on, so that an earlier run's clip is not taken for it."""

@@ -247,7 +247,14 @@ def test_metrics_of_a_run_without_a_checkpoint_are_begun_anew_by_latest(root, ti
 
 def test_everything_of_a_run_is_moved_aside_together(tmp_path):
     """What stays behind is taken for a part of the next run: its clips, its numbers, its LoRA."""
-    files = [LORA, "report.html", "metrics.jsonl", "validation/step_1_a_0.wav", "lyrics_embedder/a.json"]
+    files = [
+        LORA,
+        "report.html",
+        "report_live.js",
+        "metrics.jsonl",
+        "validation/step_1_a_0.wav",
+        "lyrics_embedder/a.json",
+    ]
     files += ["checkpoint-1/a", "checkpoint-20/a", "logs/events"]
     for name in [*files, "notes.txt", "songs/a.wav"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)

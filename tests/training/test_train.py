@@ -14,6 +14,7 @@ from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import AceStepError, CheckpointError, ConfigError
 from acestep_mlx.report.events import CheckpointSaved, Evaluated, Finished, Notice, StepDone, ValidationClip
 from acestep_mlx.training import checkpoint, faults
+from acestep_mlx.training.run import train
 from acestep_mlx.training.step import TrainStep
 
 from . import runs, tiny
@@ -55,6 +56,7 @@ def test_events_tell_the_whole_run(shown):
     assert [e.step for e in seen.of(Evaluated)] == [0, 2, 4]
     assert [e.step for e in seen.of(CheckpointSaved)] == [2, 4]
     clips = seen.of(ValidationClip)
+    assert all(e.lyrics == "[verse]\nRound and round\n" and -80 < e.loudness < 0 for e in clips)
     assert [(e.step, e.with_lora) for e in clips] == [(0, False), (2, True), (4, True)]
     assert len({e.seed for e in clips}) == 1
     assert isinstance(seen.events[-1], Finished) and seen.events[-1].lora == str(result.lora)
@@ -87,7 +89,7 @@ def test_report_is_one_file_without_network(shown):
     page = result.report.read_text()
     assert (
         page.count("<svg") >= 7
-        and page.count("data:audio/") == 3
+        and page.count('"type": "audio/') == 3
         and page.count("data:image/png;base64,") == 3
     )
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
@@ -224,46 +226,44 @@ def test_full_disk_while_writing_numbers_is_one_line_too(root, tiny_model, monke
 
 
 @pytest.mark.slow
-def test_report_draws_and_plays_in_a_browser_without_network(shown, tmp_path):
-    import subprocess
-
-    from ..conftest import require
+def test_the_page_of_a_run_draws_and_plays_in_a_browser_without_network(shown, tmp_path):
+    from ..browser import browser
 
     _, result, _ = shown
-    script = """<script>Promise.all([...document.querySelectorAll('audio')].map(a=>new Promise(done=>{
-      const tell=()=>a.play().then(()=>done(a.duration.toFixed(1))).catch(e=>done(e.name));
-      a.muted=true;a.readyState>0?tell():(a.onloadedmetadata=tell,a.onerror=()=>done('error'))})))
-      .then(d=>{const i=[...document.images].map(x=>x.naturalWidth);
-       document.title='played '+d.join(' ')+' pictures '+i.join(' ')+' lines '+
-        [...document.querySelectorAll('polyline')].filter(p=>p.getTotalLength()>50).length})</script>"""
-    page = tmp_path / "report.html"
-    page.write_text(result.report.read_text().replace("</body>", script + "</body>"))
-    done = subprocess.run(
-        [
-            *(
-                require("chromium"),
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--virtual-time-budget=20000",
-            ),
-            *(
-                "--autoplay-policy=no-user-gesture-required",
-                "--host-resolver-rules=MAP * ~NOTFOUND",
-                "--dump-dom",
-            ),
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    title = done.stdout.split("<title>")[1].split("</title>")[0]
-    durations = title.removeprefix("played ").split(" pictures ")[0].split()
-    assert len(durations) == 3 and all(2.5 < float(d) < 3.5 for d in durations), title
-    widths = title.split(" pictures ")[1].split(" lines ")[0].split()
-    assert len(widths) == 3 and all(int(w) > 200 for w in widths), title
-    assert int(title.rsplit(" ", 1)[1]) >= 8, title
+    with browser(tmp_path) as tab:
+        tab.open(result.report)
+        assert "Done: 4 steps" in tab.js("document.body.innerText")
+        clips = tab.js("[...document.querySelectorAll('[data-clip]')].map(cell => cell.dataset.clip)")
+        assert clips == ["0-base", "0-2", "0-4"]
+        for clip in clips:
+            tab.click(f"[data-clip='{clip}']")
+            tab.wait(f"players['{clip}'].currentTime > 0.1")
+            assert 2.5 < tab.js(f"players['{clip}'].duration") < 3.5
+            assert tab.js("$('picture').naturalWidth") > 200
+        assert "Round and round" in tab.js("document.querySelector('.clips pre').textContent")
+        assert (
+            tab.js("[...document.querySelectorAll('polyline')].filter(p => p.points.length > 1).length") >= 8
+        )
+        assert not tab.errors and not [
+            url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))
+        ]
+
+
+@pytest.mark.slow
+def test_the_page_is_there_while_a_run_goes_on_and_says_when_it_is_over(root, tiny_model):
+    config, pages = runs.configuration(root, tiny_model, "going-on", max_train_steps=3), {}
+    folder = root / "going-on"
+
+    def read(event):
+        if isinstance(event, StepDone) and event.step > 1:  # the page follows the event of a step
+            pages[event.step] = (folder / "report.html").read_text()
+
+    result = train(config, on_event=read)
+    assert "Training: 1 of 3 steps" in pages[2] and "my songs" not in pages[2]
+    assert pages[3] == pages[2], "what changes is in the news, every few seconds"
+    assert "Done: 3 steps" in result.report.read_text() and "songs/low" in result.report.read_text()
+    news = (folder / "report_live.js").read_text()
+    assert '"running": false' in news and "Done: 3 steps" in news
 
 
 @pytest.mark.parametrize(
