@@ -41,14 +41,6 @@ def mel_centres(bins: int = 128, f_min: float = 40.0, f_max: float = 16000.0) ->
     return found
 
 
-def mel_centres(bins: int = 128, f_min: float = 40.0, f_max: float = 16000.0) -> np.ndarray:
-    """(bins,): the middle of each band of `log_mel`, in Hz."""
-    from librosa import mel_frequencies  # seconds when cold
-
-    found: np.ndarray = mel_frequencies(bins + 2, fmin=f_min, fmax=f_max)[1:-1]
-    return found
-
-
 def log_mel_png(log_mel: np.ndarray, columns: int = 480) -> bytes:
     """The PNG of log-mel energies (bins, frames), low notes below; RANGE_NATS under the loudest is dark."""
     frames = log_mel.shape[1]
