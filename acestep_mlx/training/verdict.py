@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev, variance
 
 from ..formatting import count
 
 SMALLEST = 0.001  # a change below this share of the loss is none, however exact
-BLIND = 0.01  # noise above this share of the loss hides what learning does: then nothing is called flat
+BLIND = 0.015  # noise above this share of the loss hides what learning does: then nothing is called flat
+LONG = 5  # …but after so many evaluations without a new lowest
+SELECTED = 1.5  # so much wider is the wobble about the lowest, which is picked from all
 #: 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; above, 1.96 + 2.6 / n is right to 0.01
 _QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
@@ -68,7 +70,7 @@ class Finding:
     change: Change | None = None
     best: Point | None = None
     trained: int = 0
-    untaught: bool = False  # flat, and no better than before the first step
+    idle: bool = False  # flat, and as before the first step
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def find(points: Sequence[Point], training: Sequence[tuple[int, float]], held_ou
     Learning and flat ask whether the last third of the training, and two evaluations at least, went below the
     lowest loss before it, so that slow learning is seen in long runs too. Nothing learns once two evaluations
     in a row are no lower than the lowest, which is what early_stopping_patience counts. A rise above the
-    lowest counts once two evaluations in a row show it, or the training loss rises as well.
+    lowest must be beyond the `wobble` since then too, unless the training loss rises as well.
     """
     now = points[-1]
     earlier = [point for point in points[:-1] if math.isfinite(point.loss)]
@@ -130,17 +132,30 @@ def find(points: Sequence[Point], training: Sequence[tuple[int, float]], held_ou
         return Finding("early", "few", compare(earlier[-1], now))
     best = min(earlier, key=lambda point: point.loss)
     rise, trained = compare(best, now), direction(training, best.step, now.step)
-    again = earlier[-1] is not best and compare(best, earlier[-1]).rises
-    if rise.rises and (again or trained > 0):
+    after = [*earlier[earlier.index(best) :], now]
+    if trained <= 0 and len(after) > 2:
+        rise = replace(rise, noise=math.hypot(rise.noise, SELECTED * wobble(after)))
+    if rise.rises and (trained > 0 or len(after) > 2):
         return Finding("memorising" if held_out and trained <= 0 else "unstable", "", rise, best, trained)
     since = min(_third(earlier, now.step), max(0, len(earlier) - 2))
-    stalled = now.loss >= best.loss and earlier[-1] is not best
+    stalled = now.loss >= best.loss and len(after) > 2
     change = rise if stalled else compare(min(earlier[: since + 1], key=lambda point: point.loss), now)
     if change.falls and not rise.rises:
         return Finding("learning", "", change, best)
-    if len(earlier) < 2 or change.counts or change.noise > BLIND * abs(now.loss):
+    hidden = change.noise if len(after) <= LONG else abs(change.mean)
+    if len(earlier) < 2 or change.counts or hidden > BLIND * abs(now.loss):
         return Finding("early", "once", rise, best) if rise.rises else Finding("early", "noise", change, best)
-    return Finding("flat", "", change, best, untaught=not compare(earlier[0], now).falls)
+    return Finding("flat", "", change, best, idle=abs(now.loss - earlier[0].loss) < SMALLEST * abs(now.loss))
+
+
+def wobble(points: Sequence[Point]) -> float:
+    """Within what (±) two of these evaluations, three or more, differ because the weights swing and not
+    because the loss goes anywhere: from the second differences of their losses, in which a trend cancels
+    (J. Rice, Annals of Statistics 12, 1984), as Student's 95 % interval.
+    """
+    losses = [point.loss for point in points]
+    bends = [a - 2 * b + c for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
+    return quantile(len(bends)) * math.sqrt(2 * fmean(bend * bend for bend in bends) / 6)
 
 
 def _third(earlier: Sequence[Point], step: int) -> int:
@@ -200,10 +215,10 @@ def _flat(found: Finding, now: Point, context: Context) -> Verdict:
     assert found.change is not None
     first = found.change.before.step
     text = f"since step {first} the loss of {_songs(now, context)} changed by {_moved(found.change)}"
+    if found.idle:
+        rate = f"raise learning_rate (now {context.learning_rate:g}) if it stays so"
+        text += f", and is that from before the first step; {rate}"
     steps, advice = _by_ear(first, context)
-    if found.untaught:
-        text += ", and it is no lower than before the first step"
-        advice = f"raise learning_rate (now {context.learning_rate:g}), or {advice}"
     return Verdict("flat", f"Flat: {text}; {advice}.", steps)
 
 
@@ -219,18 +234,18 @@ def _by_ear(first: int, context: Context) -> tuple[tuple[int, ...], str]:
         if a in context.checkpoints:
             where = f"{context.command}{context.checkpoints[a]}, and the same with checkpoint-{b}"
         return (a, b), f"compare steps {a} and {b} by ear: {where}"
-    return (), "two kept checkpoints, or clips, would tell by ear"
+    return (), "no two checkpoints or clips are there to compare by ear"
 
 
 def _memorising(found: Finding, now: Point, context: Context) -> Verdict:
     assert found.change is not None and found.best is not None
     falls = "falls" if found.trained < 0 else "does not rise"
     text = f"the training loss {falls}, and that of {_songs(now, context)} rose {_from_to(found.change)}"
-    steps, best = _best(found.best, context)
+    steps, best = _best(found.best, now, context)
     return Verdict("memorising", f"Likely memorising: {text}; {best}.", steps)
 
 
-def _best(best: Point, context: Context) -> tuple[tuple[int, ...], str]:
+def _best(best: Point, now: Point, context: Context) -> tuple[tuple[int, ...], str]:
     """The best step, and how to hear it."""
     step = best.step
     if not step:
@@ -239,7 +254,7 @@ def _best(best: Point, context: Context) -> tuple[tuple[int, ...], str]:
         return (step,), f"best was step {step}: {context.command}{context.checkpoints[step]}"
     if step in context.clips:
         return (step,), f"best was step {step}, whose clips are in report.html"
-    if (kept := context.best) is not None:
+    if (kept := context.best) is not None and kept != now.step:
         heard = f"{context.command}{context.checkpoints[kept]}"
         return (kept,), f"best was step {step}, and of those that are kept step {kept}: {heard}"
     return (

@@ -58,12 +58,16 @@ CONTEXT = Context(
 TRAINED = Context(held_out=False, learning_rate=1e-4)
 
 
-def history(losses: Sequence[float], songs: int = 8, noise: float = 0.0, seed: int = 0) -> list[Point]:
-    """Evaluations at 0, 100, … with these means; each song deviates from the mean change by `noise` (sd)."""
+def history(
+    losses: Sequence[float], songs: int = 8, noise: float = 0.0, seed: int = 0, swing: float = 0.0
+) -> list[Point]:
+    """Evaluations at 0, 100, … with these means; each song deviates from the mean change by `noise` (sd), and
+    all songs of an evaluation by `swing`.
+    """
     rng = np.random.default_rng(seed)
     points = []
     for i, loss in enumerate(losses):
-        each = loss + SONGS[:songs] + noise * rng.standard_normal(songs)
+        each = loss + SONGS[:songs] + noise * rng.standard_normal(songs) + swing * rng.standard_normal()
         points.append(Point(100 * i, float(each.mean()), {f"song {n}": float(x) for n, x in enumerate(each)}))
     return points
 
@@ -227,12 +231,12 @@ def test_what_patience_counts_is_not_called_learning() -> None:
 
 def test_flat_from_the_beginning_asks_for_a_higher_rate() -> None:
     found = verdict([1.0, 1.0 - 1e-6, 1.0 - 2e-6, 1.0 - 3e-6])
-    assert found.kind == "flat" and "no lower than before the first step" in found.sentence
+    assert found.kind == "flat" and "is that from before the first step" in found.sentence
     assert "raise learning_rate (now 0.0001)" in found.sentence
 
 
-def test_memorising_takes_held_out_songs_and_two_evaluations() -> None:
-    losses = [1.0, 0.9, 0.93, 0.97]
+def test_memorising_takes_held_out_songs_and_more_than_one_evaluation() -> None:
+    losses = [1.0, 0.9, 0.93, 0.97, 1.01]
     once = verdict(losses[:3], noise=0.001)
     assert once.kind == "early" and "in one evaluation only" in once.sentence
     found = verdict(losses, noise=0.001)
@@ -243,11 +247,11 @@ def test_memorising_takes_held_out_songs_and_two_evaluations() -> None:
     assert found.sentence.endswith("best was step 100: generate --lora out/checkpoint-100.")
     assert "does not rise" in verdict(losses, training=[], noise=0.001).sentence
     assert verdict(losses, noise=0.001, context=TRAINED).kind == "unstable"
-    assert verdict([1.0, 1.1, 1.2], noise=0.001).sentence.endswith(
+    assert verdict([1.0, 1.1, 1.2, 1.3], noise=0.001).sentence.endswith(
         "no step was better than the model without the LoRA."
     )
-    unkept = verdict(losses, noise=0.001, context=Context(True, 1e-4, {300: "checkpoint-300"}))
-    assert unkept.steps == () and "no checkpoint is kept" in unkept.sentence and "-300" not in unkept.sentence
+    unkept = verdict(losses, noise=0.001, context=Context(True, 1e-4, {400: "checkpoint-400"}, best=400))
+    assert unkept.steps == () and "no checkpoint is kept" in unkept.sentence and "-400" not in unkept.sentence
     near = verdict(
         losses, noise=0.001, context=replace(CONTEXT, checkpoints={200: "checkpoint-200"}, best=200)
     )
@@ -277,15 +281,18 @@ def test_what_is_negligible_is_no_change_however_exact(change: float) -> None:
     assert verdict([1.0, 0.9, 0.9, 0.9 * (1 + change)]).kind == "flat"
 
 
-def test_noise_alone_is_never_bad_news() -> None:
-    """Sixty runs that stand still, with the noise of four songs: few have a wrong sentence."""
+@pytest.mark.parametrize(("noise", "swing"), [(0.003, 0.0), (0.0005, 0.003)])
+def test_noise_alone_is_never_bad_news(noise: float, swing: float) -> None:
+    """Sixty runs that stand still, with the noise of four songs: few have a wrong sentence. So it is where
+    the weights swing, and all songs with them, by far more than the songs differ.
+    """
     made = [
-        verdict([1.0] + [0.9] * k, training=[], songs=4, noise=0.003, seed=seed).kind
+        verdict([1.0] + [0.9] * k, training=[], songs=4, noise=noise, swing=swing, seed=seed).kind
         for seed in range(60)
-        for k in (4, 8)
+        for k in (4, 12)
     ]
     assert made.count("memorising") + made.count("unstable") <= 3
-    assert made.count("learning") <= 8 and made.count("flat") >= 90
+    assert made.count("learning") <= 20 and made.count("flat") >= 40
 
 
 def test_the_direction_of_the_training_loss() -> None:
@@ -360,7 +367,9 @@ def test_a_run_that_stands_still_names_checkpoints_that_can_be_heard(
     _, seen = runs.run(config)
     assert kinds(seen) == [(0, "early"), (2, "early"), (4, "flat"), (6, "flat")]
     first, last = (event.verdict for event in seen.of(Evaluated)[2:])
-    assert "compare steps 2 and 4 by ear" in first and "raise learning_rate (now 1e-09)" in first
+    assert (
+        "compare steps 2 and 4 by ear" in first and "raise learning_rate (now 1e-09) if it stays so" in first
+    )
     named = [int(step) for step in re.findall(r"checkpoint-(\d+)", last)]
     kept = {int(path.name.rpartition("-")[2]) for path in checkpoint.checkpoints(Path(config["output_dir"]))}
     assert len(named) == 2 and set(named) <= kept and f"compare steps {named[0]} and {named[1]}" in last
@@ -375,10 +384,13 @@ def test_a_run_that_stands_still_names_checkpoints_that_can_be_heard(
 @pytest.mark.slow
 def test_a_run_that_memorises(lab: Any) -> None:
     """One tone is trained on at a high rank, and three noises are held out."""
-    options = {"learning_rate": 0.03, "lora_rank": 16, "eval_steps_interval": 4, "max_train_steps": 8}
-    _, seen = runs.run(lab("memorises", **options, **data(lab, "one", "noises")))
-    assert kinds(seen) == [(0, "early"), (4, "early"), (8, "memorising")]
-    assert "the training loss falls, and that of 3 held-out songs rose from" in seen.of(Evaluated)[-1].verdict
+    options = {"learning_rate": 0.01, "lora_rank": 16, "max_train_steps": 12, "checkpoints_total_limit": 1}
+    config = lab("memorises", **options, **data(lab, "one", "noises"))
+    _, seen = runs.run(config)
+    assert kinds(seen)[-1] == (12, "memorising") and "memorising" not in [kind for _, kind in kinds(seen)[:3]]
+    said, best = seen.of(Evaluated)[-1].verdict, Path(config["output_dir"]) / "checkpoint-2"
+    assert "the training loss falls, and that of 3 held-out songs rose from" in said
+    assert "best was step 2: acestep-mlx generate" in said and f"--lora {best}" in said and best.is_dir()
     assert seen.of(Started)[0].samples == 1
     assert set(seen.of(Evaluated)[0].songs) == {f"noises/{name}.wav" for name in "abc"}
 
