@@ -64,10 +64,11 @@ def history(
     """Evaluations at 0, 100, … with these means; each song deviates from the mean change by `noise` (sd), and
     all songs of an evaluation by `swing`.
     """
-    rng = np.random.default_rng(seed)
+    rng, swings = np.random.default_rng(seed), np.random.default_rng(1000 + seed)
     points = []
     for i, loss in enumerate(losses):
-        each = loss + SONGS[:songs] + noise * rng.standard_normal(songs) + swing * rng.standard_normal()
+        each = loss + SONGS[:songs] + noise * rng.standard_normal(songs)
+        each += swing * swings.standard_normal()
         points.append(Point(100 * i, float(each.mean()), {f"song {n}": float(x) for n, x in enumerate(each)}))
     return points
 
