@@ -184,7 +184,7 @@ def test_less_memory_means_fewer_bits_then_shorter_parts(flavour: str, long_song
     model = Model.released(flavour)
     found = [propose(model, long_songs, room * GB) for room in (60, 12, 6, 4.5, 3, 1)]
     places = [one.place for one in found]
-    assert places == sorted(places) and len(set(places)) > 3
+    assert places == sorted(places) and len(set(places)) >= 3
     assert found[0].precision == FULL and found[0].crop is None and found[0].fits
     assert not found[-1].fits and found[-1].rank == 16
     for one in found[:-1]:

@@ -60,10 +60,13 @@ def show(config: RunConfig, overwrite: bool = False, *, command: str = "", verbo
 
 def _everything(config: RunConfig, found: Preflight, manifest: Manifest, length: Length) -> list[str]:
     """What `--verbose` adds."""
+    from ..training.footprint import encoded
     from ..training.memory import verdict
     from ..training.settings import further_loss, rollout_lines
 
-    memory = verdict(config, **_load(config, found, manifest), state=found.state)
+    there = encoded(config, found, manifest)
+    beside = _encoding(found, manifest, there)
+    memory = verdict(config, **_load(config, found, manifest), state=found.state, **beside)
     further, seconds = further_loss(config), sum(sample.seconds for sample in manifest.samples)
     start = [start_line(config, found, length.steps), *rollout_lines(config)]
     start += further.lines(config, seconds) if further is not None else []
@@ -81,6 +84,17 @@ def _load(config: RunConfig, found: Preflight, manifest: Manifest) -> dict[str, 
     return {"model": model.transformer, "batches": batches, "stored_bits": model.bits, "heard": heard}
 
 
+def _encoding(found: Preflight, manifest: Manifest, there: set[str]) -> dict[str, Any]:
+    """The arguments of `training.memory.worst` on songs that are not `there` yet, by id."""
+    from ..training.memory import encoding
+
+    left = [sample for sample in manifest.samples if sample.id not in there]
+    if not left:
+        return {}
+    taken = encoding(manifest.family, max(sample.seconds for sample in left), found.model.folder)
+    return {"encoding": taken, "ondemand": any(sample.dataset.ondemand for sample in left)}
+
+
 # ── the five lines ───────────────────────────────────────────────────────────────────────────────────
 def verdict_lines(
     config: RunConfig, found: Preflight, manifest: Manifest, length: Length, command: str
@@ -95,11 +109,13 @@ def verdict_lines(
     per_epoch = length.batches_per_epoch / config.gradient_accumulation_steps
     agenda = Agenda(Intervals.of(config), length.steps, per_epoch)
     load = _load(config, found, manifest)
-    step, chosen = worst(config, **load), choice(config, **load, state=found.state)
+    there = encoded(config, found, manifest)
+    step = worst(config, **load, **_encoding(found, manifest, there))
+    chosen = choice(config, **load, state=found.state)
     disk = disk_use(config, found, manifest, agenda)
     bits = found.model.bits or (config.quantization or {}).get("bits")
     rates = (glance(bits), glance(None))
-    times = hours(config, found, manifest, agenda, encoded(config, found, manifest), rates)
+    times = hours(config, found, manifest, agenda, there, rates)
     return [
         f"memory: {_memory(step, chosen)}",
         f"time: {_time(config, found, length, times, agenda)}",
@@ -110,7 +126,9 @@ def verdict_lines(
 
 
 def _memory(step: Worst, chosen: Choice) -> str:
-    need, room = step.estimate.total, f"{size(step.room)} that this machine lets a run use"
+    need, room = step.need, f"{size(step.room)} that this machine lets a run use"
+    if need > step.estimate.total:
+        room += ", while the songs are encoded"
     if step.spare >= 0:
         saved = f"; results kept in the rest save {100 * chosen.saved:.0f} % of the work in linear layers"
         fits = f"fits, {size(step.spare)} to spare: about {size(need)} of {room}"

@@ -6,7 +6,7 @@ family says (`families.protocol.StepMemory`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from ..config.optimizers import OPTIMIZERS
 from ..config.run import RunConfig
 from ..families import of_flavour
 from ..families.model_folder import ModelFolder, quantizable
-from ..families.protocol import Family, Load
+from ..families.protocol import Component, Family, Load
 from ..families.songs import Shape
 from ..formatting import count, size
 from ..lora.surgery import AdapterSpec, adapter_keeps, adapter_size, target_shapes
@@ -103,15 +103,28 @@ class Heard(NamedTuple):
 @lru_cache(maxsize=16)
 def weight_bytes(family: Family, config: Any, bits: int | None, group: int, size: int) -> float:
     """Bytes of the frozen transformer, `bits` per weight (and scale and bias per group) where quantised."""
-    transformer = family.components["transformer"]
-    model = transformer.module(config)  # its arrays stay lazy: only shapes are read
+    return component_bytes(family.components["transformer"], config, bits, group, size)
+
+
+def component_bytes(
+    component: Component,
+    config: Any,
+    bits: int | None,
+    group: int,
+    size: int,
+    used: tuple[str, ...] = ("",),
+) -> float:
+    """Bytes of a frozen component, of the weights whose paths begin as `used` says."""
+    model = component.module(config)  # its arrays stay lazy: only shapes are read
     quantised = {
         f"{path}.weight"
         for path, module in model.named_modules()
-        if bits is not None and quantizable(transformer, path, module, group)
+        if bits is not None and quantizable(component, path, module, group)
     }
     total = 0.0
     for path, value in dict(tree_flatten(model.parameters())).items():
+        if not path.startswith(used):
+            continue
         if path in quantised:
             assert bits is not None
             total += value.size * bits / 8 + value.size / group * 2 * size
@@ -258,6 +271,34 @@ def _rollout(config: RunConfig, model: Any, load: Load, size: int, step: float) 
     memory = of_flavour(config.model_flavour).memory
     taken = memory.told(model, load, size) + memory.activations(model, load, size, model.blocks)
     return {"rollout": max(0.0, taken - step)}
+
+
+def encoding(family: Family, seconds: float, folder: ModelFolder | None = None) -> float:
+    """Bytes while songs of at most so many seconds are encoded: of the encoder that takes most, one being
+    loaded at a time. folder: the model's (default: a released one, of which `train` quantises nothing else
+    than the transformer).
+    """
+    found = [0.0]
+    for one in family.encoders:
+        if not (released := _used(family, one.uses, family.released)):
+            continue
+        here, share = released, 1.0
+        if folder is not None:
+            here = _used(family, one.uses, folder.component_config, stored_bits(folder))
+            share = _used(family, one.uses, folder.component_config) / released
+        found.append(here + min(1.0, share) * one.activations(seconds))  # in a miniature everything is small
+    return FIXED + max(found)
+
+
+def _used(
+    family: Family,
+    uses: Mapping[str, tuple[str, ...]],
+    sizes: Callable[[str], Any],
+    bits: int | None = None,
+) -> float:
+    """Bytes of the weights that an encoder takes, in float32 but for quantised ones."""
+    parts = family.components
+    return sum(component_bytes(parts[name], sizes(name), bits, 64, 4, used) for name, used in uses.items())
 
 
 def released_sizes(config: RunConfig) -> Any:
@@ -428,16 +469,25 @@ def choice(
 
 
 class Worst(NamedTuple):
-    """The batch of a run that takes most, its estimate, and the bytes that this machine lets a run use."""
+    """The batch of a run that takes most, its estimate, and the bytes that this machine lets a run use.
+
+    encoding: bytes while songs are encoded.
+    """
 
     load: Load
     estimate: Estimate
     room: float
+    encoding: float
+
+    @property
+    def need(self) -> float:
+        """Bytes at the run's peak."""
+        return max(self.estimate.total, self.encoding)
 
     @property
     def spare(self) -> float:
         """Bytes that are left; below 0 where it does not fit."""
-        return self.room - self.estimate.total
+        return self.room - self.need
 
 
 def worst(
@@ -446,11 +496,14 @@ def worst(
     batches: Sequence[Load] | None = None,
     stored_bits: int | None = None,
     heard: Heard | None = None,
+    encoding: float = 0.0,
+    ondemand: bool = False,
 ) -> Worst:
-    """What a run takes at its worst step.
+    """What a run takes at its worst step, or while songs are encoded.
 
     model: sizes (default: the released model's). batches: what a step may be made of (default: a minute
-    of music). stored_bits: quantisation of the MLX folder, if any. heard: see `estimate`.
+    of music). stored_bits: quantisation of the MLX folder, if any. heard: see `estimate`. encoding: as the
+    function gives it, 0 where all is encoded already. ondemand: whether songs are encoded between steps.
     """
     family = of_flavour(config.model_flavour)
     choices = batches or [family.memory.load(60.0, config.train_batch_size)]
@@ -458,7 +511,8 @@ def worst(
         estimate(config, load, model=model, stored_bits=stored_bits, heard=heard) for load in choices
     ]
     expected, load = max(zip(estimates, choices, strict=True), key=lambda pair: pair[0].total)
-    return Worst(load, expected, budget())
+    beside = expected.parts["base weights"] + expected.parts["LoRA and optimizer"] if ondemand else 0.0
+    return Worst(load, expected, budget(), encoding and encoding + beside)
 
 
 def verdict(
@@ -468,23 +522,28 @@ def verdict(
     stored_bits: int | None = None,
     heard: Heard | None = None,
     state: Mapping[str, Any] | None = None,
+    encoding: float = 0.0,
+    ondemand: bool = False,
 ) -> list[str]:
     """Lines for people: the parts of the estimate, this machine, and the Macs that the run fits. Arguments:
-    see `choice`.
+    see `choice` and `worst`.
     """
-    load, expected, room = worst(config, model, batches, stored_bits, heard)
+    most = worst(config, model, batches, stored_bits, heard, encoding, ondemand)
+    load, expected, room, _ = most
     seconds = of_flavour(config.model_flavour).latents.seconds(load.frames)
     lines = [
         f"about {size(expected.total)} at the worst step ({seconds:.0f} s of music with "
         f"{count(load.lyrics, 'lyric token')} × {load.batch}), estimated:",
         *(f"  {name}: {size(amount)}" for name, amount in expected.parts.items()),
     ]
+    if most.encoding:
+        lines.append(f"while songs are encoded, before training: about {size(most.encoding)}")
     here = machine_memory()
-    what = "fits" if expected.total <= room else "does not fit"
+    what = "fits" if most.spare >= 0 else "does not fit"
     lines.append(f"this machine has {size(here)}, of which {size(room)} are usable: {what}")
     if config.gradient_checkpointing:
         lines.append(choice(config, model, batches, stored_bits, heard, state).line)
-    macs = [f"{mac} GB {'yes' if expected.total <= usable(mac * GB) else 'no'}" for mac in MACS]
+    macs = [f"{mac} GB {'yes' if most.need <= usable(mac * GB) else 'no'}" for mac in MACS]
     lines.append(f"Macs: {', '.join(macs)}")
     if expected.total > min(room, usable(MACS[-1] * GB)):
         from .faults import memory_advice

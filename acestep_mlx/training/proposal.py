@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.read_run import load_config
 from ..families import of_flavour
 from ..formatting import count, duration, listed, size
-from .memory import budget, estimate, loads, machine_memory, released_sizes
+from .memory import budget, encoding, estimate, loads, machine_memory, released_sizes
 from .pace import SLACK, Rates, expected_step
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ def _need(model: Model, manifest: Manifest, precision: str, crop: float | None, 
         frames = family.latents.covering(round(seconds * family.latents.sample_rate))
         songs.append((frames, sample.lyrics))
     found = loads(songs, 1, family, model.folder)
-    return max(estimate(config, load, model=model.sizes, stored_bits=model.bits).total for load in found)
+    steps = (estimate(config, load, model=model.sizes, stored_bits=model.bits).total for load in found)
+    longest = max(min(sample.seconds, family.latents.max_seconds) for sample in manifest.samples)
+    return max(*steps, encoding(family, longest, model.folder))
 
 
 def steps_for(manifest: Manifest, proposal: Proposal) -> int:

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map_with_path
 
+from acestep_mlx.config.read_run import load_config
+from acestep_mlx.families import families
 from acestep_mlx.families.model_folder import ModelFolder, parameters_of
 from acestep_mlx.families.songs import Arrays, Words
+from acestep_mlx.training.memory import FIXED, encoding, verdict, worst
 
 WORDS = Words("slow jazz", "[verse]\nla la la", 1.0, "en")
 
@@ -58,3 +61,30 @@ def test_no_memory_is_taken_for_them(tiny_model: Path) -> None:
     used = sum(v.nbytes for path, v in parameters_of(module).items() if path.startswith("encoder."))
     assert used <= taken < 0.6 * whole
     assert np.isfinite(np.array(parameters_of(module)["decoder.conv_in.weight"])).all()  # read now
+
+
+def test_the_estimate_is_of_the_encoder_that_takes_most() -> None:
+    """v1's hears a long song, and 1.5's reads the captions: a network of 0.6 billion parameters."""
+    v1, v15 = ({seconds: encoding(one, seconds) / 1e9 for seconds in (60, 240)} for one in families())
+    assert 1.9 < v1[60] < v1[240] < 2.6
+    assert v15[60] == v15[240] and 3.2 < v15[60] < 3.6
+
+
+def test_a_miniature_s_is_small(folder: ModelFolder) -> None:
+    assert 0 < encoding(folder.family, 60, folder) - FIXED < 0.1e9
+
+
+def test_a_run_needs_what_its_songs_take_where_that_is_more_than_a_step() -> None:
+    config = load_config({"base_model_precision": "int4-quanto"})
+    step = worst(config).estimate.total
+    assert worst(config).need == worst(config, encoding=step / 2).need == step
+    assert worst(config, encoding=2 * step).need == 2 * step
+    beside = worst(config, encoding=1e9, ondemand=True)
+    assert (
+        beside.encoding
+        == 1e9
+        + worst(config).estimate.parts["base weights"]
+        + (worst(config).estimate.parts["LoRA and optimizer"])
+    )
+    assert any(line.startswith("while songs are encoded") for line in verdict(config, encoding=1e9))
+    assert not any("encoded, before" in line for line in verdict(config))
