@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..families.model_folder import ModelFolder, Quantization
 from ..formatting import brief
-from ..io.filenames import shown
+from ..io.filenames import is_file, shown
 from ..io.hashes import hash_text
 from ..io.holds import hold, in_use, last_used
 from ..io.kept import ENVIRONMENT, Kept, cache_folder, folder_size, modified, remove_folder
@@ -179,6 +179,23 @@ def _about(folder: ModelFolder) -> str:
     revision = f" ({shown(source['revision'][:7])})" if source.get("revision") else ""
     precision = f"{stored['bits']} bits" if stored else folder.config["dtype"]
     return f"{folder.family.title}, {precision}, of {shown(brief(source['path_or_repo']))}{revision}"
+
+
+def trained_on(fingerprint: str, base: str, near: Path) -> Path | None:
+    """The MLX folder with a transformer of this fingerprint: `base`, taken from here or from a folder above
+    `near`, or a conversion in the cache. None where there is none, or it is another by now.
+    """
+    kept = [path.parent for path in sorted((cache_folder() / "models").glob("*/config.json"))]
+    if base.strip():
+        named = [folder / Path(base).expanduser() for folder in (Path(), *near.absolute().parents)]
+        kept = [folder for folder in named if is_file(folder / "transformer.safetensors")] + kept
+    for folder in dict.fromkeys(kept):
+        try:
+            if ModelFolder.open(folder).fingerprints["transformer"] == fingerprint:
+                return folder
+        except CheckpointError:
+            continue  # damaged: it would not be used
+    return None
 
 
 def is_mlx_folder(path: Path) -> bool:

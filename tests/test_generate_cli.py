@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -43,13 +44,13 @@ def run(
     return call
 
 
-def lora(path: Path, model: Path, seed: int = 0) -> Path:
+def lora(path: Path, model: Path, seed: int = 0, **facts: Any) -> Path:
     width = ModelFolder.open(model).component_config("transformer").dim
     a, b = (
         mx.random.normal((2, width), key=mx.random.key(seed)),
         mx.random.normal((width, 2), key=mx.random.key(1)),
     )
-    write_lora(path, LoRAWeights({"transformer_blocks.0.attn.to_v": LoRAModule(a, b, 1.0)}))
+    write_lora(path, LoRAWeights({"transformer_blocks.0.attn.to_v": LoRAModule(a, b, 1.0)}, facts))
     return path
 
 
@@ -469,3 +470,33 @@ def test_what_is_wrong_with_the_lyrics_is_said_before_the_work(run: Run) -> None
     code, _, err = run("--lyrics", "song.txt", "--steps", "1", "-o", "b.wav")
     assert "song.txt is a file, and its name would be sung; --lyrics-file reads it" in err
     assert "lyrics:" not in run("--lyrics", "[verse]\nla la", "--steps", "1", "-o", "c.wav")[2]
+
+
+def test_without_a_model_it_is_the_one_that_the_lora_was_trained_on(
+    run: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named in the LoRA, or in the cache; the same weights, or none."""
+    mark = ModelFolder.open(tiny_model).fingerprints["transformer"]
+    monkeypatch.setenv("ACESTEP_MLX_CACHE", str(tmp_path / "kept"))
+    asked = ["--prompt", "x", "--duration", "1", "--steps", "1", "-o", "a.wav", "--force"]
+
+    def trained(base: str, fingerprint: str) -> list[str]:
+        weights = tmp_path / "run" / "output" / "x.safetensors"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        lora(weights, tiny_model, base=base, base_fingerprint=fingerprint)
+        return [*asked, "--lora", str(weights)]
+
+    (tmp_path / "run").mkdir()
+    for place in (tmp_path / "here", tmp_path / "run" / "model"):  # found from here, and above the LoRA
+        place.symlink_to(tiny_model)
+        code, _, err = run(*trained(f"/home/you/{place.name}", mark), base=False)
+        assert code == 0 and f"{place.name}\n" in err and "with the model that" in err, err
+        place.unlink()
+    code, _, err = run(*trained("some/model", mark), base=False)
+    assert code == 1 and "was trained on 'some/model', which is not here; name a model by --model" in err
+    (tmp_path / "kept" / "models").mkdir(parents=True)
+    (tmp_path / "kept" / "models" / "model-0123456789abcdef").symlink_to(tiny_model)
+    code, _, err = run(*trained("some/model", mark), base=False)
+    assert code == 0 and "model-0123456789abcdef" in err
+    assert run(*trained("some/model", "f" * 64), base=False)[0] == 1, "other weights under its name"
+    assert run(*asked, "--lora", str(lora(Path("y.safetensors"), tiny_model)), base=False)[0] == 2

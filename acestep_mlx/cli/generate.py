@@ -182,7 +182,7 @@ def command(
     where = f"from {from_json}" if from_json else ""
     if sample_rate is not None and sample_rate not in record.RATES:
         raise ConfigError(f"--sample-rate must be {' or '.join(map(str, record.RATES))}, got {sample_rate}")
-    model = model or earlier.get("model", {}).get("path")
+    model = model or earlier.get("model", {}).get("path") or _trained_on(loras)
     asked = (earlier.get("request", {}), given, batch, where)
     try:
         pipe = _open(model, fuse_loras)
@@ -233,8 +233,32 @@ def _open(model: str | None, fuse_loras: bool) -> ACEStepPipeline:
     from ..pipeline import ACEStepPipeline
 
     if model is None:
-        raise click.UsageError("--model is needed: the MLX folder that `acestep-mlx convert` wrote")
+        raise click.UsageError(
+            "--model is needed: the MLX folder that `acestep-mlx convert` wrote, or that `cache --list` shows"
+        )
     return ACEStepPipeline.from_pretrained(model, low_memory=True, fuse_loras=fuse_loras)
+
+
+def _trained_on(loras: Sequence[str]) -> str | None:
+    """The model that the first LoRA was trained on, where it is on this machine; said."""
+    from ..convert.conversions import trained_on
+    from ..io.safetensors import read_header
+    from ..lora.formats.metadata import read_facts
+    from ..lora.formats.read import find_file
+
+    if not loras:
+        return None
+    file = find_file(loras[0])
+    facts = read_facts(read_header(file).metadata, file)
+    mark, base = facts.get("base_fingerprint"), facts.get("base") or ""
+    found = trained_on(mark, base, file) if mark else None
+    if found is None and base:
+        raise ConfigError(
+            f"{loras[0]} was trained on {show(base)}, which is not here; name a model by --model"
+        )
+    if found is not None:
+        click.echo(f"with the model that {loras[0]} was trained on, {found}", err=True)
+    return None if found is None else str(found)
 
 
 def _lyrics(file: str, given: Mapping[str, Any]) -> str:
