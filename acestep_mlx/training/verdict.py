@@ -215,10 +215,11 @@ def _flat(found: Finding, now: Point, context: Context) -> Verdict:
     assert found.change is not None
     first = found.change.before.step
     text = f"since step {first} the loss of {_songs(now, context)} changed by {_moved(found.change)}"
+    steps, advice = _by_ear(first, context)
     if found.idle:
         rate = f"raise learning_rate (now {context.learning_rate:g}) if it stays so"
-        text += f", and is that from before the first step; {rate}"
-    steps, advice = _by_ear(first, context)
+        text += ", and is still as before the first step"
+        advice = f"{rate}; {advice}" if steps else rate
     return Verdict("flat", f"Flat: {text}; {advice}.", steps)
 
 

@@ -232,7 +232,7 @@ def test_what_patience_counts_is_not_called_learning() -> None:
 
 def test_flat_from_the_beginning_asks_for_a_higher_rate() -> None:
     found = verdict([1.0, 1.0 - 1e-6, 1.0 - 2e-6, 1.0 - 3e-6])
-    assert found.kind == "flat" and "is that from before the first step" in found.sentence
+    assert found.kind == "flat" and "is still as before the first step" in found.sentence
     assert "raise learning_rate (now 0.0001)" in found.sentence
 
 
