@@ -13,7 +13,19 @@ import pytest
 import soundfile as sf
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "new", "convert", "train", "generate", "export", "fuse", "info", "cache", "doctor"]
+COMMANDS = [
+    "demo",
+    "prepare",
+    "new",
+    "convert",
+    "train",
+    "generate",
+    "export",
+    "fuse",
+    "info",
+    "cache",
+    "doctor",
+]
 
 
 @pytest.fixture(scope="module")

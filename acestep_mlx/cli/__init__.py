@@ -18,6 +18,7 @@ from . import streams
 
 COMMANDS = {
     "demo": "The whole job on made-up songs and a miniature model, in minutes, without a download.",
+    "prepare": "Draft tempo, key, tags and captions for songs that lack them.",
     "new": "Make a run for a folder of songs: what fits this machine, and why.",
     "convert": "Turn the PyTorch checkpoint into an MLX folder, quantised if you like.",
     "train": "Train a LoRA from a config.json.",

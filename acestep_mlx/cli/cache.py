@@ -89,7 +89,7 @@ def _fill(config: str, overrides: Sequence[str], prune: bool) -> None:
     from ..data.encode import encode_dataset
     from ..data.manifest import build_manifest
     from ..training.preflight import check_caches
-    from ..training.prepare import open_model
+    from ..training.prepared import open_model
     from .progress import Display
 
     settings = load_config(config, overrides)

@@ -71,17 +71,12 @@ def read_record(text: str, source: str, *, tagged: bool = True) -> Record | None
     if what == sidecars.TAGS:
         fields, notes = _tags(text, source)
     elif what == sidecars.JSON:
-        fields, notes = _json(text, source), []
+        fields, notes = json_fields(text, source), []
     elif what is not None and what.startswith(sidecars.FIELDS) and (lines := _fields(text)):
         fields, notes = lines, []
     else:
         return None
     return record_of(fields, source, notes=notes, tagged=tagged)
-
-
-def read_json_record(text: str, source: str, *, tagged: bool = True) -> Record:
-    """The record of a JSON file beside a song. DataError when it is no JSON object."""
-    return record_of(_json(text, source), source, tagged=tagged)
 
 
 def record_of(
@@ -134,7 +129,8 @@ def _sung(lyrics: str) -> bool:
 
 
 # ── forms ────────────────────────────────────────────────────────────────────────────────────────────
-def _json(text: str, source: str) -> dict[str, Any]:
+def json_fields(text: str, source: str) -> dict[str, Any]:
+    """The fields of a JSON file beside a song. DataError when it is no JSON object."""
     try:
         content = parse_json(text)
     except ValueError as error:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .keymap import KeyMap
     from .known import Examples
     from .layout import ComponentSource, Layout
-    from .songs import Arrays, CachedSong, Known, Lyrics, Padding, Shape, SongEncoders, SoundPart
+    from .songs import Arrays, CachedSong, Known, Lyrics, Padding, Shape, Sketch, SongEncoders, SoundPart
 
 Batch = Mapping[str, "mx.array"]
 Prepare = Callable[[Batch], "dict[str, mx.array]"]
@@ -682,6 +682,9 @@ class Family(Protocol):
 
     def read_metadata(self, given: Mapping[str, Any]) -> Known:
         """Fields of `metadata` as somebody wrote them, in the model's form."""
+
+    def draft_caption(self, known: Sketch) -> str:
+        """A caption in the form that the model was trained on; empty where nothing of it is known."""
 
     @property
     def encoders(self) -> SongEncoders:

@@ -33,6 +33,22 @@ class Words:
     timesignature: str | None = None
 
 
+@dataclass(frozen=True)
+class Sketch:
+    """What is known of a song that has no caption, to draft one of; None is not known.
+
+    genre: as its tags call it. bpm, keyscale: see `Words`. pace: `slow` or `fast`. language: the English name
+    of the one that it is sung in. instrumental: whether somebody said that nobody sings.
+    """
+
+    genre: str | None = None
+    bpm: int | None = None
+    keyscale: str | None = None
+    pace: str | None = None
+    language: str | None = None
+    instrumental: bool = False
+
+
 class Known(NamedTuple):
     """What is known of a song beside its caption, by field of `Words`; a line for what is not understood."""
 

@@ -25,7 +25,7 @@ from ..lora.surgery import (
 )
 from . import checkpoint, faults, memory
 from .optimizers import Group, Schedule, make_optimizer
-from .prepare import Job, Prepared
+from .prepared import Job, Prepared
 from .rollout import Rollout
 from .settings import (
     COMPUTE_DTYPES,

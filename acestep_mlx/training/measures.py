@@ -16,7 +16,7 @@ from .build import Built
 from .evaluation import Evaluation, Measured
 from .intervals import Intervals
 from .output import METRICS
-from .prepare import Job, Prepared
+from .prepared import Job, Prepared
 from .trainer import Counters
 from .validation import Validation
 from .verdict import Context, Point, Verdict, judge

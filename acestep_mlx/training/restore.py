@@ -13,7 +13,7 @@ from ..formatting import listed
 from ..report.trackers import trackers_folder
 from . import checkpoint, output
 from .build import Built
-from .prepare import Job, Prepared
+from .prepared import Job, Prepared
 from .trainer import Counters, Saved
 
 

@@ -26,7 +26,7 @@ from .measures import Measures
 from .memory import cache_limit, step_cache, stored_bits
 from .output import METRICS
 from .preflight import check_folder
-from .prepare import Job, Prepared, prepare
+from .prepared import Job, Prepared, prepare
 from .restore import Start, restore
 from .saving import Writer
 from .trainer import Trainer

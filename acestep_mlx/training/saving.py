@@ -16,7 +16,7 @@ from ..report.page import About, Song, write_live, write_report
 from . import checkpoint
 from .build import Built
 from .faults import way_on
-from .prepare import Job, Prepared
+from .prepared import Job, Prepared
 from .settings import full_training, further_loss
 from .trainer import Counters
 

@@ -29,6 +29,7 @@ from acestep_mlx.families.songs import (
     Padding,
     PartEncoder,
     Shape,
+    Sketch,
     SongEncoders,
     Words,
 )
@@ -134,6 +135,9 @@ class Toy:
 
     def released(self, component: str) -> Any:
         return COMPONENTS[component].config()
+
+    def draft_caption(self, known: Sketch) -> str:
+        return known.genre or ""
 
     def crop(self, arrays: Arrays, start: int, frames: int) -> Arrays:
         part = slice(start, start + frames)

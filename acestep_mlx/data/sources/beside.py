@@ -16,7 +16,8 @@ from ...io.filenames import Folders, shown
 from ...io.text_files import read_text
 from .. import sidecars
 from ..captions import CAPTION_NAMES, caption_lines
-from ..records import Record, read_json_record, read_record, record_of
+from ..drafts import fields_of, split
+from ..records import Record, json_fields, read_record, record_of
 
 _SHEET_LINES = 8  # so many lines, none longer than this, beside another caption are lyrics
 _SHEET_WIDTH = 100
@@ -25,13 +26,16 @@ _TEXTS = (".txt", ".caption", ".tags", ".prompt")
 
 @dataclass
 class Told:
-    """records: what is said of a song, the first counts. sheet: the text of its own that is its lyrics.
+    """records: what is said of a song, the first counts. drafts: what `prepare` drafted, which counts last.
+    sung: the stamp of the lyrics whose language was drafted. sheet: the text of its own that is its lyrics.
 
     unread: files that cannot be read, why; lacking: those that cost a song without a caption, as they may
     hold it. notes: for people.
     """
 
     records: list[Record] = field(default_factory=list)
+    drafts: list[Record] = field(default_factory=list)
+    sung: str | None = None
     sheet: tuple[str, str] | None = None
     unread: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
@@ -52,14 +56,22 @@ class Beside:
     """Reads what is said of songs below `root`. multiline: whether each line of a caption file is a variant.
 
     captioned: whether captions come from elsewhere. tagged: whether a song's own trigger words are put to its
-    captions.
+    captions. drafting: whether drafts are to be made: those that are there are not read, and each song is
+    taken to have a caption.
     """
 
     def __init__(
-        self, folders: Folders, root: Path, multiline: bool, captioned: bool, tagged: bool, own: Path | None
+        self,
+        folders: Folders,
+        root: Path,
+        multiline: bool,
+        captioned: bool,
+        tagged: bool,
+        own: Path | None,
+        drafting: bool = False,
     ) -> None:
         self.folders, self.root, self.multiline = folders, root, multiline
-        self.captioned, self.tagged = captioned, tagged
+        self.captioned, self.tagged, self.drafting = captioned, tagged, drafting
         self.lists = sidecars.Lists(folders.names, own)
 
     def read(self, path: Path) -> Told:
@@ -75,6 +87,11 @@ class Beside:
             if own is not None:
                 self._own(own, told, f"put the caption alone into {shown(own.name)}, {lyrics}")
         return told
+
+    def _has_caption(self, told: Told) -> bool:
+        """Whether the song is called by something, so that a text that looks like lyrics is them."""
+        drafted = any(record.captions for record in told.drafts)
+        return self.captioned or self.drafting or drafted or told.captioned
 
     def _text(self, file: Path, told: Told) -> str:
         text, note = read_text(file)
@@ -93,7 +110,7 @@ class Beside:
                     sum(r.source.endswith(".json") and not r.listed for r in told.records), record
                 )
                 return
-            what, others = sidecars.looks_like(text), self.captioned or told.captioned
+            what, others = sidecars.looks_like(text), self._has_caption(told)
             lines = caption_lines(text, True)
             if what is not None and what.startswith(sidecars.SHEET) and others:
                 told.sheet = told.sheet or (name, text)
@@ -128,9 +145,9 @@ class Beside:
         try:
             text = self._text(file, told)
             if suffix == ".json":
-                record: Record | None = read_json_record(text, name, tagged=self.tagged)
-            else:
-                record = read_record(text, name, tagged=self.tagged)
+                self._json(text, name, told)
+                return
+            record = read_record(text, name, tagged=self.tagged)
             if record is None:
                 sidecars.check_caption(text, name)
                 record = Record(name, tuple(caption_lines(text, self.multiline)))
@@ -138,6 +155,16 @@ class Beside:
         except DataError as error:
             told.unread.append(str(error))
             told.lacking.append(str(error))
+
+    def _json(self, text: str, name: str, told: Told) -> None:
+        """A JSON file beside the song: what somebody wrote there, and what was drafted. DataError."""
+        content = json_fields(text, name)
+        own, drafted = split(content)
+        if own or not drafted:
+            told.records.append(record_of(own, name, tagged=self.tagged))
+        if drafted and not self.drafting:
+            told.drafts.append(record_of(drafted, f"{name} draft", tagged=self.tagged))
+            told.sung = str(fields_of(content)["language"].get("of")) if "language" in drafted else None
 
     def _listed(self, path: Path, told: Told) -> None:
         """The list of songs that describes it."""

@@ -20,6 +20,7 @@ from ...text.blanks import is_blank
 from ...text.languages import is_language_code
 from .. import sidecars
 from ..captions import LYRICS_ENDINGS, LYRICS_NAMES, caption_lines, clean_lyrics
+from ..drafts import stamp
 from ..facts import AudioRef, FileAudio
 from ..records import INSTRUMENTAL, Record
 from .beside import Beside, Told, after_json
@@ -65,11 +66,14 @@ def scan(
     dataset: LocalSet,
     own: Mapping[Path, str] | None = None,
     metadata: Mapping[str, Sequence[str]] | None = None,
+    *,
+    drafting: bool = False,
 ) -> Found:
     """The songs of a local or CSV data set, sorted by name.
 
     own: output and cache folders of the run, resolved, with what each is. metadata: see
-    `families.protocol.Family`. DataError when the folder is not there or holds no songs.
+    `families.protocol.Family`. drafting: see `Beside`. DataError when the folder is not there or holds no
+    songs.
     """
     metadata = metadata or {}
     folder = dataset.folder
@@ -78,7 +82,7 @@ def scan(
         raise DataError(f"{dataset.label}: {folder} {what}; set instance_data_dir")
     rows = read_list(dataset.id, folder, dataset.listed, metadata) if dataset.listed is not None else None
     notes = [(shown(rows.file.name), note) for note in rows.notes] if rows is not None else []
-    reader = _Reader(dataset, rows, metadata)
+    reader = _Reader(dataset, rows, metadata, drafting)
     if isinstance(dataset, CsvSet) and rows is not None:
         return replace(reader.listed(rows), notes=notes)
     found = sound_files(folder, own or {})
@@ -99,7 +103,9 @@ def scan(
 class _Reader:
     """Songs with their captions and lyrics; a text that cannot be used makes the song a problem."""
 
-    def __init__(self, dataset: LocalSet, rows: Rows | None, metadata: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, dataset: LocalSet, rows: Rows | None, metadata: Mapping[str, Sequence[str]], drafting: bool
+    ) -> None:
         self.dataset, self.folder, self.metadata = dataset, dataset.folder, metadata
         self.rows = rows.by_name if rows is not None else {}
         self.unused = set(self.rows)  # rows whose song was not met
@@ -111,6 +117,7 @@ class _Reader:
             captioned=dataset.only_instance_prompt or dataset.caption_strategy != "textfile",
             tagged=not (dataset.instance_prompt and dataset.prepend_instance_prompt),
             own=rows.file if rows is not None else None,
+            drafting=drafting,
         )
         self.in_languages: dict[Path, dict[str, list[str]]] = {}
 
@@ -173,6 +180,11 @@ class _Reader:
     def _known(self, song: Song, row: Row | None, told: Told) -> None:
         """What is known of the song beside: of its list, then of each file that describes it."""
         listed = row.metadata if row is not None else {}
+        for record in told.drafts:
+            drafted = sidecars.fields_of(record.facts, self.metadata)
+            if told.sung is not None and told.sung != stamp(song.lyrics):  # the language of former lyrics
+                drafted.pop("language", None)
+            song.metadata |= drafted
         for record in reversed(told.records):
             song.metadata |= sidecars.fields_of(record.facts, self.metadata)
         song.metadata |= {name: text for name, text in listed.items() if not is_blank(text, name)}
@@ -219,12 +231,15 @@ class _Reader:
     def _told_caption(self, path: Path, song: Song, told: Told) -> str | None:
         """The caption of the first file that has one. DataError when it may be in one that is not read."""
         found = [record for record in told.records if record.captions]
+        if not found and not told.lacking:
+            found = [record for record in told.drafts if record.captions]
         if not found:
             if told.lacking:
                 stem = shown(path.stem)
                 advice = f"; put the caption alone into {stem}.txt, lyrics into {stem}.lyrics"
                 raise DataError(told.lacking[0] + ("" if "; " in told.lacking[0] else advice))
-            alone = next((r for r in told.records if r.trigger and self.beside.tagged), None)
+            said = [*told.records, *told.drafts]
+            alone = next((r for r in said if r.trigger and self.beside.tagged), None)
             if alone is not None and alone.trigger is not None:
                 song.captions, song.sources["caption"] = [alone.trigger], "trigger words"
             return None
@@ -259,7 +274,11 @@ class _Reader:
             silent = next((record.source for record in beside if record.instrumental), None)
             if silent is not None:
                 song.lyrics, song.sources["lyrics"] = INSTRUMENTAL, _general(silent, path)
-            return silent
+            if silent is not None or self.dataset.lyrics_format is not None:
+                return silent
+            sung = [record for record in told.drafts if record.lyrics]
+        if not sung:
+            return None
         first, *others = sung
         name = shown(first.name) if isinstance(first, Path) else first.source
         text = self._text(first, song) if isinstance(first, Path) else first.lyrics or ""

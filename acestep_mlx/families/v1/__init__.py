@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..known import Examples
     from ..layout import Layout
     from ..protocol import Codec, Conditioned, Folder, LyricsQuestion, Models, Prepare, SongSettings
-    from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
+    from ..songs import Arrays, CachedSong, Lyrics, Shape, Sketch, SongEncoders
 
 
 class ACEStepV1:
@@ -98,6 +98,12 @@ class ACEStepV1:
     def read_metadata(self, given: Mapping[str, Any]) -> Known:
         """Nothing: tempo and key are words of the caption."""
         return Known({}, [])
+
+    def draft_caption(self, known: Sketch) -> str:
+        """See `sketch.caption`."""
+        from .sketch import caption
+
+        return caption(known)
 
     @property
     def encoders(self) -> SongEncoders:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         Prepare,
         SongSettings,
     )
-    from ..songs import Arrays, CachedSong, Lyrics, Shape, SongEncoders
+    from ..songs import Arrays, CachedSong, Lyrics, Shape, Sketch, SongEncoders
 
 TURBO = "ACE-Step/Ace-Step1.5"  # with the autoencoder and the text encoder of all variants
 SHARED: Mapping[str, Any] = {"beside": TURBO, "beside_gigabytes": 1.5, "others": 3.2}
@@ -146,6 +146,12 @@ class ACEStep15:
         from .song_facts import read
 
         return read(given)
+
+    def draft_caption(self, known: Sketch) -> str:
+        """See `sketch.caption`."""
+        from .sketch import caption
+
+        return caption(known)
 
     @property
     def encoders(self) -> SongEncoders:
