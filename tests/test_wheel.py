@@ -123,7 +123,16 @@ def test_the_demo_does_the_whole_job(
     assert abs(with_lora - plain).max() > 0, "the LoRA cannot be heard"
     exported = "demo_lora.safetensors" if family == "v1" else "demo_lora/adapter_model.safetensors"
     assert (demo / exported).is_file()
-    assert (demo / "output" / "report.html").is_file()
+    page = (demo / "output" / "report.html").read_text(encoding="utf-8")
+    clips = [f'data-clip="{prompt}-{step}"' for prompt in (0, 1) for step in ("base", 10, 20)]
+    assert [clip for clip in clips if clip not in page] == [] and "Done: 20 steps" in page
+    assert str(demo / "output" / "report.html") in done.stdout
+    alarming = [
+        line
+        for line in (done.stdout + done.stderr).lower().splitlines()
+        if "warning" in line or "fail" in line
+    ]
+    assert not alarming, "all is as it should be, and nothing says otherwise"
 
     lora, model, fused = (str(demo / name) for name in (exported, "model", "fused"))
     for arguments, words in (

@@ -160,9 +160,9 @@ def summary(report: Report) -> list[str]:
         lines.append(
             f"{name:13} {part.parameters / 1e6:9.2f} M parameters  {size(part.bytes_read):>10} → "
             f"{size(part.bytes_written):>10}  {count(len(part.plan.converted), 'tensor')} converted, "
-            f"{len(part.plan.dropped)} dropped{quantized}"
+            f"{len(part.plan.dropped)} left out{quantized}"
         )
-        lines += [f"{'':13} {n} dropped: {reason}" for reason, n in part.plan.reasons().items()]
+        lines += [f"{'':13} {n} left out: {reason}" for reason, n in part.plan.reasons().items()]
     read = sum(part.bytes_read for part in report.components.values())
     written = sum(part.bytes_written for part in report.components.values())
     lines += [f"{what}: {origin}" for what, origin in report.origins.items()]

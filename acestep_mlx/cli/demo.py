@@ -127,5 +127,5 @@ def command(directory: Path, name: str) -> None:
     click.echo(
         f"  sound:         {wav} ({heard.duration:.1f} s, {heard.samplerate} Hz, random weights: noise)"
     )
-    click.echo(f"  training:      {directory / 'output'} (report.html, metrics.jsonl, checkpoints)")
+    click.echo(f"  to listen:     {directory / 'output' / 'report.html'} (clips without and with the LoRA)")
     click.echo("  next:          acestep-mlx convert, then train your own songs: see README.md")

@@ -73,7 +73,7 @@ def pytorch_checkpoint(path: Path) -> list[str]:
                 model = planned.config
             unused = sum(part.tensors[tensor].size for tensor in planned.plan.dropped)
             if unused:
-                lines.append(f"  {'':22} {number(unused):>10} of them are dropped by the conversion")
+                lines.append(f"  {'':22} {number(unused):>10} of them are left out by the conversion")
         except CheckpointError as error:
             problems.append(str(error))
     lines.append(f"  {size(bytes_total)} in all")

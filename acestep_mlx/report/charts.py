@@ -131,7 +131,7 @@ class _Axes:
             return
         path = " ".join(f"{x},{y}" for x, y in spots)
         yield f'<polyline class="{one.classes}" points="{path}"/>'
-        if len(spots) <= 40:
+        if len(spots) <= 40 and not one.faint:
             yield from (_dot(one, spot, 3) for spot in spots)
 
     def mark(self, spot: tuple[float, float], text: str) -> str:

@@ -104,7 +104,12 @@ if (cells.length) {
       const line = inRow(row(chosen)), rows = [...new Set(cells.map(row))];
       const next = dx ? line[line.indexOf(chosen) + dx]
         : inRow(rows[rows.indexOf(row(chosen)) + dy])[Math.max(0, line.indexOf(chosen))];
-      if (next) { used = true; choose(next, playing()); if (at.matches('[data-clip]')) next.focus(); }
+      if (next) {
+        used = true;
+        choose(next, playing());
+        if (at.matches('[data-clip]')) next.focus({ preventScroll: true });
+        next.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+      }
     } else if (event.key.toLowerCase() === 'b') compare(!isBase(chosen));
     else if (event.key === ' ' && !at.matches('button')) toggle();
     else return;

@@ -91,7 +91,7 @@ def write_report(output_dir: Path, config: RunConfig, about: About | None = None
     run = _read(output_dir, config, about or About())
     if run is None:
         return None
-    title = config.tracker_run_name or output_dir.name
+    title = config.tracker_run_name or _name(output_dir)
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -110,6 +110,12 @@ def write_report(output_dir: Path, config: RunConfig, about: About | None = None
     path = output_dir / "report.html"
     write_bytes(path, page.encode("utf-8", errors="backslashreplace"))
     return path
+
+
+def _name(folder: Path) -> str:
+    """A run's, from its folder's: of the one around it where it is only called output."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "output" and folder.parent.name else folder.name
 
 
 def write_live(output_dir: Path, config: RunConfig, about: About) -> None:

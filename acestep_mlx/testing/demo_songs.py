@@ -102,7 +102,7 @@ def write_songs(folder: Path, *, metadata: bool = False) -> list[Path]:
 
 
 def write_configs(folder: Path, *, model: Path, songs: Path, flavour: str = "base") -> Path:
-    """`config.json` and `multidatabackend.json` in `folder`; returns the path of the first."""
+    """`config.json`, `multidatabackend.json` and `prompts.json` in `folder`; the path of the first."""
     backends = [
         {
             "id": "demo-songs",
@@ -136,8 +136,12 @@ def write_configs(folder: Path, *, model: Path, songs: Path, flavour: str = "bas
         "max_train_steps": 20,
         "checkpointing_steps": 10,
         "resume_from_checkpoint": "latest",
-        "validation_disable": True,
+        "validation_prompt_library": str(folder / "prompts.json"),
+        "validation_audio_duration": 5,
+        "validation_num_inference_steps": 4,
     }
+    prompts = {song.name: {"prompt": song.caption, "lyrics": song.lyrics} for song in SONGS[:2]}
+    (folder / "prompts.json").write_text(json.dumps(prompts, indent=2) + "\n", encoding="utf-8")
     (folder / "multidatabackend.json").write_text(json.dumps(backends, indent=2) + "\n", encoding="utf-8")
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

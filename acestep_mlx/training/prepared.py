@@ -91,7 +91,7 @@ def _resumed(job: Job, found: Preflight) -> checkpoint.Checkpoint | None:
         job.kept.checkpoint = found.resume
         return checkpoint.read(found.resume)
     if job.config.resume_from_checkpoint:
-        job.emit.notice(f"no checkpoint in {job.output} yet: starting from the beginning")
+        job.emit.notice(f"starting from the beginning: no checkpoint in {job.output} yet")
     return None
 
 

@@ -576,6 +576,10 @@ def test_the_folders_name_is_the_title_where_the_run_has_none(tmp_path: Path) ->
     folder.mkdir()
     root = page(folder, STEPS)
     assert root.one("title").text == root.one("h1").text == "a & <b>"
+    (folder / "output").mkdir()
+    assert page(folder / "output", STEPS).one("h1").text == "a & <b>", (
+        "that of a folder around many runs' output"
+    )
 
 
 def test_names_in_charts_are_shown_as_they_are() -> None:
