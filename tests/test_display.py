@@ -61,7 +61,7 @@ def test_one_bar_for_all_stages_of_bytes(
         display(Advance("above the bar"))
         display(Advance("latents", 2, 2, note="another song's name"))
     err = capsys.readouterr().err
-    assert "10.0M/10.0M" in err and "2/2" in err and "another song's name" in err
+    assert "100 %, 10.00 MB of 10.00 MB" in err and "2 of 2" in err and "another song's name" in err
     assert err.count("\n") == 3 and "above the bar\n" in err  # a line of its own, and a line for each bar
 
 

@@ -216,7 +216,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             for i in range(5):
                 bar(Advance(stage, i / 4, 1, "share"))
     err = capsys.readouterr().err
-    assert "denoising: 100%" in err and "decoding: 100%" in err and "\r" in err
+    assert "denoising [##########] 100 %" in err and "decoding [##########] 100 %" in err and "\r" in err
 
 
 def test_a_prompt_is_needed(run: Run, tiny_model: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formatting import count, duration, rate, size
-from .progress import Display
+from ..io.progress import TRAINING, phase
+from .progress import Display, bar
 
 if TYPE_CHECKING:
     from ..report.events import Advanced, Evaluated, Event, Finished, StepDone
@@ -23,13 +24,20 @@ def past_the_end(step: int, total: int) -> str:
     return f"nothing left to train: this run ends at step {total}, and the checkpoint is of step {step}"
 
 
+def _left(event: StepDone) -> str:
+    """`1:20:00`; with a `+` where something is still to come of which it is not known how long it takes."""
+    return duration(event.eta) + ("+" if event.eta_open else "")
+
+
 class TrainDisplay:
     """A listener for `training.run.train`; a context manager that leaves the terminal tidy."""
 
     def __init__(self) -> None:
         self._display = Display()
         self._say = self._display.say
-        self._total_steps = 0
+        self._first_step = self._total_steps = 0
+        self._began = self._display.clock()
+        self._last: StepDone | None = None
 
     def __call__(self, event: Event) -> None:
         handler = getattr(self, f"_{type(event).__name__.lower()}", None)
@@ -41,10 +49,13 @@ class TrainDisplay:
 
     def _advanced(self, event: Advanced) -> None:
         self._display(event.advance)
+        if event.advance.stage == TRAINING and self._display.terminal:
+            self._display.show(self._trained)
 
     def _started(self, event: Any) -> None:
         self._display.close()
-        self._total_steps = event.total_steps
+        self._first_step, self._total_steps = event.step, event.total_steps
+        self._began = self._display.clock()
         if event.step >= event.total_steps:
             self._say(f"{past_the_end(event.step, event.total_steps)}, in {event.output_dir}")
             return
@@ -52,19 +63,32 @@ class TrainDisplay:
             f"training {event.trainable_parameters:,} parameters on {count(event.samples, 'song')}, "
             f"{_steps(event.step + 1, event.total_steps)}, into {event.output_dir}"
         )
-        if self._display.terminal:
-            self._display.open(total=event.total_steps, initial=event.step, unit="step")
 
     def _stepdone(self, event: StepDone) -> None:
+        self._last = event
         if event.skipped:
             self._say(f"warning: step {event.step} skipped: its loss or gradient is not finite")
         if self._display.terminal:
-            self._display.move(event.step, self._numbers(event))
+            if self._display.stage != TRAINING:
+                self._display(phase(TRAINING, event.step, self._total_steps))
+            self._display.show(self._trained)
         elif self._display.due(last=event.step == self._total_steps):
             self._say(
                 f"step {event.step}/{self._total_steps}, {self._numbers(event)}, "
-                f"{event.steps_per_second:.2f} steps/s, ETA {duration(event.eta)}"
+                f"{event.steps_per_second:.2f} steps/s, ETA {_left(event)}"
             )
+
+    def _trained(self) -> list[str]:
+        """The line of the terminal between steps."""
+        last, so_far = self._last, f"{duration(self._display.clock() - self._began)} so far"
+        step = last.step if last is not None else self._first_step
+        head = f"{TRAINING} {bar(step / self._total_steps)} {step}/{self._total_steps}"
+        if last is None:
+            return [head, so_far, "the first step takes longer"]
+        speed = last.steps_per_second
+        pace = "" if not speed else f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s a step"
+        loss = f"loss {last.smoothed_loss:.4f}"
+        return [head, f"{_left(last)} left", so_far, loss, pace, self._numbers(last)]
 
     def _numbers(self, event: StepDone) -> str:
         parts = "".join(f"{name} {value:.4f}, " for name, value in event.extra.items() if "/" in name)
@@ -106,7 +130,8 @@ class TrainDisplay:
             self._say(f"report: {event.report}")
 
     def __enter__(self) -> TrainDisplay:
+        self._display.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._display.close()
+    def __exit__(self, *error: object) -> None:
+        self._display.__exit__(*error)

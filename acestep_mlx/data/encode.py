@@ -21,6 +21,7 @@ from ..config.run import RunConfig
 from ..errors import DataError, cause
 from ..families.model_folder import ModelFolder
 from ..families.songs import Arrays, PartEncoder, Words
+from ..formatting import duration
 from ..io.atomic import PREFIX, SUFFIX
 from ..io.audio import is_silent, read_audio
 from ..io.hashes import cache_key, hash_file
@@ -33,7 +34,8 @@ from .summary import SetReport
 
 _NOTES = "notes"  # an entry's remarks, beside its arrays
 #: parts that are encoded from words, in this order → what progress calls them
-STAGES = {"lyrics": "lyrics", "text": "captions"}
+STAGES = {"lyrics": "encoding lyrics", "text": "encoding captions"}
+SOUND = "encoding songs"
 
 
 class Cache:
@@ -257,6 +259,8 @@ class Cache:
                     missing.setdefault((key, store), (words, []))[1].append(sample)
                 else:
                     self._learn(kind, sample, key, found)
+        if missing:
+            progress(Advance(STAGES[kind], 0, len(missing)))
         for done, ((key, _), (words, same)) in enumerate(missing.items(), 1):
             stored = self._put(kind, same[0], key, words)
             for sample in same:
@@ -308,10 +312,13 @@ class Cache:
                 self._count_again(kind, sample)
         failed: dict[str, str] = {}
         load = partial(load_part_or_reason, rate=self._rate(kind))
-        stage = self.heard[kind].title if kind in self.heard else kind
+        stage = f"encoding songs with {self.heard[kind].title}" if kind in self.heard else SOUND
+        if missing:
+            progress(Advance(stage, 0, len(missing), note=next(iter(missing.values())).id))
         for done, (sample, sound) in enumerate(_ahead(load, list(missing.values())), 1):
             key, problem = str(self.key(kind, sample)), sound if isinstance(sound, str) else None
             if not isinstance(sound, str):
+                self._encoders[kind].progress = _within(progress, stage, done - 1, len(missing), sample)
                 try:
                     self._put(kind, sample, key, sound)
                 except NotFinite as error:
@@ -319,6 +326,7 @@ class Cache:
             if problem is not None:
                 failed[key] = problem
             progress(Advance(stage, done, len(missing), note=sample.id))
+        self._encoders[kind].progress = silent
         self._encoders[kind].release()
         lost = [sample for sample in samples if self.key(kind, sample) in failed] if failed else []
         if lost:
@@ -367,8 +375,8 @@ def encode_dataset(
 ) -> Cache:
     """Fill the caches of a manifest and free the encoders.
 
-    progress: told of each song, in the stages "lyrics", "captions", "latents", and of what a further loss
-    needs.
+    progress: told of each song, in stages of lyrics, captions, sound, and what a further loss needs; of long
+    songs several times.
     everything: also encode the latents of data sets that are encoded on demand.
     Songs that vanished, changed or cannot be encoded are skipped, counted and named in `cache.skipped`;
     DataError when nothing is left, or when the disk is full.
@@ -376,6 +384,18 @@ def encode_dataset(
     cache = Cache(manifest, config, folder, progress)
     cache.fill(progress, everything)
     return cache
+
+
+def _within(progress: Progress, stage: str, before: int, total: int, sample: Sample) -> Progress:
+    """Of a song that is encoded after so many of `total` ones: how far in it, as people count."""
+
+    def tell(advance: Advance) -> None:
+        share = advance.done / advance.total
+        if share < 1:
+            at = f"{duration(share * sample.seconds)} of {duration(sample.seconds)} of {sample.id}"
+            progress(Advance(stage, before + share, total, note=at))
+
+    return tell
 
 
 def load_part(sample: Sample, rate: int | None = None) -> np.ndarray:

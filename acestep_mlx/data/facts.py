@@ -12,15 +12,17 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import DataError, cause
+from ..formatting import duration
 from ..io import schema
 from ..io.audio import MPEG, SILENCE, counted, decode, look, said
 from ..io.hashes import hash_blocks, hash_file, hash_text
@@ -30,6 +32,8 @@ from ..io.progress import Advance, Progress, silent
 from .cache import write_atomic
 
 MAX_INDEX = 1 << 30  # bytes
+LOOKING = "looking at songs"
+WATCHED = 2.0  # seconds after which it is told how far a song is that is still examined
 # 1 took lengths that headers guess, damaged MP3s, and knew no blocks; 2 took Opus at its header's rate;
 # 3 said nothing of packets that are lost.
 INDEX_VERSION = 4
@@ -145,13 +149,15 @@ class AudioFacts:
         return hash_text(json.dumps([stamp, own], sort_keys=True))[:16]
 
 
-def examine(audio: AudioRef) -> AudioFacts:
-    """Hash and decode a song. Never raises for a bad file: `problem` says what is wrong."""
+def examine(audio: AudioRef, heard: Callable[[float], None] = lambda seconds: None) -> AudioFacts:
+    """Hash and decode a song. Never raises for a bad file: `problem` says what is wrong. heard: is told how
+    many seconds were decoded.
+    """
     try:
         with audio.open() as path:
             content = hash_file(path)
             try:
-                return _decode_all(path, content)
+                return _decode_all(path, content, heard)
             except DataError as error:
                 return AudioFacts(content, 0.0, str(error).removeprefix(f"{path}: "))
     except DataError as error:
@@ -160,7 +166,7 @@ def examine(audio: AudioRef) -> AudioFacts:
         return AudioFacts("", 0.0, f"cannot be read: {cause(error)}")
 
 
-def _decode_all(path: Path, content: str) -> AudioFacts:
+def _decode_all(path: Path, content: str, heard: Callable[[float], None]) -> AudioFacts:
     """The facts of a file with this content.
 
     DataError: empty, damaged, truncated, silent or not finite.
@@ -172,6 +178,7 @@ def _decode_all(path: Path, content: str) -> AudioFacts:
         path, info, lost=lost
     ):  # the file's own rate: nothing is resampled only to be looked at
         decoded += len(block)
+        heard(decoded / info.sample_rate)
         peak = max(peak, float(np.abs(block).max()))
         zeros += int((block == 0).all(axis=1).sum())
     if peak < SILENCE:
@@ -252,9 +259,8 @@ class FactsIndex:
             if facts is None:
                 waiting.setdefault(stamps[i] or "", []).append(i)
         firsts = [places[0] for places in waiting.values()]
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-            results = pool.map(lambda i: examine(songs[i]), firsts)
-            for done, (stamp, facts) in enumerate(zip(waiting, results, strict=True), 1):
+        with contextlib.closing(_examined([songs[i] for i in firsts], progress)) as examined:
+            for done, (stamp, facts) in enumerate(zip(waiting, examined, strict=True), 1):
                 if facts.misread:
                     facts = replace(facts, former=self._former.get(stamp.rpartition("|")[0]))
                 for i in waiting[stamp]:
@@ -263,7 +269,7 @@ class FactsIndex:
                     self._facts[stamp] = facts
                     self._changed = True
                 name = songs[waiting[stamp][0]].name
-                progress(Advance("looking at songs", done, len(firsts), note=name))
+                progress(Advance(LOOKING, done, len(firsts), note=name))
                 if done % 200 == 0:
                     self.save()
         self.save()
@@ -287,3 +293,19 @@ class FactsIndex:
         }
         write_atomic(self.path, json.dumps(content).encode())
         self._changed = False
+
+
+def _examined(songs: Sequence[AudioRef], progress: Progress) -> Generator[AudioFacts]:
+    """The facts of each song in turn, on a few threads; how far the one is that is waited for is told."""
+    heard = [0.0] * len(songs)
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(examine, song, partial(heard.__setitem__, i)) for i, song in enumerate(songs)]
+        try:
+            for i, future in enumerate(futures):
+                while not wait([future], WATCHED).done:
+                    note = f"{duration(heard[i])} of {songs[i].name}"
+                    progress(Advance(LOOKING, i, len(songs), note=note))
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from ..io.progress import Progress, silent
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -79,12 +81,13 @@ class PartEncoder(ABC, Generic[Given]):
     """Encodes one part of a song, from its sound (samples, 2) float32 or from its words.
 
     names: of the arrays that it gives; no other part's has them. Texts have their tokens on the first axis.
-    uses: component → beginnings of the paths of those of its weights that `load` takes, in float32. folder:
-    a `protocol.Folder`, the model's.
+    progress: is told how far `encode` is with a long song. uses: component → beginnings of the paths of those
+    of its weights that `load` takes, in float32. folder: a `protocol.Folder`, the model's.
     """
 
     names: tuple[str, ...]
     uses: Mapping[str, tuple[str, ...]] = {}
+    progress: Progress = staticmethod(silent)
     _loaded: Any = None
 
     def __init__(self, folder: Any) -> None:

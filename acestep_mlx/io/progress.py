@@ -11,14 +11,15 @@ from typing import Literal
 class Advance:
     """`done` of `total` of a stage; with a total of 0, `stage` is a line worth saying once.
 
-    unit: songs and the like, bytes (their total is of all stages together), or the share of a stage whose
-    units say nothing to people. note: what was in work, as a song's name.
+    unit: songs and the like (of one in work a fraction is done), bytes (their total is of all stages
+    together), the share of a stage whose units say nothing to people, or a phase: work of which it is worth
+    saying that it goes on, and how far where it has a total above 1. note: what is in work, as a song's name.
     """
 
     stage: str = ""
     done: float = 0
     total: float = 0
-    unit: Literal["items", "bytes", "share"] = "items"
+    unit: Literal["items", "bytes", "share", "phase"] = "items"
     note: str = ""
 
 
@@ -27,6 +28,14 @@ Progress = Callable[[Advance], None]
 
 def silent(advance: Advance) -> None:
     """The progress of work that nobody watches."""
+
+
+TRAINING = "training"  # the phase between everything that a run does beside its steps
+
+
+def phase(stage: str, done: float = 0, total: float = 1, note: str = "") -> Advance:
+    """Work goes on: for what cannot be counted, and for what is done between steps."""
+    return Advance(stage, done, total, "phase", note)
 
 
 def part(progress: Progress, index: int, count: int) -> Progress:

@@ -51,7 +51,8 @@ class Started(Event):
 class StepDone(Event):
     """One optimizer update (or a skipped one, with `skipped` true).
 
-    Units: `elapsed` and `eta` seconds of this process, `peak_memory` bytes, rates per second.
+    Units: `elapsed` and `eta` seconds of this process, `peak_memory` bytes, rates per second. eta: of all
+    that is still to come; eta_open: something of it was never done in this run, and is not in `eta`.
     """
 
     step: int
@@ -67,6 +68,7 @@ class StepDone(Event):
     elapsed: float
     skipped: bool = False
     extra: Mapping[str, float] = field(default_factory=dict)
+    eta_open: bool = False
 
 
 @dataclass(frozen=True)

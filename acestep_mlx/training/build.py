@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..config.run import RunConfig
 from ..data.batches import Batches
 from ..families.model_folder import ModelFolder
+from ..io.progress import phase
 from ..lora.formats.read import read_lora
 from ..lora.full_modules import make_dense, set_full, train_full
 from ..lora.surgery import (
@@ -58,6 +59,7 @@ class Built:
 def build(job: Job, prepared: Prepared) -> Built:
     """The model, its batches and its step, all at the beginning of the run."""
     config, world = job.config, job.world
+    job.emit.progress(phase("loading the model"))
     with faults.explained(config, job.kept):
         model, spec = build_model(config, prepared.folder)
     for note in idle_targets(model, spec.targets):

@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from ..families.protocol import Batch, Objective, Prepare
 from ..io.hashes import cache_key
+from ..io.progress import Advance, Progress, silent
 from ..lora.surgery import evaluating
 
 #: timesteps in the middle of five equal bins of [0, 1000]
@@ -32,7 +33,10 @@ class Measured(NamedTuple):
 
 
 class Evaluation:
-    """Losses of `batches` (as `Batches.evaluation` makes them) at TIMESTEPS; draws and changes nothing."""
+    """Losses of `batches` (as `Batches.evaluation` makes them) at TIMESTEPS; draws and changes nothing.
+
+    progress: is told how many of them are measured.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Evaluation:
         self.model, self.batches, self.objective, self.dtype = model, batches, objective, dtype
         self.prepare = prepare
         self.names = _names(batches)
+        self.progress: Progress = silent
         self.measured = cache_key(songs=self.names, noise=[batch["keys"].tolist() for batch in batches],
                                   of=[batch.get("of") for batch in batches])  # fmt: skip
         self._run = partial(mx.compile, inputs=model.state, outputs=model.state)(self._losses)
@@ -55,7 +60,8 @@ class Evaluation:
 
     def __call__(self, stopped: Callable[[], bool] = lambda: False) -> Measured | None:
         """The losses; None once `stopped` says so."""
-        sums, songs = [0.0] * len(TIMESTEPS), {}
+        sums = [0.0] * len(TIMESTEPS)
+        songs: dict[str, float] = {}
         with evaluating(self.model):
             for name, batch in zip(self.names, self.batches, strict=True):
                 if stopped():
@@ -63,7 +69,11 @@ class Evaluation:
                 arrays = {k: v for k, v in batch.items() if isinstance(v, mx.array)}
                 if self.prepare is not None:
                     arrays = self.prepare(arrays)
-                losses = [float(self._run(arrays, mx.array(t)).item()) for t in TIMESTEPS]  # type: ignore[arg-type]
+                losses = []
+                for timestep in TIMESTEPS:
+                    losses.append(float(self._run(arrays, mx.array(timestep)).item()))  # type: ignore[arg-type]
+                    done = len(songs) * len(TIMESTEPS) + len(losses)
+                    self.progress(Advance(done=done, total=len(self.batches) * len(TIMESTEPS)))
                 sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
                 songs[name] = sum(losses) / len(losses)
         count = max(1, len(self.batches))

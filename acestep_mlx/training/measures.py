@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 
+from ..config.run import RunConfig
+from ..io.progress import Advance, phase
 from ..report.events import AverageEvaluated, Evaluated, Event, StepDone, ValidationClip, read_metrics
 from . import checkpoint
 from .build import Built
 from .evaluation import Evaluation, Measured
-from .intervals import Intervals
+from .intervals import Agenda, Intervals
 from .output import METRICS
 from .prepared import Job, Prepared
+from .remaining import Kind, Remaining
 from .trainer import Counters
 from .validation import Validation
 from .verdict import Context, Point, Verdict, judge
@@ -79,12 +82,13 @@ class Measures:
     validation: Validation | None
     history: History = field(default_factory=History)
     model: Path = Path()  # its folder
+    remaining: Remaining = field(default_factory=lambda: Remaining(Agenda(Intervals(), 0, 0.0)))
 
     @classmethod
-    def of(cls, job: Job, prepared: Prepared, built: Built, step: int) -> Measures:
+    def of(cls, job: Job, prepared: Prepared, built: Built, step: int, agenda: Agenda) -> Measures:
         """What the configuration asks for, in a run that begins at `step`. Reads the evaluation songs."""
         config, evaluation = job.config, None
-        if job.world.first and not config.unevaluated:
+        if job.world.first and not config.eval_loss_disable and config.num_eval_images:
             batches = built.batches.evaluation(config.num_eval_images)
             update = built.step
             dtype = update.settings.compute_dtype
@@ -95,13 +99,25 @@ class Measures:
             history = History.read(found.path.parent if found else job.output, step)
             job.emit.add(history)
         elif job.world.first:
-            job.emit.notice(config.unevaluated)
-        return cls(job, built, evaluation, prepared.validation, history, prepared.folder.path)
+            job.emit.notice(f"{no_evaluation(config)}: nothing will say whether the training goes well")
+        validation = prepared.validation if prepared.validation and prepared.validation.requests else None
+        kinds: list[Kind] = ["checkpoints"]
+        kinds += ["evaluations"] if evaluation is not None else []
+        kinds += ["validations"] if validation is not None else []
+        remaining = Remaining(agenda, kinds)
+        return cls(job, built, evaluation, validation, history, prepared.folder.path, remaining)
 
     def evaluate(self, step: int, saved: Callable[[float], bool] = lambda loss: False) -> float | None:
         """The mean loss; None without any, or once the run is asked to stop. saved: see `Trainer`."""
+        if self.evaluation is None:
+            return None
+        with self.remaining.timed("evaluations"):
+            return self._evaluate(step, saved)
+
+    def _evaluate(self, step: int, saved: Callable[[float], bool]) -> float | None:
         first, *others = self._weights()
-        found = self._evaluated(first)
+        stage = "evaluating" if step else "measuring before training"
+        found = self._evaluated(first, stage)
         if found is None:
             return None
         loss, bins, songs = found
@@ -110,7 +126,8 @@ class Measures:
         verdict = self._verdict(measured, Point(step, loss, songs), saved(loss))
         self.job.emit(Evaluated(step, loss, bins, songs, measured, verdict.sentence, verdict.kind))
         for weights in others:
-            if (compared := self._evaluated(weights)) is not None:
+            averaged = f"{stage}, averaged weights"
+            if (compared := self._evaluated(weights, averaged)) is not None:
                 self.job.emit(AverageEvaluated(step, compared.loss, compared.bins))
         if not math.isfinite(loss):
             self.job.emit.notice(f"step {step}: the evaluation loss is not finite", "warning")
@@ -157,10 +174,16 @@ class Measures:
             return [False]
         return {"none": [False], "ema_only": [True]}.get(self.job.config.ema_validation, [False, True])
 
-    def _evaluated(self, averaged: bool) -> Measured | None:
+    def _evaluated(self, averaged: bool, stage: str) -> Measured | None:
         """See `Evaluation`."""
         if self.evaluation is None:
             return None
+
+        def tell(advance: Advance) -> None:
+            self.job.emit.progress(phase(stage, advance.done, advance.total))
+
+        self.job.emit.progress(phase(stage))
+        self.evaluation.progress = tell
         with self.built.step.averaged() if averaged else nullcontext():
             return self.evaluation(self._stopped)
 
@@ -168,9 +191,13 @@ class Measures:
         """Make the clips."""
         if self.validation is None:
             return
-        for averaged in self._weights():
-            with self.built.step.averaged() if averaged else nullcontext():
-                self.validation(self.built.model, step, self.job.emit, self._stopped, averaged)
+        weights = self._weights()
+        clips = self.validation.planned(len(weights))
+        again = len(self.validation.requests) * len(weights)
+        with self.remaining.timed("validations", again / clips.total):
+            for averaged in weights:
+                with self.built.step.averaged() if averaged else nullcontext():
+                    self.validation(self.built.model, step, self.job.emit, self._stopped, averaged, clips)
 
     def _stopped(self) -> bool:
         return self.job.stop.requested
@@ -197,3 +224,9 @@ class Measures:
 def _step(path: Path) -> int:
     """Of a checkpoint's folder."""
     return int(path.name.rpartition("-")[2])
+
+
+def no_evaluation(config: RunConfig) -> str:
+    """Why there are no evaluation songs."""
+    why = "eval_loss_disable is true" if config.eval_loss_disable else "num_eval_images is 0"
+    return f"no evaluation songs ({why})"

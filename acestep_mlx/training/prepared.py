@@ -12,13 +12,15 @@ from ..data.encode import Cache, encode_dataset
 from ..data.manifest import build_manifest
 from ..families.model_folder import ModelFolder
 from ..formatting import count
-from ..io.progress import Progress
+from ..io.progress import Progress, phase
 from ..report.events import Listeners
 from . import checkpoint
 from .distributed import World
 from .interrupts import StopRequest
 from .preflight import Preflight, preflight
 from .validation import Validation, requests
+
+PROMPTS = "reading the prompts of clips"
 
 
 @dataclass
@@ -74,14 +76,17 @@ def _validation(job: Job, folder: ModelFolder) -> Validation:
     """With the model that clips are made with; another than is trained is opened where there are any."""
     other = job.config.validation_model
     if other is None or not requests(job.config):
+        job.emit.progress(phase(PROMPTS))
         return Validation.encoded(job.config, folder, job.output)
     heard = open_model(job.config, job.emit.progress, other)
+    job.emit.progress(phase(PROMPTS))
     return Validation.encoded(job.config, heard, job.output, borrowed=True)
 
 
 def _checked(job: Job) -> Preflight:
     """What is known of the run once everything is found to be in order."""
     checkpoint.clean(job.output)
+    job.emit.progress(phase("checking the run"))
     return preflight(job.config, job.emit.notice, ranks=job.world.size, overwrite=job.overwrite)
 
 
@@ -89,6 +94,7 @@ def _resumed(job: Job, found: Preflight) -> checkpoint.Checkpoint | None:
     """The checkpoint that the run goes on from."""
     if found.resume is not None:
         job.kept.checkpoint = found.resume
+        job.emit.progress(phase("reading the checkpoint"))
         return checkpoint.read(found.resume)
     if job.config.resume_from_checkpoint:
         job.emit.notice(f"starting from the beginning: no checkpoint in {job.output} yet")

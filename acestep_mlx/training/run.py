@@ -13,6 +13,7 @@ import mlx.core as mx
 from ..config.read_run import load_config
 from ..config.run import RunConfig
 from ..errors import AceStepError, CheckpointError, ConfigError, cause
+from ..io.progress import phase
 from ..report.events import Finished, Listener, Listeners, MetricsFile, Started, damage
 from ..report.live import Live
 from ..report.trackers import Tracker, make_trackers
@@ -20,7 +21,7 @@ from . import faults, output
 from .build import Built, build
 from .distributed import World, together
 from .interrupts import StopRequest
-from .intervals import Intervals
+from .intervals import Agenda, Intervals
 from .macos import keep_awake, wired_memory
 from .measures import Measures
 from .memory import cache_limit, step_cache, stored_bits
@@ -132,13 +133,15 @@ def _metrics(job: Job, step: int) -> MetricsFile:
 def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer) -> str:
     """Train from the start to the end, or until the run is asked to stop: "done" or "interrupted"."""
     config, step, counters = job.config, built.step, start.counters
-    measures = Measures.of(job, prepared, built, counters.step)
+    intervals = Intervals.of(config)
+    intervals = Intervals(**job.world.share(asdict(intervals)))  # ranks meet when one is over
+    per_epoch = built.batches.batches_per_epoch / config.gradient_accumulation_steps
+    job.emit.progress(phase("reading the evaluation songs"))
+    measures = Measures.of(job, prepared, built, counters.step, Agenda(intervals, built.total, per_epoch))
     model, bits = built.model, stored_bits(prepared.folder)
     mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, *built.recomputed))
     parameters = sum(p.size for p in step.parameters().values())
     job.emit(Started(counters.step, built.total, parameters, len(built.batches.trained), str(job.output)))
-    intervals = Intervals.of(config)
-    intervals = Intervals(**job.world.share(asdict(intervals)))  # ranks meet when one is over
     trainer = Trainer(
         step,
         built.batches,
@@ -155,6 +158,7 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
         share=job.world.share,
         patience=config.early_stopping_patience,
         resumed=start.saved,
+        remaining=measures.remaining,
     )
     trainer.catch_up(together(job.world.agree, lambda: measures.catch_up(counters, intervals)))
     reason = trainer.run(job.stop)
@@ -186,6 +190,7 @@ def finish(job: Job, writer: Writer, reason: str, metrics: MetricsFile | None) -
             f"{job.kept()} Mend that, then go on with --resume_from_checkpoint=latest"
         )
     if job.world.first:
+        job.emit.progress(phase("writing the LoRA and the report"))
         if reason != "interrupted":
             try:
                 lora, average = writer.loras(job.output)

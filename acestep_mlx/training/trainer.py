@@ -17,11 +17,13 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..errors import AceStepError, CheckpointError, DataError, refusal
+from ..io.progress import TRAINING, phase
 from ..report.events import CheckpointSaved, Listeners, StepDone
 from .checkpoint import Health
 from .distributed import together
 from .interrupts import StopRequest
-from .intervals import Intervals
+from .intervals import Agenda, Intervals
+from .remaining import Remaining
 from .step import StepResult, TrainStep
 
 #: updates in a row without a single finite micro-batch after which training stops
@@ -169,6 +171,7 @@ class Trainer:
         share: the first rank's value, on every rank.
         patience: evaluations without a new lowest loss after which training ends; 0: none.
         resumed: the checkpoint that the counters are of, where it is of the same folder.
+        remaining: how long the run still takes.
     """
 
     def __init__(
@@ -189,6 +192,7 @@ class Trainer:
         share: Callable[[Any], Any] = lambda value: value,
         patience: int = 0,
         resumed: Saved | None = None,
+        remaining: Remaining | None = None,
     ) -> None:
         self.step, self.batches, self.total = step, batches, total_steps
         self.intervals, self.save, self.emit = intervals, save, emit
@@ -201,6 +205,7 @@ class Trainer:
         self.accumulate = step.settings.accumulate
         self._pending: _Pending | None = None
         self._clock = Clock()
+        self.remaining = remaining or Remaining(Agenda(intervals, total_steps, 0.0), ["checkpoints"])
         self._stop_seen = False
         self._round: tuple[dict[str, Any], dict[str, mx.array]] = ({}, {})  # when the update in work began
 
@@ -211,7 +216,7 @@ class Trainer:
         checkpoint) when there is no next batch.
         """
         stop = stop or StopRequest()
-        self._clock.restart()
+        self._go_on()
         self._saved_at = time.monotonic()
         while self.counters.step < self.total and not self.over:
             if self._should_stop(stop):
@@ -341,7 +346,13 @@ class Trainer:
                 self.validate(counters.step)
 
         together(self.agree, keep_and_hear)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Steps follow, after something else."""
         self._clock.restart()
+        self.remaining.restart()
+        self.emit.progress(phase(TRAINING, self.counters.step, self.total))
 
     def _overdue(self) -> bool:
         """Whether it is time for a checkpoint on some rank: then it is on all."""
@@ -358,7 +369,9 @@ class Trainer:
                 return saved.path
             health = Health(health.healthy and saved.health.healthy, saved.health.evaluation)
         health = replace(health, timed=timed)
-        path, removed = self.save(health)
+        self.emit.progress(phase("writing the checkpoint"))
+        with self.remaining.timed("checkpoints"):
+            path, removed = self.save(health)
         self._saved_at = time.monotonic()
         self.emit(CheckpointSaved(counters.step, str(path), tuple(map(str, removed)), self.best()))
         self._saved, self._health = Saved(path, counters.step, counters.micro, health), Health()
@@ -398,6 +411,8 @@ class Trainer:
             counters.skipped_in_a_row = 0
             counters.smoothed.add(loss)
         rate, audio = self._clock.rates()
+        self.remaining.step()
+        left = self.remaining.after(p.step)
         self.emit(
             StepDone(
                 step=p.step,
@@ -408,11 +423,12 @@ class Trainer:
                 steps_per_second=rate,
                 audio_seconds_per_second=audio,
                 peak_memory=mx.get_peak_memory(),
-                eta=(self.total - p.step) / rate if rate else 0.0,
+                eta=left.seconds,
                 epoch=p.epoch,
                 elapsed=self._clock.elapsed,
                 skipped=skipped,
                 extra={**{k: v for k, v in p.rates.items() if k != "learning_rate"}, **parts},
+                eta_open=left.open,
             )
         )
         if counters.skipped_in_a_row >= MAX_SKIPPED:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from ..io import schema
 from ..io.audio import write_audio
 from ..io.hashes import hash_text
 from ..io.loudness import loudness
-from ..io.progress import Advance
+from ..io.progress import Advance, Progress, phase
 from ..lora.apply import apply_loras, remove_loras
 from ..lora.surgery import disabled, evaluating, from_model
 from ..pipeline import ACEStepPipeline
@@ -137,6 +138,14 @@ class Heard(NamedTuple):
     without: Callable[[], contextlib.AbstractContextManager[None]]
 
 
+@dataclass
+class Clips:
+    """How many clips are made at a step, and how many of them were begun."""
+
+    total: int
+    begun: int = 0
+
+
 class _Stopped(Exception):
     """The run was asked to stop while a clip was made."""
 
@@ -178,18 +187,21 @@ class Validation:
         emit: Listeners,
         stopped: Callable[[], bool] = lambda: False,
         averaged: bool = False,
+        clips: Clips | None = None,
     ) -> None:
         """Make and write all clips, or as many as there are until `stopped` says so.
 
-        averaged: the LoRA that the model has now is the averaged one. The model's LoRA is in
+        averaged: the LoRA that the model has now is the averaged one. clips: of which these are a part, as
+        `planned` gives them. The model's LoRA is in
         evaluation mode meanwhile. Clips that cannot be written are named and left out.
         """
         if not self.requests:
             return
+        begin = partial(_begun, clips or self.planned(1), emit, stopped)
         try:
             with evaluating(model), self._heard(model) as heard:
                 for name in self.requests:
-                    self._clips(heard, name, step, emit, stopped, averaged)
+                    self._clips(heard, name, step, emit, begin, averaged)
         except _Stopped:
             pass
         except DataError as error:
@@ -224,15 +236,14 @@ class Validation:
         name: str,
         step: int,
         emit: Listeners,
-        stopped: Callable[[], bool],
+        begin: Callable[[], Progress],
         averaged: bool,
     ) -> None:
         """The clip of a prompt with the LoRA, and once the one without it."""
-        model = heard.model
-        base = self.target / f"base_{_slug(name)}_{self._digest(name)}.wav"
+        model, base = heard.model, self._base(name)
         if not base.is_file():
             with heard.without():
-                level = self._clip(model, name, base, stopped)
+                level = self._clip(model, name, base, begin())
         else:
             level = math.nan
         if self._told is None:
@@ -242,19 +253,22 @@ class Validation:
             self._told.add(str(base))
             emit(self._event(name, base, 0, False, level))
         path = self.target / f"step_{step}_{_slug(name)}{'_ema' if averaged else ''}_0.wav"
-        level = self._clip(model, name, path, stopped)
+        level = self._clip(model, name, path, begin())
         emit(replace(self._event(name, path, step, True, level), averaged=averaged))
 
-    def _clip(self, model: nn.Module, name: str, path: Path, stopped: Callable[[], bool]) -> float:
+    def planned(self, weights: int) -> Clips:
+        """Those of a step, with so many weights; those without LoRA are made once."""
+        missing = sum(not self._base(name).is_file() for name in self.requests)
+        return Clips(missing + len(self.requests) * weights)
+
+    def _base(self, name: str) -> Path:
+        """The clip without LoRA."""
+        return self.target / f"base_{_slug(name)}_{self._digest(name)}.wav"
+
+    def _clip(self, model: nn.Module, name: str, path: Path, progress: Progress) -> float:
         """Make and write one; its loudness in LUFS."""
-
-        def tell(advance: Advance) -> None:
-            if stopped():
-                raise _Stopped
-
-        tell(Advance())
         pipeline = ACEStepPipeline(self.folder, low_memory=True, transformer=model)
-        sound = pipeline.run(self.requests[name], conditions=self.conditions[name], progress=tell)[0]
+        sound = pipeline.run(self.requests[name], conditions=self.conditions[name], progress=progress)[0]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -272,6 +286,21 @@ class Validation:
         """Of all that the song without LoRA depends on, so that an earlier run's clip is not taken for it."""
         facts = [self.requests[name].to_dict(), self.folder.fingerprints]
         return hash_text(json.dumps(facts, sort_keys=True))[:8]
+
+
+def _begun(clips: Clips, emit: Listeners, stopped: Callable[[], bool]) -> Progress:
+    """Another clip begins; what is to be told of it. Raises _Stopped once the run is asked to stop."""
+    clips.begun += 1
+    stage = f"making clip {clips.begun} of {clips.total}"
+
+    def tell(advance: Advance) -> None:
+        if stopped():
+            raise _Stopped
+        share = f"{advance.stage} {100 * advance.done / advance.total:.0f} %" if advance.total else ""
+        emit.progress(phase(stage, note=share))
+
+    tell(Advance())
+    return tell
 
 
 def _slug(name: str) -> str:

@@ -44,9 +44,9 @@ def test_cache_fills_once_and_reports(project: Path) -> None:
     first = run(project, "cache", "config.json", "--seed=1")
     assert first.returncode == 0, first.stderr
     assert "2 songs" in first.stdout and "1 skipped" in first.stdout and "c.mp3: empty file" in first.stdout
-    assert "latents: 2 of 2" in first.stderr
+    assert "encoding songs: 2 of 2" in first.stderr
     second = run(project, "cache", "config.json", "--prune")
-    assert "latents" not in second.stderr and "deleted 0 cache files" in second.stdout
+    assert "encoding" not in second.stderr and "deleted 0 cache files" in second.stdout
     assert len(list((project / "cache").rglob("*.cache"))) == 5
 
 

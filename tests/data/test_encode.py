@@ -39,8 +39,9 @@ class Watch:
         self.done: list[str] = []
 
     def __call__(self, advance: Advance) -> None:
-        if advance.stage != "looking at songs":
-            self.done.append(advance.stage)
+        if advance.stage != "looking at songs" and advance.done and not advance.done % 1:
+            what = advance.stage.removeprefix("encoding ")
+            self.done.append("latents" if what == "songs" else what)
 
     def take(self) -> list[str]:
         done, self.done = self.done, []
@@ -235,7 +236,7 @@ def test_an_interrupted_run_loses_one_item(root: Path, tiny_model: Path) -> None
         pass
 
     def stop_at_first_latent(advance: Advance) -> None:
-        if advance.stage == "latents":
+        if advance.stage == "encoding songs" and advance.done:
             raise Stop
 
     settings = config(root)

@@ -50,7 +50,7 @@ class SoundEncoder(PartEncoder[np.ndarray]):
         return 1.57e9 + 1.4e6 * seconds  # two windows side by side; more of a long song is kept
 
     def encode(self, given: np.ndarray) -> Encoded:
-        latents = np.array(self.loaded.encode(given)[0].astype(mx.float32))
+        latents = np.array(self.loaded.encode(given, progress=self.progress)[0].astype(mx.float32))
         mx.clear_cache()  # each length has buffers of its own
         return Encoded({"latents": latents})
 

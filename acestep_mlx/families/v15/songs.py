@@ -78,7 +78,7 @@ class SoundEncoder(_Part):
         vae, conditions = self.loaded
         T = LATENTS.covering(len(given))
         sound = np.pad(given, ((0, T * LATENTS.samples_per_frame - len(given)), (0, 0)))
-        mean, std = vae.encode(mx.array(sound)[None])
+        mean, std = vae.encode(mx.array(sound)[None], progress=self.progress)
         arrays = _numpy(mean=mean[0], std=std[0], source=conditions.silence(T)[0])
         mx.clear_cache()  # each length has buffers of its own
         return Encoded(arrays)
