@@ -15,7 +15,7 @@ from acestep_mlx.config.read_run import load_config
 from acestep_mlx.errors import AceStepError
 from acestep_mlx.report.events import CheckpointSaved, Notice, StepDone
 from acestep_mlx.training import checkpoint
-from acestep_mlx.training.evaluation import Evaluation
+from acestep_mlx.training.evaluation import Evaluation, Measured
 from acestep_mlx.training.run import train
 from acestep_mlx.training.step import TrainStep
 
@@ -119,7 +119,9 @@ def test_steps_and_their_evaluation_decide(root, tiny_model, monkeypatch):
     poison(monkeypatch, lambda step, _: step == 3)
     losses = {0: 1.0, 2: 0.5, 4: 0.4, 6: math.nan, 8: 0.6}
     found = iter(losses.values())
-    monkeypatch.setattr(Evaluation, "__call__", lambda self, stopped: (loss := next(found), {"0-200": loss}))
+    monkeypatch.setattr(
+        Evaluation, "__call__", lambda self, stopped: Measured(loss := next(found), {"0-200": loss}, {})
+    )
     options = {"max_train_steps": 8, "checkpointing_steps": 2, "eval_loss_disable": False}
     config = runs.configuration(root, tiny_model, "decide", **options)
     result, seen = runs.run(config)
@@ -138,7 +140,7 @@ def test_steps_and_their_evaluation_decide(root, tiny_model, monkeypatch):
 @pytest.mark.slow
 def test_a_report_is_written_though_every_loss_is_null(root, tiny_model, monkeypatch):
     poison(monkeypatch, lambda step, _: True)
-    monkeypatch.setattr(Evaluation, "__call__", lambda self, stopped: (math.nan, {"0-200": math.inf}))
+    monkeypatch.setattr(Evaluation, "__call__", lambda self, _: Measured(math.nan, {"0-200": math.inf}, {}))
     options = {"max_train_steps": 3, "checkpointing_steps": 1, "eval_loss_disable": False}
     result, _ = runs.run(runs.configuration(root, tiny_model, "null", **options))
     assert result.finished and "<svg" in result.report.read_text()
