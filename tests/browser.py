@@ -98,7 +98,7 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 30.0) -> None:
+    def wait(self, condition: str, seconds: float = 90.0) -> None:
         """Until an expression is true."""
         end = time.monotonic() + seconds
         while True:

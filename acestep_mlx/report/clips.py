@@ -159,7 +159,7 @@ def _player() -> str:
         '<label class="match"><input type="checkbox" id="match" checked> equally loud</label></div>'
         f'<div class="shown"><div class="kilohertz" aria-hidden="true"><i>kHz</i>{marks}</div>'
         '<div class="picture"><img id="picture" alt="">'
-        '<input type="range" id="place" min="0" max="1" step="0.01" value="0" '
+        '<input type="range" id="place" min="0" max="1" step="any" value="0" '
         'aria-label="Place in the clip, seconds">'
         '</div><div class="seconds" id="seconds" aria-hidden="true"></div></div>'
         '<p class="hears"><b id="name"></b> <span id="words"></span></p>'

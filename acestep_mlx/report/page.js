@@ -66,9 +66,10 @@ function show() {
   $('play').classList.toggle('playing', playing());
   $('play').setAttribute('aria-label', playing() ? 'Pause' : 'Play');
   $('clock').textContent = clock(audio.currentTime);
-  $('length').textContent = clock(length);
+  $('length').textContent = clock(Math.round(length));
   $('place').max = length || 1;
   $('place').value = audio.currentTime;
+  $('place').setAttribute('aria-valuetext', `${clock(audio.currentTime)} of ${clock(Math.round(length))}`);
   chosen.style.setProperty('--at', length ? audio.currentTime / length : 0);
   if (seconds.dataset.of !== String(length)) {
     const step = [1, 2, 5, 10, 20, 30, 60].find(s => length / s <= 8) ?? 120;
@@ -98,9 +99,10 @@ if (cells.length) {
   $('place').oninput = () => { player(chosen).currentTime = $('place').value; };
   document.addEventListener('keydown', event => {
     const at = event.target, own = at === document.body || at.closest('#listen');
-    if (!own || event.ctrlKey || event.metaKey || event.altKey || at.matches('input, summary')) return;
+    if (!own || event.ctrlKey || event.metaKey || event.altKey || at.matches('input:not(#place), summary')) return;
     const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
-    if (dx || (dy && at !== document.body)) {
+    if (dx && at.id === 'place') player(chosen).currentTime += dx;
+    else if (dx || (dy && at !== document.body)) {
       const line = inRow(row(chosen)), rows = [...new Set(cells.map(row))];
       const next = dx ? line[line.indexOf(chosen) + dx]
         : inRow(rows[rows.indexOf(row(chosen)) + dy])[Math.max(0, line.indexOf(chosen))];

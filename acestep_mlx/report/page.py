@@ -148,7 +148,7 @@ def _status(run: _Run) -> str:
     step = last["step"] if last else 0
     total = about.total or config.max_train_steps or step
     done = f"{step:,} of {count(total, 'step')}" if total > step else count(step, "step")
-    state = "Training" if about.running else "Done" if step >= total or about.ended else "Stopped"
+    state = "Training" if about.running else "Done" if step >= total else "Stopped"
     facts = [f"<b>{state}: {done}</b>"]
     if last and last["epoch"]:
         facts.append(f"{count(last['epoch'], 'time')} through the songs")

@@ -110,6 +110,9 @@ def recorded(job: Job, start: Start, writer: Writer) -> Iterator[MetricsFile | N
         job.emit.add(listener)
     try:
         yield metrics
+    except AceStepError as error:
+        writer.report(str(error), running=False)
+        raise
     finally:
         for listener in listeners:
             listener.close()

@@ -159,6 +159,17 @@ def test_listening_to_a_step_and_comparing_keeps_the_place(tab: Browser) -> None
     assert tab.js(HEARD) == ["0-base", pytest.approx(2.2, abs=0.05)], "at rest too"
 
 
+def test_the_place_is_moved_by_keys_second_by_second(tab: Browser) -> None:
+    tab.click("[data-clip='0-2']")
+    tab.click("#play")
+    tab.js("players['0-2'].currentTime = 0.5; $('place').focus()")
+    tab.key("ArrowRight")
+    assert tab.js(HEARD) == ["0-2", pytest.approx(1.5, abs=0.05)]
+    tab.wait("$('place').getAttribute('aria-valuetext') === '0:01 of 0:03'")
+    tab.key("ArrowLeft")
+    assert tab.js(HEARD) == ["0-2", pytest.approx(0.5, abs=0.05)]
+
+
 def test_another_prompt_begins_at_its_beginning(tab: Browser) -> None:
     tab.click("[data-clip='0-4']")
     tab.wait(f"{RUNNING} && players['0-4'].currentTime > 0.5")

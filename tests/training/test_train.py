@@ -266,6 +266,18 @@ def test_the_page_is_there_while_a_run_goes_on_and_says_when_it_is_over(root, ti
     assert '"running": false' in news and "Done: 3 steps" in news
 
 
+@pytest.mark.slow
+def test_the_page_says_what_has_ended_a_run(root, tiny_model):
+    def fail(event):
+        if isinstance(event, StepDone) and event.step == 2:
+            raise AceStepError("the <sky> falls")
+
+    with pytest.raises(AceStepError, match="the <sky> falls"):
+        train(runs.configuration(root, tiny_model, "ended", max_train_steps=3), on_event=fail)
+    page = (root / "ended" / "report.html").read_text()
+    assert "Stopped: 1 of 3 steps" in page and "The &lt;sky&gt; falls" in page and 'data-live=""' in page
+
+
 @pytest.mark.parametrize(
     "error",
     [
