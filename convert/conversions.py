@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..families.model_folder import ModelFolder, Quantization
 from ..formatting import brief
+from ..io import schema
 from ..io.filenames import is_file, shown
 from ..io.hashes import hash_text
 from ..io.holds import hold, in_use, last_used
@@ -182,20 +184,32 @@ def _about(folder: ModelFolder) -> str:
 
 
 def trained_on(fingerprint: str, base: str, near: Path) -> Path | None:
-    """The MLX folder with a transformer of this fingerprint: `base`, taken from here or from a folder above
-    `near`, or a conversion in the cache. None where there is none, or it is another by now.
+    """The MLX folder with a transformer of this fingerprint: `base`, or what the run's configuration names,
+    taken from here or from a folder above the LoRA `near`; or a conversion in the cache. None where there is
+    none, or it is another by now.
     """
     kept = [path.parent for path in sorted((cache_folder() / "models").glob("*/config.json"))]
-    if base.strip():
-        named = [folder / Path(base).expanduser() for folder in (Path(), *near.absolute().parents)]
-        kept = [folder for folder in named if is_file(folder / "transformer.safetensors")] + kept
-    for folder in dict.fromkeys(kept):
+    above = near.absolute().parents
+    names = [name for name in (*_configured(above[0]), base) if name.strip()]
+    homes = [Path(name).expanduser() if name.startswith("~/") else Path(name) for name in names]
+    named = [folder / name for name in homes for folder in (Path(), *above)]
+    there = [folder for folder in named if is_file(folder / "transformer.safetensors")]
+    for folder in dict.fromkeys([*there, *kept]):
         try:
             if ModelFolder.open(folder).fingerprints["transformer"] == fingerprint:
                 return folder
         except CheckpointError:
             continue  # damaged: it would not be used
     return None
+
+
+def _configured(output: Path) -> Iterator[str]:
+    """The models that configurations in a run's output folder, or a checkpoint, name."""
+    for path in (output / "config.json", *sorted(output.glob("checkpoint-*/config.json"))):
+        with contextlib.suppress(CheckpointError):  # none there, or no configuration
+            name = schema.read_json(path).get("pretrained_model_name_or_path")
+            if isinstance(name, str):
+                yield name
 
 
 def is_mlx_folder(path: Path) -> bool:

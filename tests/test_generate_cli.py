@@ -492,6 +492,12 @@ def test_without_a_model_it_is_the_one_that_the_lora_was_trained_on(
         code, _, err = run(*trained(f"/home/you/{place.name}", mark), base=False)
         assert code == 0 and f"{place.name}\n" in err and "with the model that" in err, err
         place.unlink()
+    (tmp_path / "run" / "output" / "checkpoint-1").mkdir()
+    settings = tmp_path / "run" / "output" / "checkpoint-1" / "config.json"
+    settings.write_text(json.dumps({"pretrained_model_name_or_path": str(tiny_model)}))
+    code, _, err = run(*trained("some/model", mark), base=False)
+    assert code == 0 and f"trained on, {tiny_model}\n" in err, "as the run's own configuration says"
+    settings.write_text("[")
     code, _, err = run(*trained("some/model", mark), base=False)
     assert code == 1 and "was trained on 'some/model', which is not here; name a model by --model" in err
     (tmp_path / "kept" / "models").mkdir(parents=True)
