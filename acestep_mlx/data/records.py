@@ -7,7 +7,7 @@ ace-lora-trainer, musubi), and rows of lists (dataset.json, metadata.jsonl, CSV)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ _LYRICS = ("lyrics", "norm_lyrics", "formatted_lyrics", "raw_lyrics")
 _TRIGGERS = ("custom_tag", "trigger")
 _HALF = re.compile("[\ud800-\udfff]")
 _YES = {"true", "1", "yes"}
-_TAG = re.compile(r"<\s*([a-z]\w*)\s*>(.*?)</\s*\1\s*>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<\s*([a-z]\w*)\s*>|</\s*([a-z]\w*)\s*>", re.IGNORECASE)
 _OPEN = re.compile(
     r"</?\s*(?:caption|lyrics|bpm|keyscale|key|timesignature|duration|language|prompt|tags|genre)\s*/?>",
     re.IGNORECASE,
@@ -143,14 +143,36 @@ def json_fields(text: str, source: str) -> dict[str, Any]:
 def _tags(text: str, source: str) -> tuple[dict[str, str], list[str]]:
     """ai-toolkit's tags in any order, and a note where there is more. DataError when one is never closed."""
     fields: dict[str, str] = {}
-    for found in _TAG.finditer(text):
-        name, value = found[1].lower(), found[2].strip()
+    outside, at = [], 0
+    for opening, closing in _pairs(text):
+        name, value = opening[1].lower(), text[opening.end() : closing.start()].strip()
         if fields.setdefault(name, value) != value:
-            raise DataError(f"{source} has <{found[1]}> twice, and they differ; keep one")
-    rest = _TAG.sub("", text).strip()
+            raise DataError(f"{source} has <{opening[1]}> twice, and they differ; keep one")
+        outside.append(text[at : opening.start()])
+        at = closing.end()
+    rest = "".join([*outside, text[at:]]).strip()
     if (open_tag := _OPEN.search(rest)) is not None:
         raise DataError(f"{source}: {open_tag[0]} has no other end; write <CAPTION> … </CAPTION>")
     return fields, [f"{source}: what stands outside its tags is not read"] if rest else []
+
+
+def _pairs(text: str) -> Iterator[tuple[re.Match[str], re.Match[str]]]:
+    """Tags with their other ends, none within another; in one pass, however many have none."""
+    tags = list(_TAG.finditer(text))
+    ends: dict[str, list[re.Match[str]]] = {}
+    for tag in reversed(tags):
+        if tag[2]:
+            ends.setdefault(tag[2].lower(), []).append(tag)  # the next one last
+    at = 0
+    for tag in tags:
+        if not tag[1] or tag.start() < at:
+            continue
+        later = ends.get(tag[1].lower(), [])
+        while later and later[-1].start() < tag.start():
+            later.pop()
+        if later:
+            at = later[-1].end()
+            yield tag, later[-1]
 
 
 def _fields(text: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ from ..text.sheet import has_stamp, is_marked, timed_lines, unescape_breaks
 
 _TAGS = "caption|lyrics|bpm|keyscale|key|timesignature|duration|language|prompt|tags|genre"
 _KNOWN_TAG = re.compile(rf"</?\s*(?:{_TAGS})\s*/?>", re.IGNORECASE)
-_ANY_PAIR = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>.*?</\1\s*>", re.DOTALL)
+_ANY_TAG = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>|</([A-Za-z][\w-]*)\s*>")
 _XML = re.compile(r"\s*<(?:\?xml|!doctype|!--|(?:tt|html|lyrics)[\s>])", re.IGNORECASE)
 # Side-Step's and HOT-Step's fields; a line that begins with one is not a caption's own words.
 _FIELD = re.compile(
@@ -82,7 +82,7 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
     text = unescape_breaks(text)[0]
     if _KNOWN_TAG.search(text):
         return TAGS
-    if _XML.match(text) or _ANY_PAIR.search(text):
+    if _XML.match(text) or _has_pair(text):
         return "XML"
     if text.lstrip().startswith("{\\rtf"):
         return "rich text (RTF)"
@@ -111,6 +111,17 @@ def looks_like(text: str, *, listed: bool = False) -> str | None:
         return f"{SHEET}time stamps"
     mark = next((line for line in lines if is_marked(line) or _is_mark(line)), None)
     return f"{SHEET}structure marks ({mark[:40]})" if mark else None
+
+
+def _has_pair(text: str) -> bool:
+    """Whether a tag is opened and closed; in one pass, however many are opened."""
+    opened = set()
+    for tag in _ANY_TAG.finditer(text):
+        if tag[1]:
+            opened.add(tag[1])
+        elif tag[2] in opened:
+            return True
+    return False
 
 
 def _is_mark(line: str) -> bool:

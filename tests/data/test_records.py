@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from acestep_mlx.data import sidecars
 from acestep_mlx.data.manifest import Manifest, Sample
+from acestep_mlx.data.records import read_record
+from acestep_mlx.errors import DataError
 
 from .songs import manifest, song
 
@@ -245,6 +248,17 @@ IN_JSON = (
     '{"caption": "\\ud800x"}', '{"caption": "x", "lyrics": "\\udc00"}', '{"caption": ["x", ["y"]]}',
     f'{{"caption": {"[" * 400}1{"]" * 400}}}',
 )  # fmt: skip
+
+
+def test_tags_without_an_end_are_read_in_one_pass() -> None:
+    """However many: each would be looked for in all that follows."""
+    text = "<a><b>" * 20_000
+    assert sidecars.looks_like(text) is None
+    assert sidecars.looks_like(f"{text}</b>") == "XML"
+    with pytest.raises(DataError, match="<CAPTION> has no other end"):
+        read_record(f"{text}<CAPTION>", "a.txt")
+    found = read_record(f"{text}<caption>x</ CAPTION >", "a.txt")
+    assert found is not None and found.captions == ("x",) and "outside its tags" in found.notes[0]
 
 
 def test_malformed_files_cost_their_own_song_one_line(tmp_path: Path) -> None:
