@@ -105,7 +105,9 @@ class Writer:
 
     def about(self, ended: str = "", running: bool = True) -> About:
         """What the page says of the run beside its numbers; see there."""
-        songs = [Song(s.id, s.seconds, s.captions, s.lyrics) for s in self.prepared.cache.samples]
+        batches = self.built.batches
+        trained = (batches.samples[i] for i in batches.trained)
+        songs = [Song(s.id, s.seconds, s.captions, s.lyrics) for s in trained]
         return About(self.best(), ended, running, self.built.total, songs)
 
     def report(self, ended: str = "", running: bool = True) -> Path | None:

@@ -32,6 +32,7 @@ from acestep_mlx.report.events import (
 from acestep_mlx.training import checkpoint
 from acestep_mlx.training.interrupts import StopRequest
 from acestep_mlx.training.measures import History, Measures
+from acestep_mlx.training.saving import Writer
 from acestep_mlx.training.verdict import (
     Context,
     Point,
@@ -166,6 +167,15 @@ def test_only_checkpoints_that_stay_are_named(tmp_path: Path, monkeypatch: pytes
     assert steps(saved=True, limit=2, loss=0.8999) == (300, 400)
     assert steps(saved=True, limit=1, loss=0.8999) == ()
     assert steps(saved=True, limit=1, loss=0.9001) == (300, 400), "the best one stays"
+
+
+def test_the_page_lists_the_songs_that_are_trained_on(tmp_path: Path) -> None:
+    songs = [SimpleNamespace(id=f"s/{i}", seconds=60.0, captions=("x",), lyrics=None) for i in range(3)]
+    job: Any = SimpleNamespace(output=tmp_path, world=SimpleNamespace(first=True))
+    built: Any = SimpleNamespace(batches=SimpleNamespace(samples=songs, trained=[0, 2]), total=9)
+    nothing: Any = None
+    about = Writer(job, nothing, built, nothing).about()
+    assert [song.name for song in about.songs] == ["s/0", "s/2"] and about.total == 9
 
 
 def test_a_dry_run_says_what_is_measured() -> None:
