@@ -19,6 +19,7 @@ from .families.model_folder import ModelFolder
 from .families.protocol import Codec
 from .families.requests import check_task, request_for
 from .io.audio import probe, read_audio
+from .io.filenames import at_home
 from .io.progress import Advance, Progress, as_stage, silent
 from .nn.device import buffers_kept
 from .sampling.sample import sample
@@ -184,7 +185,7 @@ class ACEStepPipeline:
         request.check_source()
         if request.source is None:
             return None
-        path, latents = Path(request.source).expanduser(), self.family.latents
+        path, latents = at_home(request.source), self.family.latents
         longest = latents.max_seconds
         found = probe(path)
         if found.duration > longest + 0.1:

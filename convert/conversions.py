@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..families.model_folder import ModelFolder, Quantization
 from ..formatting import brief
 from ..io import schema
-from ..io.filenames import is_file, shown
+from ..io.filenames import at_home, is_file, shown
 from ..io.hashes import hash_text
 from ..io.holds import hold, in_use, last_used
 from ..io.kept import ENVIRONMENT, Kept, cache_folder, folder_size, modified, remove_folder
@@ -46,7 +46,7 @@ def ensure_model(
     every precision. Several processes may ask at once: one converts, the others wait. Raises
     CheckpointError in one line.
     """
-    path = Path(path_or_repo).expanduser()
+    path = at_home(path_or_repo)
     if is_mlx_folder(path):
         return path
     if isinstance(quantize, Mapping):
@@ -110,7 +110,7 @@ def _convert(source: Source, folder: Path, settings: Settings, progress: Progres
 
 def _place(models: Path, given: str | Path, identity: str, settings: Settings) -> Path:
     """The folder of one conversion."""
-    path = Path(given).expanduser()
+    path = at_home(given)
     facts = {
         "converter": CONVERSION,
         "source": identity,
@@ -191,8 +191,7 @@ def trained_on(fingerprint: str, base: str, near: Path) -> Path | None:
     kept = [path.parent for path in sorted((cache_folder() / "models").glob("*/config.json"))]
     above = near.absolute().parents
     names = [name for name in (*_configured(above[0]), base) if name.strip()]
-    homes = [Path(name).expanduser() if name.startswith("~/") else Path(name) for name in names]
-    named = [folder / name for name in homes for folder in (Path(), *above)]
+    named = [folder / at_home(name) for name in names for folder in (Path(), *above)]
     there = [folder for folder in named if is_file(folder / "transformer.safetensors")]
     for folder in dict.fromkeys([*there, *kept]):
         try:

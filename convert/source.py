@@ -14,7 +14,8 @@ from ..errors import CheckpointError
 from ..families import layouts, released
 from ..families.layout import ComponentSource, Layout
 from ..families.protocol import Family
-from ..io.downloads import hub_failure, reading
+from ..io.downloads import answered, hub_failure, reading
+from ..io.filenames import at_home
 from ..io.hashes import digest_of
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import PICKLES, read_header
@@ -85,7 +86,7 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, progress: Pro
     text, example = str(path_or_repo), released().repository
     if not text.strip():
         raise CheckpointError(f"no checkpoint named; give a folder or a hub repository like {example}")
-    path = Path(text).expanduser()
+    path = at_home(text)
     if path.is_dir() or path.is_file():
         source = Source(path, text, None)
         if revision is not None:
@@ -120,15 +121,11 @@ def hub_commit(repo: str, revision: str | None) -> str | None:
     Without a revision it is the pinned one, or the newest of a repository that has none pinned.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     revision = revision or pinned(repo)
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    try:
-        return HfApi().model_info(repo, revision=revision, timeout=10).sha
-    except (HfHubHTTPError, OSError, ValueError):
-        return None  # `resolve` finds out why, and says so
+    return answered(lambda: HfApi().model_info(repo, revision=revision, timeout=10).sha)
 
 
 def _own_layouts(repo: str) -> list[Layout]:
@@ -167,11 +164,10 @@ def _unfetched(repo: str, revision: str | None, patterns: list[str]) -> tuple[li
     """The names of a repository's files, and the bytes of those of these patterns that the hub's cache has
     not; None when the hub is out of reach, or has no such repository."""
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        found = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=ASKED)
-    except (HfHubHTTPError, OSError, ValueError):
+    api = HfApi()
+    found = answered(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=ASKED))
+    if found is None:
         return None
     files = {one.rfilename: one.size or 0 for one in found.siblings or ()}
     wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in patterns)]
@@ -182,16 +178,14 @@ def _unfetched(repo: str, revision: str | None, patterns: list[str]) -> tuple[li
 def _fetched(repo: str, revision: str | None, known: list[Layout], beside: str | None) -> bool:
     """Whether the hub's cache has folders of all of it; the hub is not asked."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        if any(not layout.missing(path) for layout in known):
-            return True
-        shared = Path(snapshot_download(beside, local_files_only=True)) if beside else None
-        return shared is not None and any(not replace(one, elsewhere=shared).missing(path) for one in known)
-    except (HfHubHTTPError, OSError, ValueError):
+    path = answered(lambda: Path(snapshot_download(repo, revision=revision, local_files_only=True)))
+    if path is None:
         return False
+    if any(not layout.missing(path) for layout in known):
+        return True
+    shared = answered(lambda: Path(snapshot_download(beside, local_files_only=True))) if beside else None
+    return shared is not None and any(not replace(one, elsewhere=shared).missing(path) for one in known)
 
 
 def _one_file(source: Source) -> tuple[Family, Layout]:

@@ -365,6 +365,12 @@ def test_hashes_are_made_in_one_place() -> None:
     assert users == ["io/hashes.py"]
 
 
+def test_the_home_folder_is_looked_up_in_one_place() -> None:
+    """A name that begins with `~` and is nobody's is a RuntimeError there."""
+    users = [p.relative_to(ROOT).as_posix() for p in FILES if ".expanduser(" in p.read_text(encoding="utf-8")]
+    assert users == ["io/filenames.py"]
+
+
 SCREEN = 60  # lines
 
 

@@ -17,7 +17,7 @@ from ..config.option import Option
 from ..config.parsing import clock
 from ..config.request import MODELS_OWN, REQUEST, Request
 from ..errors import CheckpointError, ConfigError, DataError
-from ..io.filenames import as_stored
+from ..io.filenames import as_stored, at_home
 from ..io.hashes import hash_file
 from ..io.schema import show
 from .again import command_line, flag
@@ -267,7 +267,7 @@ def _lyrics(file: str, given: Mapping[str, Any]) -> str:
 
     if given["lyrics"] is not None:
         raise click.UsageError("--lyrics and --lyrics-file exclude each other")
-    return read_text(Path(file).expanduser())[0]
+    return read_text(at_home(file))[0]
 
 
 def _save(
@@ -348,7 +348,7 @@ def _request(
     else:
         request = request_for(folder.family, folder, values, where)
     if request.source is not None:  # so that the song's record says it from everywhere
-        request = replace(request, source=os.path.realpath(as_stored(Path(request.source).expanduser())))
+        request = replace(request, source=os.path.realpath(as_stored(at_home(request.source))))
     if batch is None:
         return request
     if not 1 <= batch <= 64:
@@ -395,7 +395,7 @@ def _facts(pipe: ACEStepPipeline) -> dict[str, Any]:
         },
         "loras": [
             {
-                "path": str(lora.path.expanduser().resolve()),
+                "path": str(at_home(lora.path).resolve()),
                 "scale": lora.scale,
                 "sha256": hash_file(find_file(lora.path)),
             }
@@ -426,7 +426,7 @@ def _words(request: Request, length: float, latents: LatentSpec) -> Iterator[str
     seconds = request.duration if math.isinf(length) else seconds
     for name in ("lyrics", "edit_lyrics"):
         text, called = (getattr(request, name) or "").strip(), name.replace("_", " ")
-        if text and "\n" not in text and is_file(Path(text).expanduser()):
+        if text and "\n" not in text and is_file(at_home(text)):
             yield f"{called}: {text} is a file, and its name would be sung; --lyrics-file reads it"
         if (problem := too_many(text, seconds, latents.max_seconds)) is not None:
             yield f"{called}: {problem}"

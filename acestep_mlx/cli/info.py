@@ -11,6 +11,7 @@ import click
 
 from ..errors import AceStepError, cause
 from ..formatting import count
+from ..io.filenames import at_home
 from ..io.schema import KINDS, parse_json, read_file
 from .help_text import examples
 from .paths import NamedPath
@@ -55,7 +56,7 @@ def _describe(
 
     if text.startswith(("env=", "example=")):
         return describe_training.configuration(text)
-    path = Path(text).expanduser()
+    path = at_home(text)
     if path.is_dir():
         return _folder(path, model)
     if not path.exists():

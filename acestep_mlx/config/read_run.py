@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, cause, nearest
-from ..io.filenames import as_stored
+from ..io.filenames import as_stored, at_home
 from ..io.schema import parse_json, read_file
 from .lora_formats import LYCORIS
 from .option import Option
@@ -60,7 +60,7 @@ def _open_lycoris(given: dict[str, tuple[Any, str]], folder: Path) -> None:
         except ValueError as error:
             raise ConfigError(f"lycoris_config is not valid JSON ({error}) ({where})") from None
         return
-    path = as_stored(Path(value).expanduser())
+    path = as_stored(at_home(value))
     tried = [Path.cwd() / path, folder / path]
     found = next((one for one in tried if one.is_file()), None)
     if found is None:
@@ -170,11 +170,11 @@ def _find(source: str) -> Path:
             )
         return path
     if kind == "env":
-        stem = as_stored(Path(name).expanduser())
+        stem = as_stored(at_home(name))
         tried = [stem, Path("config") / stem] if stem.suffix == ".json" else []
         tried += [stem / "config.json", Path("config") / stem / "config.json"]
     else:
-        stem = as_stored(Path(source).expanduser())
+        stem = as_stored(at_home(source))
         tried = [stem / "config.json"] if stem.is_dir() else [stem]
     for path in tried:
         if path.is_file():

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, nearest
+from ..io.filenames import at_home
 from ..io.schema import Mismatch
 from ..registry import FRAME, MAX_SECONDS, default
 from ..text.languages import forced_language
@@ -174,7 +174,7 @@ class Request:
             return
         if self.source is None:
             raise ConfigError(f"{self.task} needs a source: the audio file to start from")
-        if not Path(self.source).expanduser().is_file():
+        if not at_home(self.source).is_file():
             raise DataError(f"there is no audio file {self.source}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..formatting import without_secrets
-from ..io.filenames import as_stored
+from ..io.filenames import as_stored, at_home
 from ..registry import MAX_SECONDS, REGISTRY, answers, default, flavours, lora_presets, of_flavour
 from .foreign import IGNORED, IGNORED_PREFIXES, PARQUET, REFUSED
 from .lora_formats import LOKR_FORMATS, LYCORIS, RUN_FORMATS
@@ -481,7 +481,7 @@ class RunConfig(
                 f"{path}: {left[0]} is not filled in here, only {{model_family}} and {{id}} can be"
             )
         try:
-            target = Path(text).expanduser()
+            target = at_home(text)
         except RuntimeError:
             raise ConfigError(f"{path}: there is no such user") from None
         if target.is_absolute():

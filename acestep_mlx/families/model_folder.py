@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from ..errors import CheckpointError, ConfigError, cause, nearest
 from ..formatting import count, listed
 from ..io import schema
+from ..io.filenames import at_home
 from ..io.holds import hold
 from ..io.progress import Advance, Progress, silent
 from ..io.safetensors import FLOATS, Header, read_header, sample
@@ -97,7 +98,7 @@ class ModelFolder:
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
         """Check that `path` is a whole MLX folder; CheckpointError says what it is or lacks otherwise."""
-        path = Path(path).expanduser()
+        path = at_home(path)
         if not path.is_dir():
             raise CheckpointError(
                 f"{path}: {'not a folder' if path.exists() else 'no such folder'}; "

@@ -5,19 +5,33 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import NO_SPACE, DataError
 from ..formatting import brief, count
+from .filenames import at_home
 from .holds import hold, in_use, last_used
 from .kept import IN_USE, Kept, cache_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, HFCacheInfo
+
+T = TypeVar("T")
+
+
+def answered(ask: Callable[[], T]) -> T | None:
+    """What the hub, or its cache, says; None where it is out of reach or knows of nothing.
+
+    A download that is wanted after all then says why, by `hub_failure`.
+    """
+    try:
+        return ask()
+    except Exception:  # the hub's client and its transports have many kinds of their own
+        return None
 
 
 def hub_failure(error: BaseException) -> str:
@@ -51,7 +65,7 @@ def hub_folder() -> Path:
     """Where the hub's library keeps downloads."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser()
+    return at_home(constants.HF_HUB_CACHE)
 
 
 def reading(repository: str) -> None:

@@ -69,6 +69,14 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
+def at_home(path: str | Path) -> Path:
+    """`path` with `~` as the user's folder; as it is where nobody is called so."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def is_file(path: Path) -> bool:
     """Whether a regular file is there; False too where that cannot be found out."""
     try:

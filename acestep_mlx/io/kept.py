@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, DataError, cause, nearest
+from .filenames import at_home
 from .holds import alone
 from .new_folder import PARTIAL, alive
 
@@ -42,10 +43,10 @@ def cache_folder(given: str | Path | None = None) -> Path:
     """Where conversions are kept: `given`, else $ACESTEP_MLX_CACHE, else acestep-mlx in $XDG_CACHE_HOME or
     in ~/.cache.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    caches = at_home(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     if not caches.is_absolute():  # the specification says: ignore such a value
         caches = Path.home() / ".cache"
-    return Path(given or os.environ.get(ENVIRONMENT) or caches / "acestep-mlx").expanduser()
+    return at_home(Path(given or os.environ.get(ENVIRONMENT) or caches / "acestep-mlx"))
 
 
 def chosen(kept: Sequence[Kept], wanted: Iterable[str]) -> list[Kept]:

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, cause, not_utf8
 from ..formatting import listed, size
 from .atomic import sync
 from .disk import free_space
-from .filenames import shown
+from .filenames import at_home, shown
 from .progress import Advance, Progress, silent
 from .schema import is_utf8
 
@@ -73,7 +73,7 @@ def new_path(dst: str | Path, option: str) -> Path:
     """
     if not str(dst).strip():
         raise CheckpointError(f"no folder is named for the new model; give a {option}")
-    dst = Path(dst).expanduser().absolute()
+    dst = at_home(dst).absolute()
     if not is_utf8(dst):
         what = not_utf8(dst, f", which MLX needs; choose another {option}")
         raise CheckpointError(f"{dst}: its path {what}")

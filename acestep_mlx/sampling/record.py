@@ -23,6 +23,7 @@ from ..io.atomic import write_bytes
 from ..io.audio import WRITABLE, resample, write_audio
 from ..io.disk import free_space, largest_file
 from ..io.ffmpeg import tags
+from ..io.filenames import at_home
 
 KEY = "acestep_mlx"
 RECORD_VERSION = 1  # of what is under it
@@ -49,7 +50,7 @@ def output_paths(output: str | Path | None, request: Request, suffix: str = ".wa
     Several songs, and names made here, carry the seed: `slow-jazz-7.wav`. A name without a suffix gets
     `suffix`. Raises DataError for a suffix that cannot be written.
     """
-    path = Path(output).expanduser() if output is not None else Path()
+    path = at_home(output) if output is not None else Path()
     named = output is not None and not path.is_dir() and not str(output).endswith(os.sep)
     if named and not path.suffix:
         path = path.with_name(path.name + suffix)
@@ -220,7 +221,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     Raises DataError when there is none in it, or when it is damaged; NewerVersionError for one that only a
     newer version understands. `request` is checked by `Request.from_dict`.
     """
-    path = Path(path).expanduser()
+    path = at_home(path)
     try:
         content = schema.parse_json(_text(path))
         record = content[KEY] if isinstance(content, dict) else None

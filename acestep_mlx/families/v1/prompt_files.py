@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError
 from ...io import schema
+from ...io.filenames import at_home
 from ...io.safetensors import read_header
 from .prompt import EOS as END
 from .spiece import EOS, MAX_BYTES, PAD, tokenizer_json
@@ -27,7 +28,7 @@ def find(given: str | Path | None, where: Path, size: int) -> dict[str, bytes]:
     when there is none, or it does not fit.
     """
     if given is not None:
-        place = Path(given).expanduser()
+        place = at_home(given)
         files = _at(place)
         if files is None:
             raise CheckpointError(f"{given} holds no {TOKENIZER} or {SPIECE_FILES[0]}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import CheckpointError, cause
 from ...io import schema
+from ...io.filenames import at_home
 from ...io.progress import Progress
 from ..layout import Layout
 from ..protocol import Folder, FoundTexts
@@ -57,7 +58,7 @@ class V15Texts:
         progress: Progress,
     ) -> FoundTexts:
         """In the text encoder's folder, or in diffusers' `tokenizer`."""
-        path = Path(given["tokenizer"]).expanduser() if "tokenizer" in given else tokenizer_in(root, layout)
+        path = at_home(given["tokenizer"]) if "tokenizer" in given else tokenizer_in(root, layout)
         path = path / TOKENIZER if path.is_dir() else path
         if not path.is_file():
             raise CheckpointError(

@@ -15,6 +15,7 @@ from ...errors import CheckpointError
 from ...families import default
 from ...families.protocol import Family
 from ...formatting import count, listed
+from ...io.filenames import at_home
 from ...io.safetensors import FLOATS, PICKLES, read_header
 from ...io.tensors import load_tensors
 from ..full_modules import read_full
@@ -34,7 +35,7 @@ def find_file(path: str | Path) -> Path:
 
     Raises CheckpointError when there is none, or only a pickle.
     """
-    path = Path(path).expanduser()
+    path = at_home(path)
     if path.is_file():
         if path.suffix != ".safetensors" and path.suffix not in PICKLES:  # read_header refuses pickles
             raise CheckpointError(f"{path} is not a .safetensors file")
@@ -91,7 +92,7 @@ def read_lora(path: str | Path) -> LoRAWeights:
     family = adapter.family if adapter is not None else default()
     weights = _collect(family, tensors, ours, read_settings(metadata, file) if not ours else None, str(file))
     name = family.lora.full.name
-    if name and Path(path).expanduser().is_dir() and (file.parent / name).is_dir():
+    if name and at_home(path).is_dir() and (file.parent / name).is_dir():
         weights.full = read_full(file.parent, family.lora)
     weights.check_finite()
     return weights

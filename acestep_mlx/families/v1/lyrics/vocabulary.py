@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ....errors import CheckpointError
 from ....io.atomic import write_bytes
+from ....io.filenames import at_home
 from ....io.hashes import content_hash
 from ....io.progress import Advance, Progress, silent
 from ....io.schema import parse_json, read_file
@@ -60,7 +61,7 @@ def find(given: str | Path | None, checkpoint: Path, size: int, progress: Progre
     CheckpointError when there is none, or when it does not fit the model.
     """
     here = [checkpoint / name for name in VOCABULARIES if (checkpoint / name).is_file()]
-    for path in [Path(given).expanduser()] if given is not None else here[:1]:
+    for path in [at_home(given)] if given is not None else here[:1]:
         found = _checked(_read(path), str(path), size)
         if not found.known and _of_the_miniature(found):
             progress(Advance(f"lyric vocabulary: the miniature's own, {path}"))
