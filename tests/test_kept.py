@@ -333,3 +333,34 @@ def test_names_and_numbers() -> None:
 def test_wrong_usage(arguments: list[str], words: str, run: Run) -> None:
     code, out, err = run(*arguments)
     assert code == 2 and not out and words in err
+
+
+def test_what_comes_into_use_after_it_was_listed_stays(home: Path, tiny_model: Path) -> None:
+    """Between the list and the removal somebody may begin."""
+    from acestep_mlx.cli.space import gathered
+    from acestep_mlx.errors import DataError
+    from acestep_mlx.io.downloads import reading
+
+    model, repo = conversion(home, tiny_model), download(home)
+    cached = entries(home / "songs", V1, 1, User())
+    kept, user = gathered(None, ()), User()
+    assert not any(one.busy for one in kept) and len(kept) == 3
+    hold(model, user)
+    hold(home / "songs", user)
+    reading(REPOSITORY)  # until this process ends
+    for one in kept:
+        with pytest.raises(DataError, match="in use by a process"):
+            one.remove()
+    assert model.is_dir() and repo.is_dir() and cached[0].exists()
+    assert all(one.busy for one in gathered(None, ()))
+
+
+def test_a_download_that_cannot_be_removed_is_said(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import _cache_manager
+
+    download(home)
+    monkeypatch.setattr(_cache_manager, "_try_delete_path", lambda *_, **__: None)
+    code, out, err = run("--remove", "1", "--yes")
+    assert code == 1 and not out and "cannot be removed" in err and len(err.splitlines()) == 1
