@@ -270,10 +270,8 @@ def patience_lines(config: RunConfig) -> list[str]:
 
 def evaluation_line(config: RunConfig, held_out: int) -> str:
     """What the evaluation loss is measured on; held_out: songs that are not trained on."""
-    from ..training.measures import no_evaluation
-
-    if config.eval_loss_disable or not config.num_eval_images:
-        return f"{no_evaluation(config)}: nothing will say whether the training goes well"
+    if config.unevaluated:
+        return config.unevaluated
     if held_out:
         return f"evaluation loss on {count(min(held_out, config.num_eval_images), 'held-out song')}"
     return (

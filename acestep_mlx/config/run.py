@@ -457,6 +457,14 @@ class RunConfig(
         """
         return self.origins.get(name, "default")
 
+    @property
+    def unevaluated(self) -> str:
+        """That no evaluation loss is measured and what comes of it, as a sentence; "" where one is."""
+        why = "eval_loss_disable is true" if self.eval_loss_disable else "num_eval_images is 0"
+        if not self.eval_loss_disable and self.num_eval_images:
+            return ""
+        return f"no evaluation songs ({why}): nothing will say whether the training goes well"
+
     def to_dict(self) -> dict[str, Any]:
         """Options that count for the model, with their resolved values; plain JSON types. `load_config`
         accepts it again.

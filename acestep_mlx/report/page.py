@@ -74,7 +74,8 @@ class _Run:
     config: RunConfig
     about: About
     steps: Sequence[Row]
-    evaluations: Sequence[Row]
+    told: Row  # the last evaluation that has a verdict
+    evaluations: Sequence[Row]  # those whose loss was finite
     averaged: Sequence[Row]
     clips: Sequence[Row]
 
@@ -135,6 +136,7 @@ def _read(output_dir: Path, config: RunConfig, about: About) -> _Run | None:
         config,
         about,
         steps=[r for r in rows if r["event"] == "step"],
+        told=next((r for r in reversed(rows) if r["event"] == "eval" and r["verdict"]), {}),
         evaluations=[r for r in rows if r["event"] == "eval" and r["loss"] is not None],
         averaged=[r for r in rows if r["event"] == "eval_average"],
         clips=list(clips.values()),
@@ -154,8 +156,8 @@ def _status(run: _Run) -> str:
         facts.append(f"{count(last['epoch'], 'time')} through the songs")
     if about.running and last and last["eta"]:
         facts.append(f"{_span(last['eta'])} left")
-    told: Row = next((r for r in reversed(run.evaluations) if r.get("verdict")), {})
-    kind, sentence = (escape(told.get(key, "")) for key in ("verdict_kind", "verdict"))
+    kind = escape(run.told.get("verdict_kind", ""))
+    sentence = escape(run.told.get("verdict", "") or config.unevaluated.capitalize())
     now = datetime.now().astimezone()
     seconds = sum(song.seconds for song in about.songs)
     songs = f"{count(len(about.songs), 'song')}, {_span(seconds)}" if about.songs else ""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 
-from ..config.run import RunConfig
 from ..io.progress import Advance, phase
 from ..report.events import AverageEvaluated, Evaluated, Event, StepDone, ValidationClip, read_metrics
 from . import checkpoint
@@ -88,7 +87,7 @@ class Measures:
     def of(cls, job: Job, prepared: Prepared, built: Built, step: int, agenda: Agenda) -> Measures:
         """What the configuration asks for, in a run that begins at `step`. Reads the evaluation songs."""
         config, evaluation = job.config, None
-        if job.world.first and not config.eval_loss_disable and config.num_eval_images:
+        if job.world.first and not config.unevaluated:
             batches = built.batches.evaluation(config.num_eval_images)
             update = built.step
             dtype = update.settings.compute_dtype
@@ -99,7 +98,7 @@ class Measures:
             history = History.read(found.path.parent if found else job.output, step)
             job.emit.add(history)
         elif job.world.first:
-            job.emit.notice(f"{no_evaluation(config)}: nothing will say whether the training goes well")
+            job.emit.notice(config.unevaluated)
         validation = prepared.validation if prepared.validation and prepared.validation.requests else None
         kinds: list[Kind] = ["checkpoints"]
         kinds += ["evaluations"] if evaluation is not None else []
@@ -224,9 +223,3 @@ class Measures:
 def _step(path: Path) -> int:
     """Of a checkpoint's folder."""
     return int(path.name.rpartition("-")[2])
-
-
-def no_evaluation(config: RunConfig) -> str:
-    """Why there are no evaluation songs."""
-    why = "eval_loss_disable is true" if config.eval_loss_disable else "num_eval_images is 0"
-    return f"no evaluation songs ({why})"
