@@ -27,6 +27,8 @@ _BARS = {"3": (3, 9, 15), "4": (4, 8, 16)}  # metre → beats after which it com
 _BAR_LEAD = 0.1  # of one metre's strength over the other's, from which on it is taken
 _OVERTONES = {7: 0.2, 4: 0.05}  # semitones above a note → how much of its harmonics is heard there
 _WARMTH = 0.07  # of the scale on which the likeness of keys becomes a share
+_EVEN = 0.2  # variation of the notes' shares, below which all are heard alike (in music it is above 0.4)
+_UNSURE = 0.4  # share of the likeliest key, below which none is said
 # Sha'ath's profiles (KeyFinder, 2011): how much each semitone above the tonic is heard.
 _MAJOR = (6.6, 2.0, 3.5, 2.3, 4.6, 4.0, 2.5, 5.2, 2.4, 3.7, 2.3, 3.4)
 _MINOR = (6.5, 2.7, 3.5, 5.4, 2.6, 3.5, 2.5, 5.2, 4.0, 2.7, 4.3, 3.2)
@@ -122,7 +124,7 @@ def _metre(low: np.ndarray, tempo: float) -> Measured[str] | None:
 
 
 def key_of(sound: np.ndarray) -> Measured[str] | None:
-    """Of (samples,) float32 at `RATE`; None for what has no tones.
+    """Of (samples,) float32 at `RATE`; None for what has no tones, or no key that stands out.
 
     Chroma (CENS) of what is left without drums, averaged, less what is heard of notes' harmonics (a key would
     be taken for that of its fifth), and compared with each key's profile.
@@ -131,7 +133,7 @@ def key_of(sound: np.ndarray) -> Measured[str] | None:
         return None
     chroma = librosa.feature.chroma_cens(y=librosa.effects.harmonic(sound), sr=RATE)
     heard = chroma.mean(axis=1)
-    if not np.isfinite(heard).all() or heard.std() < 1e-6:
+    if not np.isfinite(heard).all() or heard.std() <= _EVEN * heard.mean():
         return None
     heard = heard - sum(share * np.roll(heard, above) for above, share in _OVERTONES.items())
     profiles = [np.roll(profile, tonic) for profile in (_MAJOR, _MINOR) for tonic in range(12)]
@@ -139,5 +141,7 @@ def key_of(sound: np.ndarray) -> Measured[str] | None:
     shares = np.exp((likeness - likeness.max()) / _WARMTH)
     shares /= shares.sum()
     first, *others = np.argsort(shares)[::-1]
+    if shares[first] < _UNSURE:
+        return None
     near = tuple(_KEYS[i] for i in others[:2] if shares[i] >= 0.5 * shares[first])
     return Measured(_KEYS[first], float(shares[first]), near)
