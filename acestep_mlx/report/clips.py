@@ -69,7 +69,10 @@ def listen(clips: Sequence[Row], best: int | None, none: str) -> str:
         by_prompt.setdefault(row["name"], {})[column(row)] = row
     if not by_prompt:
         return f'<section id="listen"><h2>Listen</h2><p class="soft">{escape(none)}</p></section>'
-    columns = _columns({c for found in by_prompt.values() for c in found}, best)
+    every = {c for found in by_prompt.values() for c in found}
+    columns = _columns(every, best)
+    steps, shown = ({c.step for c in some if c.step >= 0} for some in (every, columns))
+    rest = f"{len(shown)} of {len(steps)} steps; clips of the others are in the folder validation."
     head = "".join(
         f'<th scope="col">{escape(c.title)}{_BEST if c.step == best and not c.averaged else ""}</th>'
         for c in columns
@@ -83,6 +86,7 @@ def listen(clips: Sequence[Row], best: int | None, none: str) -> str:
         f'<section id="listen"><h2>Listen</h2>{_player()}'
         f'<div class="scroll" role="region" aria-label="Clips, prompts by steps" tabindex="0">'
         f'<table class="clips"><thead><tr>{head}</tr></thead>{body}</table></div>'
+        f"{f'<p class=soft>{rest}</p>' if len(shown) < len(steps) else ''}"
         f'<script type="application/json" id="sounds">{held}</script></section>'
     )
 

@@ -431,6 +431,9 @@ def test_of_many_steps_the_first_the_last_the_best_and_some_between(tmp_path: Pa
     head = [th.text for th in root.one("table", "clips").one("thead").all("th")]
     assert len(head) == report.STEPS == len(sounds(root))
     assert head[0] == "Step 1" and head[-1] == "Step 11" and "Step 4 best" in head
+    assert "6 of 11 steps; clips of the others are in the folder validation." in root.text
+    few = page(tmp_path, [*STEPS, *rows[:5]])
+    assert len(sounds(few)) == 5 and "clips of the others" not in few.text
 
 
 def test_a_run_without_clips_says_how_to_get_some(tmp_path: Path) -> None:
