@@ -49,9 +49,13 @@ class Screen:
 
     def look(self) -> None:
         """Remember what the row with the cursor says now, unless it says nothing."""
-        now = self.rows[self._y].rstrip()
-        if now and self.seen[-1:] != [now]:
-            self.seen.append(now)
+        if self.row and self.seen[-1:] != [self.row]:
+            self.seen.append(self.row)
+
+    @property
+    def row(self) -> str:
+        """What the row with the cursor says."""
+        return self.rows[self._y].rstrip()
 
     @property
     def text(self) -> str:
@@ -60,13 +64,19 @@ class Screen:
         return "".join(row if len(row) == COLUMNS else f"{row}\n" for row in rows)
 
 
-def watched(arguments: Sequence[str], folder: Path) -> tuple[Screen, int]:
-    """Run Python with these arguments on a terminal: what is seen, and the exit code."""
+def started(command: Sequence[str], folder: Path) -> tuple[int, int]:
+    """Run a command on a terminal: its process, and the other side of the terminal."""
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(folder)
-        os.execv(sys.executable, [sys.executable, *arguments])
+        os.execvp(command[0], command)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+    return child, terminal
+
+
+def watched(arguments: Sequence[str], folder: Path) -> tuple[Screen, int]:
+    """Run Python with these arguments on a terminal: what is seen, and the exit code."""
+    child, terminal = started([sys.executable, *arguments], folder)
     screen = Screen()
     while True:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,9 @@ def test_a_run_is_written_that_trains_on_the_songs(
     ):
         assert f"\n{what}" in out, what
     assert "\ntime: estimated, " in out and "\ntrigger: 'zyx'" in out
-    assert (
-        "next: acestep-mlx train 'my songs-lora' --dry-run\n      acestep-mlx train 'my songs-lora'\n" in out
-    )
+    prepare = f"acestep-mlx prepare {shlex.quote(str(songs))} --family v1"
+    train = "acestep-mlx train 'my songs-lora'"
+    assert out.endswith(f"next: {prepare}\n      {train} --dry-run\n      {train}\n")
     assert max(map(len, out.split("written: ")[0].splitlines())) <= 80
     made = songs.parent / "my songs-lora"
     assert sorted(path.name for path in made.iterdir()) == [

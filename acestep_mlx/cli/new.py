@@ -87,10 +87,21 @@ def command(
     click.echo()
     for what, why in told:
         click.echo(_wrapped(f"{what}: {why}"))
-    shown = shlex.quote(str(output or target.name))
-    click.echo(
-        f"\nwritten: {target}\nnext: acestep-mlx train {shown} --dry-run\n      acestep-mlx train {shown}"
-    )
+    click.echo(f"\nwritten: {target}")
+    for line, command in enumerate(_commands(folder, output or Path(target.name), proposal, manifest)):
+        click.echo(f"{'' if line else 'next:':6}{command}")
+
+
+def _commands(folder: Path, run: Path, proposal: Proposal, manifest: Manifest) -> list[str]:
+    """What to do next: captions first, where songs have none."""
+    from ..families import of_flavour
+
+    train = f"acestep-mlx train {shlex.quote(str(run))}"
+    found = [f"{train} --dry-run", train]
+    if any(one.no_caption for one in manifest.report.sets):
+        family = of_flavour(proposal.model.flavour).name
+        found.insert(0, f"acestep-mlx prepare {shlex.quote(str(folder))} --family {family}")
+    return found
 
 
 def on_terminal() -> bool:
