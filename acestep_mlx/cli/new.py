@@ -88,8 +88,8 @@ def command(
     for what, why in told:
         click.echo(_wrapped(f"{what}: {why}"))
     click.echo(f"\nwritten: {target}")
-    for line, command in enumerate(_commands(folder, output or Path(target.name), proposal, manifest)):
-        click.echo(f"{'' if line else 'next:':6}{command}")
+    for i, what in enumerate(_commands(folder, output or Path(target.name), proposal, manifest)):
+        click.echo(f"{'' if i else 'next:':6}{what}")
 
 
 def _commands(folder: Path, run: Path, proposal: Proposal, manifest: Manifest) -> list[str]:
