@@ -17,7 +17,7 @@ from ..families.protocol import Family
 from ..io.downloads import answered, hub_failure, reading
 from ..io.filenames import at_home
 from ..io.hashes import digest_of
-from ..io.progress import Advance, Progress, silent
+from ..io.progress import Advance, Progress, phase, silent
 from ..io.safetensors import PICKLES, read_header
 from ..io.schema import open_file
 
@@ -233,6 +233,7 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
     gigabytes = variant.gigabytes
     progress(Advance(f"fetching {repo} from the hub (about {gigabytes} GB, kept in the hub's cache)"))
     patterns = [pattern for layout in _own_layouts(repo) for pattern in layout.patterns]
+    progress(phase(f"downloading {repo}"))
     try:
         path = snapshot_download(repo, revision=revision, allow_patterns=patterns)
         lacking = _lacking(Path(path)) if beside else []

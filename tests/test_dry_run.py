@@ -62,12 +62,17 @@ def dry(tmp_path: Path, tiny_run: dict[str, str], capsys: pytest.CaptureFixture[
 def test_five_lines_and_the_rest_when_it_is_asked_for(dry: Dry, tmp_path: Path) -> None:
     said = dry("--lora_rank=2", "--output_dir=a b")
     assert said["memory"].startswith("fits, ") and " to spare: about " in said["memory"]
-    assert said["memory"].endswith(" % of the work in linear layers")
+    ends = (" % of the work in linear layers", ", while the songs are encoded")
+    assert said["memory"].endswith(ends)
     assert "to encode the songs, " in said["time"] and "to train (20 steps), estimated" in said["time"]
     assert said["disk"].startswith("fits, ") and "caches" in said["disk"] and "checkpoints" in said["disk"]
     assert said["songs"].startswith("3 of 4 songs, 0:08; 1 left out (d.mp3: empty file); 1 without a caption")
     config = tmp_path / "config.json"
-    assert said["next"] == f"acestep-mlx train {config} --lora_rank=2 '--output_dir=a b'"
+    prepare, train = said["next"].split(" (it drafts what songs lack), then ")
+    assert prepare.startswith(f"acestep-mlx prepare {tmp_path / 'songs'}")
+    assert train == f"acestep-mlx train {config} --lora_rank=2 '--output_dir=a b'"
+    (tmp_path / "songs" / "b.txt").write_text("a song")
+    assert dry()["next"] == f"acestep-mlx train {config}"
     assert dry("--verbose", "--lora_rank=2", "--output_dir=a b").keys() == said.keys()
 
 
@@ -88,7 +93,8 @@ def test_what_does_not_fit_is_said_with_what_to_do(dry: Dry, monkeypatch: pytest
     assert "too much on the disk of " in said["disk"]
     assert said["next"].startswith("make it fit by base_model_precision=int8-quanto")
     monkeypatch.setattr(memory, "budget", lambda: 1e12)
-    assert dry()["next"].startswith("free ") and ", then acestep-mlx train " in dry()["next"]
+    said = dry()
+    assert said["next"].startswith("free ") and " then acestep-mlx train " in said["next"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ def verdict_lines(
         f"time: {_time(config, found, length, times, agenda)}",
         f"disk: {_disk(disk)}",
         f"songs: {_songs(manifest)}",
-        f"next: {_next(config, found, length, step, disk, command)}",
+        f"next: {_next(config, found, length, step, disk, _prepared(manifest) + command)}",
     ]
 
 
@@ -177,6 +178,21 @@ def _songs(manifest: Manifest) -> str:
     return f"{songs} of {count(files, 'song')}, {long}{apart}; " + (
         "; ".join(manifest.report.problems()) or "nothing wrong with them"
     )
+
+
+def _prepared(manifest: Manifest) -> str:
+    """What to do before training where songs in a folder lack captions."""
+    from ..config.datasets import FolderSet
+    from ..registry import REGISTRY
+
+    lacking = {one.id for one in manifest.report.sets if one.no_caption}
+    folders = [s.folder for s in manifest.datasets.audio if isinstance(s, FolderSet) and s.id in lacking]
+    if not folders:
+        return ""
+    usual = manifest.family.name == list(REGISTRY)[-1]
+    family = [] if usual else ["--family", manifest.family.name]
+    prepare = shlex.join(["acestep-mlx", "prepare", str(folders[0]), *family])
+    return f"{prepare} (it drafts what songs lack), then "
 
 
 def _next(
