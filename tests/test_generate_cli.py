@@ -385,6 +385,7 @@ def test_what_of_a_prompt_is_not_heard_is_said(run: Run, flag: str) -> None:
     assert "cut to" not in run(flag, "jazz", "-o", "b.wav")[2]
 
 
+@pytest.mark.slow
 def test_the_command_that_makes_it_again_is_kept_with_the_song(
     run: Run, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -472,6 +473,7 @@ def test_what_is_wrong_with_the_lyrics_is_said_before_the_work(run: Run) -> None
     assert "lyrics:" not in run("--lyrics", "[verse]\nla la", "--steps", "1", "-o", "c.wav")[2]
 
 
+@pytest.mark.slow
 def test_without_a_model_it_is_the_one_that_the_lora_was_trained_on(
     run: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

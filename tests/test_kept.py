@@ -206,6 +206,7 @@ def test_a_run_holds_its_conversion_and_its_components(home: Path, tiny_model: P
     assert in_use(model)
 
 
+@pytest.mark.slow
 def test_what_is_taken_away_is_converted_again(home: Path, tiny_checkpoint: Path) -> None:
     first = ensure_model(tiny_checkpoint, dtype="float32")
     assert (first / HOLD).is_file()
