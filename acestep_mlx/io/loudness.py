@@ -22,9 +22,10 @@ def loudness(samples: np.ndarray, rate: int) -> float:
     """LUFS of (samples,) or (samples, channels) of sound in ±1; -inf where all of it is silent."""
     sound = samples[:, None] if samples.ndim == 1 else samples
     n = 1 << (len(sound) + rate // 10).bit_length()  # room for the filter's end; fast for any length
-    spectrum = np.fft.rfft(sound, n, axis=0) * _weights(np.fft.rfftfreq(n, 1 / rate))[:, None]
-    weighted = np.fft.irfft(spectrum, n, axis=0)[: len(sound)]
-    total = np.concatenate([[0.0], np.cumsum(np.square(weighted).sum(axis=1))])
+    weights, squares = _weights(np.fft.rfftfreq(n, 1 / rate)), np.zeros(len(sound))
+    for channel in sound.T:  # one by one: a song's spectrum takes hundreds of megabytes
+        squares += np.square(np.fft.irfft(np.fft.rfft(channel, n) * weights, n)[: len(sound)])
+    total = np.concatenate([[0.0], np.cumsum(squares)])
     length = min(round(BLOCK * rate), len(sound))
     starts = np.arange(0, len(sound) - length + 1, max(1, round(HOP * rate)))
     power = np.maximum((total[starts + length] - total[starts]) / length, 1e-30)
