@@ -308,7 +308,8 @@ def _may_be(song: Path, folder: Path, place: str) -> bool:
 
 def _names_sound(text: str) -> bool:
     """Whether a damaged file may be a list of songs: it names a sound file."""
-    return any(f"{suffix}{end}" in text.lower() for suffix in SUFFIXES for end in ('"', ",", ";", "\t"))
+    text = text.lower()
+    return any(f"{suffix}{end}" in text for suffix in SUFFIXES for end in ('"', ",", ";", "\t"))
 
 
 def _rows(text: str, suffix: str) -> list[Any] | None:
