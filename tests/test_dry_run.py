@@ -22,7 +22,7 @@ from acestep_mlx.families.model_folder import ModelFolder
 from acestep_mlx.training import footprint, hours, memory
 from acestep_mlx.training.hours import Hours
 from acestep_mlx.training.intervals import Agenda, Intervals, ToCome
-from acestep_mlx.training.pace import Rates, Step
+from acestep_mlx.training.pace import Rates
 from acestep_mlx.training.preflight import preflight
 from acestep_mlx.training.proposal import between
 
@@ -120,7 +120,8 @@ def test_the_disk_line_agrees_with_what_is_written(
     config = load_config(options)
     manifest = build_manifest(config, remember=False)
     found = preflight(config, lambda *_: None)
-    use = footprint.disk_use(config, found, manifest, Agenda(Intervals.of(config), 6, 3))
+    there = footprint.encoded(config, found, manifest)
+    use = footprint.disk_use(config, found, manifest, Agenda(Intervals.of(config), 6, 3), there)
     parts = {part.what: part.bytes for part in use.parts}
     assert list(parts) == ["converted model", "caches", "checkpoints"]
     model = ensure_model(tiny_checkpoint, quantize=config.quantization)
@@ -129,8 +130,9 @@ def test_the_disk_line_agrees_with_what_is_written(
     cache = encode_dataset(manifest, config, ModelFolder.open(model))
     assert parts["caches"] == pytest.approx(cache.disk_usage(), rel=0.34)
     again = preflight(config, lambda *_: None)
-    assert footprint.encoded(config, again, manifest) == {sample.id for sample in manifest.samples}
-    use = footprint.disk_use(config, again, manifest, Agenda(Intervals.of(config), 6, 3))
+    there = footprint.encoded(config, again, manifest)
+    assert there == {sample.id for sample in manifest.samples}
+    use = footprint.disk_use(config, again, manifest, Agenda(Intervals.of(config), 6, 3), there)
     assert [part.what for part in use.parts] == ["checkpoints"], "nothing is converted or encoded twice"
 
 
@@ -255,8 +257,14 @@ def test_very_long_runs_are_counted_at_once() -> None:
 def test_hours_count_steps_evaluations_and_clips(
     tmp_path: Path, tiny_run: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step on a song takes 3 s here, whatever it is of; a pass forward a third of it."""
-    monkeypatch.setattr(hours, "expected_step", lambda *_, **__: Step(3.0, 0, 1.0))
+    """A step on a song takes 2 s here, whatever it is of, and 3 s where all is computed again: a pass forward
+    1 s.
+    """
+
+    def song_seconds(_config: Any, _length: float, again: memory.Recomputed, *_: Any, **__: Any) -> float:
+        return 3.0 if again.wholly else 2.0
+
+    monkeypatch.setattr(hours, "song_seconds", song_seconds)
     rates = (Rates(1e12, 1e11), Rates(2e12, 1e11))
 
     def found(**options: Any) -> Hours:
@@ -264,11 +272,11 @@ def test_hours_count_steps_evaluations_and_clips(
         config = load_config(runs.configuration(tmp_path, Path(), "out", **values, **tiny_run))
         ready, manifest = preflight(config, lambda *_: None), build_manifest(config, remember=False)
         agenda = Agenda(Intervals.of(config), config.max_train_steps, 3)
-        return hours.hours(config, ready, manifest, agenda, set(), rates)
+        return hours.hours(config, ready, manifest, agenda, set(), rates, memory.Recomputed())
 
-    assert found().train == 30 and found(train_batch_size=2, gradient_accumulation_steps=2).train == 120
+    assert found().train == 20 and found(train_batch_size=2, gradient_accumulation_steps=2).train == 80
     evaluated = found(eval_loss_disable=False, eval_steps_interval=5, num_eval_images=2)
-    assert evaluated.train == 30 + (1 + 2) * 2 * 5 * 1.0
+    assert evaluated.train == 20 + (1 + 2) * 2 * 5 * 1.0
     (tmp_path / "apart").mkdir()
     shutil.copy(tmp_path / "songs" / "low.wav", tmp_path / "apart")
     sets = [
@@ -276,10 +284,13 @@ def test_hours_count_steps_evaluations_and_clips(
         {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(tmp_path / "apart")},
     ]
     apart = found(eval_loss_disable=False, eval_steps_interval=5, num_eval_images=2, backends=sets)
-    assert apart.train == 30 + (1 + 2) * 1 * 5 * 1.0
+    assert apart.train == 20 + (1 + 2) * 1 * 5 * 1.0
     clips = {"validation_prompt": "jazz", "validation_num_inference_steps": 8, "validation_guidance": 1.0}
     heard = found(validation_disable=False, validation_steps=5, **clips)
-    assert heard.train == 30 + (1 + 2) * 8 * 1.0
+    assert heard.train == 20 + (1 + 2) * 8 * 1.0
+    average = {"use_ema": True, "validation_disable": False, "validation_steps": 5, **clips}
+    assert found(**average).train == 20 + (1 + 2 * 2) * 8 * 1.0, "and with the averaged weights"
+    assert found(**average, ema_validation="ema_only").train == heard.train
     assert found().encode > 0 and "estimated" in found().basis
 
 

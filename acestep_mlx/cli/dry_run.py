@@ -113,10 +113,10 @@ def verdict_lines(
     there = encoded(config, found, manifest)
     step = worst(config, **load, **_encoding(found, manifest, there))
     chosen = choice(config, **load, state=found.state)
-    disk = disk_use(config, found, manifest, agenda)
+    disk = disk_use(config, found, manifest, agenda, there)
     bits = found.model.bits or (config.quantization or {}).get("bits")
     rates = (glance(bits), glance(None))
-    times = hours(config, found, manifest, agenda, there, rates)
+    times = hours(config, found, manifest, agenda, there, rates, chosen.recomputed)
     return [
         f"memory: {_memory(step, chosen)}",
         f"time: {_time(config, found, length, times, agenda)}",
@@ -146,16 +146,18 @@ def _time(config: RunConfig, found: Preflight, length: Length, times: Hours, age
     encode = f"{between(times.encode)} to encode the songs" if times.encode else "the songs are encoded"
     to_come = agenda.after(found.step)
     beside = [] if config.eval_loss_disable else [count(to_come.evaluations, "evaluation")]
-    clips = to_come.validations * _prompts(config)
+    clips = to_come.validations * _heard(config)
     beside += [count(clips, "clip")] if clips else []
     steps = " + ".join([count(left, "step"), *beside])
     return f"{encode}, {times.training} to train ({steps}), {times.basis}"
 
 
-def _prompts(config: RunConfig) -> int:
+def _heard(config: RunConfig) -> int:
+    """Clips of a step."""
+    from ..training.settings import measured_weights
     from ..training.validation import requests
 
-    return len(requests(config))
+    return len(requests(config)) * len(measured_weights(config))
 
 
 def _disk(use: DiskUse) -> str:

@@ -77,9 +77,8 @@ def command(
     if steps is None:
         usual = steps_for(manifest, proposal)
         steps = click.prompt("Steps", usual, type=click.IntRange(1), err=True) if asking else usual
-    told = reasons(
-        proposal, manifest, steps, trigger.strip(), step_seconds(proposal, glance(bits_of(proposal)))
-    )
+    taken = step_seconds(proposal, manifest, glance(bits_of(proposal)))
+    told = reasons(proposal, manifest, steps, trigger.strip(), taken)
     files = _files(proposal, manifest, steps, trigger.strip(), target, folder.resolve(), told)
     with new_folder(target, needed=sum(len(text) for text in files.values())) as place:
         for name, text in files.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from ..io.kept import cache_folder
 from .intervals import Agenda
 from .memory import adapter_parameters, released_sizes, weight_bytes
 from .preflight import BaseModel, Preflight
-from .settings import full_training, further_loss, lora_spec
+from .settings import full_training, further_loss, lora_spec, measured_weights
 from .validation import requests
 
 BITS16 = 2  # bytes of a number, as released models have it
@@ -68,8 +68,10 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def disk_use(config: RunConfig, found: Preflight, manifest: Manifest, agenda: Agenda) -> DiskUse:
-    """Of a run on these songs. agenda: what the run does from its first step on."""
+def disk_use(
+    config: RunConfig, found: Preflight, manifest: Manifest, agenda: Agenda, there: Collection[str]
+) -> DiskUse:
+    """Of a run on these songs. agenda: what the run does from its first step on. there: see `encoded`."""
     models = cache_folder() / "models"
     given = [(found.model, config.pretrained_model_name_or_path, config.revision)]
     if found.heard is not None and config.validation_model is not None:
@@ -78,7 +80,7 @@ def disk_use(config: RunConfig, found: Preflight, manifest: Manifest, agenda: Ag
         part for model, name, revision in given for part in _model(config, model, name, revision, models)
     ]
     seconds = sum(sample.seconds for sample in manifest.samples)
-    cached = _cached(config, found, manifest)
+    cached = _cached(config, found, manifest, there)
     if (further := further_loss(config)) is not None:
         fetched, grown = further.disk(config, seconds)
         parts.append(Part(DOWNLOAD, fetched, hub_folder(), False))
@@ -110,9 +112,9 @@ def _model(
         yield Part("converted model", weight_bytes(family, sizes, bits, 64, BITS16) + others, models, False)
 
 
-def _cached(config: RunConfig, found: Preflight, manifest: Manifest) -> float:
+def _cached(config: RunConfig, found: Preflight, manifest: Manifest, there: Collection[str]) -> float:
     """What songs take in the caches that are not there yet."""
-    family, there = manifest.family, encoded(config, found, manifest)
+    family = manifest.family
     sizes = found.model.transformer or released_sizes(config)
     return sum(
         family.memory.cached(sizes, sample.frames, sample.captions, sample.lyrics)
@@ -153,5 +155,5 @@ def _clips(config: RunConfig, found: Preflight, agenda: Agenda) -> float:
     """Clips with the LoRA, and once those without."""
     asked = requests(config)
     rate = of_flavour(config.model_flavour).latents.sample_rate
-    times = agenda.after(found.step).validations + 1
+    times = agenda.after(found.step).validations * len(measured_weights(config)) + 1
     return sum(WAV * rate * request.duration * times for request in asked.values())

@@ -14,15 +14,16 @@ from ..families import of_flavour
 from ..report.events import read_metrics
 from .evaluation import TIMESTEPS
 from .intervals import Agenda, ToCome
-from .memory import budget, released_sizes, weight_bytes
+from .memory import Recomputed, released_sizes, weight_bytes
 from .output import METRICS
-from .pace import SLACK, Rates, expected_step
+from .pace import SLACK, Rates, song_seconds
 from .preflight import Preflight
 from .proposal import between, rough
+from .settings import measured_weights
 from .validation import requests
 
 RECENT = 50  # steps whose speed tells that of the next
-FORWARDS = 3  # passes forward that a step's work equals: forward, recomputed, and the gradient
+FORWARDS = 3  # passes forward that a step which computes all again equals: two, and the gradient
 
 
 @dataclass(frozen=True)
@@ -55,30 +56,29 @@ def hours(
     agenda: Agenda,
     cached: set[str],
     rates: tuple[Rates, Rates],
+    recomputed: Recomputed,
 ) -> Hours:
     """Of a run on these songs. cached: ids of those whose sound is encoded already. rates: of this machine,
-    with the weights of the base and with those of the encoders.
+    with the weights of the base and with those of the encoders. recomputed: in all steps, as in the worst.
     """
     family, sizes = manifest.family, found.model.transformer or released_sizes(config)
     left = sum(sample.seconds for sample in manifest.samples if sample.id not in cached)
     encode = SLACK * left * family.latents.encoding * _share(config, sizes) / rates[1].products
-    room = budget()
 
-    def step_on(seconds: float) -> float:
-        load = family.memory.load(seconds)
-        return expected_step(config, load, rates[0], room, model=sizes, stored_bits=found.model.bits).seconds
+    def step_on(seconds: float, again: Recomputed) -> float:
+        return song_seconds(config, seconds, again, rates[0], model=sizes, stored_bits=found.model.bits)
 
-    each = {part: step_on(part) for part in {sample.at_once for sample in manifest.samples}}
-    one, held_out = (
-        fmean(each[sample.at_once] for sample in songs or manifest.trained)
-        for songs in (manifest.trained, manifest.held_out)
-    )
+    def forward(seconds: float) -> float:
+        return step_on(seconds, Recomputed(sizes.blocks)) / FORWARDS
+
+    evaluated = manifest.held_out or manifest.trained
+    one = fmean(step_on(sample.at_once, recomputed) for sample in manifest.trained)
     step = one * config.train_batch_size * config.gradient_accumulation_steps
     measured = measured_step(found.resume.parent / METRICS) if found.resume is not None else 0.0
     steps = max(0, agenda.total - found.step)
     to_come = agenda.after(found.step)
-    others = _evaluations(config, manifest.held_out or manifest.trained, to_come, held_out)
-    others += _clips(config, to_come, step_on(config.validation_audio_duration))
+    others = _evaluations(config, evaluated, to_come, fmean(forward(sample.at_once) for sample in evaluated))
+    others += _clips(config, to_come, forward(config.validation_audio_duration))
     return Hours(encode, steps * (measured or step) + others, measured)
 
 
@@ -96,15 +96,15 @@ def measured_step(metrics: Path) -> float:
     return 1 / median(speeds) if speeds else 0.0
 
 
-def _evaluations(config: RunConfig, songs: Sequence[Sample], to_come: ToCome, step: float) -> float:
-    """step: seconds of one on a song."""
+def _evaluations(config: RunConfig, songs: Sequence[Sample], to_come: ToCome, forward: float) -> float:
+    """forward: seconds of a pass on a song."""
     if config.eval_loss_disable:
         return 0.0
-    at_once = min(config.num_eval_images, len(songs)) * len(TIMESTEPS) * step / FORWARDS
-    return (to_come.evaluations + 1) * at_once
+    at_once = min(config.num_eval_images, len(songs)) * len(TIMESTEPS) * forward
+    return (to_come.evaluations + 1) * len(measured_weights(config)) * at_once
 
 
-def _clips(config: RunConfig, to_come: ToCome, step: float) -> float:
-    """step: seconds of one on a song as long as a clip. Those without the LoRA are made once."""
+def _clips(config: RunConfig, to_come: ToCome, forward: float) -> float:
+    """forward: seconds of a pass on a song as long as a clip. Those without the LoRA are made once."""
     made = [one.steps * (2 if one.guidance_scale > 1 else 1) for one in requests(config).values()]
-    return (to_come.validations + 1) * sum(made) * step / FORWARDS
+    return (to_come.validations * len(measured_weights(config)) + 1) * sum(made) * forward

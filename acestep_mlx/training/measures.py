@@ -19,6 +19,7 @@ from .intervals import Agenda, Intervals
 from .output import METRICS
 from .prepared import Job, Prepared
 from .remaining import Kind, Remaining
+from .settings import measured_weights
 from .trainer import Counters
 from .validation import Validation
 from .verdict import Context, Point, Verdict, judge
@@ -114,7 +115,7 @@ class Measures:
             return self._evaluate(step, saved)
 
     def _evaluate(self, step: int, saved: Callable[[float], bool]) -> float | None:
-        first, *others = self._weights()
+        first, *others = measured_weights(self.job.config)
         stage = "evaluating" if step else "measuring before training"
         found = self._evaluated(first, stage)
         if found is None:
@@ -167,12 +168,6 @@ class Measures:
             (short for caption in captions if (short := shorten(caption, 60, placeholder=""))), "music"
         )
 
-    def _weights(self) -> list[bool]:
-        """With which weights to measure: False for the trained ones, True for their average."""
-        if self.built.step.average is None:
-            return [False]
-        return {"none": [False], "ema_only": [True]}.get(self.job.config.ema_validation, [False, True])
-
     def _evaluated(self, averaged: bool, stage: str) -> Measured | None:
         """See `Evaluation`."""
         if self.evaluation is None:
@@ -190,7 +185,7 @@ class Measures:
         """Make the clips."""
         if self.validation is None:
             return
-        weights = self._weights()
+        weights = measured_weights(self.job.config)
         clips = self.validation.planned(len(weights))
         again = len(self.validation.requests) * len(weights)
         with self.remaining.timed("validations", again / clips.total):

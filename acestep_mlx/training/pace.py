@@ -65,19 +65,38 @@ def expected_step(
     """Of one song. room: bytes that a run may use. model: sizes of the transformer. stored_bits: of the model
     folder's weights, where they are quantised.
     """
-    family = of_flavour(config.model_flavour)
-    chosen = Recomputed()
-    if config.gradient_checkpointing:
-        chosen = choose_blocks(config, load, model, CAUTION * room, stored_bits)
-    again, products = chosen
+    again, products = chosen = recomputed(config, load, room, model=model, stored_bits=stored_bits)
     total = estimate(
         config, load, model=model, stored_bits=stored_bits, checkpointed=again, products=products
     ).total
+    length = of_flavour(config.model_flavour).latents.seconds(load.frames)
+    seconds = song_seconds(config, length, chosen, rates, model=model, stored_bits=stored_bits)
+    return Step(seconds, int(total), again / model.blocks, products / model.blocks)
+
+
+def recomputed(
+    config: RunConfig, load: Load, room: float, *, model: Any, stored_bits: int | None = None
+) -> Recomputed:
+    """What a run on such batches computes again; see `expected_step`."""
+    if not config.gradient_checkpointing:
+        return Recomputed()
+    return choose_blocks(config, load, model, CAUTION * room, stored_bits)
+
+
+def song_seconds(
+    config: RunConfig,
+    length: float,
+    again: Recomputed,
+    rates: Rates,
+    *,
+    model: Any,
+    stored_bits: int | None = None,
+) -> float:
+    """Of a step on one song of `length` seconds in a run that computes so much again; see `expected_step`."""
+    family = of_flavour(config.model_flavour)
     bits = stored_bits or (config.quantization or {}).get("bits") or 16
-    shares = again / model.blocks, products / model.blocks
-    length = family.latents.seconds(load.frames)
-    seconds = step_seconds(family, bits, length, shares[0], rates, model, products_kept=shares[1])
-    return Step(seconds, int(total), *shares)
+    wholly, products = (blocks / model.blocks for blocks in again)
+    return step_seconds(family, bits, length, wholly, rates, model, products_kept=products)
 
 
 def step_seconds(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..config.read_run import load_config
 from ..families import of_flavour
 from ..formatting import count, duration, listed, size
 from .memory import budget, encoding, estimate, loads, machine_memory, released_sizes
-from .pace import SLACK, Rates, expected_step
+from .pace import SLACK, Rates, recomputed, song_seconds
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
@@ -124,13 +125,14 @@ def bits_of(proposal: Proposal) -> int | None:
     return bits
 
 
-def step_seconds(proposal: Proposal, rates: Rates) -> float:
-    """About what a step takes."""
+def step_seconds(proposal: Proposal, manifest: Manifest, rates: Rates) -> float:
+    """About what a step takes, in the mean over the songs; what is computed again is so in all."""
     model, family = proposal.model, of_flavour(proposal.model.flavour)
     config = _config(model, proposal.precision, proposal.rank)
-    load = family.memory.load(proposal.part)
-    step = expected_step(config, load, rates, proposal.room, model=model.sizes, stored_bits=model.bits)
-    return step.seconds
+    options: Any = {"model": model.sizes, "stored_bits": model.bits}
+    chosen = recomputed(config, family.memory.load(proposal.part), proposal.room, **options)
+    parts = (min(sample.seconds, proposal.part) for sample in manifest.samples)
+    return fmean(song_seconds(config, part, chosen, rates, **options) for part in parts)
 
 
 def run_config(

@@ -79,6 +79,13 @@ def average_settings(config: RunConfig) -> AverageSettings | None:
     return AverageSettings(config.ema_decay, config.ema_update_interval or 1)
 
 
+def measured_weights(config: RunConfig) -> list[bool]:
+    """With which weights clips and losses are made: False for the trained ones, True for their average."""
+    if not config.use_ema:
+        return [False]
+    return {"none": [False], "ema_only": [True]}.get(config.ema_validation, [False, True])
+
+
 def rollout_settings(config: RunConfig) -> RolloutSettings | None:
     """How songs are rolled out before they are trained on; None where they are not."""
     if not config.scheduled_sampling_max_step_offset:
