@@ -6,8 +6,8 @@
 
 Both models get the same random weights and do the same work: forward, backward, clipping and AdamW on LoRA
 rank 16 on the default targets, float32, every block and lyric-encoder layer checkpointed. Steps alternate,
-so that a busy machine slows both; the medians and their ratio are printed, and below them the time of the
-step's bare matrix products in each framework.
+so that a busy machine slows both; medians and their ratio are printed, below them the most bytes of arrays
+that each holds in a step, and the time of the step's bare matrix products in each framework.
 
 mlx[cpu] on Linux carries a slow reference BLAS. For a fair comparison preload a real one, for example
 `pip install mkl` and LD_PRELOAD=<environment>/lib/libmkl_rt.so.3 MKL_THREADING_LAYER=GNU. Nothing is
@@ -166,6 +166,23 @@ def their_step(case: Case, model: Any, batch: dict[str, mx.array]) -> Callable[[
         return float(loss.item())
 
     return run
+
+
+def their_peak(model: torch.nn.Module, step: Callable[[], float]) -> float:
+    """The most bytes of tensors that a step holds, weights and moments among them: as MLX counts its own."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = profiled.profiler.kineto_results.events()
+    events = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    held = peak = 0
+    for event in events:
+        held += event.nbytes()
+        peak = max(peak, held)
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    resident = [*model.parameters(), *model.buffers()]
+    return float(peak + sum(tensor.nbytes for tensor in resident) + 2 * trained)  # AdamW's moments
 
 
 Given = dict[str, "torch.Tensor"]
@@ -352,11 +369,10 @@ def main() -> None:
         theirs = sides.model(case)
         steps = {"ours": our_step(case, our_model(case, theirs), batch)}
         steps["PyTorch"] = their_step(case, theirs, batch)
-        del theirs
 
     tokens = 1 + load.text + load.lyrics
     print(f"{about.family.title}: {config.blocks} blocks, {load.frames} frames, {tokens} tokens, ", end="")
-    print(f"batch {load.batch}")
+    print(f"batch {load.batch}, ", end="")
     kept = ", our linear layers' results kept" if case.keep_products else ""
     print(f"rank {args.rank}, float32, checkpointing {'on' if case.checkpoint else 'off'}{kept}")
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -373,9 +389,11 @@ def main() -> None:
     medians = {name: statistics.median(t) for name, t in times.items()}
     for name, t in times.items():
         print(f"{name:8s} {medians[name]:7.3f} s a step (median of {len(t)}, {min(t):.3f} to {max(t):.3f})")
-    print(f"our peak memory {mx.get_peak_memory() / 1e9:.2f} GB")
+    peak = f"peak memory: ours {mx.get_peak_memory() / 1e9:.2f} GB"
     if args.ours_only:
+        print(peak)
         return
+    print(f"{peak}, PyTorch {their_peak(theirs, steps['PyTorch']) / 1e9:.2f} GB")
     print(f"ratio    {medians['ours'] / medians['PyTorch']:7.3f}")
     our_floor, their_floor, operations = time_products(sides.products(case), clock)
     print(f"bare matrix products: {operations / 1e12:.2f} TFLOP, ", end="")

@@ -27,7 +27,7 @@ class Expected(NamedTuple):
     memory: int
     fits: bool
     recomputed: float
-    products_kept: float
+    products_kept: float = 0.0
 
 
 def expected(speed: Speed) -> Iterator[Expected]:

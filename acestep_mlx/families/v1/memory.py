@@ -34,7 +34,7 @@ class Coefficients:
 #: By the bytes of an activation: in float32 more is held at once, as nothing is made smaller on the way.
 FITTED = {
     2: Coefficients(frames=6.96, scores=4.90, kept=2.43, kept_scores=1.63, lyric_scores=11.1, lyrics=7.12),
-    4: Coefficients(frames=13.36, scores=5.35, kept=1.52, kept_scores=2.04, lyric_scores=9.51, lyrics=10.1),
+    4: Coefficients(frames=9.6, scores=5.35, kept=1.52, kept_scores=2.04, lyric_scores=9.51, lyrics=10.1),
 }
 FIRST_KEPT = 0.4  # of what a block keeps, the part that one without checkpointing adds among others with it
 LYRICS_KEPT = 1.6  # without any checkpointing the lyric encoder keeps its layers too
