@@ -32,6 +32,7 @@ STOREY = {
     "sampling": 5,
     "report": 6,
     "testing": 6,
+    "speech": 5,
     "convert": 7,
     "pipeline": 7,
     "training": 8,

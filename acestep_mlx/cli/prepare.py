@@ -16,7 +16,8 @@ from .paths import NamedPath
 
 if TYPE_CHECKING:
     from ..config.datasets import LocalSet
-    from ..data.drafting import Draft, Outcome
+    from ..data.drafting import Draft, Outcome, Transcribe
+    from .progress import Display
 
 _SHOWN = ("bpm", "keyscale", "timesignature", "language", "genre", "caption", "lyrics")
 
@@ -26,6 +27,7 @@ _SHOWN = ("bpm", "keyscale", "timesignature", "language", "genre", "caption", "l
     epilog=examples(
         "acestep-mlx prepare my-songs --dry-run",
         "acestep-mlx prepare my-songs --trigger zyx",
+        "acestep-mlx prepare my-songs --transcribe openai/whisper-large-v3-turbo",
     ),
 )
 @click.argument("folder", type=NamedPath())
@@ -37,8 +39,13 @@ _SHOWN = ("bpm", "keyscale", "timesignature", "language", "genre", "caption", "l
     show_default=True,
     help="The model that the captions are for.",
 )
+@click.option(
+    "--transcribe",
+    metavar="MODEL",
+    help="Draft missing lyrics by ear: a Whisper's folder or hub name. Correct them before you train.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
-def command(folder: Path, trigger: str | None, family: str, dry_run: bool) -> None:
+def command(folder: Path, trigger: str | None, family: str, transcribe: str | None, dry_run: bool) -> None:
     """Draft what is missing for each song in FOLDER: tempo, key, metre, language, genre, and a caption.
 
     Drafts go into SONG.json beside each song, with where they are from and how sure they are. What you wrote,
@@ -50,9 +57,11 @@ def command(folder: Path, trigger: str | None, family: str, dry_run: bool) -> No
 
     if not is_folder(folder):
         raise AceStepError(f"{folder} is not a folder; name the one that your songs are in")
-    wanted = Wanted(named(family), (trigger or "").strip() or None, write=not dry_run)
     outcomes: list[Outcome] = []
     with Display() as display:
+        ears = None if transcribe is None else _ears(transcribe, display)
+        word = (trigger or "").strip() or None
+        wanted = Wanted(named(family), word, not dry_run, ears, transcribe or "")
         try:
             for outcome in prepare(_songs(folder), wanted, display):
                 outcomes.append(outcome)
@@ -65,6 +74,14 @@ def command(folder: Path, trigger: str | None, family: str, dry_run: bool) -> No
         click.echo(line)
     if outcomes and all(one.problem is not None for one in outcomes):
         raise AceStepError(f"no song in {folder} could be prepared; see the reasons above")
+
+
+def _ears(model: str, display: Display) -> Transcribe:
+    """What hears lyrics."""
+    from ..speech.find import find_whisper
+    from ..speech.transcribe import Transcriber
+
+    return Transcriber(find_whisper(model, display)).hear_file
 
 
 def _songs(folder: Path) -> LocalSet:
@@ -106,7 +123,7 @@ def _told(name: str, draft: Draft) -> str:
 
 
 def _summary(outcomes: list[Outcome], dry_run: bool) -> list[str]:
-    from ..data.drafting import quiet
+    from ..data.drafting import HEARD, quiet
 
     used = [one for one in outcomes if one.problem is None]
     new = [one for one in used if one.written]
@@ -126,6 +143,10 @@ def _summary(outcomes: list[Outcome], dry_run: bool) -> list[str]:
     ):
         if names:
             lines.append(f"{len(names)} {what} ({listed(names)})")
+    if heard := [one.name for one in new if "lyrics" in one.written and one.written["lyrics"].how == HEARD]:
+        lines.append(
+            f"{len(heard)} whose lyrics were made out by ear, with mistakes; correct them before you train"
+        )
     if new and not dry_run:
         lines.append("drafts are guesses: look at them with `acestep-mlx info`, correct them in SONG.json")
     return lines

@@ -25,6 +25,7 @@ from ..io.filenames import Folders, shown
 from ..io.hashes import hash_file
 from ..io.loudness import loudness
 from ..io.progress import Advance, Progress, silent
+from ..speech.transcribe import Transcript
 from ..text.blanks import is_blank
 from ..text.detect import detect_lines
 from ..text.languages import LANGUAGES
@@ -80,17 +81,8 @@ class Draft:
         return {name: one for name, one in kept.items() if one not in (None, [])} | {"is": stamp(self.value)}
 
 
-@dataclass(frozen=True)
-class DraftLyrics:
-    """Lyrics that somebody may correct. language: an ISO code. confidence: from 0 to 1."""
-
-    text: str
-    language: str | None
-    confidence: float
-
-
-#: Makes lyrics of a sound file that has none; None where it hears none. DataError.
-Transcribe = Callable[[Path], DraftLyrics | None]
+#: Hears the lyrics of a sound file, and tells how far that is, from 0 to 1. DataError.
+Transcribe = Callable[[Path, Callable[[float], None]], Transcript]
 
 
 @dataclass(frozen=True)
@@ -140,13 +132,14 @@ class Outcome:
 class Wanted:
     """What drafts are made for. family: whose captions. trigger: words before a drafted caption.
 
-    write: whether anything is written.
+    write: whether anything is written. transcribe: hears lyrics that are missing, with a model of that name.
     """
 
     family: Family
     trigger: str | None = None
     write: bool = True
     transcribe: Transcribe | None = None
+    model: str = ""
 
 
 def prepare(dataset: LocalSet, wanted: Wanted, progress: Progress = silent) -> Iterator[Outcome]:
@@ -187,7 +180,7 @@ def _prepare(
 ) -> None:
     """Draft what the song lacks. DataError, OSError."""
     before, data = read_drafts(path)
-    own, _ = split(before)
+    own, kept = split(before)
     note, former = note_of(before), fields_of(before)
     content = hash_file(audio)
     outcome.lacking = song.lyrics is None
@@ -195,18 +188,31 @@ def _prepare(
         "family": wanted.family.name,
         "trigger": wanted.trigger,
         "song": stamp([song.captions, song.lyrics, {n: str(v) for n, v in song.metadata.items()}]),
-        "lyrics": wanted.transcribe is not None,
+        "lyrics": wanted.transcribe is not None and wanted.model,
     }
     sound = Sound.of_note(note.get("measured")) if note.get("content") == content else None
     if sound is not None and note.get("for") == made_for:
         outcome.loudness = sound.loudness
         return
     gone = {name for name in former if name not in before} if sound is not None else set()
+    heard = note.get("heard") if sound is not None else None  # with which model
     sound = sound or measure(audio, within)
+
+    def listen() -> Draft | None:
+        nonlocal heard
+        if "lyrics" in gone:
+            return None
+        if wanted.transcribe is not None and heard != wanted.model:
+            heard = wanted.model
+            return _transcribed(wanted.transcribe, audio, outcome, within)
+        known = former.get("lyrics", {})
+        again = heard is not None and "lyrics" in kept and known.get("how") == HEARD
+        return Draft(kept["lyrics"], HEARD, known.get("confidence")) if again else None
+
     outcome.loudness = sound.loudness
     drafts = {
         name: draft
-        for name, draft in _drafts(song, audio, sound, wanted, outcome).items()
+        for name, draft in _drafts(song, audio, sound, wanted, outcome, listen).items()
         if name not in gone and is_blank(sidecars.lower_case(own).get(name), name)
     }
     outcome.written = {
@@ -217,6 +223,7 @@ def _prepare(
         "content": content,
         "for": made_for,
         "measured": sound.note(),
+        "heard": heard,
         "fields": {**{n: former[n] for n in gone}, **{n: draft.note() for n, draft in drafts.items()}},
     }
     if wanted.write:
@@ -250,13 +257,20 @@ def measure(audio: Path, within: Callable[[float], None] = lambda share: None) -
     return Sound(round(frames / info.sample_rate, 2), round(level, 1) if np.isfinite(level) else None, drafts)
 
 
-def _drafts(song: Song, audio: Path, sound: Sound, wanted: Wanted, outcome: Outcome) -> dict[str, Draft]:
-    """All that can be said of a song, by field, in the order in which it is written."""
+def _drafts(
+    song: Song,
+    audio: Path,
+    sound: Sound,
+    wanted: Wanted,
+    outcome: Outcome,
+    listen: Callable[[], Draft | None],
+) -> dict[str, Draft]:
+    """All that can be said of a song, by field, in the order in which it is written. listen: for lyrics."""
     tags = ffmpeg.tags(audio)
     drafts = {**sound.drafts, **_tagged(tags), "duration": Draft(round(sound.seconds), MEASURED)}
     drafts = {name: draft for name, draft in drafts.items() if name not in song.metadata}
     lyrics = song.lyrics
-    if lyrics is None and (found := _lyrics(tags, audio, wanted, outcome)) is not None:
+    if lyrics is None and (found := _lyrics(tags, outcome) or listen()) is not None:
         drafts["lyrics"], lyrics = found, found.value
     sung = lyrics is not None and _is_sung(lyrics)
     if sung and lyrics is not None:
@@ -288,8 +302,8 @@ def _tagged(tags: Mapping[str, str]) -> dict[str, Draft]:
     return {name: Draft(value, TAGGED) for name, value in found.items()}
 
 
-def _lyrics(tags: Mapping[str, str], audio: Path, wanted: Wanted, outcome: Outcome) -> Draft | None:
-    """Lyrics that the file carries, or that are heard in it."""
+def _lyrics(tags: Mapping[str, str], outcome: Outcome) -> Draft | None:
+    """Lyrics that the file carries."""
     text = next((text for name, text in tags.items() if name.startswith(("lyrics", "unsyncedlyrics"))), "")
     lyrics = clean_lyrics(text.replace("\r\n", "\n").replace("\r", "\n"))
     if lyrics is not None and sum(map(str.isalpha, lyrics)) >= 20:
@@ -298,8 +312,21 @@ def _lyrics(tags: Mapping[str, str], audio: Path, wanted: Wanted, outcome: Outco
             return Draft(lyrics, TAGGED)
         except DataError as error:
             outcome.notes.append(str(error))
-    heard = wanted.transcribe(audio) if wanted.transcribe is not None else None
-    return Draft(heard.text, HEARD, heard.confidence) if heard is not None and heard.text.strip() else None
+    return None
+
+
+def _transcribed(
+    transcribe: Transcribe, audio: Path, outcome: Outcome, within: Callable[[float], None]
+) -> Draft | None:
+    """Lyrics that are heard in the song, as far as they are; none is not instrumental."""
+    try:
+        found = transcribe(audio, lambda share: within(0.5 + share / 2))
+    except DataError as error:
+        outcome.notes.append(f"not transcribed: {error}")
+        return None
+    if found.unsure:
+        outcome.notes.append(f"{found.unsure:.0f} s of it were not understood")
+    return Draft(found.lyrics, HEARD, found.confidence) if found.lyrics.strip() else None
 
 
 def _is_sung(lyrics: str) -> bool:

@@ -14,13 +14,15 @@ from acestep_mlx.cli import cli
 from acestep_mlx.cli.describe import data_set
 from acestep_mlx.cli.prepare import _songs
 from acestep_mlx.data import drafting
-from acestep_mlx.data.drafting import Draft, DraftLyrics, Outcome, Sound, Wanted, prepare
+from acestep_mlx.data.drafting import Draft, Outcome, Sound, Wanted, prepare
 from acestep_mlx.data.drafts import KEY, VERSION
 from acestep_mlx.data.manifest import Sample
 from acestep_mlx.errors import DataError
 from acestep_mlx.families import family
 from acestep_mlx.io.audio import write_audio
+from acestep_mlx.speech.transcribe import Transcript
 
+from ..speech import scripted
 from .songs import manifest, song, tone
 
 FOUND = {
@@ -163,18 +165,105 @@ def test_missing_lyrics_never_become_instrumental(folder: Path) -> None:
 def test_a_song_in_which_nobody_sings_is_called_so_where_somebody_said_it(folder: Path) -> None:
     song(folder, "a", caption=None)
     (folder / "a.json").write_text('{"is_instrumental": true}')
-    run(folder, transcribe=lambda path: DraftLyrics("la la la", "en", 0.9))
+    run(folder, transcribe=lambda path, within: Transcript("la la la", "en", 0.9))
     assert said(folder)["caption"] == "A fast, instrumental track in a minor key."
     assert "lyrics" not in said(folder)
+
+
+def hearing(lyrics: str, *, unsure: float = 0.0) -> Any:
+    """What hears these lyrics in every song; its `songs` are those that it was given."""
+    songs: list[str] = []
+
+    def hear(path: Path, within: Callable[[float], None]) -> Transcript:
+        songs.append(path.name)
+        within(1.0)
+        return Transcript(lyrics, "de", 0.6 if lyrics else 0.0, unsure)
+
+    hear.songs = songs  # type: ignore[attr-defined]
+    return hear
 
 
 def test_lyrics_that_are_heard_are_drafts(folder: Path) -> None:
     song(folder, "a", caption=None)
     run(folder)
-    assert "lyrics" in run(folder, transcribe=lambda path: DraftLyrics(SHEET, "de", 0.6))["a.wav"].written
+    outcome = run(folder, transcribe=hearing(SHEET, unsure=30), model="m")["a.wav"]
+    assert "lyrics" in outcome.written
+    assert outcome.notes == ["30 s of it were not understood"]
     assert trained(folder).lyrics == SHEET.strip()
-    assert json.loads((folder / "a.json").read_text())[KEY]["fields"]["lyrics"]["confidence"] == 0.6
+    told = json.loads((folder / "a.json").read_text())[KEY]
+    assert (told["fields"]["lyrics"]["how"], told["fields"]["lyrics"]["confidence"]) == ("transcribed", 0.6)
+    assert told["heard"] == "m"
     assert LISTENED == ["a.wav"]
+
+
+def test_lyrics_that_cannot_be_made_out_stay_missing(folder: Path) -> None:
+    song(folder, "a", caption=None)
+    ears = hearing("", unsure=4.0)
+    assert run(folder, transcribe=ears, model="m")["a.wav"].lacking
+    assert not {"lyrics", "is_instrumental", "language"} & said(folder).keys()
+    assert "instrumental" not in said(folder)["caption"]
+    assert trained(folder).lyrics is None
+    run(folder, transcribe=ears, model="m", trigger="zyx")
+    assert ears.songs == ["a.wav"]
+
+
+def test_a_song_is_heard_once_by_each_model(folder: Path) -> None:
+    song(folder, "a", caption=None)
+    first, second = hearing(SHEET), hearing("[verse]\nGuter Mond, du gehst so stille")
+    run(folder, transcribe=first, model="m")
+    run(folder, transcribe=first, model="m", trigger="zyx")
+    run(folder, trigger="other")
+    assert (first.songs, said(folder)["lyrics"]) == (["a.wav"], SHEET)
+    assert json.loads((folder / "a.json").read_text())[KEY]["fields"]["lyrics"]["confidence"] == 0.6
+    run(folder, transcribe=second, model="larger")
+    assert said(folder)["lyrics"] == "[verse]\nGuter Mond, du gehst so stille"
+
+
+@pytest.mark.parametrize("lyrics", ["[verse]\nmeine eigenen Worte", None], ids=["corrected", "deleted"])
+def test_heard_lyrics_that_were_corrected_or_deleted_stay_so(folder: Path, lyrics: str | None) -> None:
+    song(folder, "a", caption=None)
+    run(folder, transcribe=hearing(SHEET), model="m")
+    path = folder / "a.json"
+    content = {**json.loads(path.read_text()), "lyrics": lyrics}
+    path.write_text(json.dumps({name: one for name, one in content.items() if one is not None}))
+    ears = hearing("la la la")
+    run(folder, transcribe=ears, model="larger")
+    assert (said(folder).get("lyrics"), ears.songs) == (lyrics, [])
+
+
+def test_only_songs_without_lyrics_are_heard(folder: Path) -> None:
+    song(folder, "a", lyrics=SHEET)
+    song(folder, "b", lyrics="[Instrumental]")
+    song(folder, "c")
+    ears = hearing("la la la")
+    run(folder, transcribe=ears, model="m")
+    assert ears.songs == ["c.wav"]
+
+
+def test_a_song_that_cannot_be_transcribed_gets_its_other_drafts(folder: Path) -> None:
+    def fail(path: Path, within: Callable[[float], None]) -> Transcript:
+        raise DataError("too much for memory")
+
+    song(folder, "a", caption=None)
+    outcome = run(folder, transcribe=fail, model="m")["a.wav"]
+    assert outcome.notes == ["not transcribed: too much for memory"]
+    assert "bpm" in outcome.written
+
+
+def test_transcribe_is_given_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acestep_mlx.speech import transcribe
+
+    song(folder, "a", caption=None)
+    network = scripted.Network(scripted.line(0, 3, "we will sing"))
+    monkeypatch.setattr(transcribe, "load_whisper", lambda folder, config: network)
+    model = scripted.folder(folder.parent / "whisper", lang_to_id=None)
+    done = CliRunner().invoke(cli, ["prepare", str(folder), "--transcribe", str(model)])
+    assert done.exit_code == 0, done.output
+    assert said(folder)["lyrics"] == "wewillsing"
+    assert "a.wav: " in done.output and "lyrics, transcribed" in done.output
+    assert "1 whose lyrics were made out by ear, with mistakes; correct them before you train" in done.output
+    done = CliRunner().invoke(cli, ["prepare", str(folder), "--transcribe", "whisper"])
+    assert "whisper: no such folder (and not a hub repository" in str(done.exception)
 
 
 def test_marks_that_lyrics_lack_are_said(folder: Path) -> None:
