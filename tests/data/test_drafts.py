@@ -250,6 +250,7 @@ def test_a_song_that_cannot_be_transcribed_gets_its_other_drafts(folder: Path) -
     assert "bpm" in outcome.written
 
 
+@pytest.mark.slow
 def test_transcribe_is_given_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from acestep_mlx.speech import transcribe
 

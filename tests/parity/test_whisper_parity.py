@@ -16,7 +16,7 @@ from ..later import Later
 from ..speech.scripted import END, GENERATION, LANGUAGES, START, TIME, TRANSCRIBE, VOCABULARY
 
 torch = Later("torch")
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 SOUND = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32) * np.hanning(4 * RATE)
 
 
