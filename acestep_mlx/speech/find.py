@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..io.downloads import hub_failure, reading
+from ..io.filenames import at_home, is_file, is_folder
 from ..io.progress import Advance, Progress, silent
 
 EXAMPLE = "openai/whisper-base"
@@ -20,10 +21,10 @@ _FILES = [
 
 def find_whisper(model: str, progress: Progress = silent) -> Path:
     """The folder as it is, or that of the hub's cache. CheckpointError where there is neither."""
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = at_home(model)
+    if is_folder(path):
         return path
-    if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
+    if is_file(path) or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise CheckpointError(f"{model}: no such folder (and not a hub repository like {EXAMPLE})")
     from huggingface_hub import snapshot_download
 
