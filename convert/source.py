@@ -157,7 +157,7 @@ def download(repo: str, revision: str | None) -> Download:
             return Download(left + (more[1] if more else 0), True)
     if _fetched(repo, revision, known, beside):
         return Download(0.0, True)
-    return Download(1e9 * (variant.gigabytes + variant.beside_gigabytes), False)
+    return Download(1e9 * variant.fetched, False)
 
 
 def _unfetched(repo: str, revision: str | None, patterns: list[str]) -> tuple[list[str], float] | None:

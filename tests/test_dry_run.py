@@ -24,7 +24,7 @@ from acestep_mlx.training.hours import Hours
 from acestep_mlx.training.intervals import Agenda, Intervals, ToCome
 from acestep_mlx.training.pace import Rates
 from acestep_mlx.training.preflight import preflight
-from acestep_mlx.training.proposal import between
+from acestep_mlx.training.proposal import Model, _fetched, between
 
 from .data.songs import song
 from .training import runs
@@ -218,6 +218,7 @@ def test_without_a_network_it_is_what_the_family_knows(flavour: str, hub: Any) -
     found = source.download(variant.repository, None)
     assert not found.asked and 6e9 < found.bytes < 13e9
     assert source.hub_commit("nobody/model", None) is None
+    assert f"about {found.bytes / 1e9:g} GB are downloaded" in _fetched(Model.released(flavour)), "says new"
     config = load_config({"model_flavour": flavour, "pretrained_model_name_or_path": variant.repository})
     model = footprint.BaseModel("", None, None, None)
     parts = list(footprint._model(config, model, variant.repository, None, Path("/")))

@@ -105,6 +105,11 @@ class Variant:
     beside_gigabytes: float = 0.0
     others: float = 0.0
 
+    @property
+    def fetched(self) -> float:
+        """GB that are downloaded in all."""
+        return self.gigabytes + self.beside_gigabytes
+
 
 # ── where a model comes from ──────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)

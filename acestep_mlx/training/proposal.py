@@ -200,7 +200,7 @@ def song_lines(manifest: Manifest) -> list[str]:
 def _fetched(model: Model) -> str:
     if model.folder is not None:
         return ""
-    return f"; about {of_flavour(model.flavour).variants[model.flavour].gigabytes:g} GB are downloaded once"
+    return f"; about {of_flavour(model.flavour).variants[model.flavour].fetched:g} GB are downloaded once"
 
 
 def between(seconds: float) -> str:
