@@ -11,7 +11,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...nn.activations import masked, silu, softmax
+from ...nn.activations import masked, silu, softmax, with_gradient
 from ...nn.recompute import checkpointed
 
 
@@ -26,13 +26,24 @@ def relative_positions(length: int, dim: int) -> mx.array:
 def rel_shift(x: mx.array) -> mx.array:
     """(B, H, L, 2L−1) by distance → (B, H, L, L) by key: out[i, j] = x[i, L−1−i+j].
 
-    In the flat array row i begins 2L−2 after row i−1, so one slice and one reshape do it.
+    In the flat array row i begins 2L−2 after row i−1, so a view does it.
     """
+    found: mx.array = _shifted(x)
+    return found
+
+
+def _shift(x: mx.array) -> mx.array:
+    B, H, L, W = x.shape
+    return mx.as_strided(x, (B, H, L, L), (H * L * W, L * W, W - 1, 1), L - 1)
+
+
+def _shift_vjp(x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
     B, H, L, _ = x.shape
-    if L == 1:
-        return x
-    flat = x.reshape(B, H, -1)[..., L - 1 : L - 1 + L * (2 * L - 2)]
-    return flat.reshape(B, H, L, 2 * L - 2)[..., :L]
+    rows = mx.pad(cotangent, [(0, 0), (0, 0), (0, 0), (0, max(L - 2, 0))]).reshape(B, H, -1)
+    return mx.pad(rows, [(0, 0), (0, 0), (L - 1, x[0, 0].size - (L - 1) - rows.shape[-1])]).reshape(x.shape)
+
+
+_shifted = with_gradient(_shift, _shift_vjp)
 
 
 class RelativeAttention(nn.Module):
