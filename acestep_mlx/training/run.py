@@ -105,7 +105,7 @@ def recorded(job: Job, start: Start, writer: Writer) -> Iterator[MetricsFile | N
     if metrics.damaged:
         job.emit.notice(damage(metrics.path, metrics.damaged), "warning")
     trackers = make_trackers(job.config, job.output, job.emit.notice)
-    listeners: list[Tracker] = [metrics, Live(writer.report, writer.news, job.emit.notice), *trackers]
+    listeners: list[Tracker] = [metrics, Live(writer.page, writer.news, job.emit.notice), *trackers]
     for listener in listeners:
         job.emit.add(listener)
     try:

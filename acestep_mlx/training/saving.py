@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from .. import __version__
 from ..errors import AceStepError, refusal
+from ..io.progress import TRAINING, phase
 from ..lora.formats.write import write_lora
 from ..lora.full_modules import full_parameters, save_full
 from ..lora.surgery import from_model
@@ -120,6 +121,12 @@ class Writer:
         except (OSError, AceStepError) as error:
             self.job.emit.notice(f"report.html could not be written: {refusal(error)}", "warning")
             return None
+
+    def page(self) -> None:
+        """Write the page between two steps: a resumed run reads all its clips again, in seconds."""
+        self.job.emit.progress(phase("writing the page"))
+        self.report()
+        self.job.emit.progress(phase(TRAINING, self.counters.step, self.built.total))
 
     def news(self) -> None:
         """Write what an open page shows anew. OSError."""
