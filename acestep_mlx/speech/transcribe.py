@@ -93,6 +93,13 @@ class Tokens:
         except Mismatch as error:
             raise CheckpointError(f"generation_config.json: {error}") from None
 
+    @property
+    def highest(self) -> int:
+        """The largest id of them all."""
+        last_time = self.first_time + FRAMES // TICK
+        named = (*self.never, *self.never_first, *self.languages.values(), self.transcribe or 0)
+        return max(self.start, self.end, self.silence, last_time, *named)
+
     def mask(self, logits: np.ndarray, before: Sequence[int]) -> None:
         """Set (V,) logits to −∞ in place for tokens that may not follow `before`.
 
@@ -137,8 +144,7 @@ class Transcriber:
         except Exception as error:  # the library raises no kind of its own
             raise CheckpointError(f"{folder / names[2]}: {error}") from None
         self.network: Whisper = load_whisper(folder, config)
-        highest = self.tokens.first_time + FRAMES // TICK
-        if highest >= self.network.config.vocab_size:
+        if self.tokens.highest >= self.network.config.vocab_size:
             raise CheckpointError(f"{folder}: generation_config.json names tokens that the model lacks")
 
     def hear_file(self, path: Path, within: Callable[[float], None] = lambda share: None) -> Transcript:

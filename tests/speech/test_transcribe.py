@@ -144,6 +144,17 @@ def test_tokens_that_are_none(tmp_path: Path, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"), [("eos_token_id", 9999), ("lang_to_id", {"<|en|>": 9999}), ("suppress_tokens", [9999])]
+)
+def test_tokens_that_the_model_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any
+) -> None:
+    monkeypatch.setattr(transcribe, "load_whisper", lambda folder, config: Network())
+    with pytest.raises(CheckpointError, match="names tokens that the model lacks"):
+        Transcriber(folder(tmp_path, **{key: value}))
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model_type": "bert"}, "model_type is 'bert'"),
