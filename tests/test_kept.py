@@ -115,6 +115,15 @@ def test_everything_is_listed_with_what_it_is_and_its_size(run: Run, home: Path,
     assert lines[-1].startswith(f"In all {size(sum(sizes))}.")
 
 
+def test_a_download_that_was_read_is_listed_and_no_stranger_s(run: Run, home: Path) -> None:
+    for repository in ("openai/whisper-tiny", "somebody/else"):
+        download(home, repository)
+    assert "Nothing is kept" in run("--list")[1]
+    (home / "kept" / "downloads" / "openai--whisper-tiny").mkdir(parents=True)
+    out = run("--list")[1]
+    assert f"1  {size(700):>10}  openai/whisper-tiny\n" in out and "somebody" not in out
+
+
 def test_what_is_named_goes_and_nothing_else(run: Run, home: Path, tiny_model: Path) -> None:
     one, other = conversion(home, tiny_model), conversion(home, tiny_model, "other")
     entries(home / "songs", V1, 2, User())

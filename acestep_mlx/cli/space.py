@@ -21,11 +21,11 @@ def gathered(config: str | None, overrides: Sequence[str]) -> list[Kept]:
     from ..convert.conversions import kept_conversions
     from ..data.places import kept_caches
     from ..families import families
-    from ..io.downloads import kept_downloads
+    from ..io.downloads import kept_downloads, read_before
 
     models = kept_conversions()
     sources = {model.source for model in models if model.source}
-    known = set(sources)
+    known = sources | read_before()
     for family in families():
         known |= {name for v in family.variants.values() for name in (v.repository, v.beside) if name}
         known |= set(family.further.repositories if family.further is not None else ())

@@ -81,6 +81,14 @@ def _place(repository: str) -> Path:
     return cache_folder() / "downloads" / repository.replace("/", "--")
 
 
+def read_before() -> set[str]:
+    """The repositories whose downloads this program has read, whoever fetched them."""
+    try:
+        return {folder.name.replace("--", "/", 1) for folder in (cache_folder() / "downloads").iterdir()}
+    except OSError:
+        return set()
+
+
 def kept_downloads(repositories: Collection[str], converted: Collection[str] = ()) -> list[Kept]:
     """Of models in these repositories, as the hub's library sees them. converted: those of which there is a
     conversion.
