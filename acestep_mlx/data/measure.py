@@ -24,6 +24,7 @@ _FAINT = 0.25  # likeness over a tempo's beats, below which nothing beats
 _ALIKE = 0.8  # of a tempo's evidence, that half or twice of it has where it is as likely
 _BEATS = range(1, 5)  # after which a tempo's onsets come again
 _BARS = {"3": (3, 9, 15), "4": (4, 8, 16)}  # metre → beats after which it comes again, and the other does not
+_CLEAR = 0.5  # likeness over a tempo's beats, from which on its bars are looked for
 _BAR_LEAD = 0.1  # of one metre's strength over the other's, from which on it is taken
 _OVERTONES = {7: 0.2, 4: 0.05}  # semitones above a note → how much of its harmonics is heard there
 _WARMTH = 0.07  # of the scale on which the likeness of keys becomes a share
@@ -87,8 +88,11 @@ def beat_of(sound: np.ndarray) -> Beat | None:
     others = tuple(
         round(bpm) for bpm, one in zip(octaves[1:], evidence, strict=True) if one >= _ALIKE * first
     )
+    bpm = Measured(round(tempo), min(1.0, sure), others)
+    if sure < _CLEAR:
+        return Beat(bpm, None)
     low = _likeness(librosa.onset.onset_strength(S=bands[:_LOW_MELS], sr=RATE, hop_length=_HOP))
-    return Beat(Measured(round(tempo), min(1.0, sure), others), _metre(low, tempo))
+    return Beat(bpm, _metre(low, tempo))
 
 
 def _likeness(onsets: np.ndarray) -> np.ndarray:
