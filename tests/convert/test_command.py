@@ -108,10 +108,13 @@ def test_upload(
 
     calls: list[tuple[str, object]] = []
 
+    class Refused(Exception):
+        """As the hub's transports have them."""
+
     class Api:
         def create_repo(self, repo: str, exist_ok: bool) -> None:
             if "/" not in repo:
-                raise ValueError("Repo id must be\nowner/name")
+                raise Refused("Repo id must be\nowner/name")
             calls.append(("create", repo))
 
         def upload_folder(self, folder_path: Path, repo_id: str) -> None:
