@@ -61,7 +61,8 @@ def command(folder: Path, trigger: str | None, family: str, transcribe: str | No
     with Display() as display:
         ears = None if transcribe is None else _ears(transcribe, display)
         word = (trigger or "").strip() or None
-        wanted = Wanted(named(family), word, not dry_run, ears, transcribe or "")
+        model = Path(transcribe or "").name  # not where it is on this machine
+        wanted = Wanted(named(family), word, not dry_run, ears, model)
         try:
             for outcome in prepare(_songs(folder), wanted, display):
                 outcomes.append(outcome)

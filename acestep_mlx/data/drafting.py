@@ -183,7 +183,7 @@ def _prepare(
     own, kept = split(before)
     note, former = note_of(before), fields_of(before)
     content = hash_file(audio)
-    outcome.lacking = song.lyrics is None
+    outcome.lacking = song.lyrics is None and "lyrics" not in kept
     made_for = {
         "family": wanted.family.name,
         "trigger": wanted.trigger,

@@ -214,6 +214,7 @@ def test_a_song_is_heard_once_by_each_model(folder: Path) -> None:
     run(folder, transcribe=first, model="m", trigger="zyx")
     run(folder, trigger="other")
     assert (first.songs, said(folder)["lyrics"]) == (["a.wav"], SHEET)
+    assert not run(folder, trigger="other")["a.wav"].lacking
     assert json.loads((folder / "a.json").read_text())[KEY]["fields"]["lyrics"]["confidence"] == 0.6
     run(folder, transcribe=second, model="larger")
     assert said(folder)["lyrics"] == "[verse]\nGuter Mond, du gehst so stille"
@@ -261,6 +262,7 @@ def test_transcribe_is_given_a_model(folder: Path, monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(cli, ["prepare", str(folder), "--transcribe", str(model)])
     assert done.exit_code == 0, done.output
     assert said(folder)["lyrics"] == "wewillsing"
+    assert str(model) not in (folder / "a.json").read_text()
     assert "a.wav: " in done.output and "lyrics, transcribed" in done.output
     assert "1 whose lyrics were made out by ear, with mistakes; correct them before you train" in done.output
     done = CliRunner().invoke(cli, ["prepare", str(folder), "--transcribe", "whisper"])
