@@ -230,7 +230,7 @@ def _download(repo: str, revision: str | None, progress: Progress) -> Source:
 
     variant = released(repo)
     beside = variant.beside if variant.repository == repo else None
-    gigabytes = variant.gigabytes
+    gigabytes = round(variant.fetched, 1)
     progress(Advance(f"fetching {repo} from the hub (about {gigabytes} GB, kept in the hub's cache)"))
     patterns = [pattern for layout in _own_layouts(repo) for pattern in layout.patterns]
     progress(phase(f"downloading {repo}"))

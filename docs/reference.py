@@ -102,7 +102,7 @@ def _values(option: Option) -> str:
     kind = "seconds, or m:ss" if option.unit == "s" else kind
     low = f"≥ {option.low:g}" if option.low is not None else ""
     low = f"> {option.above:g}" if option.above is not None else low
-    high = f"≤ {option.high:g}" if option.high is not None and option.high < 1e6 else ""
+    high = f"≤ {option.high:.10g}" if option.high is not None and option.high < 1e6 else ""
     limits = ", ".join(part for part in (low, high) if part)
     return f"{kind}, {limits}" if limits else kind
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,7 +278,7 @@ def test_hours_count_steps_evaluations_and_clips(
     evaluated = found(eval_loss_disable=False, eval_steps_interval=5, num_eval_images=2)
     assert evaluated.train == 20 + (1 + 2) * 2 * 5 * 1.0
     (tmp_path / "apart").mkdir()
-    shutil.copy(tmp_path / "songs" / "low.wav", tmp_path / "apart")
+    song(tmp_path / "apart", "x", 3.0)
     sets = [
         {"id": "songs", "instance_data_dir": str(tmp_path / "songs")},
         {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(tmp_path / "apart")},

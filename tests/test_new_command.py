@@ -173,6 +173,50 @@ def test_the_way_there_is_told_where_people_look_for_it(
     assert run(capsys, "--help")[1].count("  new ") == 1
 
 
+REFUSED = {
+    "more steps than there may be": (["--steps", "2000000000"], "max_train_steps must be between"),
+    "a character that no prompt has": (["--trigger", "z\0y"], "NUL"),
+    "a path that a configuration fills in": (["-o", "run {id}"], "{id} in a path"),
+    "another": (["-o", "a/{model_family}"], "{model_family} in a path"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), REFUSED.values(), ids=REFUSED)
+def test_what_train_would_refuse_is_not_written(
+    songs: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    before = sorted(songs.parent.rglob("*"))
+    code, _, err = run(capsys, "new", songs, "--model", tiny_model, *arguments)
+    assert code == 1 and told in err
+    assert sorted(songs.parent.rglob("*")) == before
+
+
+def test_songs_in_a_folder_whose_name_would_be_filled_in(
+    songs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs.rename("{model_family}")
+    code, _, err = run(capsys, "new", "{model_family}")
+    assert code == 1 and "{model_family} in a path is filled in" in err and "rename it" in err
+
+
+def test_the_next_command_can_be_pasted(
+    songs: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs.rename("-mine")
+    code, out, _ = run(capsys, "new", "--model", tiny_model, "--trigger", "two\n words", "--", "-mine")
+    assert code == 0 and "acestep-mlx train ./-mine-lora --dry-run" in out
+    assert (
+        json.loads(Path("-mine-lora/config.json").read_text())["validation_prompt"] == "two words pop, happy"
+    )
+
+
+def test_what_is_downloaded_is_all_of_it(long_songs: Manifest) -> None:
+    """The autoencoder and the text encoder of 1.5 are fetched beside, as the dry run says."""
+    model = Model.released("v15-base")
+    told = dict(reasons(propose(model, long_songs, 32 * GB), long_songs, 500, "", 1.0))
+    assert "about 6.3 GB are downloaded once" in told["model"]
+
+
 # ── what fits ────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture(scope="module")
 def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Manifest:

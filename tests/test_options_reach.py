@@ -44,7 +44,7 @@ from acestep_mlx.report.events import (
     read_metrics,
 )
 from acestep_mlx.report.trackers import scalars
-from acestep_mlx.training import build, checkpoint, memory, prepare
+from acestep_mlx.training import build, checkpoint, memory, prepared
 from acestep_mlx.training import evaluation as evaluate
 from acestep_mlx.training import run as loop
 from acestep_mlx.training.settings import rollout_lines
@@ -387,7 +387,7 @@ def _(lab: Lab) -> None:
         return lab.model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "ensure_model", ensure)
+        patch.setattr(prepared, "ensure_model", ensure)
         lab.run(pretrained_model_name_or_path="someone/a-model", revision="v1.1")
     assert asked == [("someone/a-model", "v1.1", None)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -16,13 +16,14 @@ from ..io.filenames import is_folder
 from ..io.schema import is_utf8
 from ..registry import REGISTRY, answers
 from .help_text import examples
-from .paths import NamedPath
+from .paths import NamedPath, typed
 
 if TYPE_CHECKING:
     from ..data.manifest import Manifest
     from ..training.proposal import Model, Proposal
 
 WIDTH = 80
+FILLED = re.compile(r"\{(?:model_family|id)\}")
 README = "README.txt"
 
 
@@ -67,6 +68,9 @@ def command(
     if model is not None and family is not None:
         raise click.UsageError("--model says which family it is of; leave --family out")
     target = new_path(output or Path(f"{folder.resolve().name}-lora"), "--output")
+    for path, way in ((folder.resolve(), "rename it"), (target, "choose another --output")):
+        if found := FILLED.search(str(path)):
+            raise AceStepError(f"{path}: {found[0]} in a path is filled in by a configuration; {way}")
     asking = not yes and on_terminal()
     manifest = _look(folder)
     for line in song_lines(manifest):
@@ -77,9 +81,10 @@ def command(
     if steps is None:
         usual = steps_for(manifest, proposal)
         steps = click.prompt("Steps", usual, type=click.IntRange(1), err=True) if asking else usual
+    trigger = " ".join(trigger.split())
     taken = step_seconds(proposal, manifest, glance(bits_of(proposal)))
-    told = reasons(proposal, manifest, steps, trigger.strip(), taken)
-    files = _files(proposal, manifest, steps, trigger.strip(), target, folder.resolve(), told)
+    told = reasons(proposal, manifest, steps, trigger, taken)
+    files = _files(proposal, manifest, steps, trigger, target, folder.resolve(), told)
     with new_folder(target, needed=sum(len(text) for text in files.values())) as place:
         for name, text in files.items():
             (place / name).write_text(text, encoding="utf-8")
@@ -95,11 +100,11 @@ def _commands(folder: Path, run: Path, proposal: Proposal, manifest: Manifest) -
     """What to do next: captions first, where songs have none."""
     from ..families import of_flavour
 
-    train = f"acestep-mlx train {shlex.quote(str(run))}"
+    train = f"acestep-mlx train {typed(run)}"
     found = [f"{train} --dry-run", train]
     if any(one.no_caption for one in manifest.report.sets):
         family = of_flavour(proposal.model.flavour).name
-        found.insert(0, f"acestep-mlx prepare {shlex.quote(str(folder))} --family {family}")
+        found.insert(0, f"acestep-mlx prepare {typed(folder)} --family {family}")
     return found
 
 
@@ -168,17 +173,21 @@ def _files(
     songs: Path,
     told: list[tuple[str, str]],
 ) -> dict[str, str]:
-    """The run's files: name → content."""
+    """The run's files: name → content. ConfigError for what `train` would refuse."""
+    from ..config.read_datasets import read_datasets
+    from ..config.read_run import load_config
     from ..training.proposal import data_config, run_config
 
-    made = {
+    made: dict[str, Any] = {
         "config.json": run_config(proposal, manifest, steps, target, trigger),
         "multidatabackend.json": data_config(proposal, songs, trigger),
     }
+    config = load_config({**made["config.json"], "data_backend_config": made["multidatabackend.json"]})
+    read_datasets(config)  # what train refuses is not written
     why = "\n\n".join(_wrapped(f"{what}: {reason}") for what, reason in told)
     heading = f"A run of acestep-mlx for the songs in {songs}"
     end = "Change config.json as you like (docs/configuration.md explains each key), then:\n\n"
-    end += f"  acestep-mlx train {shlex.quote(str(target))}\n"
+    end += f"  acestep-mlx train {typed(target)}\n"
     return {
         **{name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in made.items()},
         README: f"{heading}\n\nWhy each thing was chosen\n\n{why}\n\n{end}",

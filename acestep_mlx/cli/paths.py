@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..io.filenames import as_stored
+
+
+def typed(path: Path) -> str:
+    """A path as an argument that can be pasted, also where its name looks like an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 class NamedPath(click.Path):

@@ -228,6 +228,8 @@ def _shared(
     for key, default in (("repeats", 0), ("probability", 1.0)) if held_out else ():
         if getattr(entry, key) != default:
             ignored.append((entry.id, key, "dataset_type=eval: its songs are not trained on"))
+    if audio.crop_lyrics != "keep" and audio.crop_seconds is None:
+        ignored.append((entry.id, "crop_lyrics", "it counts with crop_seconds only"))
     if low > high:
         raise ConfigError(f"{where}: min_duration_seconds={low} is above max_duration_seconds={high}")
     latents = entry.cache_dir_vae or entry.cache_dir or config.cache_dir_vae

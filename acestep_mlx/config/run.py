@@ -52,6 +52,7 @@ _DEFAULT = default()
 
 OFFSET, RAMP = "scheduled_sampling_max_step_offset", "scheduled_sampling_ramp_steps"
 REFLEXFLOW = "scheduled_sampling_reflexflow"
+_SWITCHES = ("use_ema", "ace_step_ssl_loss_weight", "lyrics_embedder_train")
 
 free = partial(option, resume="free")
 steers = partial(option, resume="steers")
@@ -535,6 +536,7 @@ def finish(
             origins[name] = f"as {other}"
     _check_length(values, origins)
     _check_rollout(values, origins, ignored)
+    _tell_idle(values, origins, ignored)
     _check_patience(values)
     if values["optimizer_config"] is not None:
         check_settings(values["optimizer"], values["optimizer_config"], origins["optimizer_config"])
@@ -680,3 +682,12 @@ def _check_rollout(values: dict[str, Any], origins: dict[str, str], ignored: lis
     if on and values[RAMP] and "scheduled_sampling_probability" in origins:
         why = f"with {RAMP} above 0 the chance goes from scheduled_sampling_prob_start to _prob_end"
         ignored.append(("scheduled_sampling_probability", why))
+
+
+def _tell_idle(values: dict[str, Any], origins: dict[str, str], ignored: list[tuple[str, str]]) -> None:
+    """Options that were set, and say nothing because the one that they need is off."""
+    for name, one in OPTIONS.items():
+        given = not origins.get(name, "default").startswith(("default", "as "))
+        if given and one.needs in _SWITCHES and not values[one.needs] and values[name] != one.default:
+            on = "=true" if OPTIONS[one.needs].kind == "bool" else " above 0"
+            ignored.append((name, f"it counts with {one.needs}{on} only"))

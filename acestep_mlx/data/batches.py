@@ -22,7 +22,7 @@ from ..errors import CheckpointError, DataError
 from ..families.songs import Arrays, CachedSong, Shape
 from ..io.hashes import cache_key
 from .encode import Cache
-from .manifest import Sample
+from .manifest import Sample, held_out
 
 _ORDER, _NOISE, _PART = 1, 2, 3  # streams of random numbers
 
@@ -92,7 +92,7 @@ class Batches:
         self.cache = cache
         self.samples: Sequence[Sample] = cache.samples
         self.trained = [i for i, sample in enumerate(self.samples) if not sample.dataset.held_out]
-        self.held_out = [i for i, sample in enumerate(self.samples) if sample.dataset.held_out]
+        self.held_out = held_out(self.samples)
         if not self.trained:
             raise DataError("nothing to train on: the data set is empty")
         self.seed = config.seed if seed is None else seed

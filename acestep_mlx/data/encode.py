@@ -28,7 +28,7 @@ from ..io.hashes import cache_key, hash_file
 from ..io.progress import Advance, Progress, silent
 from .cache import Store, describe
 from .facts import MISREAD, MISREAD_OGG, FactsIndex
-from .manifest import Manifest, Sample, index_path, nothing_left
+from .manifest import Manifest, Sample, held_out, index_path, nothing_left
 from .places import use
 from .summary import SetReport
 
@@ -232,6 +232,7 @@ class Cache:
     # ── encoding ─────────────────────────────────────────────────────────────────────────────────────
     def fill(self, progress: Progress, everything: bool = False) -> None:
         """Compute what is missing; what is made of sound only with `everything` for on-demand data sets."""
+        evaluated = held_out(self.samples)
         for store in {self._store(sample, kind) for sample in self.samples for kind in self._encoders}:
             self._use(store)
         for kind in STAGES:
@@ -245,6 +246,8 @@ class Cache:
         }
         if all(sample.dataset.held_out for sample in self.samples):
             raise nothing_left(self.skipped)
+        if evaluated and not held_out(self.samples):
+            raise nothing_left(self.skipped, "evaluate")
 
     def _encode_words(self, kind: str, samples: Iterable[Sample], progress: Progress) -> None:
         """Captions or lyrics, with what there is to remark about them kept beside them."""

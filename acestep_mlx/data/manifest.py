@@ -159,12 +159,19 @@ class Manifest:
 
     @property
     def held_out(self) -> list[Sample]:
-        return [sample for sample in self.samples if sample.dataset.held_out]
+        """The songs that the evaluation loss is measured on; [] where it is measured on trained ones."""
+        return [self.samples[i] for i in held_out(self.samples)]
 
     @property
     def signature(self) -> str:
         """Changes when anything changes that the order of training depends on."""
         return hash_text("\n".join(sample.key for sample in self.samples))[:32]
+
+
+def held_out(samples: Sequence[Sample]) -> list[int]:
+    """Indices of the songs of eval sets whose sound no other set trains on."""
+    trained = {sample.content for sample in samples if not sample.dataset.held_out}
+    return [i for i, one in enumerate(samples) if one.dataset.held_out and one.content not in trained]
 
 
 def index_path(config: RunConfig) -> Path | None:
@@ -224,8 +231,11 @@ def build_manifest(
         reports.append(report)
     full = DatasetReport(reports, datasets.ignored, datasets.disabled)
     _note_trained_too(samples, reports)
-    if all(sample.dataset.held_out for sample in samples):
+    held = [sample.dataset.held_out for sample in samples]
+    if all(held):
         raise nothing_left(skipped)
+    if not any(held) and (apart := [f"{one.id}/" for one in datasets.audio if one.held_out]):
+        raise nothing_left([song for song in skipped if song[0].startswith(tuple(apart))], "evaluate")
     return Manifest(samples, skipped, full, datasets, family)
 
 
@@ -242,13 +252,15 @@ def _note_trained_too(samples: Sequence[Sample], reports: Sequence[SetReport]) -
         ]
 
 
-def nothing_left(skipped: Sequence[tuple[str, str]]) -> DataError:
-    """The error of a run without songs; its details name each skipped one with its reason."""
+def nothing_left(skipped: Sequence[tuple[str, str]], what: str = "train") -> DataError:
+    """The error of a run without songs to train or evaluate on; its details name each skipped one with its
+    reason.
+    """
     if not skipped:
-        return DataError("nothing left to train on: the data sets hold no songs")
+        return DataError(f"nothing left to {what} on: the data sets hold no songs")
     reasons = [f"{name}: {reason}" for name, reason in skipped]
     return DataError(
-        f"nothing left to train on: {count(len(skipped), 'song')} skipped ({listed(reasons)})",
+        f"nothing left to {what} on: {count(len(skipped), 'song')} skipped ({listed(reasons)})",
         [f"skipped {reason}" for reason in reasons],
     )
 
@@ -324,6 +336,8 @@ def _sample(
     captions = _caption_variants(dataset, song)
     if not song.captions and not dataset.only_instance_prompt:
         report.no_caption.append(song.name)
+    if song.doubtful is not None:
+        report.doubtful.append((song.name, song.doubtful))
     report.notes += [(song.name, note) for note in song.notes]
     longest = min(dataset.max_duration, family.latents.max_seconds)
     start, seconds = _part(dataset, longest, facts, config.seed)
@@ -391,6 +405,7 @@ def _row(song: folder.Song, sample: Sample, notes: int, unread: int) -> SongRow:
         f"cut to {sample.seconds:.0f} s" if sample.cut else "",
         f"{unread} not read" if unread else "",
         count(notes, "note") if notes else "",
+        "caption may be lyrics" if song.doubtful else "",
     ]
     lyrics = None if sample.lyrics is None else song.sources.get("lyrics", "given")
     text = ", ".join(problem for problem in problems if problem)

@@ -48,7 +48,7 @@ class Record:
     in a field for captions, rather than for a genre or tags. lyrics: as they are written.
     instrumental: whether it says that nobody sings. trigger: its own trigger words. facts: all else, as it is
     written, by name in lower case. notes: what is not taken from it. listed: whether the file is a list of
-    many songs.
+    many songs. doubtful: whether the captions may be lyrics.
     """
 
     source: str
@@ -60,6 +60,7 @@ class Record:
     notes: tuple[str, ...] = ()
     listed: bool = False
     worded: bool = True
+    doubtful: bool = False
 
 
 def read_record(text: str, source: str, *, tagged: bool = True) -> Record | None:
@@ -106,8 +107,9 @@ def record_of(
     if repeat not in ("1", "1.0"):
         found.append(f"{source}: repeat {repeat} is not read; set repeats of a data set")
     worded = not all(is_blank(fields.get(name)) for name in _CAPTIONS[:_WORDED])
+    doubtful = any(isinstance(fields.get(n), str) and sidecars.may_be_sung(fields[n]) for n in _CAPTIONS)
     return Record(
-        source, tuple(captions), lyrics, instrumental, trigger, fields, tuple(found), listed, worded
+        source, tuple(captions), lyrics, instrumental, trigger, fields, tuple(found), listed, worded, doubtful
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +46,8 @@ TAGS = "ai-toolkit's metadata (<CAPTION> …)"
 JSON = "JSON metadata (musubi and others)"
 FIELDS = "metadata of Side-Step or HOT-Step"
 SHEET = "lyrics with "
+SHEET_LINES = 8  # so many lines, none longer than this, are lyrics beside another caption
+SHEET_WIDTH = 100
 
 #: endings of files in which other programs describe a song → what such a file looks like, the first first
 BESIDE = {
@@ -122,6 +125,19 @@ def _has_pair(text: str) -> bool:
         elif tag[2] in opened:
             return True
     return False
+
+
+def may_be_sung(text: str) -> bool:
+    """Whether a text that is taken for captions may be lyrics without marks: many short lines, most of them
+    without commas, lines that come again, or stanzas.
+    """
+    lines = [line.strip() for line in unescape_breaks(text)[0].split("\n")]
+    stanzas = [list(part) for filled, part in itertools.groupby(lines, bool) if filled]
+    told = [line for part in stanzas for line in part]
+    if len(told) < 4 or max(map(len, told)) > SHEET_WIDTH:
+        return False
+    again = len(set(told)) < len(told) or sum(len(part) > 1 for part in stanzas) > 1
+    return again or (len(told) >= SHEET_LINES and sum("," in line for line in told) < len(told) / 2)
 
 
 def _is_mark(line: str) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..families.protocol import Family
 
 Named = list[tuple[str, str]]
+SUNG = "and into NAME.txt what it sounds like"
 _MOST = 20  # left-out files and folders that a run names
 
 
@@ -44,7 +45,7 @@ class SetReport:
     that is not plain. cropped: songs of which `crop` seconds are trained on at a time; untimed: those of them
     whose lyrics cannot be cut. sources_of: "caption" and "lyrics" → where they are from, and of how many
     songs. rows: what each song is trained with. held_out: its songs are not trained on; trained_too: (song,
-    the trained one) where it is, in another data set.
+    the trained one) where it is, in another data set. doubtful: (song, file) whose captions may be lyrics.
     """
 
     id: str
@@ -66,6 +67,7 @@ class SetReport:
     again: Named = field(default_factory=list)
     no_caption: list[str] = field(default_factory=list)
     no_lyrics: list[str] = field(default_factory=list)
+    doubtful: Named = field(default_factory=list)
     notes: Named = field(default_factory=list)
     sources: Named = field(default_factory=list)
     lyrics_changed: int = 0
@@ -101,6 +103,7 @@ class SetReport:
         return [
             ("left out", _detailed(self.skipped)),
             ("not decoded everywhere", _detailed(self.lost)),
+            ("with captions that may be lyrics", [name for name, _ in self.doubtful]),
             ("without a caption, so that no words call up their sound", self.no_caption),
             ("whose parts have no lyrics, as these have no time stamps", self.untimed),
             ("with metadata that is not understood", _detailed(self.unread)),
@@ -118,7 +121,11 @@ class SetReport:
         if self.trained_too:
             named = listed([f"{name} is {other}" for name, other in self.trained_too])
             text = f"{len(self.trained_too)} {self._of_all} are trained on in another data set ({named})"
-            out.append((f"{text}: the evaluation cannot tell memorising by them", "warning"))
+            out.append((f"{text}: the evaluation leaves them out, they cannot tell memorising", "warning"))
+        if self.doubtful:
+            named = listed([f"{name}: {source}" for name, source in self.doubtful])
+            text = f"{len(self.doubtful)} {self._of_all} may have lyrics for captions ({named})"
+            out.append((f"{text}: put lyrics into NAME.lyrics, {SUNG}", "warning"))
         captions, lyrics = "a file NAME.txt beside the song", "a file NAME.lyrics beside the song"
         if self.listed:
             captions, lyrics = "its column", "their column"
@@ -236,6 +243,7 @@ def _set_lines(one: SetReport, limit: int) -> list[str]:
         "length counted by decoding": one.counted,
         "encoded again, because what was kept of them was wrong": one.again,
         "list": one.sources,
+        "captions that may be lyrics, in": one.doubtful,
         "text": one.notes,
         "metadata not understood, left out": one.unread,
     }

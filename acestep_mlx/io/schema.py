@@ -63,7 +63,9 @@ def outside(
     """
 
     def plain(n: float | None) -> str:
-        return f"{n:g}" if isinstance(n, float) and (abs(n) > 1e9 or not n.is_integer()) else str(int(n or 0))
+        if isinstance(n, float) and (abs(n) > 1e9 or not n.is_integer()):
+            return short if float(short := f"{n:g}") == n else repr(n)  # 0.9999999 is not 1
+        return str(int(n or 0))
 
     enough = (low is None or value >= low) and (above is None or value > above)
     if enough and (high is None or value <= high):

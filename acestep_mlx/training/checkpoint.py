@@ -89,9 +89,12 @@ STATE_SCHEMA = schema.record(
         "healthy": schema.flag,
         "evaluation": schema.optional(schema.number()),
         "lowest": schema.record(
-            {"step": _count, "loss": schema.optional(schema.number()), "since": _count}, strict=True
+            {"step": _count, "loss": schema.optional(schema.number()), "since": _count},
+            {"measured": schema.text},
+            strict=True,
         ),
         "timed": schema.flag,
+        "measured": schema.text,
     },
 )
 
@@ -118,22 +121,26 @@ class Health:
 
     healthy: losses, gradients and weights since the checkpoint before it were finite, and so was its
     evaluation. evaluation: the mean loss on the evaluation set, or None where none was measured at its step.
-    timed: it was written because minutes had passed, and gives way to the next.
+    timed: it was written because minutes had passed, and gives way to the next. measured: what the evaluation
+    is of (see `report.events.Evaluated`); "" where that is not known.
     """
 
     healthy: bool = True
     evaluation: float | None = None
     timed: bool = False
+    measured: str = ""
 
-    def evaluated(self, loss: float | None) -> Health:
+    def evaluated(self, loss: float | None, measured: str = "") -> Health:
         """The same once the evaluation gave `loss`."""
         finite = loss is None or math.isfinite(loss)
-        return replace(self, healthy=self.healthy and finite, evaluation=loss if finite else None)
+        found = loss if finite else None
+        return replace(self, healthy=self.healthy and finite, evaluation=found, measured=measured)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Health:
         """From training_state.json; checkpoints of older versions do not say, and count as healthy."""
-        return cls(state.get("healthy", True), state.get("evaluation"), state.get("timed", False))
+        told = {name: state[name] for name in ("healthy", "evaluation", "timed", "measured") if name in state}
+        return cls(**told)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
@@ -344,13 +351,15 @@ def best(output_dir: Path) -> Path | None:
 
 
 def best_of(found: Mapping[Path, Health]) -> Path | None:
-    """`best` of checkpoints that were `found`, oldest first."""
-    rated = [
-        (health.evaluation, -i, path)
-        for i, (path, health) in enumerate(found.items())
-        if health.healthy and health.evaluation is not None
+    """`best` of checkpoints that were `found`, oldest first: of those whose loss is of the same songs and
+    noise as the newest one's.
+    """
+    rated = [(p, h) for p, h in found.items() if h.healthy and h.evaluation is not None]
+    of = rated[-1][1].measured if rated else ""
+    same = [
+        (h.evaluation, -i, p) for i, (p, h) in enumerate(rated) if "" in (of, h.measured) or h.measured == of
     ]
-    return min(rated)[2] if rated else None
+    return min(same)[2] if same else None
 
 
 def prune(output_dir: Path, limit: int, keep: Path) -> list[Path]:

@@ -121,8 +121,7 @@ class Measures:
         if found is None:
             return None
         loss, bins, songs = found
-        assert self.evaluation is not None
-        measured = self.evaluation.measured + ("-average" if first else "")
+        measured = self.measured
         verdict = self._verdict(measured, Point(step, loss, songs), saved(loss))
         self.job.emit(Evaluated(step, loss, bins, songs, measured, verdict.sentence, verdict.kind))
         for weights in others:
@@ -133,13 +132,20 @@ class Measures:
             self.job.emit.notice(f"step {step}: the evaluation loss is not finite", "warning")
         return loss
 
+    @property
+    def measured(self) -> str:
+        """What the evaluation is of: songs, noise, and whether with averaged weights; "" without any."""
+        if self.evaluation is None:
+            return ""
+        return self.evaluation.measured + ("-average" if measured_weights(self.job.config)[0] else "")
+
     def _verdict(self, measured: str, now: Point, saved: bool) -> Verdict:
         """saved: whether a checkpoint of this moment follows."""
         config, output, history = self.job.config, self.job.output, self.history
         found = checkpoint.healths(output)
         if saved:
             newest = output / f"checkpoint-{now.step}"
-            found[newest] = checkpoint.Health().evaluated(now.loss)
+            found[newest] = checkpoint.Health().evaluated(now.loss, measured)
             for path in checkpoint.surplus(found, config.checkpoints_total_limit, newest):
                 del found[path]
         best = checkpoint.best_of(found)

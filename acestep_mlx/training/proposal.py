@@ -243,7 +243,7 @@ def reasons(
         text = f"a random part of {proposal.crop:g} s each time, as whole songs do not fit"
         out.append(("length", text))
     heard = steps / len(manifest.samples)
-    out.append(("steps", f"{steps}: each song comes up about {heard:.0f} times"))
+    out.append(("steps", f"{steps:,}: each song comes up about {heard:,.0f} times"))
     out.append(
         (
             "time",

@@ -145,6 +145,9 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
     mx.set_cache_limit(step_cache(config, built.batches.shapes, model.config, bits, *built.recomputed))
     parameters = sum(p.size for p in step.parameters().values())
     job.emit(Started(counters.step, built.total, parameters, len(built.batches.trained), str(job.output)))
+    measured = job.world.share(measures.measured)
+    if counters.lowest.measured not in ("", measured) and config.early_stopping_patience:
+        job.emit.notice("the evaluation is of other songs than before: early_stopping_patience counts anew")
     trainer = Trainer(
         step,
         built.batches,
@@ -161,6 +164,7 @@ def run(job: Job, prepared: Prepared, built: Built, start: Start, writer: Writer
         share=job.world.share,
         patience=config.early_stopping_patience,
         resumed=start.saved,
+        measured=measured,
         remaining=measures.remaining,
     )
     trainer.catch_up(together(job.world.agree, lambda: measures.catch_up(counters, intervals)))

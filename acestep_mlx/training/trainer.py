@@ -63,11 +63,19 @@ class Smoothed:
 
 @dataclass
 class Lowest:
-    """The lowest evaluation loss so far and its step, and how many evaluations since were no lower."""
+    """The lowest evaluation loss so far and its step, and how many evaluations since were no lower.
+
+    measured: what the loss is of (see `report.events.Evaluated`); "" where that is not known.
+    """
 
     step: int = 0
     loss: float | None = None
     since: int = 0
+    measured: str = ""
+
+    def of(self, measured: str) -> Lowest:
+        """The same for evaluations of `measured`: none yet where these were of something else."""
+        return replace(self if self.measured in ("", measured) else Lowest(), measured=measured)
 
     def add(self, step: int, loss: float) -> bool:
         """Count an evaluation; whether it is a new lowest. One that is not finite never is."""
@@ -171,6 +179,7 @@ class Trainer:
         share: the first rank's value, on every rank.
         patience: evaluations without a new lowest loss after which training ends; 0: none.
         resumed: the checkpoint that the counters are of, where it is of the same folder.
+        measured: what the evaluation is of (see `report.events.Evaluated`).
         remaining: how long the run still takes.
     """
 
@@ -192,13 +201,15 @@ class Trainer:
         share: Callable[[Any], Any] = lambda value: value,
         patience: int = 0,
         resumed: Saved | None = None,
+        measured: str = "",
         remaining: Remaining | None = None,
     ) -> None:
         self.step, self.batches, self.total = step, batches, total_steps
         self.intervals, self.save, self.emit = intervals, save, emit
         self.evaluate, self.validate, self.way_on, self.agree = evaluate, validate, way_on, agree
-        self.best, self.share, self.patience = best, share, patience
+        self.best, self.share, self.patience, self.measured = best, share, patience, measured
         self.counters = counters or Counters()
+        self.counters.lowest = self.counters.lowest.of(measured)
         self._saved = resumed
         self._saved_at = time.monotonic()
         self._health = Health()  # of the steps since the last checkpoint, and the evaluation of this step
@@ -252,7 +263,7 @@ class Trainer:
         """Count an evaluation of the step that the run begins at, which its checkpoint lacks."""
         if self.judge(loss):
             healthy = self._saved is None or self._saved.health.healthy
-            self._saved, self._health = None, Health(healthy, loss)
+            self._saved, self._health = None, Health(healthy, loss, measured=self.measured)
             self._checkpoint()
 
     def _should_stop(self, stop: StopRequest) -> bool:
@@ -336,7 +347,7 @@ class Trainer:
             loss = together(
                 self.agree, lambda: self.evaluate(counters.step, lambda loss: due or self.keeps(loss))
             )
-            self._health = self._health.evaluated(loss)
+            self._health = self._health.evaluated(loss, self.measured)
             saving = self.judge(loss) or saving or self.over
 
         def keep_and_hear() -> None:
@@ -367,7 +378,7 @@ class Trainer:
         if saved is not None and saved.step == counters.step:  # the same weights
             if saved.micro == counters.micro:
                 return saved.path
-            health = Health(health.healthy and saved.health.healthy, saved.health.evaluation)
+            health = replace(saved.health, healthy=health.healthy and saved.health.healthy, timed=False)
         health = replace(health, timed=timed)
         self.emit.progress(phase("writing the checkpoint"))
         with self.remaining.timed("checkpoints"):

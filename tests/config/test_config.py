@@ -828,3 +828,26 @@ def test_only_seconds_are_written_with_a_colon() -> None:
     for key in ("learning_rate", "checkpoint_minutes", "max_train_steps"):
         with pytest.raises(ConfigError, match=f"{key} must be a"):
             load_config({key: "1:30"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "needs", "on"),
+    [
+        ("ema_decay", 0.9, "use_ema=true", {"use_ema": True}),
+        ("ema_validation", "none", "use_ema=true", {"use_ema": True}),
+        ("lyrics_embedder_lr", 1e-3, "lyrics_embedder_train=true", {"lyrics_embedder_train": True}),
+        ("ace_step_ssl_encoders", "mert", "ace_step_ssl_loss_weight above 0", None),
+    ],
+)
+def test_what_needs_another_option_says_so_without_it(
+    key: str, value: Any, needs: str, on: dict[str, Any] | None
+) -> None:
+    assert (key, f"it counts with {needs} only") in load_config({key: value}).ignored
+    assert not load_config({}).ignored
+    if on is not None:
+        assert not load_config({key: value, **on}).ignored
+
+
+def test_a_range_says_where_it_really_ends() -> None:
+    with pytest.raises(ConfigError, match=r"ema_decay must be between 0 and 0\.9999999, got 1 "):
+        load_config({"use_ema": True, "ema_decay": 1})

@@ -327,3 +327,9 @@ def test_where_latents_go_is_said_when_two_keys_name_places() -> None:
     for other, said in (("one", []), ("two", [("a", "cache_dir", "cache_dir_vae=one is given, and wins")])):
         found = read_datasets(load_config({"data_backend_config": [{**entry, "cache_dir": other}]}))
         assert found.audio[0].latent_dir.name == "one" and list(found.ignored) == said
+
+
+def test_lyrics_of_parts_say_nothing_without_parts() -> None:
+    alone = read({"audio": {"crop_lyrics": "cut"}})
+    assert alone.ignored == (("set", "crop_lyrics", "it counts with crop_seconds only"),)
+    assert not read({"audio": {"crop_lyrics": "cut", "crop_seconds": 30}}).ignored

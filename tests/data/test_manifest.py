@@ -631,9 +631,14 @@ def test_a_song_that_is_held_out_and_trained_on_is_named(tmp_path: Path) -> None
     apart = {"id": "apart", "dataset_type": "eval", "instance_data_dir": str(tmp_path / "apart")}
     found = manifest(tmp_path, {}, apart)
     assert found.report.sets[1].trained_too == [("x.wav", "set/a.wav")]
+    assert [sample.id for sample in found.held_out] == ["apart/y.wav"], "the evaluation is of the other"
     warnings = [text for text, level in found.report.remarks() if level == "warning"]
     assert any("x.wav is set/a.wav" in text and "cannot tell memorising" in text for text in warnings)
     lines = found.report.lines()
     assert any(line.startswith("data set apart: 2 of 2 songs") and "not trained on" in line for line in lines)
     with pytest.raises(DataError, match="nothing left to train on"):
         manifest(tmp_path, {"audio": {"min_duration_seconds": 100}}, apart)
+    with pytest.raises(DataError, match=r"nothing left to evaluate on: 2 songs skipped .apart/x.wav"):
+        manifest(tmp_path, {}, {**apart, "audio": {"min_duration_seconds": 100}})
+    (tmp_path / "apart" / "y.wav").unlink()
+    assert manifest(tmp_path, {}, apart).held_out == [], "then it is of the trained songs, and says so"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from acestep_mlx.data.manifest import Manifest
-from acestep_mlx.data.sidecars import looks_like
+from acestep_mlx.data.sidecars import looks_like, may_be_sung
 
 from .songs import manifest, song
 
@@ -423,3 +423,53 @@ def test_what_is_not_read_is_not_sung(text: str, what: str, tmp_path: Path) -> N
 )
 def test_lines_of_names_and_values_are_metadata_from_three_on(text: str, metadata: bool) -> None:
     assert (looks_like(text) == f"metadata ({text.split(chr(10))[0]})") == metadata
+
+
+# ── lyrics without marks ─────────────────────────────────────────────────────────────────────────────
+SUNG = {
+    "lines that come again": "I love you baby\nyes I do\nooh ooh\nI love you baby",
+    "stanzas": "down by the water\nwhere lights are low\n\nI heard you calling\na year ago",
+    "many short lines": "\n".join(
+        f"and then I walked to {n}, alone" if n == 3 else f"we sang {n}" for n in range(9)
+    ),
+    "written-out line ends": "ooh ooh\\nla la\\nooh ooh\\nhey",
+}
+WORDED = {
+    "one line": "slow jazz with a piano",
+    "variants": "slow jazz\nquiet piano\nbrushes on a snare",
+    "many variants of tags": "\n".join(f"jazz, piano, take {n}" for n in range(12)),
+    "long sentences": "\n".join(f"A slow piece of jazz {n} " + "with a warm piano " * 6 for n in range(9)),
+}
+
+
+@pytest.mark.parametrize("text", SUNG.values(), ids=SUNG)
+def test_a_caption_that_may_be_lyrics_is_named(tmp_path: Path, text: str) -> None:
+    song(tmp_path / "songs", "a", caption=text)
+    found = manifest(tmp_path)
+    (one,) = found.report.sets
+    assert one.doubtful == [("a.wav", "a.txt")]
+    assert any("may have lyrics for captions (a.wav: a.txt)" in text for text, _ in one.remarks())
+    assert found.report.problems()[0].startswith("1 with captions that may be lyrics")
+    assert "caption may be lyrics" in one.rows[0].problem
+
+
+def test_so_is_one_in_another_program_s_file(tmp_path: Path) -> None:
+    folder = song(tmp_path / "songs", "a", caption=None).parent
+    (folder / "a.json").write_text(json.dumps({"caption": SUNG["stanzas"]}))
+    assert manifest(tmp_path).report.sets[0].doubtful == [("a.wav", "a.json")]
+
+
+@pytest.mark.parametrize("text", WORDED.values(), ids=WORDED)
+def test_captions_are_not_taken_for_lyrics(text: str) -> None:
+    assert not may_be_sung(text)
+
+
+def test_a_song_with_lyrics_of_its_own_has_no_others_for_captions(tmp_path: Path) -> None:
+    song(tmp_path / "songs", "a", caption=SUNG["stanzas"], lyrics="[verse]\nla la")
+    assert manifest(tmp_path).report.sets[0].doubtful == []
+
+
+def test_the_song_s_name_is_starred_only_where_a_file_is_named_after_it(tmp_path: Path) -> None:
+    folder = song(tmp_path / "songs", "s", caption=None).parent
+    (folder / "songs.csv").write_text("File,Caption\ns.wav,slow jazz\n")
+    assert manifest(tmp_path).report.sets[0].sources_of["caption"] == {"songs.csv": 1}

@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -100,6 +101,22 @@ def test_a_checkpoint_that_cannot_be_read_is_not_healthy_and_one_of_an_older_ver
     (old / checkpoint.STATE).write_text(json.dumps({k: v for k, v in state.items() if k != "healthy"}))
     assert health(tmp_path) == {"checkpoint-1": False, "checkpoint-2": True}
     assert checkpoint.last_healthy(tmp_path) == old
+
+
+def test_the_best_is_one_of_those_that_were_measured_on_the_same_songs() -> None:
+    """After the evaluation songs have changed, losses of before say nothing of what comes."""
+
+    def best(*given: tuple[float | None, str]) -> str | None:
+        found = {
+            Path(f"{n}"): checkpoint.Health(True, loss, measured=of) for n, (loss, of) in enumerate(given)
+        }
+        path = checkpoint.best_of(found)
+        return None if path is None else path.name
+
+    assert best((0.5, "a"), (0.6, "a")) == "0"
+    assert best((0.5, "a"), (0.7, "b"), (0.6, "b"), (None, "")) == "2"
+    assert best((0.5, ""), (0.7, "b")) == "0", "checkpoints of before do not say"
+    assert best((None, "a")) is None
 
 
 # ── in a run ──────────────────────────────────────────────────────────────────────────────────────────

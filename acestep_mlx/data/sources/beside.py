@@ -19,8 +19,6 @@ from ..captions import CAPTION_NAMES, caption_lines
 from ..drafts import fields_of, split
 from ..records import Record, json_fields, read_record, record_of
 
-_SHEET_LINES = 8  # so many lines, none longer than this, beside another caption are lyrics
-_SHEET_WIDTH = 100
 _TEXTS = (".txt", ".caption", ".tags", ".prompt")
 
 
@@ -123,7 +121,7 @@ class Beside:
         captions = tuple(caption_lines(text, self.multiline))
         if told.captioned and not self.captioned:
             worded = any(record.captions and record.worded for record in told.records)
-            if worded and len(lines) >= _SHEET_LINES and max(map(len, lines)) <= _SHEET_WIDTH:
+            if worded and len(lines) >= sidecars.SHEET_LINES and max(map(len, lines)) <= sidecars.SHEET_WIDTH:
                 told.sheet = told.sheet or (name, text)
                 return
             split = next((r for r in told.records if r.source.lower().endswith(".caption.txt")), None)
@@ -134,7 +132,7 @@ class Beside:
                 )
                 told.records = [r for r in told.records if not r.captions]
                 return
-        told.records.insert(0, Record(name, captions))
+        told.records.insert(0, Record(name, captions, doubtful=sidecars.may_be_sung(text)))
 
     def _other(self, file: Path, name: str, what: str, told: Told) -> None:
         """A file that another program keeps beside the song. name: for people."""
@@ -150,7 +148,8 @@ class Beside:
             record = read_record(text, name, tagged=self.tagged)
             if record is None:
                 sidecars.check_caption(text, name)
-                record = Record(name, tuple(caption_lines(text, self.multiline)))
+                captions = tuple(caption_lines(text, self.multiline))
+                record = Record(name, captions, doubtful=sidecars.may_be_sung(text))
             told.records.append(record)
         except DataError as error:
             told.unread.append(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ class Song:
 
     metadata: what the model can be told beside, as it is written; unread: files with it that are damaged.
     sources: "caption" and "lyrics" → where each is from, `*` for the song's name; absent where there is none.
+    doubtful: where its captions are from, if they may be lyrics.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Song:
     metadata: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
+    doubtful: str | None = None
 
 
 @dataclass
@@ -170,6 +173,7 @@ class _Reader:
             caption = self._captions(path, song, row, told)
             lyrics = self._lyrics(path, song, row, told)
             self._remark(path, song, told, {caption, lyrics})
+            song.doubtful = None if song.lyrics else song.doubtful
         except DataError as error:
             song.problem = str(error)
         song.unread += told.unread
@@ -245,6 +249,7 @@ class _Reader:
             return None
         first, *others = found
         song.captions = list(first.captions)
+        song.doubtful = first.source if first.doubtful else None
         song.sources["caption"] = _general(first.source, path)
         song.notes += [
             f"the caption is read from {first.source}, not from {other.source}"
@@ -338,7 +343,7 @@ def _general(source: str, path: Path) -> str:
     """A file's name with `*` for the song's."""
     folder, slash, name = source.rpartition("/")
     stem = shown(path.stem)
-    return f"{folder}{slash}*{name[len(stem) :]}" if name.startswith(stem) else source
+    return f"{folder}{slash}*{name[len(stem) :]}" if re.match(rf"{re.escape(stem)}[._]", name) else source
 
 
 def _why_no_file(path: Path) -> str:
