@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from acestep_mlx.cli import main
+from acestep_mlx.cli.dry_run import beside_steps
 from acestep_mlx.config.read_run import load_config
 from acestep_mlx.convert import source
 from acestep_mlx.convert.conversions import ensure_model
@@ -251,6 +252,33 @@ def test_what_is_still_to_come(intervals: Intervals, step: int, want: ToCome) ->
 
 def test_very_long_runs_are_counted_at_once() -> None:
     assert Agenda(Intervals(1), 10**9, 7).after(5).checkpoints == 10**9 - 5
+
+
+HEARD = {"validation_prompt": "jazz", "validation_step_interval": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "resumed", "want"),
+    [
+        ({}, False, (3, 0)),  # that before the first step, and two
+        ({}, True, (2, 0)),
+        ({"num_eval_images": 0}, False, (0, 0)),
+        ({"eval_loss_disable": True}, False, (0, 0)),
+        (HEARD, False, (3, 3)),  # that without the LoRA, and two
+        (HEARD, True, (2, 2)),
+        ({**HEARD, "validation_on_startup": True}, False, (3, 4)),
+        ({**HEARD, "use_ema": True}, False, (3, 5)),  # with both weights
+        ({**HEARD, "use_ema": True, "ema_validation": "ema_only"}, False, (3, 3)),
+    ],
+)
+def test_evaluations_and_clips_are_all_counted(
+    options: dict[str, Any], resumed: bool, want: tuple[int, int]
+) -> None:
+    """Of four steps, a checkpoint after every other one; so many were counted in runs of the miniature."""
+    config = load_config({"max_train_steps": 4, "checkpoint_step_interval": 2, **options})
+    ready: Any = SimpleNamespace(step=0, resume=Path("old") if resumed else None)
+    told = beside_steps(config, ready, Agenda(Intervals.of(config), 4, 3))
+    assert (told["evaluation"], told["clip"]) == want
 
 
 @pytest.mark.slow_after(1)

@@ -124,7 +124,7 @@ class QuickCodec:
 
     def __init__(self, *components: Any) -> None: ...
 
-    def encode(self, sound: np.ndarray) -> mx.array:
+    def encode(self, sound: np.ndarray, progress: Any = None) -> mx.array:
         frames = -(-len(sound) // 4096)
         left = np.pad(sound[:, 0], (0, frames * 4096 - len(sound))).reshape(frames, 128, 32)
         return mx.array(left.mean(2).T.reshape(1, 8, 16, frames) * 10)

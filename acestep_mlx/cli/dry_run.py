@@ -144,12 +144,22 @@ def _time(config: RunConfig, found: Preflight, length: Length, times: Hours, age
     if left <= 0:
         return "none, as nothing is left to train"
     encode = f"{between(times.encode)} to encode the songs" if times.encode else "the songs are encoded"
-    to_come = agenda.after(found.step)
-    beside = [] if config.eval_loss_disable else [count(to_come.evaluations, "evaluation")]
-    clips = to_come.validations * _heard(config)
-    beside += [count(clips, "clip")] if clips else []
+    beside = [count(n, what) for what, n in beside_steps(config, found, agenda).items() if n]
     steps = " + ".join([count(left, "step"), *beside])
     return f"{encode}, {times.training} to train ({steps}), {times.basis}"
+
+
+def beside_steps(config: RunConfig, found: Preflight, agenda: Agenda) -> dict[str, int]:
+    """How many evaluations and clips are made: what comes before the first step, and once the clips without
+    the LoRA, are among them.
+    """
+    from ..training.validation import requests
+
+    to_come, fresh = agenda.after(found.step), found.resume is None
+    measured = config.num_eval_images and not config.eval_loss_disable
+    times = to_come.validations + (fresh and config.validation_on_startup)
+    clips = times * _heard(config) + (len(requests(config)) if fresh and times else 0)
+    return {"evaluation": to_come.evaluations + fresh if measured else 0, "clip": clips}
 
 
 def _heard(config: RunConfig) -> int:

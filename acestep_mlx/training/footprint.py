@@ -85,9 +85,12 @@ def disk_use(
         fetched, grown = further.disk(config, seconds)
         parts.append(Part(DOWNLOAD, fetched, hub_folder(), False))
         cached += 0.0 if config.vae_cache_disable else grown
+    going_on = found.step < agenda.total
     parts.append(Part("caches", cached, config.resolve(config.cache_dir), False))
-    parts.append(Part("checkpoints", _checkpoints(config, found, agenda), config.output_path, False))
-    parts.append(Part("clips", _clips(config, found, agenda), config.output_path, False))
+    parts.append(
+        Part("checkpoints", going_on * _checkpoints(config, found, agenda), config.output_path, False)
+    )
+    parts.append(Part("clips", going_on * _clips(config, found, agenda), config.output_path, False))
     return DiskUse([part for part in parts if part.bytes])
 
 
