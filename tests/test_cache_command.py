@@ -9,7 +9,7 @@ import pytest
 
 from acestep_mlx.cli import cache, main
 from acestep_mlx.data import encode, manifest
-from acestep_mlx.training import prepare
+from acestep_mlx.training import prepared
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_everything_is_encoded_and_what_is_not_used_goes_only_where_that_was_ask
 
     report = SimpleNamespace(lines=lambda limit: ["the report"])
     monkeypatch.setattr(manifest, "build_manifest", lambda *_, **__: SimpleNamespace(report=report))
-    monkeypatch.setattr(prepare, "open_model", lambda config, progress: None)
+    monkeypatch.setattr(prepared, "open_model", lambda config, progress: None)
     monkeypatch.setattr(encode, "encode_dataset", encoded)
     with pytest.raises(SystemExit) as end:
         main(["cache", "example=my-songs", "--lora_rank=7", *(["--prune"] if prune else [])])

@@ -510,6 +510,7 @@ class Heard:
 
         class Pipe:
             folder, loras, lyric_tokenizer = ModelFolder.open(heard.model), (), None
+            family, fuse_loras = folder.family, False
 
             def load_lora(self, path: str, scale: float) -> None:
                 heard.loras.append((path, scale))
@@ -564,7 +565,7 @@ def _command(heard: Heard, *arguments: str) -> Request:
     return heard.requests[-1]
 
 
-def test_every_other_flag_arrives(heard: Heard, tmp_path: Path) -> None:
+def test_every_other_flag_arrives(heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks: dict[str, Callable[[], None]] = {}
 
     def flag(check: Callable[[], None]) -> None:
@@ -628,6 +629,14 @@ def test_every_other_flag_arrives(heard: Heard, tmp_path: Path) -> None:
         assert Path("seen.png").read_bytes().startswith(b"\x89PNG")
         _command(heard, "-o", "unseen.wav")
         assert not Path("unseen.png").exists()
+
+    @flag
+    def opening() -> None:
+        opened: list[Path] = []
+        monkeypatch.setattr(generate, "open_file", opened.append)
+        _command(heard, "-o", "quiet.wav")
+        _command(heard, "-o", "played.wav", "--open")
+        assert [path.name for path in opened] == ["played.wav"]
 
     @flag
     def force() -> None:

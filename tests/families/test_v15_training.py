@@ -39,7 +39,7 @@ FAMILY = Unreleased()
 class Ear:
     """In the autoencoder's place: eight sums of a frame's samples, of the size of latents."""
 
-    def encode(self, sound: mx.array) -> tuple[mx.array, mx.array]:
+    def encode(self, sound: mx.array, progress: Any = None) -> tuple[mx.array, mx.array]:
         mean = sound.reshape(len(sound), -1, 8, 480).sum(axis=-1) / 10
         return mean, mx.full(mean.shape, 0.1)
 
