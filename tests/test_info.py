@@ -80,7 +80,7 @@ def loras(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pytorch_checkpoint(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = info(capsys, tiny_checkpoint)
     assert "ACE-Step checkpoint for PyTorch" in out and "F32" in out
-    assert "2.09 M parameters" in out and "0.34 M of them are dropped" in out
+    assert "2.09 M parameters" in out and "0.34 M of them are left out" in out
     assert f"acestep-mlx convert --hf-path {tiny_checkpoint}" in out
     for precision in ("no_change", "int8-quanto", "int4-quanto"):
         assert f"base_model_precision={precision}: about " in out

@@ -686,8 +686,9 @@ def _check_rollout(values: dict[str, Any], origins: dict[str, str], ignored: lis
 
 def _tell_idle(values: dict[str, Any], origins: dict[str, str], ignored: list[tuple[str, str]]) -> None:
     """Options that were set, and say nothing because the one that they need is off."""
+    said = {name for name, _ in ignored}
     for name, one in OPTIONS.items():
-        given = not origins.get(name, "default").startswith(("default", "as "))
+        given = name not in said and not origins.get(name, "default").startswith(("default", "as "))
         if given and one.needs in _SWITCHES and not values[one.needs] and values[name] != one.default:
             on = "=true" if OPTIONS[one.needs].kind == "bool" else " above 0"
             ignored.append((name, f"it counts with {one.needs}{on} only"))

@@ -35,7 +35,7 @@ def test_flags_are_mlx_lms(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest
     assert run("--hf-path", tiny_checkpoint, "--mlx-path", out, *flags) == 0
     assert ModelFolder.open(out).quantization == {"bits": 8, "group_size": 32, "mode": "affine"}
     printed = capsys.readouterr()
-    assert "16 dropped: in the checkpoint, but the forward pass never uses it" in printed.out
+    assert "16 left out: in the checkpoint, but the forward pass never uses it" in printed.out
     assert "layers quantised" in printed.out and re.search(r"model: [\d.]+ MB → [\d.]+ MB in", printed.out)
     assert "lyric vocabulary: " in printed.out
     assert "converting transformer" in printed.err and "100 %" in printed.err
@@ -208,7 +208,7 @@ def test_the_summary_is_the_files(
         made = read_header(out / f"{name}.safetensors").tensors
         source, stored = sum(one.stop - one.start for one in tensors), (out / f"{name}.safetensors").stat()
         numbers = re.fullmatch(
-            r"\w+ +(\S+) M parameters +(\S+ \S+) → +(\S+ \S+)  ([\d,]+) tensors converted, (\d+) dropped"
+            r"\w+ +(\S+) M parameters +(\S+ \S+) → +(\S+ \S+)  ([\d,]+) tensors converted, (\d+) left out"
             r"(?:, (\d+) layers quantised)?",
             line,
         )
@@ -219,6 +219,6 @@ def test_the_summary_is_the_files(
         if not flags:
             assert numbers[1] == f"{sum(one.size for one in made.values()) / 1e6:.2f}"
         reasons = list(takewhile(lambda one: one.startswith(" "), lines[lines.index(line) + 1 :]))
-        assert sum(int(one.split(" dropped: ")[0]) for one in reasons) == int(numbers[5])
+        assert sum(int(one.split(" left out: ")[0]) for one in reasons) == int(numbers[5])
         read, written = read + source, written + stored.st_size
     assert lines[-1].startswith(f"{out}: {size(read)} → {size(written)} in ")
