@@ -7,7 +7,6 @@ as a script, which works without a server.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +19,7 @@ import numpy as np
 from .. import __version__
 from ..config.run import RunConfig
 from ..families import of_flavour
-from ..formatting import count, rate, size
+from ..formatting import count, duration, rate, size
 from ..io.atomic import write_bytes
 from ..io.schema import read_file
 from .charts import Series, constant, line_chart, number
@@ -325,7 +324,7 @@ def _songs(run: _Run) -> str:
     if not run.about.songs:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(song.name)}</th><td class="length">{_clock(song.seconds)}</td>'
+        f'<tr><th scope="row">{escape(song.name)}</th><td class="length">{duration(song.seconds)}</td>'
         f"<td>{'<br>'.join(escape(c) for c in song.captions) or '–'}{_lyrics(song.lyrics)}</td></tr>"
         for song in run.about.songs
     )
@@ -338,11 +337,6 @@ def _songs(run: _Run) -> str:
 
 def _lyrics(text: str | None) -> str:
     return f"<details><summary>Lyrics</summary><pre>{escape(text)}</pre></details>" if text else ""
-
-
-def _clock(seconds: float) -> str:
-    whole = math.floor(seconds + 0.5)
-    return f"{whole // 60}:{whole % 60:02d}"
 
 
 def _settings(config: RunConfig) -> str:
