@@ -173,10 +173,12 @@ def _heard(config: RunConfig) -> int:
 def _disk(use: DiskUse) -> str:
     from ..training.footprint import DOWNLOAD
 
+    if not use.parts:
+        return "nothing is written"
     needed, free, where = use.tightest()
     spare, hub = free - needed, ", as the hub says"
     told = [f"{size(p.bytes)} {p.what}{hub if p.asked and p.what == DOWNLOAD else ''}" for p in use.parts]
-    parts = f"about {size(use.total)} ({' + '.join(told)})" if told else "nothing is written"
+    parts = f"about {size(use.total)} ({' + '.join(told)})"
     if spare >= 0:
         return f"fits, {size(spare)} to spare: {parts}"
     return f"does not fit, {size(-spare)} too much on the disk of {where}: {parts}"

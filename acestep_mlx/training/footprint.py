@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,9 @@ class DiskUse:
         return sum(part.bytes for part in self.parts)
 
     def tightest(self) -> tuple[float, float, Path]:
-        """(bytes needed, bytes free, a folder on it) of the disk with the least to spare."""
+        """(bytes needed, bytes free, a folder on it) of the disk with the least to spare. Nothing is needed
+        of none where nothing is written.
+        """
         disks: dict[int, list[Part]] = {}
         for part in self.parts:
             disks.setdefault(_existing(part.path).stat().st_dev, []).append(part)
@@ -59,7 +62,7 @@ class DiskUse:
             (sum(p.bytes for p in parts), free_space(parts[0].path), parts[0].path)
             for parts in disks.values()
         ]
-        return min(found, key=lambda one: one[1] - one[0])
+        return min(found, key=lambda one: one[1] - one[0], default=(0.0, math.inf, Path()))
 
 
 def _existing(path: Path) -> Path:

@@ -35,7 +35,7 @@ class Counting:
 
     def __init__(self, *components: Any) -> None: ...
 
-    def encode(self, sound: np.ndarray) -> mx.array:
+    def encode(self, sound: np.ndarray, progress: Any = None) -> mx.array:
         frames = -(-len(sound) // 4096)
         return mx.broadcast_to(mx.arange(frames, dtype=mx.float32), (1, 8, 16, frames))
 

@@ -68,7 +68,9 @@ def test_songs_are_counted_at_the_familys_rates_and_limits(root: Path) -> None:
 def test_what_is_kept_is_what_its_encoders_give(root: Path) -> None:
     watch: list[str] = []
     cache = cached(root, watch)
-    assert watch == ["lyrics"] * 3 + ["captions"] * 4 + ["latents"] * 3, "silence has lyrics here"
+    assert watch == [f"encoding {what}" for what in ["lyrics"] * 3 + ["captions"] * 4 + ["songs"] * 3], (
+        "silence has lyrics here"
+    )
     a, b, c = cache.samples
     found = cache.make(b, 0)
     assert set(found) == {"mean", "std", "prompt", "sung"}

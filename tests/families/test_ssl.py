@@ -285,8 +285,12 @@ def _cache(root: Path, model: Path, **change: Any) -> tuple[Cache, list[str]]:
     stages: list[str] = []
     manifest = build_manifest(config)
     folder = ModelFolder.open(model)
-    cache = encode_dataset(manifest, config, folder, lambda advance: stages.append(advance.stage))
-    return cache, stages
+
+    def tell(advance: Any) -> None:
+        if advance.done and not advance.done % 1:  # a song is finished
+            stages.append(advance.stage.removeprefix("encoding songs with "))
+
+    return encode_dataset(manifest, config, folder, tell), stages
 
 
 def _files(root: Path, name: str = "cache") -> dict[str, list[Path]]:
