@@ -58,6 +58,7 @@ def dry(tmp_path: Path, tiny_run: dict[str, str], capsys: pytest.CaptureFixture[
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.slow_after(1)
 def test_five_lines_and_the_rest_when_it_is_asked_for(dry: Dry, tmp_path: Path) -> None:
     said = dry("--lora_rank=2", "--output_dir=a b")

@@ -54,6 +54,7 @@ def lora(path: Path, model: Path, seed: int = 0, **facts: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_song_its_story_and_its_picture(run: Run, tmp_path: Path) -> None:
     code, out, err = run("--seed", "7", "--plot", "--lyrics", "[verse]\nla", "--output", "songs/a.wav")
     assert code == 0, err
@@ -67,6 +68,7 @@ def test_a_song_its_story_and_its_picture(run: Run, tmp_path: Path) -> None:
     assert set(story["model"]["fingerprints"]) == {"transformer", "text_encoder", "dcae", "vocoder"}
 
 
+@pytest.mark.slow
 def test_same_request_same_file_and_repeats_from_either_file(
     run: Run, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_the_file_of_data_sets_is_read_once(
     assert command(capsys, name, config, *flags)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_lyrics(
     songs: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -280,6 +280,7 @@ def test_as_pytorch_writes_and_reads_it(kind: str, original: Path, copy: Path, t
     assert np.array_equal(ours, expected.float().numpy().swapaxes(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_what_else_pytorch_may_write_is_refused(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
@@ -361,6 +362,7 @@ def test_a_tokenizer_that_appends_nothing_is_taken_as_it_is(copy: Path) -> None:
     assert mask[1].sum().item() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm
 def test_the_miniature_is_what_diffusers_loads(diffusers: Path) -> None:

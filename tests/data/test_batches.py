@@ -50,6 +50,7 @@ def epoch_ids(batches: Batches) -> list[str]:
     return [name for _ in range(batches.batches_per_epoch) for name in batches.next()["ids"]]
 
 
+@pytest.mark.slow
 def test_an_epoch_holds_every_song_once(root: Path, tiny_model: Path) -> None:
     batches = make(root, tiny_model)
     assert batches.batches_per_epoch == batches.songs_per_epoch == len(LENGTHS)

@@ -564,6 +564,7 @@ def test_prune_deletes_only_what_is_not_used(root: Path, tiny_model: Path) -> No
     assert watch.take() == []
 
 
+@pytest.mark.slow
 def test_prune_takes_what_runs_that_died_left_and_nothing_of_anybody_else(
     root: Path, tiny_model: Path
 ) -> None:

@@ -33,6 +33,7 @@ def folder(request: pytest.FixtureRequest) -> ModelFolder:
     return ModelFolder.open(request.getfixturevalue(request.param))
 
 
+@pytest.mark.slow
 def test_weights_that_are_left_out_are_not_used(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, load = encoded(folder), ModelFolder.load
 

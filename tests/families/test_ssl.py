@@ -522,6 +522,7 @@ def test_with_weight_0_nothing_is_heard_and_no_projectors_are_needed(
     assert not cache.heard
 
 
+@pytest.mark.slow
 def test_the_dry_run_says_what_it_takes(
     root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ def test_a_report_is_written_though_every_loss_is_null(root, tiny_model, monkeyp
     assert [(row["loss"], row["bins"]) for row in found] == [(None, {"0-200": None})] * 4
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_not_saved_and_the_healthy_checkpoint_is_named(
     root, tiny_model, monkeypatch
 ):

@@ -255,6 +255,7 @@ def refused(config) -> str:
     return str(stopped.value)
 
 
+@pytest.mark.slow
 def test_a_disk_that_has_no_room_for_one_checkpoint(root, tiny_model, monkeypatch):
     config = runs.configuration(root, tiny_model, "no room", max_train_steps=1)
     usage = types.SimpleNamespace(free=1000)

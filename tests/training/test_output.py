@@ -56,6 +56,7 @@ def notices(seen) -> str:
     return "\n".join(e.text for e in seen.of(Notice))
 
 
+@pytest.mark.slow
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "left",

@@ -157,6 +157,7 @@ def test_limit_deletes_the_oldest_after_the_new_one_is_complete(finished, root):
     assert left == ["checkpoint-4", "checkpoint-6"] and result.checkpoint.name == "checkpoint-6"
 
 
+@pytest.mark.slow
 def test_checkpoint_holds_what_the_readme_says(finished):
     _, result, _ = finished
     names = {p.name for p in result.checkpoint.iterdir()}

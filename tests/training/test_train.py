@@ -163,6 +163,7 @@ def test_a_tiny_model_overfits_one_clip(tmp_path, tiny_model):
     assert losses[-1].item() * 5 <= losses[0].item(), (losses[0], losses[-1])
 
 
+@pytest.mark.slow
 def test_non_finite_steps_are_skipped_counted_and_end_the_run(root, tiny_model, monkeypatch):
     original, calls = TrainStep.__call__, []
 
