@@ -54,20 +54,38 @@ def show(config: RunConfig, overwrite: bool = False, *, command: str = "", verbo
     with Display() as progress:
         manifest = build_manifest(config, progress, remember=False, datasets=found.datasets)
     length = run_length(config, songs_per_epoch(manifest.samples))
-    lines = verdict_lines(config, found, manifest, length, without_secrets(command))
-    for line in [*lines, *(["", *_everything(config, found, manifest, length)] if verbose else [])]:
+    asked = _asked(config, found, manifest)
+    lines = verdict_lines(config, found, manifest, length, asked, without_secrets(command))
+    for line in [*lines, *(["", *_everything(config, found, manifest, length, asked)] if verbose else [])]:
         click.echo(line)
 
 
-def _everything(config: RunConfig, found: Preflight, manifest: Manifest, length: Length) -> list[str]:
-    """What `--verbose` adds."""
+@dataclass(frozen=True)
+class Asked:
+    """What a run's estimates take, found once: the songs that are `encoded` already, by id, and the arguments
+    of `training.memory.worst` beside the configuration, of its batches and of songs that are not encoded yet.
+    """
+
+    encoded: set[str]
+    load: dict[str, Any]
+    encoding: dict[str, Any]
+
+
+def _asked(config: RunConfig, found: Preflight, manifest: Manifest) -> Asked:
     from ..training.footprint import encoded
+
+    there = encoded(config, found, manifest)
+    return Asked(there, _load(config, found, manifest), _encoding(found, manifest, there))
+
+
+def _everything(
+    config: RunConfig, found: Preflight, manifest: Manifest, length: Length, asked: Asked
+) -> list[str]:
+    """What `--verbose` adds."""
     from ..training.memory import verdict
     from ..training.settings import further_loss, rollout_lines
 
-    there = encoded(config, found, manifest)
-    beside = _encoding(found, manifest, there)
-    memory = verdict(config, **_load(config, found, manifest), state=found.state, **beside)
+    memory = verdict(config, **asked.load, state=found.state, **asked.encoding)
     further, seconds = further_loss(config), sum(sample.seconds for sample in manifest.samples)
     start = [start_line(config, found, length.steps), *rollout_lines(config)]
     start += further.lines(config, seconds) if further is not None else []
@@ -75,7 +93,7 @@ def _everything(config: RunConfig, found: Preflight, manifest: Manifest, length:
 
 
 def _load(config: RunConfig, found: Preflight, manifest: Manifest) -> dict[str, Any]:
-    """The arguments of `training.memory.worst` beside the configuration."""
+    """The batches, and what they are trained on."""
     from ..training.memory import clips_through, loads
 
     songs = [(sample.bucket, lyrics) for sample in manifest.trained for lyrics in sample.all_lyrics]
@@ -86,7 +104,7 @@ def _load(config: RunConfig, found: Preflight, manifest: Manifest) -> dict[str, 
 
 
 def _encoding(found: Preflight, manifest: Manifest, there: set[str]) -> dict[str, Any]:
-    """The arguments of `training.memory.worst` on songs that are not `there` yet, by id."""
+    """Of songs that are not `there` yet, by id."""
     from ..training.memory import encoding
 
     left = [sample for sample in manifest.samples if sample.id not in there]
@@ -98,25 +116,23 @@ def _encoding(found: Preflight, manifest: Manifest, there: set[str]) -> dict[str
 
 # ── the five lines ───────────────────────────────────────────────────────────────────────────────────
 def verdict_lines(
-    config: RunConfig, found: Preflight, manifest: Manifest, length: Length, command: str
+    config: RunConfig, found: Preflight, manifest: Manifest, length: Length, asked: Asked, command: str
 ) -> list[str]:
     """Memory, time, disk, songs, and what to do next."""
     from ..doctor.speed import glance
-    from ..training.footprint import disk_use, encoded
+    from ..training.footprint import disk_use
     from ..training.hours import hours
     from ..training.intervals import Agenda, Intervals
     from ..training.memory import choice, worst
 
     per_epoch = length.batches_per_epoch / config.gradient_accumulation_steps
     agenda = Agenda(Intervals.of(config), length.steps, per_epoch)
-    load = _load(config, found, manifest)
-    there = encoded(config, found, manifest)
-    step = worst(config, **load, **_encoding(found, manifest, there))
-    chosen = choice(config, **load, state=found.state)
-    disk = disk_use(config, found, manifest, agenda, there)
+    step = worst(config, **asked.load, **asked.encoding)
+    chosen = choice(config, **asked.load, state=found.state)
+    disk = disk_use(config, found, manifest, agenda, asked.encoded)
     bits = found.model.bits or (config.quantization or {}).get("bits")
     rates = (glance(bits), glance(None))
-    times = hours(config, found, manifest, agenda, there, rates, chosen.recomputed)
+    times = hours(config, found, manifest, agenda, asked.encoded, rates, chosen.recomputed)
     return [
         f"memory: {_memory(step, chosen)}",
         f"time: {_time(config, found, length, times, agenda)}",
